@@ -1,0 +1,74 @@
+"""Draws the validation captions: a grid to look at and, for Scenes, a score."""
+
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import numpy as np
+
+from infotok_lit.callbacks.pictures import captioned_grid, publish, to_uint8
+from infotok_lit.metrics.scene_scores import SceneScore
+from infotok_lit.modules.infotok_module import BRANCHES
+
+GENERATION = BRANCHES.index("generation")
+
+
+class Drawings(pl.Callback):
+    """At each validation, draw images from captions; log a grid, and the score by GenEval's formula for Scenes.
+
+    Args:
+        num_images: How many captions to draw per process, the first of the validation set; always the same ones.
+        score: The family of Scenes that the captions come from; None for other data, which has no parser.
+        shown: How many of the images the grid shows.
+        seed: Seed of the first image; image i has seed + i.
+    """
+
+    def __init__(
+        self,
+        num_images: int = 64,
+        score: Literal["scenes32", "scenes64"] | None = None,
+        shown: int = 16,
+        seed: int = 0,
+    ) -> None:
+        if num_images < 1 or shown < 1:
+            raise ValueError("Drawings: num_images and shown must be 1 or more")
+        self.num_images = num_images
+        self.shown = shown
+        self.seed = seed
+        self.metric = None if score is None else SceneScore(score)
+        self._drawn: list[np.ndarray] = []
+        self._captions: list[str] = []
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Forget the last validation's images."""
+        self._drawn, self._captions = [], []
+        if self.metric is not None:
+            self.metric.to(pl_module.device).reset()
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Draw the captions of a generation batch, until there are enough."""
+        captions = batch.captions[: self.num_images - len(self._drawn)] if dataloader_idx == GENERATION else []
+        if not captions:
+            return
+        first = self.seed + trainer.global_rank * self.num_images + len(self._drawn)
+        images = pl_module.base.generate(captions, seed=first)
+        self._drawn.extend(to_uint8(images))
+        self._captions.extend(captions)
+        if self.metric is not None:
+            self.metric.update(images, captions)
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Log the scores over all processes, and this process's grid."""
+        if self.metric is not None:
+            scores = self.metric.compute()
+            pl_module.log_dict({f"val/generation/score/{name}": value for name, value in scores.items()})
+        if trainer.is_global_zero and self._drawn:
+            grid = captioned_grid(self._drawn[: self.shown], self._captions[: self.shown])
+            publish(trainer, "val/drawings", grid)

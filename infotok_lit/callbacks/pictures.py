@@ -1,0 +1,61 @@
+"""Pictures for TensorBoard and for the run folder: grids of images with words under them."""
+
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+TILE = 160
+"""Side of a tile in pixels."""
+LINE = 12
+"""Height of a line of text in pixels."""
+CHARACTERS = 26
+"""Characters in a line."""
+MARGIN = 6
+
+
+def to_uint8(images: Tensor) -> np.ndarray:
+    """(B, 3, height, width) in [-1, 1] -> (B, height, width, 3) uint8, rounding as Harmon's official code does."""
+    levels = (127.5 * images.detach().float() + 128).clamp(0, 255).to(torch.uint8)
+    return levels.permute(0, 2, 3, 1).cpu().numpy()
+
+
+def captioned_grid(images: Sequence[np.ndarray], texts: Sequence[str], columns: int = 4) -> Image.Image:
+    """Images (height, width, 3) uint8 in a grid of equal tiles, each with its text below."""
+    lines = [textwrap.wrap(text, CHARACTERS) or [""] for text in texts]
+    height = TILE + MARGIN + LINE * max(len(wrapped) for wrapped in lines)
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
+    canvas = Image.new("RGB", (columns * (TILE + MARGIN) + MARGIN, rows * (height + MARGIN) + MARGIN), "white")
+    pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=LINE - 2)
+    for i, (image, wrapped) in enumerate(zip(images, lines, strict=True)):
+        left = MARGIN + (i % columns) * (TILE + MARGIN)
+        top = MARGIN + (i // columns) * (height + MARGIN)
+        canvas.paste(_tile(image), (left, top))
+        pen.multiline_text((left, top + TILE + 2), "\n".join(wrapped), fill="black", font=font, spacing=1)
+    return canvas
+
+
+def publish(trainer: pl.Trainer, name: str, picture: Image.Image) -> None:
+    """Show a picture in TensorBoard, if that is a logger, and keep it under the run folder as PNG."""
+    step = trainer.global_step
+    for logger in trainer.loggers:
+        if hasattr(logger.experiment, "add_image"):
+            logger.experiment.add_image(name, np.array(picture), step, dataformats="HWC")
+    if trainer.log_dir is not None:
+        path = Path(trainer.log_dir) / "pictures" / f"{name.replace('/', '_')}_{step:07d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(path)
+
+
+def _tile(image: np.ndarray) -> Image.Image:
+    picture = Image.fromarray(image)
+    scale = TILE / max(picture.size)
+    size = (round(picture.width * scale), round(picture.height * scale))
+    # Small images keep their pixels visible; large ones are smoothed.
+    return picture.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BICUBIC)

@@ -1,0 +1,109 @@
+"""The table that a run ends with: both tasks before and after, against chance, and what the tokens hold."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from rich.console import Console
+from rich.table import Table
+
+from infotok_lit.callbacks.export import ExportInference
+
+TASK_ROWS = (
+    ("answers: exact match", "val/understanding/answers/overall", "val/understanding/answers/chance"),
+    ("drawings: score", "val/generation/score/overall", "val/generation/score/chance"),
+    ("  single object", "val/generation/score/single_object", None),
+    ("  two objects, position", "val/generation/score/position", None),
+    ("understanding loss (nats/token)", "val/understanding/loss", None),
+    ("generation loss", "val/generation/loss", None),
+)
+"""Label, metric, metric of its chance level."""
+
+INFORMATION_ROWS = (
+    ("rate C (bits/token)", "rate_bits_per_token"),
+    ("active units (fraction)", "active_units_fraction"),
+    ("sufficiency S (nats/element)", "sufficiency_nats_per_element"),
+    ("alignment bound (nats)", "alignment_bound_nats"),
+)
+"""Label, name in the objective's report."""
+
+
+class FinalReport(pl.Callback):
+    """Prints, when `fit` ends, the first validation beside the last one, and the commands to try next.
+
+    The first validation is the one before training if `trainer.num_sanity_val_steps` is -1.
+    """
+
+    def __init__(self) -> None:
+        self.before: dict[str, float] = {}
+        self.after: dict[str, float] = {}
+        self.after_step = 0
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Remember the metrics; those of the first validation for good."""
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+        if not self.before:
+            self.before = metrics
+        else:
+            self.after, self.after_step = metrics, trainer.global_step
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Print the report."""
+        if not trainer.is_global_zero:
+            return
+        console = Console()
+        if self.after:
+            console.print(self._tasks())
+            console.print(self._information())
+        heads = sum(parameter.numel() for parameter in pl_module.infotok.parameters())
+        console.print(f"Stripped: {heads:,} parameters of heads that only training needs.")
+        for line in _next_commands(trainer):
+            console.print(line, soft_wrap=True, highlight=False)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The first metrics, so that a resumed run still compares with its start."""
+        return {"before": self.before}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the first metrics of the run."""
+        self.before = state_dict["before"]
+
+    def _tasks(self) -> Table:
+        table = Table(title=f"Unseen samples, before training and at step {self.after_step}")
+        for column in ("", "before", "after", "chance"):
+            table.add_column(column, justify="left" if not column else "right")
+        for label, name, chance in TASK_ROWS:
+            if name in self.after:
+                values = (self.before.get(name), self.after[name], self.after.get(chance) if chance else None)
+                table.add_row(label, *(_number(value) for value in values))
+        return table
+
+    def _information(self) -> Table:
+        table = Table(title="Information in the shared tokens")
+        for column in ("", "understanding", "generation"):
+            table.add_column(column, justify="left" if not column else "right")
+        for label, name in INFORMATION_ROWS:
+            values = [self.after.get(f"val/{branch}/{name}") for branch in ("understanding", "generation")]
+            if any(value is not None for value in values):
+                table.add_row(label, *(_number(value) for value in values))
+        return table
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+def _next_commands(trainer: pl.Trainer) -> list[str]:
+    if trainer.log_dir is None:
+        return []
+    run = Path(trainer.log_dir)
+    lines = [f"Run: {run}", f"  tensorboard --logdir {run.parent}"]
+    exports = [callback for callback in trainer.callbacks if isinstance(callback, ExportInference)]
+    if exports:
+        folder = exports[0].target(trainer)
+        lines += [
+            f"Inference weights: {folder}",
+            f'  python -m infotok_lit generate --model {folder} --prompt "a red circle above a blue square" --out out.png',
+            f'  python -m infotok_lit describe --model {folder} --image out.png --prompt "what shape is the red object?"',
+        ]
+    return lines

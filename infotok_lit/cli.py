@@ -1,0 +1,77 @@
+"""The command line: which subcommand runs, and answers that need nothing heavy.
+
+Only the standard library is imported here, so that help and typing errors are answered at once.
+"""
+
+import difflib
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+
+from infotok_lit import __version__
+
+COMMANDS = {
+    "fit": ("infotok_lit.training", "fine-tune a model; without arguments: the quickstart on a small embedded model"),
+    "validate": ("infotok_lit.training", "measure both tasks, with the same configuration as fit"),
+    "export": ("infotok_lit.export", "strip a run to an inference folder"),
+    "describe": ("infotok_lit.describe", "ask a model about images"),
+    "generate": ("infotok_lit.generate", "draw images from prompts"),
+    "bench": ("infotok_lit.bench", "time training steps with and without each term"),
+}
+"""Subcommand -> the module whose main(argv) runs it, and a line of help."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a subcommand; returns the process's exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        _say(_usage())
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        _say(f"infotok_lit {__version__}")
+        return 0
+    command = arguments[0]
+    if command not in COMMANDS:
+        return _fail(f"no subcommand {command!r}{_suggest(command, COMMANDS)}\n\n{_usage()}")
+    missing = _missing_config(arguments[1:])
+    if missing is not None:
+        return _fail(f"no configuration file at {missing}{_suggest(missing.name, _yaml_names(missing.parent))}")
+    return import_module(COMMANDS[command][0]).main(arguments)
+
+
+def _usage() -> str:
+    lines = [f"  {name:<10}{text}" for name, (_, text) in COMMANDS.items()]
+    return "usage: python -m infotok_lit SUBCOMMAND [...]\n\n" + "\n".join(lines) + "\n\nSUBCOMMAND --help says more."
+
+
+def _missing_config(arguments: Sequence[str]) -> Path | None:
+    """The first --config file that does not exist, or None."""
+    for i, argument in enumerate(arguments):
+        if argument in ("--config", "-c") and i + 1 < len(arguments):
+            value = arguments[i + 1]
+        elif argument.startswith("--config="):
+            value = argument.removeprefix("--config=")
+        else:
+            continue
+        if not Path(value).is_file():
+            return Path(value)
+    return None
+
+
+def _yaml_names(folder: Path) -> list[str]:
+    return [path.name for path in folder.glob("*.yaml")] if folder.is_dir() else []
+
+
+def _suggest(word: str, known: Sequence[str] | dict[str, object]) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+
+
+def _fail(text: str) -> int:
+    sys.stderr.write(f"infotok_lit: {text}\n")
+    return 2

@@ -1,0 +1,223 @@
+"""Both branches of a unified model, each step, from any sources; resumable to the sample."""
+
+from functools import partial
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import CombinedLoader, rank_zero_warn
+from torch.utils.data import DataLoader
+
+from infotok_lit.data.broken_samples import BrokenSampleTally
+from infotok_lit.data.sample import Branch, Source
+from infotok_lit.data.stream import (
+    BRANCH_IDS,
+    BranchDataset,
+    EndlessSampler,
+    FixedSampler,
+    branch_length,
+    collate,
+)
+from infotok_lit.models.unified import Processor
+
+_RESUMABLE = {
+    "seed": "the samples come in another order from here on",
+    "sizes": "a source has another number of samples, so they come in another order from here on",
+    "batch_sizes": "the stream goes on where it was, in batches of another size",
+    "processes": "the stream goes on where it was, shared out over another number of processes",
+}
+"""What a resumed run should find unchanged, and what follows if it does not."""
+
+
+class UnifiedDataModule(LightningDataModule):
+    """Yields {"understanding": batch, "generation": batch} for training, and one loader per branch for validation."""
+
+    def __init__(
+        self,
+        train: Source,
+        val: Source | None = None,
+        generation_train: Source | None = None,
+        generation_val: Source | None = None,
+        understanding_batch_size: int = 32,
+        generation_batch_size: int = 32,
+        val_batch_size: int = 32,
+        val_samples: int = 128,
+        num_workers: int = 0,
+        prompt_dropout: float = 0.1,
+        max_broken_share: float = 0.05,
+        seed: int = 0,
+    ) -> None:
+        """
+        Args:
+            train: Images with text to train on.
+            val: Images with text to validate on; default: the first of the training samples.
+            generation_train: Images to draw, if not those of `train`.
+            generation_val: Images to validate drawing on, if not those of `val`.
+            understanding_batch_size: Samples to read per process and step.
+            generation_batch_size: Samples to draw per process and step.
+            val_batch_size: Samples per process and validation step.
+            val_samples: How many samples of each branch validation uses: the first ones, always the same.
+            num_workers: Worker processes per loader; training has two loaders.
+            prompt_dropout: The share of drawn samples trained without a prompt, for classifier-free guidance.
+            max_broken_share: Training stops when more than this share of the samples is broken.
+            seed: Decides the order of samples and everything random about them.
+        """
+        super().__init__()
+        _check_counts(understanding_batch_size, generation_batch_size, val_batch_size, val_samples)
+        if not (0 <= prompt_dropout <= 1 and 0 <= max_broken_share <= 1):
+            raise ValueError("prompt_dropout and max_broken_share are shares: give them between 0 and 1")
+        if num_workers < 0 or seed < 0:
+            raise ValueError("num_workers and seed must not be negative")
+        drawn = train if generation_train is None else generation_train
+        self._train: dict[Branch, Source] = {"understanding": train, "generation": drawn}
+        self._val: dict[Branch, Source] = {
+            "understanding": train if val is None else val,
+            "generation": next((source for source in (generation_val, val) if source is not None), drawn),
+        }
+        self._sizes = {branch: branch_length(source, branch) for branch, source in self._train.items()}
+        self._batch_sizes: dict[Branch, int] = {
+            "understanding": understanding_batch_size,
+            "generation": generation_batch_size,
+        }
+        self._val_batch_size = val_batch_size
+        self._val_samples = val_samples
+        self._num_workers = num_workers
+        self._prompt_dropout = prompt_dropout
+        self._max_broken_share = max_broken_share
+        self._seed = seed
+        self._forget()
+
+    def setup(self, stage: str) -> None:
+        """Start anew; Lightning restores a checkpoint's state after this."""
+        self._forget()
+        seen_in_training = [branch for branch in BRANCH_IDS if self._val[branch] is self._train[branch]]
+        if seen_in_training and stage in ("fit", "validate"):
+            rank_zero_warn(
+                f"No validation data for {' and '.join(seen_in_training)}: validating on the first "
+                f"{self._val_samples} training samples, which says nothing about new images. Set data.val."
+            )
+
+    def train_dataloader(self) -> CombinedLoader:
+        """Endless: training ends at `trainer.max_steps`."""
+        if self.trainer.max_steps == -1:
+            raise ValueError("the training data has no end: say when to stop with trainer.max_steps")
+        if self.trainer.overfit_batches:
+            raise ValueError(
+                "trainer.overfit_batches would replace the endless stream: leave it out and train on a small source"
+            )
+        self._warn_of_changes()
+        return CombinedLoader({branch: self._train_loader(branch) for branch in BRANCH_IDS}, mode="min_size")
+
+    def val_dataloader(self) -> list[DataLoader]:
+        """[understanding, generation]: the same samples each time, each on one process only."""
+        return [self._val_loader(branch) for branch in BRANCH_IDS]
+
+    @property
+    def broken_samples(self) -> int:
+        """How many broken samples training has skipped so far, in this process."""
+        return self._tally.broken
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Count and name the broken samples behind a batch; ValueError if there are too many."""
+        if self.trainer.training:
+            for part in batch.values():
+                self._tally.count(len(part.names), part.skipped)
+        else:
+            self._tally.report(batch.skipped)
+        return batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the streams are, and what that depends on."""
+        return {
+            "batches": self._batches(),
+            "positions": {branch: self._position(branch) for branch in BRANCH_IDS},
+            "broken": self._tally.state_dict(),
+            **self._identity(),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a state; called before the loaders are made."""
+        self._resumed = state_dict
+        self._tally.load_state_dict(state_dict["broken"])
+
+    def _forget(self) -> None:
+        self._resumed: dict[str, Any] = {}
+        self._tally = BrokenSampleTally(self._max_broken_share, source_size=sum(self._sizes.values()))
+
+    def _identity(self) -> dict[str, Any]:
+        return {
+            "seed": self._seed,
+            "sizes": dict(self._sizes),
+            "batch_sizes": dict(self._batch_sizes),
+            "processes": self.trainer.world_size,
+        }
+
+    def _warn_of_changes(self) -> None:
+        for key, now in self._identity().items():
+            if self._resumed and self._resumed[key] != now:
+                rank_zero_warn(
+                    f"The data's {key.replace('_', ' ')} changed from {self._resumed[key]} in the checkpoint to {now}: "
+                    f"{_RESUMABLE[key]}."
+                )
+
+    def _batches(self) -> int:
+        """Training batches that are done. `global_step` would not do: an epoch's last step may have fewer batches."""
+        return self.trainer.fit_loop.epoch_loop.batch_progress.total.processed
+
+    def _position(self, branch: Branch) -> int:
+        """The first sample of the stream, over all processes, that was not trained on yet.
+
+        It counts on from the position in the checkpoint, which may have been reached with another batch size.
+        """
+        position = self._resumed["positions"][branch] if self._resumed else 0
+        batches = self._batches() - (self._resumed["batches"] if self._resumed else 0)
+        return position + batches * self.trainer.world_size * self._batch_sizes[branch]
+
+    def _train_loader(self, branch: Branch) -> DataLoader:
+        source, batch_size = self._train[branch], self._batch_sizes[branch]
+        sampler = EndlessSampler(
+            self._sizes[branch],
+            batch_size,
+            seed=(self._seed, BRANCH_IDS[branch]),
+            start=partial(self._position, branch),
+            num_replicas=self.trainer.world_size,
+            rank=self.trainer.global_rank,
+        )
+        dataset = BranchDataset(source, branch, self._seed, self._prompt_dropout)
+        return self._loader(dataset, branch, sampler, batch_size, keep_workers=True)
+
+    def _val_loader(self, branch: Branch) -> DataLoader:
+        source = self._val[branch]
+        count = min(self._val_samples, branch_length(source, branch))
+        sampler = FixedSampler(count, self.trainer.world_size, self.trainer.global_rank)
+        return self._loader(
+            BranchDataset(source, branch, self._seed), branch, sampler, self._val_batch_size, keep_workers=False
+        )
+
+    def _loader(
+        self,
+        dataset: BranchDataset,
+        branch: Branch,
+        sampler: EndlessSampler | FixedSampler,
+        batch_size: int,
+        keep_workers: bool,
+    ) -> DataLoader:
+        processor: Processor = self.trainer.lightning_module.base.processor
+        build = processor.understanding if branch == "understanding" else processor.generation
+        return DataLoader(
+            dataset,
+            batch_size=batch_size,
+            sampler=sampler,
+            num_workers=self._num_workers,
+            collate_fn=partial(collate, build),
+            pin_memory=self.trainer.strategy.root_device.type == "cuda",
+            persistent_workers=keep_workers and self._num_workers > 0,
+            # Of its own: a loader otherwise takes a number from the global generator each time it is iterated, and
+            # the model's random numbers would depend on how often that was.
+            generator=torch.Generator(),
+        )
+
+
+def _check_counts(*counts: int) -> None:
+    if min(counts) < 1:
+        raise ValueError("batch sizes and val_samples must be at least 1")

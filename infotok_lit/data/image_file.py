@@ -1,0 +1,76 @@
+"""Reads an image file of any common mode as RGB, or says in one sentence why it cannot be used."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from infotok_lit.data.sample import BrokenSampleError
+
+MAX_PIXELS = 89_478_485
+"""A quarter of a GiB as RGB: a file that unpacks to more is refused before it is decoded."""
+
+_SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I")
+
+
+def read_image(
+    source: Path | bytes, name: str | None = None, min_side: int = 9, max_aspect: float = 10.0
+) -> Image.Image:
+    """Decode an image to RGB, upright and opaque.
+
+    The EXIF rotation is applied; transparency is laid on white; 16-bit values are scaled to 8 bits; the first frame
+    of an animation is taken.
+
+    Args:
+        source: The file, or its bytes.
+        name: What errors call the image; default: the path.
+        min_side: The smallest side in pixels that is accepted.
+        max_aspect: The long side must be shorter than this many short sides.
+
+    Raises:
+        BrokenSampleError: The image cannot be read or is outside the limits; the message names it and the reason.
+    """
+    label = name if name is not None else "image" if isinstance(source, bytes) else str(source)
+    try:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+            _check_size(image.size, min_side, max_aspect)
+            return _to_rgb(ImageOps.exif_transpose(image))
+    except (
+        Exception
+    ) as error:  # decoders raise almost anything on damaged bytes: struct.error, SyntaxError, KeyError...
+        raise BrokenSampleError(f"{label}: {_reason(source, error)}") from error
+
+
+def _check_size(size: tuple[int, int], min_side: int, max_aspect: float) -> None:
+    short, long = sorted(size)
+    what = f"{size[0]}x{size[1]} pixels"
+    if short < min_side:
+        raise BrokenSampleError(f"{what}: the short side is under the limit of {min_side}")
+    if long >= max_aspect * short:
+        raise BrokenSampleError(f"{what}: the aspect ratio is not under the limit of {max_aspect:g}")
+    if short * long > MAX_PIXELS:
+        raise BrokenSampleError(f"{what}: more than the limit of {MAX_PIXELS} pixels")
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode in _SIXTEEN_BIT_MODES:
+        # "I" is how 16-bit PGM and older PNG readers arrive: 32-bit storage, 16-bit range.
+        values = np.asarray(image).astype(np.float32).clip(0, 65535)
+        return Image.fromarray(np.round(values / 257).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise BrokenSampleError("floating-point pixels have no agreed range; save the image with 8 or 16 bits")
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+    return image.convert("RGB")
+
+
+def _reason(source: Path | bytes, error: Exception) -> str:
+    """The same words for the same damage in every process: Pillow's own name memory addresses."""
+    if isinstance(error, UnidentifiedImageError):
+        is_empty = not source if isinstance(source, bytes) else source.stat().st_size == 0
+        return "the file is empty" if is_empty else "not an image of a known format"
+    if isinstance(error, FileNotFoundError):
+        return f"there is no file {source}"
+    return str(error) or type(error).__name__

@@ -1,0 +1,218 @@
+"""Your own images with text: rows of JSON beside image files. `row_text.py` lists the layouts of a row."""
+
+import json
+import logging
+from abc import abstractmethod
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+
+from infotok_lit.data.image_file import read_image
+from infotok_lit.data.packed_rows import PackedRows
+from infotok_lit.data.row_text import RowText, read_row_text
+from infotok_lit.data.sample import Branch, BrokenSampleError, GenerationSample, Sample, Source, UnderstandingSample
+
+log = logging.getLogger(__name__)
+
+DESCRIBE_QUESTIONS = (
+    "Describe the image in detail.",
+    "What does this picture show?",
+    "Tell me everything you can see here.",
+    "Put what is in this image into words.",
+    "Write a caption for this picture.",
+)
+"""What is asked when the answer is a caption. The wording is only augmentation; the first is the usual prompt."""
+
+BRANCHES: tuple[Branch, ...] = get_args(Branch)
+
+
+@dataclass(frozen=True)
+class SampleOptions:
+    """How rows become samples, the same for folders and shards."""
+
+    caption_key: str
+    first_turn_only: bool
+    describe_questions: tuple[str, ...]
+    min_side: int
+    max_aspect: float
+
+    def __post_init__(self) -> None:
+        if not self.describe_questions:
+            raise ValueError("describe_questions is empty: give at least one question, or leave it out")
+
+    def read_text(self, row: Mapping[str, Any]) -> RowText:
+        """The text of a row; ValueError where a known key has another shape."""
+        return read_row_text(row, self.caption_key, self.first_turn_only)
+
+    def branches(self, row: Mapping[str, Any]) -> tuple[Branch, ...]:
+        """The branches that a row serves. A malformed row serves all: it is reported when it is drawn."""
+        try:
+            text = self.read_text(row)
+        except ValueError:
+            return BRANCHES
+        return tuple(branch for branch in BRANCHES if text.serves(branch))
+
+
+class ImageTextSource(Source):
+    """Images with captions or question/answer pairs; each branch draws from the rows that have what it needs.
+
+    Understanding answers a question about the image: one of the row's own, or a request to describe it, answered by a
+    caption; all are equally likely. Generation draws the image from one of its captions.
+    """
+
+    def __init__(self, label: str, rows: PackedRows, serves: Sequence[Collection[Branch]], options: SampleOptions):
+        self._label = label
+        self._rows = rows
+        self._options = options
+        self._rows_of = {
+            branch: np.array([i for i, branches in enumerate(serves) if branch in branches], dtype=np.int64)
+            for branch in BRANCHES
+        }
+        counts = ", ".join(f"{len(index)} serve {branch}" for branch, index in self._rows_of.items())
+        unused = sum(not branches for branches in serves)
+        level = logging.WARNING if unused else logging.INFO
+        log.log(level, "%s: %d rows: %s; %d left out (no image or no text)", label, len(rows), counts, unused)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def branch_length(self, branch: Branch) -> int:
+        """How many rows serve a branch; ValueError if none does."""
+        count = len(self._rows_of[branch])
+        if not count:
+            fields = f'"{self._options.caption_key}" or "captions"'
+            if branch == "understanding":
+                fields += ', "qa", "question" with "answer", or "conversations"'
+            raise ValueError(
+                f"{self._label}: none of its {len(self)} rows can train {branch}, which needs an image and {fields}. "
+                f"Add them, or give {branch} another source."
+            )
+        return count
+
+    def sample(self, branch: Branch, index: int, rng: np.random.Generator) -> Sample:
+        """The index-th row among those that serve the branch; `rng` chooses the text and the crop."""
+        name, image_source, text = self._open(int(self._rows_of[branch][index]))
+        if not text.serves(branch):
+            raise BrokenSampleError(f"{name}: it has no text for {branch}")
+        image = read_image(image_source, name, self._options.min_side, self._options.max_aspect)
+        if branch == "understanding":
+            question, answer = self._exchange(text, rng)
+            return UnderstandingSample(image, question, answer, name)
+        caption = text.captions[int(rng.integers(len(text.captions)))]
+        return GenerationSample(image, caption, name, crop_offset=float(rng.random()))
+
+    def _exchange(self, text: RowText, rng: np.random.Generator) -> tuple[str, str]:
+        choice = int(rng.integers(len(text.questions) + len(text.captions)))
+        if choice < len(text.questions):
+            return text.questions[choice]
+        asked = self._options.describe_questions
+        return asked[int(rng.integers(len(asked)))], text.captions[choice - len(text.questions)]
+
+    @abstractmethod
+    def _open(self, row: int) -> tuple[str, Path | bytes, RowText]:
+        """The name, the image and the text of a row; BrokenSampleError if it cannot be read."""
+
+
+class ImageTextFolder(ImageTextSource):
+    """Image files with annotations in JSON."""
+
+    def __init__(
+        self,
+        annotations: str,
+        images: str | None = None,
+        captions: str | None = None,
+        caption_key: str = "caption",
+        first_turn_only: bool = False,
+        describe_questions: list[str] | None = None,
+        min_side: int = 9,
+        max_aspect: float = 10.0,
+    ) -> None:
+        """Read the annotations; images are opened when they are drawn.
+
+        Besides the layouts of `row_text.py`, a row may be {"image": path, "annotation": path}: its text is then in a
+        JSON file of its own (Harmon's data_info.json).
+
+        Args:
+            annotations: A JSON list, a JSONL file, or a folder of such files. Each row names its "image".
+            images: The folder that image paths are relative to; default: the folder of the annotations.
+            captions: The folder that "annotation" paths are relative to; default: the folder of the annotations.
+            caption_key: The key that holds a caption.
+            first_turn_only: Use only the first exchange of a LLaVA conversation; default: any of them, at random.
+            describe_questions: What is asked where the answer is a caption; default: a few paraphrases.
+            min_side: Images with a smaller side, in pixels, are broken samples.
+            max_aspect: Images whose long side is this many short sides or more are broken samples.
+        """
+        path = Path(annotations)
+        folder = path if path.is_dir() else path.parent
+        self._images = folder if images is None else Path(images)
+        self._captions = folder if captions is None else Path(captions)
+        questions = DESCRIBE_QUESTIONS if describe_questions is None else tuple(describe_questions)
+        options = SampleOptions(caption_key, first_turn_only, questions, min_side, max_aspect)
+        kept_keys = ("image", "annotation", caption_key, "captions", "qa", "question", "answer", "conversations")
+        rows = [{key: row[key] for key in kept_keys if key in row} for row in _rows(path)]
+        super().__init__(annotations, PackedRows(rows), [_branches(row, options) for row in rows], options)
+
+    def _open(self, row: int) -> tuple[str, Path | bytes, RowText]:
+        fields = self._rows[row]
+        name = f"{fields['image']} (row {row})"
+        try:
+            has_file = isinstance(fields.get("annotation"), str)
+            annotation = _read_object(self._captions / fields["annotation"]) if has_file else {}
+            return name, self._images / fields["image"], self._options.read_text({**fields, **annotation})
+        except ValueError as error:
+            raise BrokenSampleError(f"{name}: {error}") from error
+
+
+def _branches(row: Mapping[str, Any], options: SampleOptions) -> tuple[Branch, ...]:
+    if not isinstance(row.get("image"), str) or not row["image"]:
+        return ()
+    return BRANCHES if isinstance(row.get("annotation"), str) else options.branches(row)
+
+
+def _rows(path: Path) -> Iterator[Mapping[str, Any]]:
+    """The rows of an annotation file, or of all those in a folder, in the order of their names."""
+    if not path.exists():
+        raise ValueError(f"there is no annotation file or folder {path}")
+    files = sorted(file for file in path.iterdir() if file.suffix in (".json", ".jsonl")) if path.is_dir() else [path]
+    if not files:
+        raise ValueError(f"the folder {path} holds no .json or .jsonl file with annotations")
+    count = 0
+    for file in files:
+        for row in _rows_of_jsonl(file) if file.suffix == ".jsonl" else _rows_of_json(file):
+            if not isinstance(row, dict):
+                raise ValueError(f"{file}: every row must be a JSON object, not {str(row)[:40]!r}")
+            count += 1
+            yield row
+    if not count:
+        raise ValueError(f"{path} holds no rows")
+
+
+def _rows_of_jsonl(file: Path) -> Iterator[Any]:
+    with file.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                yield _parse(line, f"{file}, line {number}")
+
+
+def _rows_of_json(file: Path) -> list[Any]:
+    content = _parse(file.read_bytes(), str(file))
+    return content if isinstance(content, list) else [content]
+
+
+def _read_object(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        raise ValueError(f"there is no annotation file {file}")
+    content = _parse(file.read_bytes(), str(file))
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} must hold a JSON object with the caption")
+    return content
+
+
+def _parse(content: bytes, where: str) -> Any:
+    try:
+        return json.loads(content)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{where}: not JSON ({error})") from error

@@ -1,0 +1,94 @@
+"""Scenes as a data source: an endless supply of exactly labelled images that needs no download."""
+
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+from infotok_lit.data.sample import Branch, GenerationSample, Sample, Source, UnderstandingSample
+from infotok_lit.data.scenes.generator import Scene
+from infotok_lit.data.scenes.grammar import CATEGORIES, Category, draw_captioned_scene, write_caption
+from infotok_lit.data.scenes.questions import QUESTION_KINDS, QuestionKind, draw_question
+from infotok_lit.data.scenes.render import render
+from infotok_lit.data.scenes.spec import SPECS, SPLITS, Split
+
+_BRANCH_IDS: dict[Branch, int] = {"understanding": 0, "generation": 1}
+
+
+class Scenes(Source):
+    """Procedurally drawn scenes with captions and questions.
+
+    Args:
+        spec: the family of scenes, 32 px with 2x2 places or 64 px with 3x3 places.
+        split: "train" and "val" never show the held-out combinations and placements; each image of "held_out" does.
+        num_samples: how many indices there are per branch.
+        seed: seed of the whole data set; a sample depends on nothing but seed, split, branch and index.
+        texture: strength of the background texture in [0, 1]; None keeps the family's own.
+        jitter: the most pixels that a centre moves from its cell's centre; None keeps the family's own.
+        categories: the caption categories of the generation branch, equally likely.
+        question_kinds: the question kinds of the understanding branch, equally likely.
+
+    Raises:
+        ValueError: an argument is out of range; the message names it.
+    """
+
+    def __init__(
+        self,
+        spec: Literal["scenes32", "scenes64"] = "scenes32",
+        split: Split = "train",
+        num_samples: int = 1_000_000,
+        seed: int = 0,
+        texture: float | None = None,
+        jitter: float | None = None,
+        categories: tuple[Category, ...] = CATEGORIES,
+        question_kinds: tuple[QuestionKind, ...] = QUESTION_KINDS,
+    ) -> None:
+        _check_choices("spec", (spec,), tuple(SPECS))
+        _check_choices("split", (split,), SPLITS)
+        _check_choices("categories", categories, CATEGORIES)
+        _check_choices("question_kinds", question_kinds, QUESTION_KINDS)
+        if num_samples < 1 or seed < 0:
+            raise ValueError(f"num_samples must be positive and seed not negative, got {num_samples} and {seed}")
+        preset = SPECS[spec]
+        self.spec = replace(
+            preset,
+            texture=preset.texture if texture is None else texture,
+            jitter=preset.jitter if jitter is None else jitter,
+        )
+        self.name = spec
+        self.split: Split = split
+        self.seed = seed
+        self.categories = tuple(categories)
+        self.question_kinds = tuple(question_kinds)
+        self._num_samples = num_samples
+
+    def __len__(self) -> int:
+        return self._num_samples
+
+    def draw(self, branch: Branch, index: int) -> tuple[Scene, str, str]:
+        """The ground truth of a sample: its scene, its caption or question, and the answer ("" for a caption)."""
+        if not 0 <= index < self._num_samples:
+            raise IndexError(f"index {index} is outside the {self._num_samples} samples of {self.name}/{self.split}")
+        rng = np.random.default_rng([self.seed, SPLITS.index(self.split), _BRANCH_IDS[branch], index])
+        if branch == "generation":
+            category = self.categories[rng.integers(len(self.categories))]
+            prompt, scene = draw_captioned_scene(rng, self.spec, self.split, category)
+            return scene, write_caption(prompt), ""
+        kind = self.question_kinds[rng.integers(len(self.question_kinds))]
+        return draw_question(rng, self.spec, self.split, kind)
+
+    def sample(self, branch: Branch, index: int, rng: np.random.Generator | None = None) -> Sample:
+        """The sample of an index. `rng` is not used: an index is the same scene in every epoch."""
+        scene, text, answer = self.draw(branch, index)
+        image = Image.fromarray(render(scene, self.spec))
+        name = f"{self.name}/{self.split}/{branch}/{index}"
+        if branch == "generation":
+            return GenerationSample(image=image, caption=text, name=name)
+        return UnderstandingSample(image=image, question=text, answer=answer, name=name)
+
+
+def _check_choices(argument: str, chosen: tuple[str, ...], known: tuple[str, ...]) -> None:
+    unknown = [item for item in chosen if item not in known]
+    if unknown or not chosen:
+        raise ValueError(f"{argument} must be chosen from {known}, got {chosen}")

@@ -1,0 +1,161 @@
+"""An endless stream of samples that is a pure function of (seed, position), and so resumes exactly.
+
+Nothing here has a state to save: knowing how many samples were drawn is enough to go on with the next one, on any
+number of processes and workers.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+from torch.utils.data import Dataset, DistributedSampler
+
+from infotok_lit.data.sample import Branch, BrokenSampleError, GenerationSample, Sample, Source
+
+BRANCH_IDS: dict[Branch, int] = {"understanding": 0, "generation": 1}
+"""Part of every seed, so that the two branches draw independently from one source."""
+
+MAX_ATTEMPTS = 100
+
+
+class Request(NamedTuple):
+    """Which sample to draw."""
+
+    index: int
+    epoch: int
+    """How many whole passes over the source came before: the same index draws other random numbers in each."""
+
+
+def branch_length(source: Source, branch: Branch) -> int:
+    """How many samples a source has for a branch; ValueError if none."""
+    length = source.branch_length(branch)
+    if length < 1:
+        raise ValueError(f"{type(source).__name__} has no samples for {branch}")
+    return length
+
+
+class EndlessSampler(DistributedSampler):
+    """Pass after pass over a source, each in a new order, shared out over processes; it has no length.
+
+    Global batch k is the positions [k W B, (k + 1) W B) of the stream for W processes with B samples each; process r
+    takes the r-th B of them. A DistributedSampler, because Lightning replaces any other sampler under DDP.
+    """
+
+    def __init__(
+        self,
+        length: int,
+        batch_size: int,
+        seed: Sequence[int],
+        start: Callable[[], int],
+        num_replicas: int = 1,
+        rank: int = 0,
+    ) -> None:
+        """
+        Args:
+            length: The number of samples in the source.
+            batch_size: B, the samples per process and batch.
+            seed: Non-negative integers that name the stream.
+            start: Gives the position to begin at; asked at each iteration.
+            num_replicas: W, the number of processes.
+            rank: Which of them this is.
+        """
+        super().__init__(range(length), num_replicas=num_replicas, rank=rank, shuffle=True)
+        self._length = length
+        self._batch_size = batch_size
+        self._stream = tuple(seed)
+        self._start = start
+
+    def __iter__(self) -> Iterator[Request]:
+        size, order, order_epoch = self._batch_size, None, None
+        for first in itertools.count(self._start() + self.rank * size, self.num_replicas * size):
+            for position in range(first, first + size):
+                epoch, place = divmod(position, self._length)
+                if epoch != order_epoch:
+                    order, order_epoch = self.order(epoch), epoch
+                yield Request(int(order[place]), epoch)
+
+    def order(self, epoch: int) -> np.ndarray:
+        """The permutation (length,) of one pass."""
+        return np.random.default_rng([*self._stream, epoch]).permutation(self._length)
+
+    def __len__(self) -> int:
+        raise TypeError("the stream is endless")
+
+
+class FixedSampler(DistributedSampler):
+    """The first samples of a source, always in the same order and with the same random numbers: for validation.
+
+    Every process gets the same number, so that none waits for another; up to W - 1 samples are left out for it.
+    """
+
+    def __init__(self, count: int, num_replicas: int = 1, rank: int = 0) -> None:
+        super().__init__(range(count), num_replicas=num_replicas, rank=rank, shuffle=False, drop_last=True)
+        if count < num_replicas:
+            raise ValueError(f"{count} validation samples cannot be shared by {num_replicas} processes: use more")
+        self._shared = count - count % num_replicas
+
+    def __iter__(self) -> Iterator[Request]:
+        return (Request(index, epoch=0) for index in range(self.rank, self._shared, self.num_replicas))
+
+    def __len__(self) -> int:
+        return self._shared // self.num_replicas
+
+
+class Draw(NamedTuple):
+    """A sample, and one message per broken sample met on the way to it."""
+
+    sample: Sample
+    skipped: list[str]
+
+
+class BranchDataset(Dataset):
+    """The samples of one branch of a source, by request. A broken one is replaced by another, drawn at random.
+
+    At random rather than by its neighbour, so that the share of broken draws estimates the share of broken samples
+    also where they lie together, and no sample is drawn more often for lying behind them.
+    """
+
+    def __init__(self, source: Source, branch: Branch, seed: int, prompt_dropout: float = 0.0) -> None:
+        """
+        Args:
+            source: Where the samples come from.
+            branch: What they are for.
+            seed: Non-negative; decides all random numbers together with the request.
+            prompt_dropout: The share of generation samples that train without their prompt.
+        """
+        self._source = source
+        self._branch = branch
+        self._seed = seed
+        self._prompt_dropout = prompt_dropout
+        self._length = branch_length(source, branch)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, request: tuple[int, int]) -> Draw:
+        index, epoch = request
+        skipped: list[str] = []
+        for attempt in range(MAX_ATTEMPTS):
+            rng = np.random.default_rng([self._seed, epoch, index, BRANCH_IDS[self._branch], attempt])
+            chosen = int(rng.integers(self._length)) if attempt else index
+            try:
+                return Draw(self._finish(self._source.sample(self._branch, chosen, rng), rng), skipped)
+            except BrokenSampleError as error:
+                skipped.append(str(error))
+            except OSError as error:
+                skipped.append(f"{self._branch} sample {chosen}: {error}")
+        raise ValueError(
+            f"{MAX_ATTEMPTS} {self._branch} samples in a row cannot be used; check the paths and files. Among them: "
+            + "; ".join(list(dict.fromkeys(skipped))[:3])
+        )
+
+    def _finish(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        is_dropped = rng.random() < self._prompt_dropout
+        return replace(sample, drop_prompt=True) if is_dropped and isinstance(sample, GenerationSample) else sample
+
+
+def collate(build: Callable[[Sequence[Any], Sequence[str]], Any], draws: Sequence[Draw]) -> Any:
+    """A batch from draws; `build` is the method of the base model's processor for the branch."""
+    return build([draw.sample for draw in draws], [message for draw in draws for message in draw.skipped])

@@ -1,0 +1,159 @@
+"""Reading weight files, and translating between official parameter names and ours.
+
+Every file is read with `weights_only=True`; every load is strict and names what does not fit.
+"""
+
+import json
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+State = dict[str, Tensor]
+
+WEIGHTS_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+WRAPPERS = ("state_dict", "model", "module")
+SHOWN = 5
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be used; the message names the file, what is wrong, and the mend."""
+
+
+@dataclass(frozen=True)
+class KeyMap:
+    """Our parameter names -> official ones, by regular-expression substitutions applied in order.
+
+    It is inverted over the names that a model has, so it needs no second table.
+    """
+
+    renames: tuple[tuple[str, str], ...]
+    tied: tuple[tuple[str, str], ...] = ()
+    """Pairs of official names that hold one tensor; a file may lack either."""
+    pointwise: str | None = None
+    """Official names (a regular expression) that store a linear map as a 1x1 convolution."""
+
+    def official_name(self, name: str) -> str:
+        """The official name of our parameter `name`."""
+        for pattern, replacement in self.renames:
+            name = re.sub(pattern, replacement, name)
+        return name
+
+    def to_official(self, state: Mapping[str, Tensor]) -> State:
+        """Our state dict under official names and shapes."""
+        official = {self.official_name(name): tensor for name, tensor in state.items()}
+        if len(official) != len(state):
+            raise AssertionError("two parameters share an official name: the key map is not invertible")
+        return {name: self._to_official_shape(name, tensor) for name, tensor in official.items()}
+
+    def from_official(self, official: Mapping[str, Tensor], own: Mapping[str, Tensor], source: str) -> State:
+        """An official state dict under our names, checked against our own state dict `own`.
+
+        Raises:
+            CheckpointError: naming missing, unexpected and mis-shaped keys.
+        """
+        official = self._complete_tied(official)
+        expected = {self.official_name(name): name for name in own}
+        shapes = {name: self._to_official_shape(name, own[ours]).shape for name, ours in expected.items()}
+        problems = {
+            "missing": sorted(expected.keys() - official.keys()),
+            "unexpected": sorted(official.keys() - expected.keys()),
+            "mis-shaped": sorted(
+                f"{name} {tuple(tensor.shape)}, expected {tuple(shapes[name])}"
+                for name, tensor in official.items()
+                if name in shapes and tensor.shape != shapes[name]
+            ),
+        }
+        if any(problems.values()):
+            raise CheckpointError(_describe_problems(problems, source))
+        return {ours: official[name].reshape(own[ours].shape) for name, ours in expected.items()}
+
+    def _to_official_shape(self, name: str, tensor: Tensor) -> Tensor:
+        if self.pointwise is not None and re.fullmatch(self.pointwise, name):
+            return tensor[:, :, None, None]
+        return tensor
+
+    def _complete_tied(self, official: Mapping[str, Tensor]) -> State:
+        completed = dict(official)
+        for first, second in self.tied:
+            if first in completed or second in completed:
+                completed.setdefault(first, completed.get(second))
+                completed.setdefault(second, completed[first])
+        return completed
+
+
+def _describe_problems(problems: Mapping[str, Sequence[str]], source: str) -> str:
+    lines = [f"the weights in {source} do not fit this model:"]
+    for kind, names in problems.items():
+        if names:
+            more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+            lines.append(f"  {len(names)} {kind}: {', '.join(names[:SHOWN])}{more}")
+    lines.append("check that the model size in the config is that of the checkpoint")
+    return "\n".join(lines)
+
+
+def read_weights(path: str | Path) -> State:
+    """The tensors of a .safetensors file, a .pth/.pt/.ckpt/.bin file, or a folder with (sharded) safetensors.
+
+    One wrapping dictionary (`state_dict`, `model` or `module`) and a leading `module.` in the names are removed.
+
+    Raises:
+        FileNotFoundError: if there is nothing at `path`.
+        CheckpointError: if it cannot be read, is truncated, or holds anything but tensors.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"no checkpoint at {path}")
+    if path.is_dir():
+        return _read_folder(path)
+    try:
+        loaded = (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
+    except (SafetensorError, RuntimeError, EOFError, OSError, zipfile.BadZipFile, KeyError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read ({_first_line(error)}); it may be truncated: fetch it again"
+        ) from error
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} holds more than tensors, so it is not read with weights_only=True ({_first_line(error)}); "
+            "save its state dict alone and load that"
+        ) from error
+    return unwrap(loaded, str(path))
+
+
+def unwrap(loaded: object, source: str) -> State:
+    """The flat state dict inside what a checkpoint file held."""
+    for wrapper in WRAPPERS:
+        if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
+            loaded = loaded[wrapper]
+            break
+    if not isinstance(loaded, dict) or not loaded or not all(isinstance(value, Tensor) for value in loaded.values()):
+        raise CheckpointError(f"{source} holds no state dict (a dictionary of tensors)")
+    return {str(name).removeprefix("module."): tensor for name, tensor in loaded.items()}
+
+
+def _read_folder(path: Path) -> State:
+    if (path / WEIGHTS_FILE).exists():
+        return read_weights(path / WEIGHTS_FILE)
+    if (path / INDEX_FILE).exists():
+        shards = sorted(set(json.loads((path / INDEX_FILE).read_text())["weight_map"].values()))
+        state: State = {}
+        for shard in shards:
+            state |= read_weights(path / shard)
+        return state
+    raise FileNotFoundError(f"{path} holds neither {WEIGHTS_FILE} nor {INDEX_FILE}")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

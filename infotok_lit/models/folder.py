@@ -1,0 +1,42 @@
+"""The inference folder: what training leaves behind, and what every inference command reads.
+
+config.json            {"format": 1, "family": ..., "config": {...}}
+<stem>.safetensors     weights under official names, one file per official file (`harmon`, `kl16`)
+tokenizer.json ...     the tokenizer
+README.md              the model card
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from infotok_lit.models.checkpoint import CheckpointError
+
+CONFIG_FILE = "config.json"
+FORMAT = 1
+
+
+def write_config(folder: Path, family: str, config: dict[str, Any]) -> None:
+    """Write config.json into a folder."""
+    content = {"format": FORMAT, "family": family, "config": config}
+    (folder / CONFIG_FILE).write_text(json.dumps(content, indent=2) + "\n")
+
+
+def read_config(folder: Path) -> tuple[str, dict[str, Any]]:
+    """The family and the configuration in a folder's config.json.
+
+    Raises:
+        FileNotFoundError: if the folder has none.
+        CheckpointError: if it is not one of ours.
+    """
+    path = folder / CONFIG_FILE
+    if not path.exists():
+        raise FileNotFoundError(f"{folder} is not an exported model: it has no {CONFIG_FILE}")
+    try:
+        content = json.loads(path.read_text())
+        version, family, config = content["format"], content["family"], content["config"]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} does not describe an exported model ({error})") from error
+    if version != FORMAT:
+        raise CheckpointError(f"{path} has format {version}; this version of infotok_lit reads format {FORMAT}")
+    return family, config

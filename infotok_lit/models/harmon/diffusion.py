@@ -1,0 +1,227 @@
+"""Gaussian diffusion of one token: schedule, loss and ancestral sampling (SPEC sections 9 and 12).
+
+The loss is that of "Improved Denoising Diffusion Probabilistic Models" (Nichol & Dhariwal 2021) with a learned
+variance range, per token as in MAR (Li et al. 2024). Shapes: M tokens, C channels, S sampling steps.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+TRAINING_STEPS = 1000
+BETA_MAX = 0.999
+
+Network = Callable[[Tensor, Tensor], Tensor]
+"""(x (M, C), timestep (M,)) -> (M, 2C): predicted noise, then the variance interpolation."""
+
+
+class Coefficients(NamedTuple):
+    """Numbers of one step of the chain for each token, (M, 1) float32; see `Schedule`."""
+
+    signal: Tensor
+    noise: Tensor
+    inverse_signal: Tensor
+    noise_to_signal: Tensor
+    mean_on_x0: Tensor
+    mean_on_x_t: Tensor
+    log_beta: Tensor
+    posterior_log_variance: Tensor
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A (possibly respaced) chain of S steps."""
+
+    timesteps: Tensor
+    """(S,) int64: the original step, in [0, 1000), that the network is told."""
+    betas: Tensor
+    """(S,) float64."""
+
+    @cached_property
+    def alphas_cumprod(self) -> Tensor:
+        """(S,) float64: the share of signal variance that is left."""
+        return torch.cumprod(1 - self.betas, dim=0)
+
+    @cached_property
+    def alphas_cumprod_prev(self) -> Tensor:
+        """(S,) float64: the same one step earlier."""
+        return torch.cat([torch.ones(1, dtype=torch.float64), self.alphas_cumprod[:-1]])
+
+    @cached_property
+    def posterior_log_variance(self) -> Tensor:
+        """(S,) float64: log variance of q(x_{t-1} | x_t, x_0); its first entry, log 0, is replaced by the second."""
+        variance = self.betas * (1 - self.alphas_cumprod_prev) / (1 - self.alphas_cumprod)
+        return variance[1:2].log() if len(self) == 1 else torch.cat([variance[1:2], variance[1:]]).log()
+
+    @cached_property
+    def _tables(self) -> Tensor:
+        survived, previous = self.alphas_cumprod, self.alphas_cumprod_prev
+        tables = Coefficients(
+            signal=survived.sqrt(),
+            noise=(1 - survived).sqrt(),
+            inverse_signal=survived.rsqrt(),
+            noise_to_signal=(1 / survived - 1).sqrt(),
+            mean_on_x0=self.betas * previous.sqrt() / (1 - survived),
+            mean_on_x_t=(1 - previous) * (1 - self.betas).sqrt() / (1 - survived),
+            log_beta=self.betas.log(),
+            posterior_log_variance=self.posterior_log_variance,
+        )
+        return torch.stack(tables).float()
+
+    def at(self, step: Tensor) -> Coefficients:
+        """The coefficients at steps (M,) int64 of this chain, computed in float64 and used in float32."""
+        return Coefficients(*self._tables.to(step.device)[:, step].unsqueeze(-1))
+
+    def __len__(self) -> int:
+        return len(self.timesteps)
+
+
+@lru_cache(maxsize=16)
+def make_schedule(respacing: str | None = None) -> Schedule:
+    """The cosine schedule over 1000 steps, or the sub-chain that `respacing` keeps ("100", "10,20", "ddim5")."""
+    steps = torch.arange(TRAINING_STEPS + 1, dtype=torch.float64) / TRAINING_STEPS
+    survival = torch.cos((steps + 0.008) / 1.008 * math.pi / 2) ** 2
+    betas = (1 - survival[1:] / survival[:-1]).clamp(max=BETA_MAX)
+    if respacing is None:
+        return Schedule(torch.arange(TRAINING_STEPS), betas)
+    kept = torch.tensor(respaced_timesteps(respacing))
+    survived = torch.cumprod(1 - betas, dim=0)[kept]
+    previous = torch.cat([torch.ones(1, dtype=torch.float64), survived[:-1]])
+    return Schedule(kept, 1 - survived / previous)
+
+
+def respaced_timesteps(respacing: str) -> list[int]:
+    """The timesteps that a respacing string keeps, ascending.
+
+    Raises:
+        ValueError: if the string asks for steps that do not fit.
+    """
+    if respacing.startswith("ddim"):
+        wanted = int(respacing.removeprefix("ddim"))
+        for stride in range(1, TRAINING_STEPS):
+            if len(range(0, TRAINING_STEPS, stride)) == wanted:
+                return list(range(0, TRAINING_STEPS, stride))
+        raise ValueError(f"no integer stride gives exactly {wanted} of {TRAINING_STEPS} timesteps")
+    counts = [int(count) for count in respacing.split(",")]
+    size, longer = divmod(TRAINING_STEPS, len(counts))
+    kept: list[int] = []
+    start = 0
+    for section, count in enumerate(counts):
+        length = size + (section < longer)
+        if not 1 <= count <= length:
+            raise ValueError(f"cannot keep {count} of a section of {length} timesteps (sampling_steps={respacing!r})")
+        stride = (length - 1) / (count - 1) if count > 1 else 1.0
+        position = 0.0
+        for _ in range(count):
+            kept.append(start + round(position))
+            position += stride
+        start += length
+    return kept
+
+
+def token_diffusion_losses(
+    network: Network, x0: Tensor, t: Tensor, noise: Tensor, schedule: Schedule
+) -> tuple[Tensor, Tensor]:
+    """Both losses of each token: squared error of the noise, and the variational bound on the variance in bits.
+
+    Args:
+        network: the denoiser, with its condition already bound.
+        x0: (M, C) clean tokens.
+        t: (M,) int64 steps of the full chain.
+        noise: (M, C) standard normal.
+        schedule: the full 1000-step schedule.
+
+    Returns:
+        Squared error (M,) and bound (M,), float32; a token's loss is their sum.
+    """
+    at_t = schedule.at(t)
+    x_t = at_t.signal * x0 + at_t.noise * noise
+    predicted_noise, interpolation = network(x_t, t).float().chunk(2, dim=-1)
+    squared_error = (noise - predicted_noise).square().mean(dim=-1)
+    # Only the variance learns from the bound; the mean learns from the squared error.
+    mean, log_variance = _step_distribution(x_t, predicted_noise.detach(), interpolation, at_t)
+    true_mean = at_t.mean_on_x0 * x0 + at_t.mean_on_x_t * x_t
+    true_log_variance = at_t.posterior_log_variance
+    divergence = 0.5 * (
+        -1.0
+        + log_variance
+        - true_log_variance
+        + torch.exp(true_log_variance - log_variance)
+        + (true_mean - mean).square() * torch.exp(-log_variance)
+    )
+    decoder_nll = -_discretised_log_likelihood(x0, mean, 0.5 * log_variance)
+    bound = torch.where((t == 0).unsqueeze(-1), decoder_nll, divergence).mean(dim=-1) / math.log(2.0)
+    return squared_error, bound
+
+
+@torch.no_grad()
+def sample_tokens(
+    network: Network,
+    initial_noise: Tensor,
+    step_noise: Callable[[int], Tensor],
+    schedule: Schedule,
+    temperature: float = 1.0,
+    guidance: float = 1.0,
+    watch: Callable[[Tensor], None] | None = None,
+) -> Tensor:
+    """Ancestral sampling of M tokens, with classifier-free guidance if `guidance` is not 1.
+
+    Args:
+        network: the denoiser, with its condition bound; under guidance its second half is unconditional.
+        initial_noise: (M, C); under guidance the two halves must be equal.
+        step_noise: index of the executed step (0 first) -> (M, C).
+        schedule: the respaced chain.
+        temperature: factor on the step noise.
+        guidance: scale w in  eps_uncond + w (eps_cond - eps_uncond).
+        watch: called with x after every step.
+
+    Returns:
+        (M, C) float32; under guidance the first half is the result.
+    """
+    x = initial_noise
+    for executed, k in enumerate(reversed(range(len(schedule)))):
+        conditional = x[: len(x) // 2]
+        seen = x if guidance == 1.0 else torch.cat([conditional, conditional])
+        index = torch.full((len(x),), k, device=x.device)
+        output = network(seen, schedule.timesteps.to(x.device)[index]).float()
+        predicted_noise, interpolation = output.chunk(2, dim=-1)
+        if guidance != 1.0:
+            conditional_noise, free_noise = predicted_noise.chunk(2)
+            guided = free_noise + guidance * (conditional_noise - free_noise)
+            predicted_noise = torch.cat([guided, guided])
+        mean, log_variance = _step_distribution(x, predicted_noise, interpolation, schedule.at(index))
+        noise = step_noise(executed)
+        x = mean + (k > 0) * torch.exp(0.5 * log_variance) * noise * temperature
+        if watch is not None:
+            watch(x)
+    return x
+
+
+def _step_distribution(
+    x_t: Tensor, predicted_noise: Tensor, interpolation: Tensor, at_t: Coefficients
+) -> tuple[Tensor, Tensor]:
+    """Mean and log variance (M, C) of p(x_{t-1} | x_t)."""
+    x0 = at_t.inverse_signal * x_t - at_t.noise_to_signal * predicted_noise
+    fraction = (interpolation + 1) / 2
+    log_variance = fraction * at_t.log_beta + (1 - fraction) * at_t.posterior_log_variance
+    return at_t.mean_on_x0 * x0 + at_t.mean_on_x_t * x_t, log_variance
+
+
+def _discretised_log_likelihood(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
+    """Log probability of x under a Gaussian integrated over bins of width 2/255 (the t = 0 term)."""
+    centred, inverse_scale = x - mean, torch.exp(-log_scale)
+    upper = _approximate_normal_cdf(inverse_scale * (centred + 1 / 255))
+    lower = _approximate_normal_cdf(inverse_scale * (centred - 1 / 255))
+    log_upper = upper.clamp(min=1e-12).log()
+    log_above_lower = (1 - lower).clamp(min=1e-12).log()
+    log_between = (upper - lower).clamp(min=1e-12).log()
+    return torch.where(x < -0.999, log_upper, torch.where(x > 0.999, log_above_lower, log_between))
+
+
+def _approximate_normal_cdf(x: Tensor) -> Tensor:
+    return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))

@@ -1,0 +1,93 @@
+"""Building Harmon from an exported folder, from official checkpoints, or fresh."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from infotok_lit.assets import SCENES_TOKENIZER
+from infotok_lit.models.checkpoint import CheckpointError, read_weights
+from infotok_lit.models.folder import read_config
+from infotok_lit.models.harmon.config import HarmonConfig, Size, config_of_size
+from infotok_lit.models.harmon.model import Harmon
+from infotok_lit.models.harmon.processor import HarmonProcessor
+
+TOKENIZERS: dict[Size, str] = {
+    "scenes32": str(SCENES_TOKENIZER),
+    "0.5b": "Qwen/Qwen2.5-0.5B-Instruct",
+    "1.5b": "Qwen/Qwen2.5-1.5B-Instruct",
+}
+
+
+def harmon_of_size(size: Size, tokenizer: str | None = None, image_size: int | None = None) -> Harmon:
+    """A fresh Harmon.
+
+    Args:
+        size: which configuration.
+        tokenizer: a folder or a name on the Hugging Face hub; default: the one of the size.
+        image_size: side of the images in pixels, if not the size's own.
+    """
+    config = config_of_size(size)
+    if image_size is not None:
+        config = replace(config, image_size=image_size)
+    return build_harmon(config, tokenizer or TOKENIZERS[size])
+
+
+def build_harmon(config: HarmonConfig, tokenizer: str) -> Harmon:
+    """A fresh Harmon of any configuration, with its processor."""
+    step = config.autoencoder.stride * config.mar.patch_size
+    if config.image_size % step:
+        raise ValueError(f"image_size {config.image_size} is not a multiple of {step} pixels, the token size")
+    num_image_tokens = (config.image_size // step) ** 2 + config.mar.num_buffers
+    return Harmon(config, HarmonProcessor(load_tokenizer(tokenizer), config.image_size, num_image_tokens))
+
+
+def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
+    """A tokenizer from a folder or from the hub; ValueError says how to get one where there is neither."""
+    try:
+        return AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"no tokenizer at {source!r}: give a folder with tokenizer.json, or go online so that it can be fetched "
+            f"({str(error).splitlines()[0]})"
+        ) from error
+
+
+def from_folder(folder: Path) -> Harmon:
+    """The model in an exported folder, in evaluation mode."""
+    family, config = read_config(folder)
+    if family != Harmon.family:
+        raise CheckpointError(f"{folder} holds a {family} model, not Harmon")
+    model = build_harmon(HarmonConfig.from_dict(config), str(folder))
+    load_official(model, folder / "harmon.safetensors", folder / "kl16.safetensors")
+    return model.eval()
+
+
+def load_official(model: Harmon, weights: Path, autoencoder: Path | None) -> None:
+    """Load official weight files; a conversion that holds `vae.*` keys needs no autoencoder file.
+
+    Raises:
+        ValueError: if the model needs an autoencoder file and none is given.
+    """
+    state = read_weights(weights)
+    model.load_official_weights(state, str(weights))
+    if model.config.autoencoder.kind != "kl16":
+        return
+    inside = {name.removeprefix("vae."): tensor for name, tensor in state.items() if name.startswith("vae.")}
+    if inside:
+        model.load_autoencoder_weights(inside, str(weights))
+    elif autoencoder is not None:
+        model.load_autoencoder_weights(read_weights(autoencoder), str(autoencoder))
+    else:
+        raise ValueError(
+            f"{weights} holds no image autoencoder: set `autoencoder` to the official kl16.ckpt (wusize/harmon)"
+        )
+
+
+def rebuild(config: dict[str, Any], tokenizer: str, state: dict[str, Tensor]) -> Harmon:
+    """The model of a training checkpoint: its configuration, tokenizer and own (not official) parameter names."""
+    model = build_harmon(HarmonConfig.from_dict(config), tokenizer)
+    model.load_state_dict(state)
+    return model.eval()

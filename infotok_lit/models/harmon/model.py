@@ -1,0 +1,360 @@
+"""Harmon: one MAR encoder that both reads and draws, around a causal language model (SPEC sections 1, 5, 6, 10, 11).
+
+Shapes: B batch, T text length, L = h*w places, R buffers, K visible places, C token channels, D encoder width,
+E decoder width, H language-model width.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import DynamicCache, Qwen2Config, Qwen2ForCausalLM
+
+from infotok_lit.models.checkpoint import KeyMap
+from infotok_lit.models.harmon.autoencoder import KL16, build_autoencoder, from_tokens, to_tokens
+from infotok_lit.models.harmon.config import DrawingConfig, HarmonConfig, LanguageModelConfig
+from infotok_lit.models.harmon.drawing import Noise, draw_tokens
+from infotok_lit.models.harmon.draws import DrawingNoise, TrainingDraws, draw_training
+from infotok_lit.models.harmon.keys import HARMON_KEYS, kl16_keys
+from infotok_lit.models.harmon.mar import Grid, MARDecoder, MAREncoder, places_where, with_buffers
+from infotok_lit.models.harmon.processor import HarmonProcessor
+from infotok_lit.models.harmon.token_diffusion import TokenDiffusion
+from infotok_lit.models.unified import (
+    IMAGE_TOKEN_ID,
+    BranchOutput,
+    GenerationBatch,
+    TokenLayout,
+    TokenTransform,
+    UnderstandingBatch,
+    UnifiedModel,
+)
+
+
+class Harmon(UnifiedModel):
+    """The whole model; weights are fresh until a checkpoint is loaded."""
+
+    family = "harmon"
+
+    def __init__(self, config: HarmonConfig, processor: HarmonProcessor) -> None:
+        super().__init__()
+        self.config = config
+        self.processor = processor
+        mar, llm = config.mar, config.llm
+        self.autoencoder = build_autoencoder(config.autoencoder)
+        self.latent_width = config.autoencoder.channels * mar.patch_size**2
+        self.token_width = mar.encoder_width
+        self.text_width = llm.hidden_size
+        self.num_extra = mar.num_buffers
+        self.encoder = MAREncoder(mar, self.latent_width)
+        self.decoder = MARDecoder(mar)
+        self.token_diffusion = TokenDiffusion(
+            self.latent_width, mar.decoder_width, mar.diffusion_width, mar.diffusion_depth
+        )
+        self.project_in = _projection(mar.encoder_width, llm.hidden_size, llm.hidden_size)
+        self.project_out = _projection(llm.hidden_size, llm.hidden_size, mar.encoder_width)
+        self.llm = _language_model(llm)
+        # Official checkpoints carry MAR's class table, which nothing reads: kept so that files match, never trained.
+        self.register_buffer("class_table", 0.02 * torch.randn(mar.num_classes, mar.encoder_width))
+
+    # Latents
+
+    @torch.no_grad()
+    def encode_images(self, pixel_values: Tensor) -> tuple[Tensor, Grid]:
+        """(B, 3, height, width) in [-1, 1] -> scaled latent tokens (B, L, C) and their grid."""
+        grid = self.grid_of(*pixel_values.shape[2:])
+        if len(pixel_values) == 0:
+            return pixel_values.new_zeros(0, grid[0] * grid[1], self.latent_width), grid
+        latents = self.autoencoder.encode(pixel_values) * self.config.latent_scale
+        return to_tokens(latents, self.config.mar.patch_size)
+
+    @torch.no_grad()
+    def decode_images(self, tokens: Tensor, grid: Grid) -> Tensor:
+        """Scaled latent tokens (B, L, C) -> images (B, 3, height, width), not clamped."""
+        latents = from_tokens(tokens / self.config.latent_scale, grid, self.config.mar.patch_size)
+        return self.autoencoder.decode(latents)
+
+    # Understanding
+
+    def understanding(self, batch: UnderstandingBatch, transform: TokenTransform | None = None) -> BranchOutput:
+        """Next-token cross entropy (nats) summed over answer tokens; the head runs on those positions alone."""
+        latents, grid = self.encode_images(batch.pixel_values)
+        tokens = self.encoder(latents, grid)
+        embeds = self._embed_with_images(batch.input_ids, self._project_for_reading(tokens, transform))
+        hidden = self.llm.model(inputs_embeds=embeds, attention_mask=batch.attention_mask).last_hidden_state
+        labels = batch.labels[:, 1:]
+        labelled = labels >= 0
+        logits = self.llm.lm_head(hidden[:, :-1][labelled])
+        loss = F.cross_entropy(logits.float(), labels[labelled], reduction="sum")
+        index = torch.arange(tokens.shape[1], device=tokens.device).expand(len(tokens), -1)
+        return BranchOutput(
+            loss, labelled.sum(), tokens, index, self._layout(grid), batch.text, self.llm.get_input_embeddings()
+        )
+
+    def _project_for_reading(self, tokens: Tensor, transform: TokenTransform | None = None) -> Tensor:
+        """Shared tokens (B, R + L, D) -> what the language model reads, (B, L + R, H), buffers last."""
+        seen = self._buffers_last(self.project_in(tokens if transform is None else transform(tokens)))
+        scale = self.config.grad_scale
+        return seen if scale is None else seen.detach() + scale * (seen - seen.detach())
+
+    def _embed_with_images(self, input_ids: Tensor, visual: Tensor) -> Tensor:
+        """Embeddings (B, T, H) of ids whose image slots are filled with `visual`, in order."""
+        slots = input_ids == IMAGE_TOKEN_ID
+        num_slots, num_visual = int(slots.sum()), visual.shape[0] * visual.shape[1]
+        if num_slots != num_visual:
+            raise ValueError(
+                f"the text has {num_slots} image slots for {num_visual} visual tokens: the image size and the "
+                "processor's disagree, or max_length cut an image off"
+            )
+        embeds = self.llm.get_input_embeddings()(input_ids.masked_fill(slots, 0))
+        return embeds.masked_scatter(slots.unsqueeze(-1), visual.to(embeds.dtype))
+
+    @torch.no_grad()
+    def describe(self, pixel_values: Tensor, prompts: Sequence[str], max_new_tokens: int = 64) -> list[str]:
+        """Answer one prompt per image, greedily, with a key/value cache; prompts may differ in length."""
+        latents, grid = self.encode_images(pixel_values)
+        visual = self._project_for_reading(self.encoder(latents, grid))
+        ids, mask = self.processor.prompts_with_image(prompts, num_image_tokens=visual.shape[1], pad_left=True)
+        ids, mask = ids.to(visual.device), mask.to(visual.device)
+        answer = self.answer(self._embed_with_images(ids, visual), mask, max_new_tokens)
+        return self.processor.decode(answer)
+
+    def answer(self, embeds: Tensor, mask: Tensor, max_new_tokens: int) -> Tensor:
+        """Greedy continuation ids (B, at most max_new_tokens) of left-padded embeddings (B, T, H)."""
+        return self.llm.generate(
+            inputs_embeds=embeds,
+            attention_mask=mask.long(),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            repetition_penalty=self.config.repetition_penalty,
+            eos_token_id=self.processor.end_id,
+            pad_token_id=self.processor.pad_id,
+        )
+
+    # Generation
+
+    def generation(
+        self, batch: GenerationBatch, transform: TokenTransform | None = None, draws: TrainingDraws | None = None
+    ) -> BranchOutput:
+        """Token diffusion loss summed over hidden tokens and noise draws (squared error plus bits of the bound)."""
+        latents, grid = self.encode_images(batch.pixel_values)
+        if draws is None:
+            draws = self.draw(*latents.shape[:2], latents.device)
+        visible = places_where(~draws.hidden)
+        tokens = self.encoder(latents, grid, visible)
+        seen = tokens if transform is None else transform(tokens)
+        conditioned = self.condition_on_text(seen, batch.input_ids, batch.attention_mask)
+        z = self.decoder(conditioned, grid, visible)
+        copies = self.config.mar.noise_draws
+        squared_error, bound = self.token_diffusion.losses(
+            latents[draws.hidden].repeat(copies, 1), z[draws.hidden].repeat(copies, 1), draws.timesteps, draws.noise
+        )
+        return BranchOutput(
+            squared_error.sum() + bound.sum(),
+            torch.tensor(len(bound), device=bound.device),
+            tokens,
+            with_buffers(visible, self.config.mar.num_buffers),
+            self._layout(grid),
+            batch.text,
+            self.llm.get_input_embeddings(),
+            latents,
+            grid,
+        )
+
+    def draw(self, batch: int, places: int, device: torch.device) -> TrainingDraws:
+        """The randomness of one generation loss."""
+        mar = self.config.mar
+        return draw_training(
+            batch, places, self.latent_width, mar.noise_draws, mar.mask_ratio_min, mar.mask_ratio_std, device
+        )
+
+    def condition_on_text(self, tokens: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Add the language model's correction, given right-padded text, to shared tokens (B, R + K, D)."""
+        text = self.llm.get_input_embeddings()(input_ids)
+        visual = self._buffers_last(self.project_in(tokens))
+        mask = _followed_by_ones(attention_mask, visual.shape[1])
+        hidden = self.llm.model(
+            inputs_embeds=torch.cat([text, visual.to(text.dtype)], dim=1),
+            attention_mask=mask,
+            position_ids=_positions(mask),
+            use_cache=False,
+        ).last_hidden_state
+        return self._add_correction(tokens, hidden[:, text.shape[1] :])
+
+    def _text_cache(self, input_ids: Tensor, attention_mask: Tensor) -> DynamicCache:
+        """Keys and values of the prompts: text comes first and attends causally, so they never change."""
+        embeds = self.llm.get_input_embeddings()(input_ids)
+        cache = DynamicCache(config=self.llm.config)
+        self.llm.model(
+            inputs_embeds=embeds,
+            attention_mask=attention_mask,
+            position_ids=_positions(attention_mask),
+            past_key_values=cache,
+            use_cache=True,
+        )
+        return cache
+
+    def _condition_on_cache(self, tokens: Tensor, cache: DynamicCache, attention_mask: Tensor) -> Tensor:
+        """`condition_on_text` with the prompts' keys and values already computed; leaves the cache as it was."""
+        visual = self._buffers_last(self.project_in(tokens))
+        mask = _followed_by_ones(attention_mask, visual.shape[1])
+        hidden = self.llm.model(
+            inputs_embeds=visual,
+            attention_mask=mask,
+            position_ids=_positions(mask)[:, -visual.shape[1] :],
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
+        cache.crop(-visual.shape[1])
+        return self._add_correction(tokens, hidden)
+
+    def _add_correction(self, tokens: Tensor, hidden: Tensor) -> Tensor:
+        buffers = self.config.mar.num_buffers
+        places = hidden.shape[1] - buffers
+        return tokens + self.project_out(torch.cat([hidden[:, places:], hidden[:, :places]], dim=1))
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompts: Sequence[str],
+        seed: int = 0,
+        drawing: DrawingConfig | None = None,
+        image_size: tuple[int, int] | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Tensor:
+        """Draw one image per prompt; image i depends on its prompt and on seed + i, not on the rest of the batch.
+
+        Args:
+            drawing: iterations, guidance and temperature; default: the model's own.
+            image_size: (height, width) in pixels; default: the size that the processor makes.
+        """
+        device = self.encoder.positions.device
+        drawing = self.config.drawing if drawing is None else drawing
+        height, width = image_size or (self.config.image_size, self.config.image_size)
+        grid = self.grid_of(height, width)
+        ids, mask = self.processor.prompts_to_draw(prompts, unconditional=drawing.guidance != 1.0)
+        noise = DrawingNoise([seed + offset for offset in range(len(prompts))], device)
+        tokens = self.draw_latents(ids.to(device), mask.to(device), grid, noise, drawing, progress=progress)
+        return self.decode_images(tokens, grid).clamp(-1, 1)
+
+    def draw_latents(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        grid: Grid,
+        noise: Noise,
+        drawing: DrawingConfig,
+        respacing: str | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Tensor:
+        """Draw scaled latent tokens (B, L, C); under guidance the second half of the texts is unconditional."""
+        cache = self._text_cache(input_ids, attention_mask)
+
+        def condition(tokens: Tensor, visible: Tensor) -> Tensor:
+            seen = self._condition_on_cache(self.encoder(tokens, grid, visible), cache, attention_mask)
+            return self.decoder(seen, grid, visible)
+
+        def sample(z: Tensor, initial: Tensor, step_noise: Callable[[int], Tensor], guidance: float) -> Tensor:
+            steps = respacing or self.config.mar.sampling_steps
+            return self.token_diffusion.sample(z, initial, step_noise, steps, drawing.temperature, guidance)
+
+        return draw_tokens(condition, sample, noise, grid, self.latent_width, drawing, progress)
+
+    # Training and checkpoints
+
+    def decays(self, name: str, parameter: nn.Parameter) -> bool:
+        """The official recipe decays matrices and tables, but no bias, norm, or anything of the diffusion head."""
+        return parameter.ndim > 1 and not name.endswith(".bias") and not name.startswith("token_diffusion.")
+
+    def description(self) -> dict[str, Any]:
+        """The configuration, in primitives."""
+        return self.config.to_dict()
+
+    def official_weights(self) -> dict[str, dict[str, Tensor]]:
+        """`harmon`: everything but the autoencoder; `kl16`: the autoencoder, unless it has no weights."""
+        weights = {"harmon": HARMON_KEYS.to_official(self._own_weights())}
+        if isinstance(self.autoencoder, KL16):
+            weights["kl16"] = self._autoencoder_keys.to_official(self.autoencoder.network.state_dict())
+        return weights
+
+    def load_official_weights(self, weights: Mapping[str, Tensor], source: str) -> None:
+        """Load everything but the autoencoder; CheckpointError names what does not fit."""
+        weights = {name: tensor for name, tensor in weights.items() if not name.startswith("vae.")}
+        own = HARMON_KEYS.from_official(weights, self._own_weights(), source)
+        self.load_state_dict(own, strict=False)
+
+    def load_autoencoder_weights(self, weights: Mapping[str, Tensor], source: str) -> None:
+        """Load the KL-16 autoencoder; official files may hold more than it needs (a discriminator), but not less."""
+        own = self.autoencoder.network.state_dict()
+        expected = {self._autoencoder_keys.official_name(name) for name in own}
+        known = {name: tensor for name, tensor in weights.items() if name in expected}
+        self.autoencoder.network.load_state_dict(self._autoencoder_keys.from_official(known, own, source))
+
+    def save_tokenizer(self, folder: Path) -> None:
+        """Write tokenizer.json and its configuration."""
+        self.processor.tokenizer.save_pretrained(folder)
+
+    @property
+    def _autoencoder_keys(self) -> KeyMap:
+        return kl16_keys(len(self.config.autoencoder.width_multipliers))
+
+    def _own_weights(self) -> dict[str, Tensor]:
+        return {name: value for name, value in self.state_dict().items() if not name.startswith("autoencoder.")}
+
+    def set_activation_checkpointing(self, enabled: bool) -> None:
+        """Recompute the activations of MAR blocks and of the language model in the backward pass."""
+        self.encoder.transformer.activation_checkpointing = enabled
+        self.decoder.transformer.activation_checkpointing = enabled
+        if enabled:
+            self.llm.gradient_checkpointing_enable({"use_reentrant": False})
+        else:
+            self.llm.gradient_checkpointing_disable()
+
+    def _buffers_last(self, x: Tensor) -> Tensor:
+        buffers = self.config.mar.num_buffers
+        return torch.cat([x[:, buffers:], x[:, :buffers]], dim=1)
+
+    def _layout(self, grid: Grid) -> TokenLayout:
+        return TokenLayout(self.config.mar.num_buffers, grid)
+
+    def grid_of(self, height: int, width: int) -> Grid:
+        """The token grid of an image size in pixels; ValueError if it is not a whole number of tokens."""
+        step = self.config.autoencoder.stride * self.config.mar.patch_size
+        if height % step or width % step:
+            raise ValueError(f"image size {height} x {width} is not a multiple of {step} pixels, the token size")
+        return height // step, width // step
+
+
+def _projection(width_in: int, width_hidden: int, width_out: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(width_in, width_hidden), nn.SiLU(), nn.Linear(width_hidden, width_out))
+
+
+def _language_model(config: LanguageModelConfig) -> Qwen2ForCausalLM:
+    return Qwen2ForCausalLM(
+        Qwen2Config(
+            hidden_size=config.hidden_size,
+            intermediate_size=config.intermediate_size,
+            num_hidden_layers=config.num_hidden_layers,
+            num_attention_heads=config.num_attention_heads,
+            num_key_value_heads=config.num_key_value_heads,
+            vocab_size=config.vocab_size,
+            max_position_embeddings=config.max_position_embeddings,
+            rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
+            rms_norm_eps=config.rms_norm_eps,
+            tie_word_embeddings=config.tie_word_embeddings,
+            attn_implementation="sdpa",
+            bos_token_id=None,
+            eos_token_id=None,
+        )
+    )
+
+
+def _followed_by_ones(mask: Tensor, count: int) -> Tensor:
+    return torch.cat([mask, mask.new_ones(mask.shape[0], count)], dim=1)
+
+
+def _positions(mask: Tensor) -> Tensor:
+    """Positions that count real tokens only: an image continues right after the last word, not after the padding."""
+    return (mask.long().cumsum(dim=1) - 1).clamp(min=0)

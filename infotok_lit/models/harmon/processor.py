@@ -1,0 +1,188 @@
+"""Harmon's chat template, tokenisation and image geometry (SPEC sections 14 and 15): samples -> batches."""
+
+from collections.abc import Sequence
+from hashlib import blake2b
+from typing import Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from infotok_lit.data.sample import GenerationSample, UnderstandingSample
+from infotok_lit.models.unified import (
+    IGNORE_INDEX,
+    IMAGE_TOKEN_ID,
+    GenerationBatch,
+    PairedText,
+    UnderstandingBatch,
+)
+
+USER_START = "<|im_start|>user\n"
+ASSISTANT_START = "<|im_end|>\n<|im_start|>assistant\n"
+TURN_END = "<|im_end|>"
+TURN_SEPARATOR = "\n"
+DRAWING_PROMPT = "Generate an image: {caption}"
+UNCONDITIONAL_PROMPT = "Generate an image."
+PADDING_GREY = (127, 127, 127)
+
+
+class Tokenizer(Protocol):
+    """The part of a Hugging Face tokenizer that is used."""
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]: ...
+
+    def decode(self, token_ids: list[int], skip_special_tokens: bool = False) -> str: ...
+
+
+class HarmonProcessor:
+    """Samples -> right-padded batches; prompts -> ids.
+
+    Args:
+        tokenizer: knows the Qwen chat markers.
+        image_size: side of the square images, in pixels.
+        num_image_tokens: language-model slots of one image: grid places and buffers.
+        max_length: longest sequence; text is cut from the right, an image never is.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, image_size: int, num_image_tokens: int, max_length: int = 2048) -> None:
+        self.tokenizer = tokenizer
+        self.image_size = image_size
+        self.num_image_tokens = num_image_tokens
+        self.max_length = max_length
+        # The markers come in every template, so an id count other than one means a wrong tokenizer.
+        (self.end_id,) = self._single(TURN_END)
+        self.pad_id = self.end_id
+
+    def understanding(self, samples: Sequence[UnderstandingSample], skipped: Sequence[str] = ()) -> UnderstandingBatch:
+        """Collate samples to read."""
+        sequences = [self._reading_sequence(sample) for sample in samples]
+        ids, mask = pad([ids for ids, _ in sequences], self.pad_id)
+        labels, _ = pad([labels for _, labels in sequences], IGNORE_INDEX)
+        texts = [(self._text(sample.question), self._text(sample.answer) + [self.end_id]) for sample in samples]
+        return UnderstandingBatch(
+            torch.stack([to_pixels(pad_to_square(sample.image), self.image_size) for sample in samples]),
+            ids,
+            mask,
+            labels,
+            self._paired_text(texts, [f"{sample.question}\n{sample.answer}" for sample in samples]),
+            [sample.question for sample in samples],
+            [sample.answer for sample in samples],
+            [sample.name for sample in samples],
+            list(skipped),
+        )
+
+    def generation(self, samples: Sequence[GenerationSample], skipped: Sequence[str] = ()) -> GenerationBatch:
+        """Collate samples to draw."""
+        captions = ["" if sample.drop_prompt else sample.caption.strip() for sample in samples]
+        ids, mask = pad([self._drawing_ids(caption) for caption in captions], self.pad_id)
+        prompts = [self._drawing_prompt(caption) for caption in captions]
+        return GenerationBatch(
+            torch.stack([to_pixels(crop_to_square(s.image, s.crop_offset), self.image_size) for s in samples]),
+            ids,
+            mask,
+            self._paired_text([(self._text(prompt), []) for prompt in prompts], prompts),
+            [sample.caption for sample in samples],
+            [sample.name for sample in samples],
+            list(skipped),
+        )
+
+    def prompts_with_image(
+        self, prompts: Sequence[str], num_image_tokens: int | None = None, pad_left: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Ids and mask (B, T) of questions about one image each, up to where the answer starts."""
+        count = self.num_image_tokens if num_image_tokens is None else num_image_tokens
+        return pad([self._question_ids(prompt, count) for prompt in prompts], self.pad_id, pad_left)
+
+    def prompts_to_draw(self, prompts: Sequence[str], unconditional: bool) -> tuple[Tensor, Tensor]:
+        """Ids and mask (B, T) of drawing prompts; followed by as many unconditional ones if asked."""
+        texts = [prompt.strip() for prompt in prompts] + [""] * (len(prompts) if unconditional else 0)
+        return pad([self._drawing_ids(text) for text in texts], self.pad_id)
+
+    def decode(self, ids: Tensor) -> list[str]:
+        """Answers of generated ids (B, T), without anything from the end of the turn on."""
+        return [self.tokenizer.decode(self._until_end(row), skip_special_tokens=True).strip() for row in ids.tolist()]
+
+    def _reading_sequence(self, sample: UnderstandingSample) -> tuple[list[int], list[int]]:
+        prompt = self._question_ids(sample.question, self.num_image_tokens)
+        answer = self._encode(sample.answer.strip() + TURN_END)
+        separator = self._encode(TURN_SEPARATOR)
+        ids = prompt + answer + separator
+        labels = [IGNORE_INDEX] * len(prompt) + answer + [IGNORE_INDEX] * len(separator)
+        return ids[: self.max_length], labels[: self.max_length]
+
+    def _question_ids(self, question: str, num_image_tokens: int) -> list[int]:
+        slots = [IMAGE_TOKEN_ID] * num_image_tokens
+        return self._encode(USER_START) + slots + self._encode(f"\n{question}{ASSISTANT_START}")
+
+    def _drawing_ids(self, caption: str) -> list[int]:
+        return self._encode(f"{USER_START}{self._drawing_prompt(caption)}{ASSISTANT_START}")[: self.max_length]
+
+    def _drawing_prompt(self, caption: str) -> str:
+        return DRAWING_PROMPT.format(caption=caption) if caption else UNCONDITIONAL_PROMPT
+
+    def _paired_text(self, texts: Sequence[tuple[list[int], list[int]]], raw: Sequence[str]) -> PairedText:
+        ids, mask = pad([(context + target)[: self.max_length] for context, target in texts], self.pad_id)
+        lengths = [(len(context), len(context) + len(target)) for context, target in texts]
+        place = torch.arange(ids.shape[1])
+        target_mask = torch.stack([(place >= start) & (place < end) for start, end in lengths])
+        return PairedText(ids, mask, target_mask, torch.tensor([text_key(text) for text in raw]))
+
+    def _text(self, text: str) -> list[int]:
+        return self._encode(text.strip())
+
+    def _encode(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
+    def _single(self, marker: str) -> list[int]:
+        ids = self._encode(marker)
+        if len(ids) != 1:
+            raise ValueError(
+                f"the tokenizer splits {marker!r} into {len(ids)} tokens: Harmon needs a Qwen2.5 tokenizer"
+            )
+        return ids
+
+    def _until_end(self, ids: list[int]) -> list[int]:
+        return ids[: ids.index(self.end_id)] if self.end_id in ids else ids
+
+
+def pad(rows: Sequence[list[int]], value: int, left: bool = False) -> tuple[Tensor, Tensor]:
+    """Rows of different lengths -> (B, T) int64 and a (B, T) bool mask of what is real."""
+    length = max(len(row) for row in rows)
+    ids = torch.full((len(rows), length), value, dtype=torch.int64)
+    mask = torch.zeros(len(rows), length, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        real = slice(length - len(row), length) if left else slice(0, len(row))
+        ids[i, real] = torch.tensor(row, dtype=torch.int64)
+        mask[i, real] = True
+    return ids, mask
+
+
+def text_key(text: str) -> int:
+    """A 63-bit digest, equal on every machine and in every process."""
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+def pad_to_square(image: Image.Image) -> Image.Image:
+    """Centre an image on a grey square, so that nothing of it is lost."""
+    width, height = image.size
+    side = max(width, height)
+    square = Image.new("RGB", (side, side), PADDING_GREY)
+    square.paste(image, ((side - width) // 2, (side - height) // 2))
+    return square
+
+
+def crop_to_square(image: Image.Image, offset: float) -> Image.Image:
+    """The square that starts at a fraction `offset` in [0, 1) of the free room along the longer side."""
+    width, height = image.size
+    side = min(width, height)
+    left, top = int(offset * (width - side + 1)), int(offset * (height - side + 1))
+    return image.crop((left, top, left + side, top + side))
+
+
+def to_pixels(image: Image.Image, size: int) -> Tensor:
+    """An RGB square -> (3, size, size) float32 in [-1, 1], by bicubic resizing."""
+    if image.size != (size, size):
+        image = image.resize((size, size), Image.Resampling.BICUBIC)
+    pixels = torch.from_numpy(np.array(image, dtype=np.float32))
+    return (pixels / 255 * 2 - 1).permute(2, 0, 1)

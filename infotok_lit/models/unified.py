@@ -1,0 +1,171 @@
+"""The interface that every base model implements.
+
+A unified model reads images (understanding) and draws them (generation) through one shared visual encoder. This file
+knows no objective and no trainer: a branch returns its own loss together with what an information-theoretic
+regulariser needs to see, and the caller decides what to do with it.
+
+Shapes: B samples, N shared tokens that are present, D token width, T sequence length, S text length,
+L target positions, C target channels, H width of the LLM's input embeddings.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from torch import Tensor, nn
+
+from infotok_lit.data.sample import GenerationSample, UnderstandingSample
+
+TokenTransform = Callable[[Tensor], Tensor]
+"""A map (B, N, D) -> (B, N, D) applied to the shared tokens where they leave the encoder."""
+
+
+class PairedText(NamedTuple):
+    """The text paired with each image, without template tokens; right-padded."""
+
+    ids: Tensor
+    """(B, S) int64 token ids: question and answer, or the prompt."""
+    mask: Tensor
+    """(B, S) bool, False at padding."""
+    target_mask: Tensor
+    """(B, S) bool, True where the token is an answer token (all False for generation)."""
+    key: Tensor
+    """(B,) int64 digest of the text: equal exactly for identical texts, on every machine."""
+
+
+class UnderstandingBatch(NamedTuple):
+    """Images to read, in the base model's chat template; right-padded."""
+
+    pixel_values: Tensor
+    """(B, 3, height, width) float32 in [-1, 1]."""
+    input_ids: Tensor
+    """(B, T) int64; IMAGE_TOKEN_ID at the image slots."""
+    attention_mask: Tensor
+    """(B, T) bool."""
+    labels: Tensor
+    """(B, T) int64; IGNORE_INDEX where no loss is taken."""
+    text: PairedText
+    questions: list[str]
+    answers: list[str]
+    names: list[str]
+    skipped: list[str]
+    """One message per broken sample that was replaced while this batch was made."""
+
+
+class GenerationBatch(NamedTuple):
+    """Images to draw, with their prompts in the base model's chat template; right-padded."""
+
+    pixel_values: Tensor
+    """(B, 3, height, width) float32 in [-1, 1]."""
+    input_ids: Tensor
+    """(B, T) int64."""
+    attention_mask: Tensor
+    """(B, T) bool."""
+    text: PairedText
+    captions: list[str]
+    names: list[str]
+    skipped: list[str]
+    """One message per broken sample that was replaced while this batch was made."""
+
+
+Batch = UnderstandingBatch | GenerationBatch
+
+IMAGE_TOKEN_ID = -200
+IGNORE_INDEX = -100
+
+
+@dataclass(frozen=True)
+class TokenLayout:
+    """Where shared tokens live: a canvas of `num_extra` tokens without a place, then a raster grid."""
+
+    num_extra: int
+    grid: tuple[int, int]
+
+    @property
+    def num_tokens(self) -> int:
+        """The number of tokens of the full canvas: the constant N of the objective."""
+        return self.num_extra + self.grid[0] * self.grid[1]
+
+
+@dataclass
+class BranchOutput:
+    """What one forward pass of one branch gives."""
+
+    loss_sum: Tensor
+    """Scalar: the branch's own loss summed over its elements (label tokens, or hidden image tokens)."""
+    loss_count: Tensor
+    """Scalar: how many elements were summed; the branch's loss is sum / count over the global batch."""
+    tokens: Tensor
+    """(B, N, D): the shared tokens Z as they leave the encoder."""
+    token_index: Tensor
+    """(B, N) int64: the place of each token in the canvas of `layout`."""
+    layout: TokenLayout
+    text: PairedText
+    text_embedding: nn.Embedding
+    """The LLM's input embedding table (vocabulary, H)."""
+    latents: Tensor | None = None
+    """(B, L, C): the clean image latents that generation predicts; None for understanding."""
+    latent_grid: tuple[int, int] | None = None
+
+
+class Processor(Protocol):
+    """Turns samples into a base model's batches: its chat template, tokenizer and image geometry. Deterministic."""
+
+    def understanding(
+        self, samples: Sequence[UnderstandingSample], skipped: Sequence[str] = ()
+    ) -> UnderstandingBatch: ...
+
+    def generation(self, samples: Sequence[GenerationSample], skipped: Sequence[str] = ()) -> GenerationBatch: ...
+
+
+class UnifiedModel(nn.Module, ABC):
+    """A base model: everything that exists at inference, and nothing else."""
+
+    family: str
+    token_width: int
+    """D."""
+    latent_width: int
+    """C."""
+    text_width: int
+    """H."""
+    num_extra: int
+    """Shared tokens without a place in the grid."""
+    processor: Processor
+
+    @abstractmethod
+    def understanding(self, batch: UnderstandingBatch, transform: TokenTransform | None = None) -> BranchOutput:
+        """Image-to-text loss: next-token cross entropy in nats, summed over label tokens."""
+
+    @abstractmethod
+    def generation(self, batch: GenerationBatch, transform: TokenTransform | None = None) -> BranchOutput:
+        """Text-to-image loss of the base model, summed over the elements that it predicts."""
+
+    @abstractmethod
+    def describe(self, pixel_values: Tensor, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
+        """Answer one prompt per image (B, 3, height, width) in [-1, 1], greedily."""
+
+    @abstractmethod
+    def generate(self, prompts: Sequence[str], seed: int) -> Tensor:
+        """Draw one image per prompt: (B, 3, height, width) float32 in [-1, 1], the same for the same seed."""
+
+    @abstractmethod
+    def decays(self, name: str, parameter: nn.Parameter) -> bool:
+        """Whether weight decay applies to a parameter (by its name in this model) in the official recipe."""
+
+    @abstractmethod
+    def description(self) -> dict[str, Any]:
+        """What rebuilds this model, in primitives: the `config` entry of an exported folder's config.json."""
+
+    @abstractmethod
+    def official_weights(self) -> dict[str, dict[str, Tensor]]:
+        """File stem -> weights under official names and shapes: everything that inference needs."""
+
+    @abstractmethod
+    def save_tokenizer(self, folder: Path) -> None:
+        """Write the tokenizer's files into an existing folder."""
+
+    @abstractmethod
+    def set_activation_checkpointing(self, enabled: bool) -> None:
+        """Recompute activations in the backward pass instead of storing them; the numbers do not change."""

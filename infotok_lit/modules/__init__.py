@@ -1,0 +1,5 @@
+"""The LightningModule of each base model."""
+
+from infotok_lit.modules.harmon import HarmonModule
+
+__all__ = ["HarmonModule"]

@@ -1,0 +1,60 @@
+"""Reading the base model out of a training run, without its LightningModule."""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from infotok_lit.models.checkpoint import CheckpointError
+
+CHECKPOINT_KEY = "infotok_lit"
+BASE_PREFIX = "base."
+LAST = "last.ckpt"
+
+
+def find_checkpoint(source: Path) -> Path | None:
+    """The training checkpoint at `source`: itself, or the newest last.ckpt inside a run folder; None if neither."""
+    if source.is_dir():
+        found = sorted(source.rglob(LAST), key=lambda path: path.stat().st_mtime)
+        return found[-1] if found else None
+    return source if source.suffix == ".ckpt" and source.exists() and is_run_checkpoint(source) else None
+
+
+def is_run_checkpoint(path: Path) -> bool:
+    """Whether a file is a checkpoint of a run of ours (and not, say, the official kl16.ckpt)."""
+    try:
+        return CHECKPOINT_KEY in torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, TypeError):
+        return False
+
+
+def read_run(path: Path) -> dict[str, Any]:
+    """A run's checkpoint: its state dict, and under "infotok_lit" what rebuilds the model.
+
+    Raises:
+        CheckpointError: if the file is damaged or is not one of ours.
+    """
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+        raise CheckpointError(f"{path} cannot be read; it may be truncated ({str(error).splitlines()[0]})") from error
+    if not isinstance(checkpoint, dict) or CHECKPOINT_KEY not in checkpoint:
+        raise CheckpointError(f"{path} is not a checkpoint of an infotok_lit run")
+    return checkpoint
+
+
+def base_weights(checkpoint: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """The base model's part of a run's state dict, under the base model's own names."""
+    state = checkpoint["state_dict"]
+    return {name.removeprefix(BASE_PREFIX): value for name, value in state.items() if name.startswith(BASE_PREFIX)}
+
+
+def load_base_weights(base: nn.Module, path: Path) -> None:
+    """Load the base model of a run into `base`; CheckpointError says what does not fit."""
+    checkpoint = read_run(path)
+    try:
+        base.load_state_dict(base_weights(checkpoint))
+    except RuntimeError as error:
+        raise CheckpointError(f"the run in {path} holds another model than this config: {error}") from error

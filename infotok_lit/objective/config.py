@@ -1,0 +1,173 @@
+"""What the objective is made of, in primitives: the signature of these classes is the command line and its help."""
+
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+Branch = Literal["understanding", "generation"]
+Term = Literal["compactness", "sufficiency", "alignment"]
+Reduction = Literal["tokens", "mean"]
+
+INITIAL_STD_RANGE = (0.005, 1.0)
+
+
+@dataclass(frozen=True)
+class BranchWeights:
+    """Exchange rates of one branch, against one nat of rate (Eq. 10).
+
+    Args:
+        alpha: Weight of alignment, in nats of rate per nat of A. 0 switches alignment off in this branch.
+        beta: Weight of sufficiency, in nats of rate per nat of S. 0 switches sufficiency off in this branch. Below 1 a
+            token pays more for what it carries than the target gains, and the posterior collapses.
+    """
+
+    alpha: float = 10.0
+    beta: float = 10.0
+
+    def __post_init__(self) -> None:
+        for name in ("alpha", "beta"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; a weight must be 0 (off) or positive.")
+
+
+@dataclass(frozen=True)
+class ProjectionConfig:
+    """The task projection f_b (Eq. 4). The inline bottleneck uses `initial_std` only.
+
+    Args:
+        kind: `mlp` and `linear` map tokens to means and log variances; `identity` keeps the tokens as means and learns
+            the log variances only, so that the rate binds the shared tokens themselves.
+        hidden_width: Width h of the hidden layer; `mlp` only.
+        latent_width: Width d of the projected tokens; `mlp` and `linear` only (`identity` keeps the token width).
+        initial_std: Standard deviation of the posterior at the start, in units of the prior's. Narrow, so that the
+            decoders see the tokens before the noise: one that starts at the prior teaches them to ignore the tokens.
+    """
+
+    kind: Literal["mlp", "linear", "identity"] = "mlp"
+    hidden_width: int = 256
+    latent_width: int = 64
+    initial_std: float = 0.05
+
+    def __post_init__(self) -> None:
+        _refuse_unknown("projection.kind", self.kind, ("mlp", "linear", "identity"))
+        for name in ("hidden_width", "latent_width"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"projection.{name} is {getattr(self, name)}; set it to 1 or more.")
+        low, high = INITIAL_STD_RANGE
+        if not low <= self.initial_std <= high:
+            raise ValueError(f"projection.initial_std is {self.initial_std}; set it between {low} and {high}.")
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """The variational decoders p(Y | Z~) of sufficiency (Eq. 8), both small transformers.
+
+    Args:
+        width: Width of the residual stream; a multiple of 4 (two axes, sine and cosine) and of `heads`.
+        depth: Number of layers.
+        heads: Number of attention heads.
+    """
+
+    width: int = 128
+    depth: int = 2
+    heads: int = 4
+
+    def __post_init__(self) -> None:
+        for name in ("width", "depth", "heads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"decoder.{name} is {getattr(self, name)}; set it to 1 or more.")
+        if self.width % 4 or self.width % self.heads:
+            raise ValueError(f"decoder.width {self.width} must be a multiple of 4 and of decoder.heads {self.heads}.")
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """The InfoTok objective: L = L_i2t + L_t2i + weight * sum over branches of (C + beta S + alpha A).
+
+    Args:
+        terms: Which terms are on. `[]` is plain fine-tuning: no heads, no cost.
+        branches: Which branches are regularised.
+        bottleneck: `projected` (the paper) puts the noise on a projection that only training sees; `inline` puts it on
+            the tokens that the model itself consumes, whose own losses then are the sufficiency term.
+        projection: The task projections f_u, f_g.
+        decoder: The decoders of sufficiency.
+        weight: lambda of Eq. 11: task loss per nat per token (or per unit of each term's own mean).
+        understanding: alpha and beta of the understanding branch; its target is the answer text.
+        generation: alpha and beta of the generation branch; its target is the image latents, thousands of numbers
+            where an answer has a few words, hence the smaller default beta.
+        temperature: tau of the alignment term: cosine similarities are divided by it.
+        reduction: `tokens` divides every term, in nats per image, by the token count N of the full canvas, so that
+            alpha and beta are exchange rates; `mean` takes each term's mean over its own elements.
+        multiplier: How `weight` moves with the global step: `constant`, or `warmup` linearly from 0.
+        warmup_steps: Length of the warm-up in optimiser steps; 0 unless `multiplier` is `warmup`.
+    """
+
+    terms: tuple[Term, ...] = ("compactness", "sufficiency", "alignment")
+    branches: tuple[Branch, ...] = ("understanding", "generation")
+    bottleneck: Literal["projected", "inline"] = "projected"
+    projection: ProjectionConfig = field(default_factory=ProjectionConfig)
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    weight: float = 0.1
+    understanding: BranchWeights = field(default_factory=BranchWeights)
+    generation: BranchWeights = field(default_factory=lambda: BranchWeights(alpha=10.0, beta=2.0))
+    temperature: float = 0.1
+    reduction: Reduction = "tokens"
+    multiplier: Literal["constant", "warmup"] = "constant"
+    warmup_steps: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "terms", _checked_choices("terms", self.terms, get_args(Term)))
+        object.__setattr__(self, "branches", _checked_choices("branches", self.branches, get_args(Branch)))
+        _refuse_unknown("bottleneck", self.bottleneck, ("projected", "inline"))
+        _refuse_unknown("reduction", self.reduction, get_args(Reduction))
+        _refuse_unknown("multiplier", self.multiplier, ("constant", "warmup"))
+        if self.temperature <= 0:
+            raise ValueError(f"temperature is {self.temperature}; set it above 0 (0.1 is usual).")
+        if self.weight < 0:
+            raise ValueError(f"weight is {self.weight}; set it above 0, or terms to [] for plain fine-tuning.")
+        self._check_warmup()
+        if self.terms:
+            self._check_something_acts()
+
+    def _check_warmup(self) -> None:
+        if self.multiplier == "warmup" and self.warmup_steps < 1:
+            raise ValueError(f"multiplier is warmup over {self.warmup_steps} steps; set warmup_steps to 1 or more.")
+        if self.multiplier == "constant" and self.warmup_steps:
+            raise ValueError(
+                f"warmup_steps is {self.warmup_steps} but multiplier is constant; set multiplier to warmup."
+            )
+
+    def _check_something_acts(self) -> None:
+        if self.weight == 0:
+            raise ValueError("weight is 0 while terms are on; set terms to [] for plain fine-tuning.")
+        if not self.branches:
+            raise ValueError("branches is empty while terms are on; name a branch, or set terms to [].")
+        if self.bottleneck == "inline" and "compactness" not in self.terms:
+            raise ValueError("bottleneck inline is noise priced by its rate; add compactness to terms.")
+        if not any(self.active_terms(branch) for branch in self.branches):
+            raise ValueError("every term that is on has weight 0; raise alpha or beta, or set terms to [].")
+
+    def coefficient(self, branch: Branch, term: Term) -> float:
+        """The factor of a term in Eq. 10: 1 for C, beta for S, alpha for A."""
+        weights = self.understanding if branch == "understanding" else self.generation
+        return {"compactness": 1.0, "sufficiency": weights.beta, "alignment": weights.alpha}[term]
+
+    def active_terms(self, branch: Branch) -> tuple[Term, ...]:
+        """The terms that act in a branch: listed, the branch listed, and their coefficient not 0."""
+        if branch not in self.branches:
+            return ()
+        return tuple(term for term in self.terms if self.coefficient(branch, term) > 0)
+
+
+def _checked_choices(name: str, given: object, known: tuple[str, ...]) -> tuple[str, ...]:
+    if not isinstance(given, list | tuple):
+        raise ValueError(f"{name} is {given!r}; give a list out of {list(known)}.")
+    for choice in given:
+        _refuse_unknown(name, choice, known)
+    if len(set(given)) < len(given):
+        raise ValueError(f"{name} names something twice: {list(given)}; name each once.")
+    return tuple(given)
+
+
+def _refuse_unknown(name: str, choice: object, known: tuple[str, ...]) -> None:
+    if choice not in known:
+        raise ValueError(f"{name}: {choice!r} is not known; choose out of {list(known)}.")

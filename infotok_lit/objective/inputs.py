@@ -1,0 +1,63 @@
+"""What the objective reads from one branch of a unified model. It knows no model: a caller translates."""
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class BranchInputs:
+    """One branch, one batch.
+
+    B images, N shared tokens that are present, D token width, S text length, H text width, L x C image latents. The
+    canvas has `num_extra` places without a position, then a raster `grid`.
+
+    Raises:
+        ValueError: shapes that do not belong together.
+    """
+
+    tokens: Tensor
+    """(B, N, D): the shared tokens Z as they leave the encoder, without noise."""
+    token_index: Tensor
+    """(B, N) int64: the place of each token in the canvas."""
+    num_extra: int
+    grid: tuple[int, int]
+    text_ids: Tensor
+    """(B, S) int64, right-padded; anything at padding."""
+    text_mask: Tensor
+    """(B, S) bool, False at padding. A row may have no text at all."""
+    target_mask: Tensor
+    """(B, S) bool, True at answer tokens."""
+    text_key: Tensor
+    """(B,) int64: equal exactly for identical texts."""
+    text_embedding: Tensor
+    """(vocabulary, H): the LLM's input embeddings. No gradient is ever sent into them."""
+    latents: Tensor | None = None
+    """(B, L, C): what generation predicts; None for understanding."""
+    latent_grid: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.tokens.ndim != 3 or self.tokens.shape[1] == 0:
+            raise ValueError(f"tokens must be (B, N, D) with N >= 1, not {tuple(self.tokens.shape)}.")
+        texts = (self.tokens.shape[0], *self.text_ids.shape[1:])
+        expected = {
+            "token_index": self.tokens.shape[:2],
+            "text_ids": texts,
+            "text_mask": texts,
+            "target_mask": texts,
+            "text_key": self.tokens.shape[:1],
+        }
+        for name, shape in expected.items():
+            if getattr(self, name).shape != shape:
+                raise ValueError(f"{name} must have shape {tuple(shape)}, not {tuple(getattr(self, name).shape)}.")
+
+    @property
+    def num_places(self) -> int:
+        """N of the objective: the tokens of the full canvas, present or not."""
+        return self.num_extra + self.grid[0] * self.grid[1]
+
+    def embedded_text(self) -> Tensor:
+        """(B, S, H) float32: the detached embeddings of the text; those of id 0 at padding."""
+        ids = self.text_ids.masked_fill(~self.text_mask, 0)
+        return F.embedding(ids, self.text_embedding.detach()).float()

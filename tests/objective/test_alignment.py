@@ -1,0 +1,104 @@
+"""InfoNCE against a double loop, and against mutual information that is known."""
+
+import math
+
+import pytest
+import torch
+
+from infotok_lit.objective.alignment import Alignment, info_nce
+
+
+def loop_info_nce(similarity, keys, present):
+    """Eq. 9 written out: (A, log K) per row; rows and columns are the same batch."""
+    results = []
+    for i in range(len(keys)):
+        others = [j for j in range(len(keys)) if j != i and present[j] and keys[j] != keys[i]]
+        if not present[i]:
+            results.append((0.0, 0.0))
+            continue
+        total = math.exp(similarity[i][i]) + sum(math.exp(similarity[i][j]) for j in others)
+        results.append((-math.log(math.exp(similarity[i][i]) / total), math.log(1 + len(others))))
+    return torch.tensor(results)
+
+
+def align(inputs, keys, latent_width=8, temperature=0.2, present=None):
+    """The head's contrast, and the same from a loop over plain cosine similarities."""
+    torch.manual_seed(1)
+    head = Alignment(inputs.text_embedding.shape[1], latent_width, temperature)
+    mean = torch.randn(len(keys), 4, latent_width)
+    present = [True] * len(keys) if present is None else present
+    inputs.text_key.copy_(torch.tensor(keys))
+    first = [keys.index(key) for key in keys]
+    inputs.text_ids.copy_(inputs.text_ids[first])
+    inputs.text_mask.copy_(inputs.text_mask[first])
+    inputs.text_mask[[i for i, there in enumerate(present) if not there]] = False
+    images = [row.mean(0) for row in mean]
+    texts = []
+    for ids, mask in zip(inputs.text_ids, inputs.text_mask, strict=True):
+        words = [inputs.text_embedding[word] for word, there in zip(ids, mask, strict=True) if there]
+        texts.append(head.text_map(sum(words, torch.zeros(12)) / max(len(words), 1)))
+    cosine = [[torch.cosine_similarity(a, b, dim=0).item() / temperature for b in texts] for a in images]
+    return head(mean, inputs), loop_info_nce(cosine, keys, present)
+
+
+@pytest.mark.parametrize("keys", [[0, 1, 2, 3, 4, 5], [0, 1, 0, 2, 1, 0], [7, 7, 7, 7, 7, 7]])
+def test_equals_a_double_loop(make_inputs, keys):
+    contrast, expected = align(make_inputs(batch=6), keys)
+    torch.testing.assert_close(torch.stack([contrast.nats, contrast.log_k], 1), expected, rtol=1e-4, atol=1e-5)
+    assert (contrast.nats >= 0).all()
+    assert (contrast.bound <= contrast.log_k + 1e-6).all()
+
+
+def test_images_without_text_are_neither_anchors_nor_candidates(make_inputs):
+    present = [True, False, True, True, False, True]
+    contrast, expected = align(make_inputs(batch=6), [0, 9, 1, 0, 9, 2], present=present)
+    torch.testing.assert_close(torch.stack([contrast.nats, contrast.log_k], 1), expected, rtol=1e-4, atol=1e-5)
+    assert contrast.paired.tolist() == present
+    assert contrast.term().elements == 4
+
+
+def test_without_negatives_there_is_nothing_to_learn(make_inputs):
+    inputs = make_inputs(batch=3)
+    head = Alignment(12, 8, 0.1)
+    inputs.text_key.fill_(5)
+    mean = torch.randn(3, 4, 8, requires_grad=True)
+    contrast = head(mean, inputs)
+    contrast.nats.sum().backward()
+    assert torch.equal(contrast.nats, torch.zeros(3)) and torch.equal(contrast.log_k, torch.zeros(3))
+    assert torch.equal(mean.grad, torch.zeros_like(mean))
+
+
+def test_bound_equals_log_k_minus_a_when_no_text_occurs_twice(make_inputs):
+    contrast, _ = align(make_inputs(batch=6), list(range(6)))
+    torch.testing.assert_close(contrast.bound, contrast.log_k - contrast.nats)
+
+
+def test_the_embedding_table_receives_no_gradient(make_inputs):
+    inputs = make_inputs()
+    inputs.text_embedding.requires_grad_()
+    head = Alignment(12, 8, 0.1)
+    head(torch.randn(3, 4, 8), inputs).nats.sum().backward()
+    assert inputs.text_embedding.grad is None and head.text_map.weight.grad is not None
+
+
+def ideal_bound(num_texts: int, batch: int):
+    """The contrast of a critic that knows p(T | Z) exactly, where Z tells which of `num_texts` equally likely texts."""
+    text = torch.randint(num_texts, (batch,))
+    same = text[:, None] == text
+    similarity = torch.where(same, 0.0, -100.0)
+    return info_nce(similarity, torch.arange(batch), same, torch.ones(batch, dtype=torch.bool))
+
+
+@pytest.mark.parametrize(("num_texts", "batch"), [(2, 32), (4, 64), (50, 64)])
+def test_bound_never_exceeds_the_known_mutual_information(num_texts, batch):
+    torch.manual_seed(0)
+    bounds = torch.stack([ideal_bound(num_texts, batch).bound.mean() for _ in range(200)])
+    error = bounds.std() / len(bounds) ** 0.5
+    assert bounds.mean() <= math.log(num_texts) + 3 * error
+    assert bounds.mean() > 0.8 * math.log(min(num_texts, batch))
+
+
+def test_log_k_minus_a_would_exceed_it_when_texts_repeat():
+    torch.manual_seed(0)
+    contrast = ideal_bound(num_texts=4, batch=64)
+    assert (contrast.log_k - contrast.nats).mean() > math.log(4) + 1

@@ -1,0 +1,127 @@
+"""Two ranks with half the batch each give the numbers and gradients of one process with the whole batch."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as multiprocessing
+
+from infotok_lit.objective.config import DecoderConfig, ObjectiveConfig, ProjectionConfig
+from infotok_lit.objective.distributed import gather_rows, global_mean
+from infotok_lit.objective.infotok import InfoTok
+from infotok_lit.objective.inputs import BranchInputs
+
+BRANCHES = ("understanding", "generation")
+REDUCTIONS = ("tokens", "mean")
+ROWS = ("tokens", "token_index", "text_ids", "text_mask", "target_mask", "text_key", "latents")
+
+
+def build(reduction: str) -> InfoTok:
+    torch.manual_seed(0)
+    small = {"projection": ProjectionConfig(hidden_width=8, latent_width=6), "decoder": DecoderConfig(16, 1, 2)}
+    return InfoTok(ObjectiveConfig(reduction=reduction, **small), 16, 5, 12, num_extra=2)
+
+
+def rows(inputs: BranchInputs, chosen: slice) -> BranchInputs:
+    parts = {name: getattr(inputs, name)[chosen].detach() for name in ROWS}
+    parts["tokens"].requires_grad_()
+    return replace(inputs, **parts)
+
+
+def gradients(inputs: BranchInputs, noise: torch.Tensor) -> dict:
+    """Reports, and gradients of parameters and tokens, for both reductions and branches."""
+    result = {}
+    for reduction in REDUCTIONS:
+        infotok = build(reduction)
+        for branch in BRANCHES:
+            infotok.zero_grad()
+            own = rows(inputs, slice(None))
+            objective = infotok(branch, own, step=0, noise=noise)
+            objective.loss.backward()
+            grads = {name: p.grad.clone() for name, p in infotok.named_parameters() if p.grad is not None}
+            result[reduction, branch] = (objective.report, grads, own.tokens.grad)
+    return result
+
+
+def one_rank(rank: int, folder: str, inputs: BranchInputs, noise: torch.Tensor) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    half = slice(3 * rank, 3 * rank + 3)
+    result = gradients(rows(inputs, half), noise[half])
+    for _, grads, _ in result.values():
+        for gradient in grads.values():
+            dist.all_reduce(gradient)
+            gradient /= 2
+    share = global_mean(torch.tensor([1.0, 5.0])[rank], (rank + 1) * 2)
+    try:
+        gather_rows(torch.zeros(rank + 1, 2))
+        refusal = ""
+    except ValueError as error:
+        refusal = str(error)
+    torch.save((result, share, refusal), Path(folder) / f"rank{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def whole() -> tuple[BranchInputs, torch.Tensor]:
+    """Six images; answers of unequal number per rank, and one text that both ranks hold."""
+    random = torch.Generator().manual_seed(3)
+    text_mask = torch.ones(6, 4, dtype=torch.bool)
+    text_mask[4:, 2:] = False
+    target_mask = text_mask.clone()
+    target_mask[:, 0] = False
+    target_mask[5] = False
+    ids = torch.randint(20, (6, 4), generator=random)
+    ids[3] = ids[1]
+    inputs = BranchInputs(
+        tokens=torch.randn(6, 4, 16, generator=random),
+        token_index=torch.arange(4).repeat(6, 1),
+        num_extra=2,
+        grid=(2, 3),
+        text_ids=ids,
+        text_mask=text_mask,
+        target_mask=target_mask,
+        text_key=torch.tensor([0, 1, 2, 1, 4, 5]),
+        text_embedding=torch.randn(20, 12, generator=random),
+        latents=torch.randn(6, 6, 5, generator=random),
+        latent_grid=(2, 3),
+    )
+    return inputs, torch.randn(6, 4, 6, generator=random)
+
+
+@pytest.fixture(scope="module")
+def ranks(whole, tmp_path_factory) -> list:
+    folder = tmp_path_factory.mktemp("ranks")
+    multiprocessing.spawn(one_rank, args=(str(folder), *whole), nprocs=2)
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("branch", BRANCHES)
+def test_two_halves_equal_one_whole(reduction, branch, whole, ranks):
+    report, grads, token_gradient = gradients(*whole)[reduction, branch]
+    halves = [result[reduction, branch] for result, _, _ in ranks]
+    for half_report, half_grads, _ in halves:
+        torch.testing.assert_close(half_report, report, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(half_grads, grads, rtol=1e-4, atol=1e-6)
+    # The encoder's gradient is averaged over ranks later, hence the half.
+    both = torch.cat([half_token_gradient for _, _, half_token_gradient in halves]) / 2
+    torch.testing.assert_close(both, token_gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_the_text_that_both_ranks_hold_is_no_negative(ranks):
+    log_k = ranks[0][0]["tokens", "understanding"][0]["alignment_log_k"]
+    expected = torch.tensor([6.0, 5.0, 6.0, 5.0, 6.0, 6.0]).log().mean()
+    torch.testing.assert_close(log_k, expected)
+
+
+def test_average_of_shares_is_the_mean_over_all_elements(ranks):
+    average = sum(share for _, share, _ in ranks) / 2
+    torch.testing.assert_close(average.item(), (1.0 + 5.0) / (2 + 4))
+
+
+def test_unequal_batches_are_refused_on_both_ranks(ranks):
+    for _, _, refusal in ranks:
+        assert refusal == "Alignment needs equal batches on all ranks, not [1, 2]; drop the last, partial batch."

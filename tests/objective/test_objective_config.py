@@ -1,0 +1,68 @@
+"""Nonsense is refused, with the mend in the sentence."""
+
+import pytest
+
+from infotok_lit.objective.config import BranchWeights, DecoderConfig, ObjectiveConfig, ProjectionConfig
+
+REFUSED = {
+    "unknown term": (lambda: ObjectiveConfig(terms=("compaction",)), "'compaction' is not known; choose out of"),
+    "duplicate term": (lambda: ObjectiveConfig(terms=("alignment", "alignment")), "name each once"),
+    "terms as a string": (lambda: ObjectiveConfig(terms="compactness"), "give a list out of"),
+    "unknown branch": (lambda: ObjectiveConfig(branches=("both",)), "'both' is not known"),
+    "no branch": (lambda: ObjectiveConfig(branches=()), r"name a branch, or set terms to \[\]"),
+    "unknown bottleneck": (lambda: ObjectiveConfig(bottleneck="outline"), "'outline' is not known"),
+    "unknown reduction": (lambda: ObjectiveConfig(reduction="sum"), "'sum' is not known"),
+    "unknown multiplier": (lambda: ObjectiveConfig(multiplier="cosine"), "'cosine' is not known"),
+    "inline without its price": (
+        lambda: ObjectiveConfig(terms=("alignment",), bottleneck="inline"),
+        "add compactness to terms",
+    ),
+    "negative weight": (lambda: ObjectiveConfig(weight=-1.0), "set it above 0"),
+    "terms without weight": (lambda: ObjectiveConfig(weight=0.0), r"set terms to \[\]"),
+    "cold": (lambda: ObjectiveConfig(temperature=0.0), "set it above 0"),
+    "warm-up of no length": (lambda: ObjectiveConfig(multiplier="warmup"), "set warmup_steps to 1 or more"),
+    "warm-up that is not used": (lambda: ObjectiveConfig(warmup_steps=10), "set multiplier to warmup"),
+    "every term off": (
+        lambda: ObjectiveConfig(
+            terms=("alignment",), understanding=BranchWeights(alpha=0), generation=BranchWeights(alpha=0)
+        ),
+        "raise alpha or beta",
+    ),
+    "negative alpha": (lambda: BranchWeights(alpha=-0.1), "alpha is -0.1"),
+    "negative beta": (lambda: BranchWeights(beta=-0.1), "beta is -0.1"),
+    "unknown projection": (lambda: ProjectionConfig(kind="conv"), "'conv' is not known"),
+    "no latent width": (lambda: ProjectionConfig(latent_width=0), "set it to 1 or more"),
+    "no initial noise": (lambda: ProjectionConfig(initial_std=0.0), "set it between 0.005 and 1.0"),
+    "heads do not divide": (lambda: DecoderConfig(width=20, heads=8), "must be a multiple of 4 and of decoder.heads"),
+    "width not of two axes": (lambda: DecoderConfig(width=18, heads=2), "must be a multiple of 4"),
+    "no layer": (lambda: DecoderConfig(depth=0), "set it to 1 or more"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused(case):
+    build, message = REFUSED[case]
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+def test_lists_as_yaml_gives_them_are_accepted():
+    config = ObjectiveConfig(terms=["compactness", "sufficiency"], branches=["generation"])
+    assert config == ObjectiveConfig(terms=("compactness", "sufficiency"), branches=("generation",))
+
+
+def test_plain_fine_tuning_needs_nothing_else():
+    assert ObjectiveConfig(terms=[]).active_terms("understanding") == ()
+    assert ObjectiveConfig(terms=[], branches=[], weight=0.0).active_terms("generation") == ()
+
+
+def test_a_weight_of_zero_switches_a_term_off_in_its_branch_only():
+    config = ObjectiveConfig(understanding=BranchWeights(alpha=0.0, beta=3.0))
+    assert config.active_terms("understanding") == ("compactness", "sufficiency")
+    assert config.active_terms("generation") == ("compactness", "sufficiency", "alignment")
+
+
+def test_terms_are_weighted_as_in_equation_10():
+    config = ObjectiveConfig(understanding=BranchWeights(alpha=2.0, beta=3.0), generation=BranchWeights(4.0, 5.0))
+    assert [config.coefficient("understanding", t) for t in config.terms] == [1.0, 3.0, 2.0]
+    assert [config.coefficient("generation", t) for t in config.terms] == [1.0, 5.0, 4.0]

@@ -1,0 +1,89 @@
+import numpy as np
+import pytest
+import torch
+
+from infotok_lit.data.scenes import Scenes
+from infotok_lit.metrics.scene_scores import QAExactMatch, SceneScore, drawing_chance
+
+
+def batch(indices: range, **arguments) -> tuple[torch.Tensor, list[str]]:
+    source = Scenes(**arguments)
+    samples = [source.sample("generation", index) for index in indices]
+    pixels = torch.from_numpy(np.stack([np.array(sample.image) for sample in samples]))
+    return pixels.permute(0, 3, 1, 2).float() / 127.5 - 1, [sample.caption for sample in samples]
+
+
+def test_ground_truth_scores_one_and_blank_images_zero():
+    images, captions = batch(range(60))
+    metric = SceneScore()
+    metric.update(images, captions)
+    scores = metric.compute()
+    assert len(scores) == 7 and all(value == 1 for value in scores.values())
+    metric.reset()
+    metric.update(torch.zeros_like(images), captions)
+    assert all(value == 0 for value in metric.compute().values())
+
+
+def test_overall_is_the_mean_of_the_categories_that_occurred():
+    red_circle, _ = batch(range(1), categories=("colors",))
+    circles = Scenes(categories=("colors",)).draw("generation", 0)[0].objects
+    colour, shape = circles[0].colour, circles[0].shape
+    other = "cross" if shape != "cross" else "circle"
+    metric = SceneScore("scenes32")
+    metric.update(red_circle.repeat(4, 1, 1, 1), [f"a {shape}", f"a {shape}", f"a {shape}", f"a {other}"])
+    metric.update(red_circle, [f"a {other} and a {shape}"])
+    metric.update(red_circle, [f"a {colour} {shape}"])
+    scores = {name: float(value) for name, value in metric.compute().items()}
+    # A mean over images would give 4/6.
+    assert scores == pytest.approx({"single_object": 0.75, "two_objects": 0, "colors": 1, "overall": 1.75 / 3})
+
+
+def test_scene_score_refuses_what_it_cannot_judge():
+    images, captions = batch(range(2))
+    with pytest.raises(ValueError, match="grammar"):
+        SceneScore().update(images, ["a dog", captions[1]])
+    with pytest.raises(ValueError, match="equally many"):
+        SceneScore().update(images, captions[:1])
+    with pytest.raises(ValueError, match="spec"):
+        SceneScore("scenes128")
+
+
+def test_answers_by_hand():
+    metric = QAExactMatch()
+    metric.update(
+        [" Yes", "no", "yes", "two", "a dog"],
+        ["yes", "yes", "no", "two", "a cat"],
+        ["is there a red circle?"] * 3 + ["how many circles are there?", "who is it?"],
+    )
+    metric.update(["no"], ["yes"], ["is the red circle left of the blue square?"])
+    scores = {name: float(value) for name, value in metric.compute().items()}
+    expected = {"existence": 1 / 3, "counting": 1, "relation": 0, "other": 0, "overall": 2 / 6}
+    # Always the most frequent answer: 2 of 3 existence questions, and the single one of the three other kinds.
+    assert scores == pytest.approx(expected | {"chance": 5 / 6})
+    with pytest.raises(ValueError, match="equally many"):
+        metric.update(["yes"], ["yes", "no"], ["is there a red circle?"])
+
+
+def test_all_states_add_up_across_processes():
+    questions = ["is there a red circle?", "describe the image.", "is the red circle large or small?"]
+    parts = [(["yes", "x", "large"], ["yes", "y", "small"]), (["no", "x", "small"], ["yes", "x", "small"])]
+    whole, summed = QAExactMatch(), QAExactMatch()
+    for predictions, answers in parts:
+        part = QAExactMatch()
+        part.update(predictions, answers, questions)
+        whole.update(predictions, answers, questions)
+        summed.correct += part.correct
+        summed.answer_counts += part.answer_counts
+    summed._update_count = 1
+    assert summed.compute() == whole.compute()
+    for metric in (whole, SceneScore()):
+        assert all(reduce is not None and reduce.__name__ == "dim_zero_sum" for reduce in metric._reductions.values())
+
+
+def test_chance_of_drawing_lies_where_counting_puts_it():
+    chance = drawing_chance("scenes32", num_scenes=300, seed=0)
+    # Asked for two coloured objects in a relation, an unrelated scene fits in about one case of 300.
+    assert chance["position"] < 0.05 and chance["color_attribution"] < 0.05
+    # Asked for one shape out of four, a scene of one to four objects fits in a quarter to two thirds of cases.
+    assert 0.2 < chance["single_object"] < 0.67
+    assert chance["overall"] == pytest.approx(np.mean([v for k, v in chance.items() if k != "overall"]))

@@ -1,0 +1,114 @@
+import hashlib
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from infotok_lit.data.scenes import CATEGORIES, QUESTION_KINDS, SPECS, Scenes, parse_caption, question_kind
+from infotok_lit.data.scenes.spec import HELD_OUT_COMBINATIONS, HELD_OUT_PLACEMENTS
+
+HERE = Path(__file__).resolve().parent
+SPLIT_NAMES = ("train", "val", "held_out")
+BRANCHES = ("understanding", "generation")
+
+
+def digest(source: Scenes, branch: str, index: int) -> str:
+    sample = source.sample(branch, index, np.random.default_rng(index))
+    text = sample.caption if branch == "generation" else f"{sample.question}|{sample.answer}"
+    return hashlib.sha256(sample.image.tobytes() + text.encode() + sample.name.encode()).hexdigest()
+
+
+@pytest.mark.parametrize("spec", sorted(SPECS))
+def test_samples_are_the_same_in_another_process_and_order(spec):
+    script = (
+        f"import sys; sys.path[:0] = {[str(HERE), str(HERE.parents[1])]!r}; from test_source import Scenes, digest;"
+        f"source = Scenes({spec!r}, 'val', seed=3);"
+        "print(*[digest(source, b, i) for b in ('understanding', 'generation') for i in reversed(range(12))])"
+    )
+    there = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
+    source = Scenes(spec, "val", seed=3)
+    here = [digest(source, branch, index) for branch in BRANCHES for index in range(12)]
+    assert there == here[:12][::-1] + here[12:][::-1]
+    assert len(set(here)) == 24
+
+
+def test_rng_seed_and_split_have_their_documented_effect():
+    first = Scenes(seed=0).sample("generation", 5, np.random.default_rng(0))
+    again = Scenes(seed=0).sample("generation", 5, np.random.default_rng(99))
+    assert first.image.tobytes() == again.image.tobytes() and first.caption == again.caption
+    others = [Scenes(seed=1), Scenes(split="val"), Scenes(split="held_out")]
+    images = {source.sample("generation", 5).image.tobytes() for source in others}
+    assert first.image.tobytes() not in images and len(images) == 3
+    assert first.name == "scenes32/train/generation/5"
+    assert (first.crop_offset, first.drop_prompt, first.image.mode) == (0.5, False, "RGB")
+
+
+@pytest.mark.parametrize("spec", sorted(SPECS))
+@pytest.mark.parametrize("split", SPLIT_NAMES)
+def test_held_out_things_occur_exactly_in_the_held_out_split(spec, split):
+    rows = {2: ["top", "bottom"], 3: ["top", "middle", "bottom"]}[SPECS[spec].cells]
+    columns = {2: ["left", "right"], 3: ["left", "middle", "right"]}[SPECS[spec].cells]
+    source = Scenes(spec, split)
+    for branch in BRANCHES:
+        for index in range(400):
+            scene, text, answer = source.draw(branch, index)
+            shown = {(o.colour, o.shape) for o in scene.objects} & HELD_OUT_COMBINATIONS
+            placed = {(o.shape, f"{rows[o.cell[0]]} {columns[o.cell[1]]}") for o in scene.objects}
+            assert bool(shown or placed & HELD_OUT_PLACEMENTS) == (split == "held_out")
+            named = any(f"{colour} {shape}" in f"{text} {answer}" for colour, shape in HELD_OUT_COMBINATIONS)
+            if split != "held_out":
+                assert not named
+            elif branch == "generation" and parse_caption(text).objects[0].colour is not None:
+                assert named
+
+
+def test_every_shape_and_colour_and_place_is_seen_in_training():
+    objects = [o for index in range(500) for o in Scenes().draw("understanding", index)[0].objects]
+    assert len({(o.colour, o.shape) for o in objects}) == 24 - len(HELD_OUT_COMBINATIONS)
+    assert len({(o.shape, o.cell) for o in objects}) == 16 - len(HELD_OUT_PLACEMENTS)
+
+
+def test_categories_and_kinds_are_equally_likely_and_can_be_chosen():
+    source = Scenes()
+    categories = [parse_caption(source.draw("generation", i)[1]).category for i in range(1200)]
+    kinds = [question_kind(source.draw("understanding", i)[1]) for i in range(1200)]
+    for drawn, known in ((categories, CATEGORIES), (kinds, QUESTION_KINDS)):
+        assert set(drawn) == set(known)
+        assert all(abs(drawn.count(name) - 200) < 60 for name in known)  # 4.6 standard deviations
+    narrow = Scenes(categories=("counting",), question_kinds=("size",))
+    assert {parse_caption(narrow.draw("generation", i)[1]).category for i in range(20)} == {"counting"}
+    assert {question_kind(narrow.draw("understanding", i)[1]) for i in range(20)} == {"size"}
+
+
+def test_texture_and_jitter_are_parameters():
+    flat = np.array(Scenes(texture=0.0, jitter=0.0).sample("generation", 0).image).astype(int)
+    strong = np.array(Scenes(texture=1.0, jitter=0.0).sample("generation", 0).image).astype(int)
+    grey = (flat == 128).all(axis=2)
+    assert grey.mean() > 0.3
+    assert strong[grey].std() > 25 and (np.ptp(strong[grey], axis=1) == 0).all()
+    scene, _, _ = Scenes(jitter=0.0).draw("generation", 0)
+    assert all(centre in (8.0, 24.0) for item in scene.objects for centre in item.centre)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"spec": "scenes16"}, "spec"),
+        ({"split": "test"}, "split"),
+        ({"texture": 1.5}, "texture"),
+        ({"jitter": 3.0}, "jitter"),
+        ({"categories": ("style",)}, "categories"),
+        ({"question_kinds": ()}, "question_kinds"),
+        ({"seed": -1}, "seed"),
+    ],
+)
+def test_wrong_arguments_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Scenes(**arguments)
+
+
+def test_index_out_of_range():
+    with pytest.raises(IndexError):
+        Scenes(num_samples=10).sample("generation", 10)

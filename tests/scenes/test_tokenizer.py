@@ -1,0 +1,61 @@
+from pathlib import Path
+
+import pytest
+from transformers import AutoTokenizer
+
+import infotok_lit
+from infotok_lit.data.scenes import Scenes
+from infotok_lit.data.scenes.build_tokenizer import save_tokenizer
+
+FOLDER = Path(infotok_lit.__file__).parent / "assets" / "scenes_tokenizer"
+PROMPT = "<|im_start|>user\nGenerate an image: a red circle left of a blue square<|im_end|>\n<|im_start|>assistant\n"
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return AutoTokenizer.from_pretrained(FOLDER)
+
+
+def test_rebuilding_gives_the_shipped_files(tmp_path):
+    save_tokenizer(tmp_path)
+    assert {path.name for path in FOLDER.iterdir()} == {"tokenizer.json", "tokenizer_config.json"}
+    for path in FOLDER.iterdir():
+        assert (tmp_path / path.name).read_text() == path.read_text()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "naïve 😀👩‍🚀 日本\n\n\ttabs  and   spaces ",
+        "a user\nsays 12,5% no!",
+        "Generate an image.",
+        PROMPT,
+        "\x00\x7f",
+    ],
+)
+def test_any_text_survives_the_round_trip(tokenizer, text):
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_special_tokens(tokenizer):
+    assert (tokenizer.eos_token, tokenizer.pad_token) == ("<|im_end|>", "<|endoftext|>")
+    for token in ("<|im_start|>", "<|im_end|>", "<|endoftext|>"):
+        assert len(tokenizer.encode(token)) == 1
+    assert tokenizer.decode(tokenizer.encode(PROMPT), skip_special_tokens=True).startswith("user\nGenerate an image:")
+    assert len(tokenizer) < 512
+
+
+def test_a_prompt_is_short(tokenizer):
+    assert len(tokenizer.encode(PROMPT)) <= 16
+
+
+def test_every_word_of_the_grammar_is_one_token(tokenizer):
+    for spec in ("scenes32", "scenes64"):
+        source = Scenes(spec, "held_out")
+        for index in range(300):
+            _, caption, _ = source.draw("generation", index)
+            assert len(tokenizer.encode(f" {caption}")) == len(caption.split())
+            _, question, answer = source.draw("understanding", index)
+            assert len(tokenizer.encode(f"\n{question}")) == len(question.split()) + 1  # the closing sign
+            assert len(tokenizer.encode(answer)) == len(answer.split())
