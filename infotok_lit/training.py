@@ -1,5 +1,6 @@
 """`fit` and `validate`: LightningCLI over our modules and data."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,8 @@ def main(argv: Sequence[str]) -> int:
     arguments = list(argv)
     if not any(argument.startswith(("--config", "-c")) for argument in arguments):
         arguments[1:1] = ["--config", str(QUICKSTART_CONFIG)]
+    # The arguments are this process's own: Lightning warns because it cannot know.
+    warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended")
     InfoTokCLI(
         InfoTokModule,
         UnifiedDataModule,

@@ -1,15 +1,17 @@
 """Draws the validation captions: a grid to look at and, for Scenes, a score."""
 
+from functools import cached_property
 from typing import Any, Literal
 
 import lightning.pytorch as pl
 import numpy as np
 
 from infotok_lit.callbacks.pictures import captioned_grid, publish, to_uint8
-from infotok_lit.metrics.scene_scores import SceneScore
+from infotok_lit.metrics.scene_scores import SceneScore, drawing_chance
 from infotok_lit.modules.infotok_module import BRANCHES
 
 GENERATION = BRANCHES.index("generation")
+CHANCE_SCENES = 300
 
 
 class Drawings(pl.Callback):
@@ -37,6 +39,11 @@ class Drawings(pl.Callback):
         self.metric = None if score is None else SceneScore(score)
         self._drawn: list[np.ndarray] = []
         self._captions: list[str] = []
+
+    @cached_property
+    def _chance(self) -> float:
+        """What perfect images that ignore their captions would score."""
+        return drawing_chance(self.metric.spec, CHANCE_SCENES)["overall"]
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Forget the last validation's images."""
@@ -68,6 +75,7 @@ class Drawings(pl.Callback):
         """Log the scores over all processes, and this process's grid."""
         if self.metric is not None:
             scores = self.metric.compute()
+            scores["chance"] = self._chance
             pl_module.log_dict({f"val/generation/score/{name}": value for name, value in scores.items()})
         if trainer.is_global_zero and self._drawn:
             grid = captioned_grid(self._drawn[: self.shown], self._captions[: self.shown])

@@ -12,13 +12,27 @@ from infotok_lit.models.folder import read_config
 from infotok_lit.models.unified import UnifiedModel
 
 FAMILIES = {"harmon": "infotok_lit.models.harmon.loading"}
-"""Family -> the module that has `from_folder(folder)` and `rebuild(config, tokenizer, state)`."""
+"""Family -> the module that has `from_folder`, `from_official` and `rebuild`, as below but for the family."""
 
 
 def load_folder(folder: Path) -> UnifiedModel:
     """The model in an exported folder, in evaluation mode."""
     family, _ = read_config(folder)
     return _family(family).from_folder(folder)
+
+
+def load_official(
+    family: str, weights: Path, size: str, autoencoder: Path | None = None, tokenizer: str | None = None
+) -> UnifiedModel:
+    """The model in an official checkpoint, in evaluation mode.
+
+    Args:
+        weights: a file, or a folder with safetensors.
+        size: which of the family's official sizes it is.
+        autoencoder: the image autoencoder's own file, where `weights` does not hold it.
+        tokenizer: a folder or a hub name; default: that of the checkpoint folder, or of the size.
+    """
+    return _family(family).from_official(weights, size, autoencoder, tokenizer)
 
 
 def rebuild(family: str, config: dict[str, Any], tokenizer: str, state: dict[str, Tensor]) -> UnifiedModel:

@@ -12,6 +12,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
+from torchmetrics import MeanMetric
 
 from infotok_lit.metrics.scene_scores import QAExactMatch
 from infotok_lit.models.unified import Batch, BranchOutput, TokenLayout, UnifiedModel
@@ -87,6 +88,7 @@ class InfoTokModule(pl.LightningModule, ABC):
         self.frozen = tuple(freeze)
         self.activation_checkpointing = activation_checkpointing
         self.answer_tokens = answer_tokens
+        self.validation_means: dict[str, MeanMetric] = {}
         self._collapse_reported: set[Branch] = set()
         self._token_gradients: dict[str, Tensor] = {}
 
@@ -106,14 +108,18 @@ class InfoTokModule(pl.LightningModule, ABC):
         freeze(self.base, self.frozen)
         if self.activation_checkpointing:
             self.base.set_activation_checkpointing(True)
-        self.infotok = InfoTok(
-            self.objective_config,
+        self.infotok = self.build_heads(self.objective_config)
+        self.answer_score = QAExactMatch()
+
+    def build_heads(self, objective: ObjectiveConfig) -> InfoTok:
+        """Fresh training-only heads for the base model."""
+        return InfoTok(
+            objective,
             token_width=self.base.token_width,
             latent_channels=self.base.latent_width,
             text_width=self.base.text_width,
             num_extra=self.base.num_extra,
         )
-        self.answer_score = QAExactMatch()
 
     # One step
 
@@ -129,7 +135,7 @@ class InfoTokModule(pl.LightningModule, ABC):
     def training_step(self, batch: Mapping[Branch, Batch], batch_idx: int) -> Tensor:
         """L = L_i2t + L_t2i + lambda (L_u + L_g), Eq. 11."""
         results = {branch: self.run_branch(branch, batch[branch]) for branch in BRANCHES}
-        parts = self._weighted_parts(results)
+        parts = self.loss_parts(results)
         check_finite_losses(parts, batch, self.trainer)
         total = torch.stack(list(parts.values())).sum()
         self.log("train/loss", total.detach(), prog_bar=True)
@@ -138,7 +144,7 @@ class InfoTokModule(pl.LightningModule, ABC):
                 self._log_branch(branch, result)
         return total
 
-    def _weighted_parts(self, results: Mapping[Branch, BranchResult]) -> dict[str, Tensor]:
+    def loss_parts(self, results: Mapping[Branch, BranchResult]) -> dict[str, Tensor]:
         """Every summand of the total loss under a name."""
         parts = {}
         for branch, result in results.items():
@@ -185,13 +191,9 @@ class InfoTokModule(pl.LightningModule, ABC):
         branch = BRANCHES[dataloader_idx]
         with isolated_rng(batch_idx, self.device):
             result = self.run_branch(branch, batch)
-        numbers = {"loss": result.task_loss, **result.objective.report}
-        self.log_dict(
-            {f"val/{branch}/{name}": value for name, value in numbers.items()},
-            batch_size=len(batch.names),
-            sync_dist=True,
-            add_dataloader_idx=False,
-        )
+        for name, value in {"loss": result.task_loss, **result.objective.report}.items():
+            mean = self.validation_means.setdefault(f"val/{branch}/{name}", MeanMetric().to(self.device))
+            mean.update(value, weight=len(batch.names))
         if branch == "generation":
             return None
         answers = self.base.describe(batch.pixel_values, batch.questions, self.answer_tokens)
@@ -199,7 +201,10 @@ class InfoTokModule(pl.LightningModule, ABC):
         return Reading(answers, result.objective.token_rates, result.output.layout)
 
     def on_validation_epoch_end(self) -> None:
-        """Exact match of the answers, over all ranks."""
+        """Log the means over all batches and ranks, and the exact match of the answers."""
+        # Logged here, not in each step: Lightning drops what a step logs while it checks sanity, our "before".
+        self.log_dict({name: mean.compute() for name, mean in self.validation_means.items()})
+        self.validation_means.clear()
         scores = self.answer_score.compute()
         self.log_dict({f"val/understanding/answers/{name}": value for name, value in scores.items()})
         self.answer_score.reset()

@@ -1,6 +1,10 @@
 """A processor, a model and sources small enough to see through."""
 
+import io
+import json
+import tarfile
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -8,6 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from PIL import Image
 from torch import Tensor, nn
 
+from infotok_lit.data.datamodule import UnifiedDataModule
 from infotok_lit.data.sample import (
     Branch,
     BrokenSampleError,
@@ -115,3 +120,31 @@ def make_trainer(folder: str, **settings) -> Trainer:
         enable_checkpointing=False,
         **settings,
     )
+
+
+def data(length: int = 11, **settings) -> UnifiedDataModule:
+    sizes = {"understanding_batch_size": 3, "generation_batch_size": 4}
+    return UnifiedDataModule(Numbers(length), **(sizes | settings))
+
+
+def fit(folder: Path, module: UnifiedDataModule, resume: str | None = None, **settings) -> Recorder:
+    recorder = Recorder()
+    torch.manual_seed(0)
+    settings = {"check_val_every_n_epoch": None, "val_check_interval": 2} | settings
+    trainer = make_trainer(str(folder), **settings)
+    trainer.fit(recorder, datamodule=module, ckpt_path=resume, weights_only=True)
+    trainer.save_checkpoint(folder / "end.ckpt")
+    return recorder
+
+
+def as_shard(folder: Path) -> Path:
+    with tarfile.open(folder / "photos.tar", "w") as tar:
+        for row in json.loads((folder / "annotations.json").read_text()):
+            image = folder / row["image"]
+            if image.exists():
+                content = json.dumps(row).encode()
+                info = tarfile.TarInfo(image.stem + ".json")
+                info.size = len(content)
+                tar.add(image, image.name)
+                tar.addfile(info, io.BytesIO(content))
+    return folder / "photos.tar"

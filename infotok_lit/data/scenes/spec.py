@@ -80,7 +80,7 @@ class SceneSpec:
 
 
 SPECS: dict[str, SceneSpec] = {
-    "scenes32": SceneSpec(),
+    "scenes32": SceneSpec(jitter=0.5, texture=0.2),
     "scenes64": SceneSpec(image_size=64, cells=3, jitter=1.5, texture=0.5),
 }
 

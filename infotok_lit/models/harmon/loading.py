@@ -61,7 +61,16 @@ def from_folder(folder: Path) -> Harmon:
     if family != Harmon.family:
         raise CheckpointError(f"{folder} holds a {family} model, not Harmon")
     model = build_harmon(HarmonConfig.from_dict(config), str(folder))
-    load_official(model, folder / "harmon.safetensors", folder / "kl16.safetensors")
+    weights = _first_existing(folder, "harmon.safetensors", "harmon.pth")
+    load_official(model, weights, _first_existing(folder, "kl16.safetensors", "kl16.ckpt"))
+    return model.eval()
+
+
+def from_official(weights: Path, size: Size, autoencoder: Path | None, tokenizer: str | None) -> Harmon:
+    """The model in official files (harmon_0.5b.pth and kl16.ckpt, or a conversion), in evaluation mode."""
+    brings_tokenizer = (weights / "tokenizer_config.json").exists()
+    model = harmon_of_size(size, tokenizer or (str(weights) if brings_tokenizer else None))
+    load_official(model, weights, autoencoder)
     return model.eval()
 
 
@@ -91,3 +100,9 @@ def rebuild(config: dict[str, Any], tokenizer: str, state: dict[str, Tensor]) ->
     model = build_harmon(HarmonConfig.from_dict(config), tokenizer)
     model.load_state_dict(state)
     return model.eval()
+
+
+def _first_existing(folder: Path, *names: str) -> Path:
+    """The first of the files that is there; the first name where none is, for the error that follows."""
+    paths = [folder / name for name in names]
+    return next((path for path in paths if path.exists()), paths[0])

@@ -1,0 +1,172 @@
+"""Which model an inference command runs, and on what. Nothing heavy is imported before `load`.
+
+A family is a folder in infotok_lit/models. Its config.py is light and has `Size`, the names of its official sizes, and
+`DrawingConfig`, how it draws; its loading.py is what models/families.py asks for.
+"""
+
+import argparse
+import json
+import pkgutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, get_args
+
+from infotok_lit import models
+
+if TYPE_CHECKING:
+    import torch
+
+    from infotok_lit.models.unified import UnifiedModel
+
+DEVICES = ("auto", "cpu", "cuda")
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def families() -> list[str]:
+    """The families of base models that there are."""
+    return [module.name for module in pkgutil.iter_modules(models.__path__) if module.ispkg]
+
+
+def family_config(family: str) -> ModuleType:
+    """The light half of a family: its `Size` and its `DrawingConfig`."""
+    return import_module(f"{models.__name__}.{family}.config")
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """An exported folder, or an official checkpoint with what such a file does not say about itself."""
+
+    path: Path
+    family: str
+    size: str | None
+    """None for an exported folder."""
+    autoencoder: Path | None
+    tokenizer: str | None
+    device: str
+    dtype: str
+
+    @staticmethod
+    def add_arguments(parser: argparse.ArgumentParser) -> None:
+        """The options that choose a model."""
+        group = parser.add_argument_group("model")
+        group.add_argument(
+            "--model",
+            required=True,
+            type=Path,
+            metavar="DIR|FILE",
+            help="an exported folder; or an official checkpoint (file or folder), with the options that follow",
+        )
+        group.add_argument("--family", choices=families(), help="official checkpoint: its family")
+        group.add_argument("--model_size", metavar="SIZE", help="official checkpoint: its size, such as 0.5b")
+        group.add_argument(
+            "--autoencoder", type=Path, metavar="FILE", help="official checkpoint: its image autoencoder (kl16.ckpt)"
+        )
+        group.add_argument(
+            "--tokenizer", metavar="DIR|NAME", help="official checkpoint: folder or hub name; default: that of the size"
+        )
+        group.add_argument("--device", choices=DEVICES, default="auto", help="default: cuda if there is one")
+        group.add_argument("--dtype", choices=DTYPES, default="float32", help="of the weights; default: float32")
+
+    @classmethod
+    def from_arguments(cls, arguments: argparse.Namespace) -> "ModelChoice":
+        """The choice, checked as far as that is possible without reading weights.
+
+        Raises:
+            ValueError: naming what is missing or does not belong, and the mend.
+        """
+        path, family = arguments.model, arguments.family
+        if not path.exists():
+            raise ValueError(f"there is no model at {path}")
+        exported = _exported_family(path)
+        if exported is None:
+            family = _official_family(arguments)
+        else:
+            _refuse_official_options(arguments)
+            family = _known(exported, path)
+        return cls(
+            path,
+            family,
+            arguments.model_size,
+            arguments.autoencoder,
+            arguments.tokenizer,
+            arguments.device,
+            arguments.dtype,
+        )
+
+    def load(self) -> "UnifiedModel":
+        """The model in evaluation mode: read on the CPU, then moved.
+
+        Raises:
+            ValueError: if the weights do not fit, or there is no such device.
+            FileNotFoundError: if a file is missing.
+        """
+        import torch
+
+        from infotok_lit.models.families import load_folder, load_official
+
+        device = self.device
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        elif device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("there is no CUDA device here: leave out --device, or set it to cpu")
+        if self.size is None:
+            model = load_folder(self.path)
+        else:
+            model = load_official(self.family, self.path, self.size, self.autoencoder, self.tokenizer)
+        # Parameters only: buffers are tables (frequencies, bases) that lose their meaning in few bits.
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(getattr(torch, self.dtype))
+        return model.to(device).eval()
+
+    @contextmanager
+    def running(self, model: "UnifiedModel") -> Iterator["torch.device"]:
+        """Where the model is called: without gradients, in the precision of its weights. Yields its device."""
+        import torch
+
+        device, dtype = next(model.parameters()).device, getattr(torch, self.dtype)
+        with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            yield device
+
+
+def _exported_family(path: Path) -> str | None:
+    """The family of an exported folder; None for anything else, such as a folder that transformers wrote."""
+    try:
+        content = json.loads((path / "config.json").read_text())
+        return content["family"] if "format" in content else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _known(family: str, path: Path) -> str:
+    if family not in families():
+        raise ValueError(f"{path} holds a model of family {family!r}; this version knows {', '.join(families())}")
+    return family
+
+
+def _official_family(arguments: argparse.Namespace) -> str:
+    path, family, size, autoencoder = arguments.model, arguments.family, arguments.model_size, arguments.autoencoder
+    if family is None:
+        raise ValueError(
+            f"{path} is not an exported folder: strip a run with `python -m infotok_lit export --ckpt RUN --out DIR`; "
+            f"for an official checkpoint, say --family ({', '.join(families())}) and --model_size"
+        )
+    sizes = get_args(family_config(family).Size)
+    if size not in sizes:
+        wrong = "needs its --model_size" if size is None else f"of family {family} has no size {size!r}"
+        raise ValueError(f"the official checkpoint {path} {wrong}: choose one of {', '.join(sizes)}")
+    if autoencoder is not None and not autoencoder.exists():
+        raise ValueError(f"there is no autoencoder at {autoencoder}")
+    return family
+
+
+def _refuse_official_options(arguments: argparse.Namespace) -> None:
+    names = ("family", "model_size", "autoencoder", "tokenizer")
+    given = [f"--{name}" for name in names if getattr(arguments, name) is not None]
+    if given:
+        raise ValueError(
+            f"{arguments.model} is an exported folder, which brings everything: leave out {', '.join(given)}"
+        )

@@ -1,0 +1,205 @@
+"""One step: what is summed, what is trained, what is logged, what stops the run."""
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.loggers import CSVLogger
+from tiny import TinyModule, scenes_data, tiny_harmon
+
+from infotok_lit.modules.finite import NonFiniteError
+from infotok_lit.modules.infotok_module import BRANCHES
+from infotok_lit.modules.optimiser import OptimiserConfig, build_optimiser
+
+TERMS = ("compactness", "sufficiency", "alignment")
+
+
+def trainer(tmp_path, **options) -> pl.Trainer:
+    defaults = {
+        "accelerator": "cpu",
+        "devices": 1,
+        "max_steps": 2,
+        "max_epochs": 1,
+        "logger": CSVLogger(tmp_path),
+        "log_every_n_steps": 1,
+        "num_sanity_val_steps": 0,
+        "check_val_every_n_epoch": None,
+        "val_check_interval": 2,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "enable_checkpointing": False,
+    }
+    return pl.Trainer(**{**defaults, **options})
+
+
+def batches(module: TinyModule, count: int = 4):
+    source = scenes_data()._train["understanding"]
+    processor = module.base.processor
+    return {
+        branch: getattr(processor, branch)([source.sample(branch, i, None) for i in range(count)])
+        for branch in BRANCHES
+    }
+
+
+@pytest.mark.parametrize("bottleneck", ["projected", "inline"])
+@pytest.mark.parametrize("terms", [(), TERMS[:1], TERMS[:2], TERMS])
+def test_every_trainable_parameter_gets_a_gradient(terms, bottleneck) -> None:
+    module = TinyModule(terms, bottleneck)
+    module.configure_model()
+    batch = batches(module)
+    parts = {}
+    for branch in BRANCHES:
+        result = module.run_branch(branch, batch[branch])
+        parts[branch] = result.task_loss + result.objective.loss
+    sum(parts.values()).backward()
+    missing = [name for name, p in module.named_parameters() if p.requires_grad and p.grad is None]
+    assert missing == []
+    if not terms:
+        assert not list(module.infotok.parameters())
+
+
+def test_plain_fine_tuning_is_the_sum_of_the_task_losses() -> None:
+    module = TinyModule(())
+    module.configure_model()
+    batch = batches(module)["understanding"]
+    result = module.run_branch("understanding", batch)
+    labels = batch.labels[:, 1:]
+    latents, grid = module.base.encode_images(batch.pixel_values)
+    visual = module.base._project_for_reading(module.base.encoder(latents, grid))
+    embeds = module.base._embed_with_images(batch.input_ids, visual)
+    logits = module.base.llm(inputs_embeds=embeds, attention_mask=batch.attention_mask).logits[:, :-1]
+    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100)
+    torch.testing.assert_close(result.task_loss, expected)
+    assert result.objective.loss == 0
+
+
+def test_no_term_reaches_the_language_model_through_its_embeddings() -> None:
+    module = TinyModule(TERMS)
+    module.configure_model()
+    result = module.run_branch("understanding", batches(module)["understanding"])
+    result.objective.loss.backward()
+    assert all(parameter.grad is None for parameter in module.base.llm.parameters())
+    assert module.base.encoder.token_embed.weight.grad.abs().sum() > 0
+
+
+def test_optimiser_groups_partition_the_trainable_parameters() -> None:
+    module = TinyModule(TERMS, freeze=("llm.",))
+    module.configure_model()
+    config = OptimiserConfig(lr=1e-4, heads_lr=1e-2)
+    optimiser = build_optimiser(config, module.base, module.infotok, module.base.decays)
+    grouped = [id(parameter) for group in optimiser.param_groups for parameter in group["params"]]
+    trainable = [id(p) for m in (module.base, module.infotok) for p in m.parameters() if p.requires_grad]
+    assert sorted(grouped) == sorted(trainable)
+    assert not any(parameter.requires_grad for parameter in module.base.llm.parameters())
+    rates = {id(parameter): group["lr"] for group in optimiser.param_groups for parameter in group["params"]}
+    assert {rates[id(p)] for p in module.infotok.parameters()} == {1e-2}
+    assert {rates[id(p)] for p in module.base.parameters() if p.requires_grad} == {1e-4}
+
+
+def test_a_freeze_that_matches_nothing_is_refused() -> None:
+    module = TinyModule(freeze=("lm.",))
+    with pytest.raises(ValueError, match="no parameter starts with 'lm.'.*llm"):
+        module.configure_model()
+
+
+def test_fit_logs_units_and_validates_both_tasks(tmp_path) -> None:
+    run = trainer(tmp_path)
+    run.fit(TinyModule(TERMS), scenes_data())
+    logged = run.logged_metrics.keys() | run.callback_metrics.keys()
+    for branch in BRANCHES:
+        for name in ("loss", "rate_bits_per_token", "alignment_bound_nats", "sufficiency_nats_per_element"):
+            assert f"train/{branch}/{name}" in logged
+            assert f"val/{branch}/{name}" in logged
+        for part in (*TERMS, "total"):
+            assert f"train/{branch}/token_gradient/{part}" in logged
+    assert "val/understanding/answers/overall" in logged
+    assert "train/gradient_norm" in logged
+
+
+def test_token_gradients_are_those_of_the_loss(tmp_path) -> None:
+    """The logged total is || d total loss / d Z ||, also when gradients are accumulated."""
+    module = TinyModule(TERMS)
+    run = trainer(tmp_path, max_steps=1, accumulate_grad_batches=2, limit_val_batches=0)
+    seen = {}
+    original = module.run_branch
+
+    def watched(branch, batch):
+        result = original(branch, batch)
+        loss = result.task_loss + result.objective.loss
+        (gradient,) = torch.autograd.grad(loss, result.output.tokens, retain_graph=True)
+        seen[branch] = gradient.norm()
+        return result
+
+    module.run_branch = watched
+    run.fit(module, scenes_data())
+    for branch in BRANCHES:
+        logged = run.logged_metrics[f"train/{branch}/token_gradient/total"]
+        torch.testing.assert_close(logged, seen[branch], rtol=1e-4, atol=1e-6)
+
+
+def test_validation_does_not_shift_the_random_numbers_of_training(tmp_path) -> None:
+    weights = []
+    for interval in (1, 4):
+        module = TinyModule(TERMS)
+        torch.manual_seed(0)
+        trainer(tmp_path, max_steps=4, val_check_interval=interval).fit(module, scenes_data())
+        weights.append(torch.cat([parameter.detach().flatten() for parameter in module.parameters()]))
+    assert torch.equal(*weights)
+
+
+@pytest.mark.parametrize("branch", BRANCHES)
+def test_a_loss_that_is_not_finite_stops_with_term_and_samples(tmp_path, branch) -> None:
+    module = TinyModule(())
+    module.configure_model()
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    original = module.base.__getattribute__(branch)
+
+    def poisoned(batch, transform=None):
+        output = original(batch, transform)
+        output.loss_sum = output.loss_sum * float("nan")
+        return output
+
+    setattr(module.base, branch, poisoned)
+    with pytest.raises(NonFiniteError, match=rf"step 0: not finite: {branch}/task = nan.*scenes32/train/{branch}/"):
+        trainer(tmp_path).fit(module, scenes_data())
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+
+
+def test_a_gradient_that_is_not_finite_never_reaches_the_weights(tmp_path) -> None:
+    module = TinyModule(())
+    module.configure_model()
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    module.base.encoder.token_embed.weight.register_hook(lambda gradient: gradient * float("inf"))
+    with pytest.raises(NonFiniteError, match="gradient"):
+        trainer(tmp_path).fit(module, scenes_data())
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+
+
+def test_activation_checkpointing_changes_no_gradient() -> None:
+    gradients = []
+    for enabled in (False, True):
+        module = TinyModule(())
+        module.activation_checkpointing = enabled
+        module.configure_model()
+        module.train()
+        torch.manual_seed(0)
+        batch = batches(module)
+        torch.manual_seed(1)
+        sum(module.run_branch(branch, batch[branch]).task_loss for branch in BRANCHES).backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in module.base.parameters() if p.grad is not None]))
+    torch.testing.assert_close(*gradients)
+
+
+def test_bf16_mixed_precision_trains(tmp_path) -> None:
+    run = trainer(tmp_path, precision="bf16-mixed")
+    run.fit(TinyModule(TERMS), scenes_data())
+    assert torch.isfinite(run.logged_metrics["train/loss"])
+
+
+def test_the_language_model_head_runs_on_labelled_positions_only() -> None:
+    model = tiny_harmon()
+    source = scenes_data()._train["understanding"]
+    batch = model.processor.understanding([source.sample("understanding", i, None) for i in range(4)])
+    rows = []
+    model.llm.lm_head.register_forward_hook(lambda module, inputs, output: rows.append(inputs[0].shape[0]))
+    model.understanding(batch)
+    assert rows == [int((batch.labels >= 0).sum())]
