@@ -145,7 +145,7 @@ def _milliseconds(phase: str) -> Callable[[Result], str]:
 
 def _memory(variant: Result) -> str:
     peak = variant["peak_memory_bytes"]
-    return "not measured" if peak is None else f"{peak / 2**30:.2f}"
+    return "-" if peak is None else f"{peak / 2**30:.2f}"
 
 
 _ROWS: dict[str, Callable[[Result], str]] = {

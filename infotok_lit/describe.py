@@ -20,6 +20,9 @@ DEFAULT_PROMPT = "Describe the image in detail."
 IMAGE_SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".pgm", ".tif", ".tiff", ".webp"))
 """What counts as an image in a folder; a file that is named is read whatever its suffix."""
 
+CONTROL_CHARACTERS = r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+"
+"""Would be taken for the end of a field or of a line, or for an order to the terminal."""
+
 
 def main(argv: Sequence[str]) -> int:
     """`describe --model DIR --image X`; 1 if an image could not be read."""
@@ -105,8 +108,7 @@ def find_images(given: Sequence[str]) -> list[Path]:
 def _line(image: str, prompt: str, answer: str, as_json: bool) -> str:
     if as_json:
         return json.dumps({"image": image, "prompt": prompt, "answer": answer}, ensure_ascii=False) + "\n"
-    # Tabs and line breaks separate fields and records, so inside a field they become spaces.
-    return "\t".join(re.sub(r"[\t\r\n]+", " ", field) for field in (image, prompt, answer)) + "\n"
+    return "\t".join(re.sub(CONTROL_CHARACTERS, " ", field) for field in (image, prompt, answer)) + "\n"
 
 
 def _parser() -> argparse.ArgumentParser:

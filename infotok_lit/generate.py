@@ -92,13 +92,7 @@ def draw(
 
     for start in range(0, len(pictures), batch_size):
         batch = pictures[start : start + batch_size]
-        names = (
-            f"image {start + 1} of {len(pictures)}" if len(batch) == 1 else f"images {start + 1}-{start + len(batch)}"
-        )
-
-        def report(done: int, rounds: int, start: int = start, size: int = len(batch), names: str = names) -> None:
-            set_progress(start + size * done / rounds, f"{names}, iteration {done}/{rounds}")
-
+        report = _reporter(set_progress, start, len(batch), len(pictures))
         prompts = [picture.prompt for picture in batch]
         yield from to_uint8(model.generate(prompts, batch[0].seed, drawing, image_size, report))
 
@@ -187,6 +181,15 @@ def height_and_width(text: str) -> tuple[int, int]:
     if match is None:
         raise argparse.ArgumentTypeError(f"{text!r} is not HEIGHTxWIDTH in pixels, such as 512x768")
     return int(match[1]), int(match[2])
+
+
+def _reporter(set_progress: SetProgress, before: int, size: int, total: int) -> Callable[[int, int], None]:
+    """The model's (round, rounds) over one batch -> progress over all images."""
+
+    def report(done: int, rounds: int) -> None:
+        set_progress(before + size * done / rounds, f"images: {before + size}/{total}, iteration {done}/{rounds}")
+
+    return report
 
 
 def _png(image: "np.ndarray") -> bytes:

@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torchmetrics import MeanMetric
 
+from infotok_lit.data.datamodule import UnifiedDataModule
 from infotok_lit.metrics.scene_scores import QAExactMatch
 from infotok_lit.models.unified import Batch, BranchOutput, TokenLayout, UnifiedModel
 from infotok_lit.modules.determinism import isolated_rng
@@ -142,6 +143,8 @@ class InfoTokModule(pl.LightningModule, ABC):
         if self._logs_this_step():
             for branch, result in results.items():
                 self._log_branch(branch, result)
+            if isinstance(self.trainer.datamodule, UnifiedDataModule):
+                self.log("data/broken_samples", float(self.trainer.datamodule.broken_samples))
         return total
 
     def loss_parts(self, results: Mapping[Branch, BranchResult]) -> dict[str, Tensor]:

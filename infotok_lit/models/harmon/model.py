@@ -344,6 +344,7 @@ def _language_model(config: LanguageModelConfig) -> Qwen2ForCausalLM:
             rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
             rms_norm_eps=config.rms_norm_eps,
             tie_word_embeddings=config.tie_word_embeddings,
+            initializer_range=config.initializer_range,
             attn_implementation="sdpa",
             bos_token_id=None,
             eos_token_id=None,

@@ -74,15 +74,16 @@ class HarmonProcessor:
 
     def generation(self, samples: Sequence[GenerationSample], skipped: Sequence[str] = ()) -> GenerationBatch:
         """Collate samples to draw."""
-        captions = ["" if sample.drop_prompt else sample.caption.strip() for sample in samples]
-        ids, mask = pad([self._drawing_ids(caption) for caption in captions], self.pad_id)
-        prompts = [self._drawing_prompt(caption) for caption in captions]
+        prompts = ["" if sample.drop_prompt else sample.caption.strip() for sample in samples]
+        ids, mask = pad([self._drawing_ids(prompt) for prompt in prompts], self.pad_id)
+        # What an image shows does not depend on whether the model was told: a dropped prompt keeps its paired text.
+        captions = [sample.caption.strip() for sample in samples]
         return GenerationBatch(
             torch.stack([to_pixels(crop_to_square(s.image, s.crop_offset), self.image_size) for s in samples]),
             ids,
             mask,
-            self._paired_text([(self._text(prompt), []) for prompt in prompts], prompts),
-            [sample.caption for sample in samples],
+            self._paired_text([(self._text(caption), []) for caption in captions], captions),
+            captions,
             [sample.name for sample in samples],
             list(skipped),
         )

@@ -1,0 +1,156 @@
+"""`generate`: which picture comes from which prompt and seed; files, folders, and what is refused."""
+
+import json
+from dataclasses import make_dataclass
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from infotok_lit import generate as command
+from infotok_lit.generate import drawing_overrides, main
+from infotok_lit.models.harmon.config import DrawingConfig
+
+PROMPTS = ("a red circle", "a small blue square to the left of a large green triangle", "two circles")
+
+
+def generate(*arguments: object) -> int:
+    return main(["generate", "--device", "cpu", *map(str, arguments)])
+
+
+def prompts(*texts: str) -> list[str]:
+    return [argument for text in texts for argument in ("--prompt", text)]
+
+
+def pixels(path) -> np.ndarray:
+    return np.asarray(Image.open(path)).astype(int)
+
+
+def truth(model, prompt: str, seed: int, drawing: DrawingConfig | None = None, size=None) -> np.ndarray:
+    """The model's own picture, drawn alone; its values spread over 0 .. 255."""
+    with torch.no_grad():
+        image = model.generate([prompt], seed, drawing, size)[0]
+    return np.floor((image.permute(1, 2, 0).numpy() * 127.5 + 128).clip(0, 255)).astype(int)
+
+
+def refusal(capsys, *arguments: object) -> str:
+    with pytest.raises(SystemExit) as stopped:
+        generate(*arguments)
+    assert stopped.value.code == 2
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_image_i_is_that_of_its_prompt_and_seed_whatever_the_batches(model, exported, tmp_path, batch_size) -> None:
+    out = tmp_path / "drawn"
+    count = ("--images_per_prompt", 2, "--seed", 5, "--batch_size", batch_size)
+    assert generate("--model", exported, *prompts(*PROMPTS), *count, "--out", out) == 0
+    manifest = json.loads((out / "manifest.json").read_text())
+    wanted = [(PROMPTS[i // 2], 5 + i) for i in range(6)]
+    assert [(entry["prompt"], entry["seed"]) for entry in manifest] == wanted
+    assert sorted(path.name for path in out.iterdir()) == sorted([e["file"] for e in manifest] + ["manifest.json"])
+    for entry in manifest:
+        drawn = pixels(out / entry["file"])
+        assert drawn.shape == (32, 32, 3)
+        assert np.abs(drawn - truth(model, entry["prompt"], entry["seed"])).max() <= 1
+    assert np.abs(truth(model, PROMPTS[0], 5) - truth(model, PROMPTS[1], 5)).max() > 1, "prompts change nothing"
+
+
+def test_one_image_goes_to_the_file_in_the_size_asked_for(model, exported, tmp_path) -> None:
+    out = tmp_path / "new" / "x.png"
+    assert generate("--model", exported, "--prompt", PROMPTS[0], "--seed", 3, "--size", "16x48", "--out", out) == 0
+    assert [path.name for path in out.parent.iterdir()] == ["x.png"]
+    assert Image.open(out).size == (48, 16)
+    assert np.abs(pixels(out) - truth(model, PROMPTS[0], 3, size=(16, 48))).max() <= 1
+
+
+def test_drawing_options_override_the_models_own(model, exported, tmp_path) -> None:
+    out = tmp_path / "x.png"
+    options = ("--guidance", 5, "--guidance_schedule", "linear", "--iterations", 7, "--temperature", 0.5)
+    assert generate("--model", exported, "--prompt", PROMPTS[0], *options, "--out", out) == 0
+    drawing = DrawingConfig(iterations=7, guidance=5.0, guidance_schedule="linear", temperature=0.5)
+    assert np.abs(pixels(out) - truth(model, PROMPTS[0], 0, drawing)).max() <= 1
+    assert np.abs(pixels(out) - truth(model, PROMPTS[0], 0)).max() > 1
+
+
+def test_prompts_of_a_file_come_after_those_of_the_command_line(tmp_path) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_text("first\n\n  second  \n")
+    assert command.read_prompts(["zeroth"], file) == ["zeroth", "first", "second"]
+    file.write_text("\n \n")
+    with pytest.raises(ValueError, match="no prompt in"):
+        command.read_prompts(None, file)
+    with pytest.raises(ValueError, match="--prompt or --prompts"):
+        command.read_prompts(None, None)
+
+
+def test_nothing_is_overwritten_without_force(exported, tmp_path, capsys) -> None:
+    file, folder = tmp_path / "x.png", tmp_path / "many"
+    file.write_text("mine")
+    folder.mkdir()
+    (folder / "notes.txt").write_text("mine")
+    one = ("--model", exported, "--prompt", "a")
+    assert "exists" in refusal(capsys, *one, "--out", file)
+    assert "not empty" in refusal(capsys, *one, "--out", folder)
+    assert file.read_text() == "mine"
+    assert generate(*one, "--out", file, "--force") == 0
+    assert Image.open(file).size == (32, 32)
+    assert generate(*one, "--images_per_prompt", 3, "--out", folder, "--force") == 0
+    assert generate(*one, "--images_per_prompt", 2, "--out", folder, "--force") == 0
+    assert sorted(path.name for path in folder.iterdir()) == ["00000.png", "00001.png", "manifest.json", "notes.txt"]
+
+
+def test_a_target_that_does_not_suit_is_refused(exported, tmp_path, capsys) -> None:
+    one = ("--model", exported, "--prompt", "a")
+    assert "2 images do not fit" in refusal(capsys, *one, "--prompt", "b", "--out", tmp_path / "x.png")
+    assert "x.png" in refusal(capsys, *one, "--out", tmp_path / "x.jpg")
+    (tmp_path / "file").write_text("")
+    assert "is a file, not a folder" in refusal(capsys, *one, "--out", tmp_path / "file")
+    assert "not a multiple of 8" in refusal(capsys, *one, "--size", "30x32", "--out", tmp_path / "x.png")
+    assert "HEIGHTxWIDTH" in refusal(capsys, *one, "--size", "32", "--out", tmp_path / "x.png")
+    assert "not 1 or more" in refusal(capsys, *one, "--iterations", 0, "--out", tmp_path / "x.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_what_was_drawn_before_an_interruption_is_in_the_manifest(tmp_path) -> None:
+    def drawn():
+        yield np.zeros((8, 8, 3), np.uint8)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        command.write_folder(tmp_path, command.plan(["a"], 2, seed=7), drawn())
+    assert json.loads((tmp_path / "manifest.json").read_text()) == [{"file": "00000.png", "prompt": "a", "seed": 7}]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["00000.png", "manifest.json"]
+
+
+def test_an_option_that_the_family_does_not_draw_with_is_refused(monkeypatch) -> None:
+    given = command._parser().parse_args(["--model", "m", "--out", "o", "--iterations", "7", "--guidance", "2"])
+    assert drawing_overrides("harmon", given) == {"iterations": 7, "guidance": 2.0}
+
+    flow = SimpleNamespace(DrawingConfig=make_dataclass("DrawingConfig", [("guidance", float), ("steps", int)]))
+    monkeypatch.setattr(command, "family_config", {"flow": flow}.__getitem__)
+    with pytest.raises(
+        ValueError, match="--iterations means nothing to a flow model, which draws with guidance, steps"
+    ):
+        drawing_overrides("flow", given)
+
+
+def test_progress_counts_images_by_iterations(model) -> None:
+    seen = []
+    pictures = command.plan(["a", "b", "c"], 1, seed=0)
+    drawing = DrawingConfig(iterations=2, guidance=1.0)
+    assert len(list(command.draw(model, pictures, drawing, None, 2, lambda done, what: seen.append((done, what))))) == 3
+    assert seen == [
+        (1.0, "images: 2/3, iteration 1/2"),
+        (2.0, "images: 2/3, iteration 2/2"),
+        (2.5, "images: 3/3, iteration 1/2"),
+        (3.0, "images: 3/3, iteration 2/2"),
+    ]
+
+
+def test_bfloat16_draws(exported_kl16, tmp_path) -> None:
+    out = tmp_path / "x.png"
+    assert generate("--model", exported_kl16["safetensors"], "--prompt", "a", "--dtype", "bfloat16", "--out", out) == 0
+    assert Image.open(out).size == (32, 32)
