@@ -125,13 +125,15 @@ def name_of(terms: "Sequence[Term]") -> str:
 
 def table(result: Result) -> "Table":
     """The result for people: a column per variant."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     shown = Table(
+        box=SIMPLE_HEAD,
         title=f"One training step: {result['samples_per_step']} samples on {result['device']}, {result['precision']}",
         caption=f"medians of {result['steps']} rounds after {result['warmup']}; ratios are taken round by round",
     )
-    shown.add_column("")
+    shown.add_column("", no_wrap=True)
     for variant in result["variants"]:
         shown.add_column(variant["name"], justify="right")
     for label, cell in _ROWS.items():
@@ -151,13 +153,13 @@ def _memory(variant: Result) -> str:
 _ROWS: dict[str, Callable[[Result], str]] = {
     "step, ms": lambda variant: f"{1000 * variant['step_seconds']:.1f}",
     "ratio to plain": lambda variant: f"{variant['ratio']:.3f}",
-    "  its quartiles": lambda variant: "-".join(f"{value:.2f}" for value in variant["ratio_quartiles"]),
+    "  quartiles": lambda variant: "-".join(f"{value:.2f}" for value in variant["ratio_quartiles"]),
     "samples/s": lambda variant: f"{variant['samples_per_second']:.1f}",
     "peak memory, GiB": _memory,
     "base forward, ms": _milliseconds("base_forward"),
-    "objective forward, ms": _milliseconds("objective_forward"),
+    "terms forward, ms": _milliseconds("objective_forward"),
     "backward, ms": _milliseconds("backward"),
-    "clip and optimiser, ms": _milliseconds("optimiser"),
+    "optimiser, ms": _milliseconds("optimiser"),
     "head parameters": lambda variant: f"{variant['head_parameters']:,}",
 }
 

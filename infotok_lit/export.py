@@ -142,6 +142,8 @@ def main(argv: Sequence[str]) -> int:
 
     try:
         path = find_checkpoint(arguments.ckpt) or arguments.ckpt
+        if path.is_dir():
+            raise FileNotFoundError(f"there is no checkpoint of a run below {path}")
         checkpoint = read_run(path)
         saved = checkpoint["infotok_lit"]
         base = rebuild(saved["family"], saved["config"], saved["tokenizer"], base_weights(checkpoint))

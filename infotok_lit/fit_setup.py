@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Sequence
-from itertools import islice
 from typing import Any
 
 import lightning.pytorch as pl
@@ -78,8 +77,9 @@ class FitSetup(InfoTokCLI):
         self.datamodule.prepare_data()
         self.datamodule.setup("fit")
         loader = iter(self.datamodule.train_dataloader())
-        accumulated = self.trainer.accumulate_grad_batches
-        return [[batch for batch, *_ in islice(loader, accumulated)] for _ in range(min(count, DRAWN_STEPS))]
+        accumulated = range(self.trainer.accumulate_grad_batches)
+        # Not a for loop over the loader: CombinedLoader would begin anew.
+        return [[next(loader)[0] for _ in accumulated] for _ in range(min(count, DRAWN_STEPS))]
 
     def to_device(self, batches: Sequence[StepBatch]) -> list[StepBatch]:
         """Batches where and as precise as the trainer would give them to the module."""

@@ -3,15 +3,15 @@
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 
 from infotok_lit.assets import QUICKSTART_CONFIG
-from infotok_lit.callbacks.step_seed import StepSeed
 from infotok_lit.data.datamodule import UnifiedDataModule
+from infotok_lit.models.checkpoint import CheckpointError
 from infotok_lit.modules.infotok_module import InfoTokModule
-from infotok_lit.modules.run import LAST
+from infotok_lit.modules.run import is_run_checkpoint, newest_checkpoint
 
 
 class InfoTokCLI(LightningCLI):
@@ -23,27 +23,42 @@ class InfoTokCLI(LightningCLI):
         skipped = {"model", "datamodule", "train_dataloaders", "val_dataloaders", "dataloaders"}
         return {"fit": skipped, "validate": skipped}
 
-    def before_instantiate_classes(self) -> None:
-        """Resolve `--ckpt_path last`."""
-        config = self.config[self.subcommand]
-        if config.ckpt_path == "last":
-            config.ckpt_path = str(last_checkpoint(_log_root(config)))
+    def before_fit(self) -> None:
+        """Find the checkpoint to go on from."""
+        self._resolve_checkpoint()
+
+    def before_validate(self) -> None:
+        """Find the checkpoint to measure."""
+        self._resolve_checkpoint()
+
+    def _resolve_checkpoint(self) -> None:
+        """Replace `last` by the newest checkpoint, and refuse a damaged one before anything is built."""
+        given = self.config[self.subcommand].ckpt_path
+        if given == "last":
+            found = str(last_checkpoint(self.trainer))
+            self.config[self.subcommand].ckpt_path = self.config_init[self.subcommand].ckpt_path = found
+        elif given is not None and Path(given).is_file() and not is_run_checkpoint(Path(given)):
+            raise CheckpointError(f"--ckpt_path {given} is truncated, or is not a checkpoint of an infotok_lit run")
+
+    def _parse_ckpt_path(self) -> None:
+        """Take nothing from the checkpoint: LightningCLI would read all of it, for hyper-parameters that override."""
 
 
-def last_checkpoint(root: Path) -> Path:
-    """The newest last.ckpt below a folder; FileNotFoundError if there is none, rather than a silent fresh start."""
-    found = sorted(root.rglob(LAST), key=lambda path: path.stat().st_mtime)
-    if not found:
-        raise FileNotFoundError(f"--ckpt_path last: no {LAST} below {root.resolve()}; start without --ckpt_path")
-    return found[-1]
+def last_checkpoint(trainer: Trainer) -> Path:
+    """The newest checkpoint of the trainer's earlier runs: below the folders of its loggers and checkpoint callbacks.
 
-
-def _log_root(config: Any) -> Path:
-    """The folder that holds the versions of the configured logger's runs."""
-    logger = config.trainer.logger
-    if hasattr(logger, "init_args"):
-        return Path(logger.init_args.save_dir) / (logger.init_args.get("name") or "")
-    return Path(config.trainer.default_root_dir or ".")
+    Raises:
+        FileNotFoundError: if there is none, rather than a silent fresh start.
+    """
+    folders = [Path(logger.save_dir, logger.name or "") for logger in trainer.loggers if logger.save_dir is not None]
+    chosen = [getattr(callback, "dirpath", None) for callback in trainer.checkpoint_callbacks]
+    folders += [Path(folder) for folder in chosen if folder is not None]
+    folders = folders or [Path(trainer.default_root_dir, "checkpoints")]
+    found = newest_checkpoint(folders)
+    if found is None:
+        below = " or ".join(str(folder.resolve()) for folder in folders)
+        raise FileNotFoundError(f"--ckpt_path last: no checkpoint below {below}; start without --ckpt_path")
+    return found
 
 
 def main(argv: Sequence[str]) -> int:
@@ -61,7 +76,6 @@ def main(argv: Sequence[str]) -> int:
         save_config_callback=SaveConfigCallback,
         save_config_kwargs={"overwrite": True},
         seed_everything_default=0,
-        trainer_defaults={"callbacks": [StepSeed()]},
         load_from_checkpoint_support=False,
         auto_configure_optimizers=False,
         args=arguments,

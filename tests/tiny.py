@@ -81,7 +81,7 @@ class TinyModule(HarmonModule):
         self.dropout = dropout
 
     def build_base(self) -> Harmon:
-        return tiny_harmon(dropout=self.dropout)
+        return tiny_harmon(dropout=self.dropout).train()
 
 
 def scenes_data(batch_size: int = 4, num_workers: int = 0, val_samples: int = 4) -> UnifiedDataModule:

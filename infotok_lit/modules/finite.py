@@ -1,5 +1,6 @@
 """Stop a run at the first number that is not finite, before it reaches the weights."""
 
+import math
 from collections.abc import Iterable, Mapping
 from itertools import chain
 
@@ -19,14 +20,13 @@ class NonFiniteError(RuntimeError):
 def check_finite_losses(parts: Mapping[str, Tensor], batch: Mapping[str, Batch], trainer: pl.Trainer) -> None:
     """Raise NonFiniteError, on every rank, if any summand of the loss on any rank is not finite."""
     values = torch.stack([value.detach() for value in parts.values()])
-    finite = torch.isfinite(values)
     # Reading this from the device is the price of never stepping on a bad loss.
-    if trainer.strategy.reduce_boolean_decision(bool(finite.all()), all=True):
+    if trainer.strategy.reduce_boolean_decision(bool(torch.isfinite(values).all()), all=True):
         return
-    bad = [name for name, fine in zip(parts, finite.tolist(), strict=True) if not fine]
+    bad = {name: value for name, value in zip(parts, values.tolist(), strict=True) if not math.isfinite(value)}
     if not bad:
         raise NonFiniteError(f"step {trainer.global_step}: another process met a loss that is not finite")
-    numbers = ", ".join(f"{name} = {float(parts[name])}" for name in bad)
+    numbers = ", ".join(f"{name} = {value}" for name, value in bad.items())
     samples = "; ".join(_sample_names(branch, batch) for branch in sorted({name.split("/")[0] for name in bad}))
     raise NonFiniteError(f"step {trainer.global_step}: not finite: {numbers}. Samples: {samples}. {_way_back(trainer)}")
 

@@ -6,7 +6,7 @@ from typing import Any
 from infotok_lit.assets import HARMON_SCENES32
 from infotok_lit.models.checkpoint import CheckpointError
 from infotok_lit.models.harmon.config import Size
-from infotok_lit.models.harmon.loading import TOKENIZERS, from_folder, harmon_of_size, load_official
+from infotok_lit.models.harmon.loading import from_folder, harmon_of_size, load_official
 from infotok_lit.models.harmon.model import Harmon
 from infotok_lit.modules.infotok_module import InfoTokModule, TaskWeights
 from infotok_lit.modules.optimiser import OptimiserConfig
@@ -53,7 +53,7 @@ class HarmonModule(InfoTokModule):
         self.size = size
         self.init_from = init_from
         self.autoencoder = autoencoder
-        self.tokenizer = tokenizer or TOKENIZERS[size]
+        self.tokenizer = tokenizer or size
         self.image_size = image_size
 
     def build_base(self) -> Harmon:

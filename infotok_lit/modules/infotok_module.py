@@ -17,7 +17,7 @@ from torchmetrics import MeanMetric
 from infotok_lit.data.datamodule import UnifiedDataModule
 from infotok_lit.metrics.scene_scores import QAExactMatch
 from infotok_lit.models.unified import Batch, BranchOutput, TokenLayout, UnifiedModel
-from infotok_lit.modules.determinism import isolated_rng
+from infotok_lit.modules.determinism import StepSeed, isolated_rng
 from infotok_lit.modules.finite import check_finite_gradients, check_finite_losses
 from infotok_lit.modules.optimiser import OptimiserConfig, build_optimiser, freeze, warmup_cosine
 from infotok_lit.modules.run import CHECKPOINT_KEY
@@ -111,6 +111,10 @@ class InfoTokModule(pl.LightningModule, ABC):
             self.base.set_activation_checkpointing(True)
         self.infotok = self.build_heads(self.objective_config)
         self.answer_score = QAExactMatch()
+
+    def configure_callbacks(self) -> list[pl.Callback]:
+        """What makes resuming exact, also for a Trainer that was built by hand."""
+        return [StepSeed()]
 
     def build_heads(self, objective: ObjectiveConfig) -> InfoTok:
         """Fresh training-only heads for the base model."""

@@ -1,25 +1,39 @@
 """Reading the base model out of a training run, without its LightningModule."""
 
 import pickle
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
 from infotok_lit.models.checkpoint import CheckpointError
 
 CHECKPOINT_KEY = "infotok_lit"
 BASE_PREFIX = "base."
-LAST = "last.ckpt"
 
 
 def find_checkpoint(source: Path) -> Path | None:
-    """The training checkpoint at `source`: itself, or the newest last.ckpt inside a run folder; None if neither."""
+    """The training checkpoint at `source`: itself, or the newest one inside a run folder; None if neither."""
     if source.is_dir():
-        found = sorted(source.rglob(LAST), key=lambda path: path.stat().st_mtime)
-        return found[-1] if found else None
+        return newest_checkpoint([source])
     return source if source.suffix == ".ckpt" and source.exists() and is_run_checkpoint(source) else None
+
+
+def newest_checkpoint(folders: Sequence[Path]) -> Path | None:
+    """The newest checkpoint of a run below some folders; None if there is none.
+
+    A newer file that is no whole checkpoint is passed over with a warning: a run that is killed while it writes, and
+    whose temporary folder is on another disk, leaves one.
+    """
+    found = {path for folder in folders for path in folder.rglob("*.ckpt")}
+    for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True):
+        if is_run_checkpoint(path):
+            return path
+        rank_zero_warn(f"{path} is passed over: it is no checkpoint of a run, or was cut off while it was written")
+    return None
 
 
 def is_run_checkpoint(path: Path) -> bool:

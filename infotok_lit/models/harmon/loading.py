@@ -26,13 +26,13 @@ def harmon_of_size(size: Size, tokenizer: str | None = None, image_size: int | N
 
     Args:
         size: which configuration.
-        tokenizer: a folder or a name on the Hugging Face hub; default: the one of the size.
+        tokenizer: a folder, a name on the Hugging Face hub, or a size, for its own; default: the one of `size`.
         image_size: side of the images in pixels, if not the size's own.
     """
     config = config_of_size(size)
     if image_size is not None:
         config = replace(config, image_size=image_size)
-    return build_harmon(config, tokenizer or TOKENIZERS[size])
+    return build_harmon(config, tokenizer or size)
 
 
 def build_harmon(config: HarmonConfig, tokenizer: str) -> Harmon:
@@ -45,7 +45,11 @@ def build_harmon(config: HarmonConfig, tokenizer: str) -> Harmon:
 
 
 def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
-    """A tokenizer from a folder or from the hub; ValueError says how to get one where there is neither."""
+    """A tokenizer from a folder or the hub, or that of a size; ValueError says how to get one where there is none.
+
+    A size names its tokenizer in a checkpoint, so that the checkpoint can be moved to another machine.
+    """
+    source = TOKENIZERS.get(source, source)
     try:
         return AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError) as error:

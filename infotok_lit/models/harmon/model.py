@@ -308,9 +308,9 @@ class Harmon(UnifiedModel):
         self.encoder.transformer.activation_checkpointing = enabled
         self.decoder.transformer.activation_checkpointing = enabled
         if enabled:
-            self.llm.gradient_checkpointing_enable({"use_reentrant": False})
+            self.llm.activation_checkpointing_enable({"use_reentrant": False})
         else:
-            self.llm.gradient_checkpointing_disable()
+            self.llm.activation_checkpointing_disable()
 
     def _buffers_last(self, x: Tensor) -> Tensor:
         buffers = self.config.mar.num_buffers

@@ -1,0 +1,123 @@
+"""The whole path as a user runs it: `fit` from the command line to stripped weights."""
+
+import io
+import json
+import os
+import tarfile
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from infotok_lit.assets import QUICKSTART_CONFIG
+from infotok_lit.models.families import load_folder
+from infotok_lit.training import main
+
+PHOTOS = Path(__file__).parent / "fixtures" / "photos"
+FRESH = ["--model.init_args.init_from", "null"]
+SHORT = [
+    "--trainer.max_steps=2",
+    "--trainer.val_check_interval=2",
+    "--trainer.log_every_n_steps=1",
+    "--trainer.accelerator=cpu",
+    "--data.init_args.understanding_batch_size=4",
+    "--data.init_args.generation_batch_size=4",
+    "--data.init_args.val_batch_size=4",
+    "--data.init_args.val_samples=4",
+]
+
+
+def config_with(folder: Path, train: dict, callbacks: list | None = None, **data) -> str:
+    """The quickstart's configuration on other data, whose drawings no parser can score."""
+    config = yaml.safe_load(QUICKSTART_CONFIG.read_text())
+    config["data"]["init_args"] |= {"train": train, "val": None, **data}
+    for callback in config["trainer"]["callbacks"]:
+        if callback["class_path"].endswith("Drawings"):
+            callback["init_args"] = {"num_images": 2}
+    if callbacks is not None:
+        config["trainer"]["callbacks"] = callbacks
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return str(path)
+
+
+def broken_folder(folder: Path, good: int, broken: int) -> dict:
+    """The photographs with some files that are no images, as an ImageTextFolder."""
+    rows = json.loads((PHOTOS / "annotations.json").read_text())[:good]
+    for row in rows:
+        os.link(PHOTOS / row["image"], folder / row["image"])
+    for i in range(broken):
+        (folder / f"broken{i}.jpg").write_bytes(b"no image")
+        rows.append({"image": f"broken{i}.jpg", "caption": "nothing", "question": "what?", "answer": "nothing"})
+    (folder / "rows.json").write_text(json.dumps(rows))
+    return {"class_path": "infotok_lit.data.ImageTextFolder", "init_args": {"annotations": str(folder / "rows.json")}}
+
+
+def shards(folder: Path) -> dict:
+    """The photographs in two shards, one broken member among them, as an ImageTextShards."""
+    rows = json.loads((PHOTOS / "annotations.json").read_text())
+    for number in range(2):
+        with tarfile.open(folder / f"photos-{number}.tar", "w") as tar:
+            for row in rows[number::2]:
+                add(tar, row["image"], (PHOTOS / row["image"]).read_bytes())
+                add(tar, Path(row["image"]).stem + ".json", json.dumps(row).encode())
+            add(tar, f"bad{number}.jpg", b"no image")
+            add(tar, f"bad{number}.txt", b"a caption")
+    init_args = {"shards": str(folder / "photos-{0..1}.tar"), "cache": str(folder / "cache")}
+    return {"class_path": "infotok_lit.data.ImageTextShards", "init_args": init_args}
+
+
+def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    tar.addfile(member, io.BytesIO(content))
+
+
+def scalars(run: Path) -> EventAccumulator:
+    events = EventAccumulator(str(run), size_guidance={"images": 0})
+    events.Reload()
+    return events
+
+
+def test_the_quickstart_ends_with_pictures_a_table_and_stripped_weights(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["fit", *FRESH, *SHORT]) == 0
+    run = tmp_path / "runs" / "quickstart" / "version_0"
+    events = scalars(run)
+    for tag in ("val/drawings", "val/answers", "val/token_rates"):
+        assert len(events.Images(tag)) == 2, f"{tag} before and after training"
+    for branch in ("understanding", "generation"):
+        assert f"train/{branch}/rate_bits_per_token" in events.Tags()["scalars"]
+    assert sorted(path.name.rsplit("_", 1)[0] for path in (run / "pictures").glob("*_0000002.png")) == [
+        "val_answers",
+        "val_drawings",
+        "val_token_rates",
+    ]
+    printed = capsys.readouterr().out
+    for words in ("before", "after", "chance", "rate C (bits/token)", "Stripped", "infotok_lit generate"):
+        assert words in printed
+    model = load_folder(run / "export")
+    checkpoint = torch.load(next((run / "checkpoints").glob("last.ckpt")), weights_only=True)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, checkpoint["state_dict"][f"base.{name}"]), name
+
+
+@pytest.mark.parametrize("layout", ["folder", "shards"])
+def test_own_images_with_broken_files_among_them(tmp_path, monkeypatch, layout) -> None:
+    monkeypatch.chdir(tmp_path)
+    train = broken_folder(tmp_path, good=13, broken=1) if layout == "folder" else shards(tmp_path)
+    config = config_with(tmp_path, train, max_broken_share=0.5)
+    assert main(["fit", "--config", config, *FRESH, *SHORT, "--trainer.max_steps=4"]) == 0
+    run = tmp_path / "runs" / "quickstart" / "version_0"
+    assert (run / "export" / "config.json").exists()
+    assert "data/broken_samples" in scalars(run).Tags()["scalars"]
+
+
+def test_too_many_broken_files_stop_the_run(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = config_with(tmp_path, broken_folder(tmp_path, good=4, broken=9), callbacks=[])
+    arguments = ["fit", "--config", config, *FRESH, *SHORT, "--trainer.max_steps=20"]
+    with pytest.raises(ValueError, match=r"samples drawn so far are broken.*broken\d.jpg.*max_broken_share"):
+        main([*arguments, "--trainer.limit_val_batches=0"])
