@@ -78,7 +78,7 @@ def time_rounds(
     """The times of each variant, one per round after the warm-up; in each round every variant takes one step."""
     times: list[list[StepTime]] = [[] for _ in variants]
     rounds = warmup + steps
-    with progress_bar(rounds, shown=True) as set_progress:
+    with progress_bar(rounds) as bar:
         for i in range(rounds):
             on_device = setup.to_device(batches[i % len(batches)])
             # Another variant starts each round, so that none profits from its neighbour's caches.
@@ -87,7 +87,7 @@ def time_rounds(
                 taken = timer.step(variants[chosen], on_device, seed=i)
                 if i >= warmup:
                     times[chosen].append(taken)
-            set_progress(i + 1, f"{'warm-up' if i < warmup else 'round'} {i + 1}/{rounds}")
+            bar.show(i + 1, f"{'warm-up' if i < warmup else 'round'} {i + 1}/{rounds}")
     return times
 
 

@@ -6,9 +6,13 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-SetProgress = Callable[[float, str], None]
-"""(how much is done, what is being done) -> None."""
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+ShowProgress = Callable[[float, str], None]
+"""(how much is done, what is being done) -> None: `ProgressBar.show`."""
 
 
 def at_least(minimum: float, kind: type[int] | type[float] = int) -> Callable[[str], float]:
@@ -34,13 +38,29 @@ def write_whole(path: Path, content: bytes) -> None:
         staging.unlink(missing_ok=True)
 
 
-@contextmanager
-def progress_bar(total: float, shown: bool) -> Iterator[SetProgress]:
-    """A bar on stderr, if that is a terminal and `shown`; yields what moves it.
+class ProgressBar:
+    """A bar on stderr, and a way to write to stdout that leaves it whole."""
 
-    Args:
-        total: how much there is to do, in the unit that the caller counts in.
-    """
+    def __init__(self, progress: "Progress", total: float) -> None:
+        self._progress = progress
+        self._task = progress.add_task("", total=total)
+
+    def show(self, done: float, what: str) -> None:
+        """Move the bar to `done`, in the unit of its total, and say what is being done."""
+        self._progress.update(self._task, completed=done, description=what)
+
+    def write(self, line: str) -> None:
+        """Write a line to stdout: above the bar, if they share the terminal."""
+        if sys.stdout.isatty() and not self._progress.disable:
+            self._progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        else:
+            sys.stdout.write(f"{line}\n")
+            sys.stdout.flush()
+
+
+@contextmanager
+def progress_bar(total: float, shown: bool = True) -> Iterator[ProgressBar]:
+    """A bar that is drawn if stderr is a terminal and `shown`."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -59,12 +79,7 @@ def progress_bar(total: float, shown: bool) -> Iterator[SetProgress]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    # rich would print what is written to stdout on its own console, which must not happen to a redirected stdout.
-    with Progress(
-        *columns,
-        console=console,
-        disable=not (shown and console.is_terminal),
-        redirect_stdout=sys.stdout.isatty(),
-    ) as progress:
-        task = progress.add_task("", total=total)
-        yield lambda done, what: progress.update(task, completed=done, description=what)
+    hidden = not (shown and console.is_terminal)
+    # rich would send what is written to stdout to its own console, which must not happen to a redirected stdout.
+    with Progress(*columns, console=console, disable=hidden, redirect_stdout=False) as progress:
+        yield ProgressBar(progress, total)

@@ -37,15 +37,14 @@ def main(argv: Sequence[str]) -> int:
     prompts = arguments.prompt or [DEFAULT_PROMPT]
     total, done = len(images) * len(prompts), 0
     reader = Reader(images, prompts)
-    with progress_bar(total, shown=total > 1) as set_progress, choice.running(model) as device:
+    with progress_bar(total, shown=total > 1) as bar, choice.running(model) as device:
         for samples in batches(reader, arguments.batch_size):
             batch = model.processor.understanding(samples)
             answers = model.describe(batch.pixel_values.to(device), batch.questions, arguments.max_new_tokens)
             for sample, answer in zip(samples, answers, strict=True):
-                sys.stdout.write(_line(sample.name, sample.question, answer, arguments.json))
-            sys.stdout.flush()
+                bar.write(_line(sample.name, sample.question, answer, arguments.json))
             done += len(samples)
-            set_progress(done + len(reader.broken) * len(prompts), samples[-1].name)
+            bar.show(done + len(reader.broken) * len(prompts), samples[-1].name)
     return 1 if reader.broken else 0
 
 
@@ -107,8 +106,8 @@ def find_images(given: Sequence[str]) -> list[Path]:
 
 def _line(image: str, prompt: str, answer: str, as_json: bool) -> str:
     if as_json:
-        return json.dumps({"image": image, "prompt": prompt, "answer": answer}, ensure_ascii=False) + "\n"
-    return "\t".join(re.sub(CONTROL_CHARACTERS, " ", field) for field in (image, prompt, answer)) + "\n"
+        return json.dumps({"image": image, "prompt": prompt, "answer": answer}, ensure_ascii=False)
+    return "\t".join(re.sub(CONTROL_CHARACTERS, " ", field) for field in (image, prompt, answer))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -142,8 +142,8 @@ def main(argv: Sequence[str]) -> int:
 
     try:
         path = find_checkpoint(arguments.ckpt) or arguments.ckpt
-        if path.is_dir():
-            raise FileNotFoundError(f"there is no checkpoint of a run below {path}")
+        if not path.is_file():
+            raise FileNotFoundError(f"there is no checkpoint of a run at {path}")
         checkpoint = read_run(path)
         saved = checkpoint["infotok_lit"]
         base = rebuild(saved["family"], saved["config"], saved["tokenizer"], base_weights(checkpoint))

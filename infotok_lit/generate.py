@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from infotok_lit.command_line import SetProgress, at_least, progress_bar, write_whole
+from infotok_lit.command_line import ShowProgress, at_least, progress_bar, write_whole
 from infotok_lit.inference import ModelChoice, family_config
 
 if TYPE_CHECKING:
@@ -61,9 +61,9 @@ def main(argv: Sequence[str]) -> int:
         check_target(arguments.out, len(pictures), arguments.force)
         model = choice.load()
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        with progress_bar(len(pictures), shown=True) as set_progress, choice.running(model):
+        with progress_bar(len(pictures)) as bar, choice.running(model):
             drawing = replace(model.config.drawing, **overrides)
-            drawn = draw(model, pictures, drawing, arguments.size, arguments.batch_size, set_progress)
+            drawn = draw(model, pictures, drawing, arguments.size, arguments.batch_size, bar.show)
             write = write_file if is_file(arguments.out) else write_folder
             write(arguments.out, pictures, drawn)
     except (ValueError, OSError) as error:
@@ -85,14 +85,14 @@ def draw(
     drawing: Any,
     image_size: tuple[int, int] | None,
     batch_size: int,
-    set_progress: SetProgress,
+    show_progress: ShowProgress,
 ) -> "Iterator[np.ndarray]":
     """The pictures in order, (height, width, 3) uint8 each; how they are batched does not matter."""
     from infotok_lit.callbacks.pictures import to_uint8
 
     for start in range(0, len(pictures), batch_size):
         batch = pictures[start : start + batch_size]
-        report = _reporter(set_progress, start, len(batch), len(pictures))
+        report = _reporter(show_progress, start, len(batch), len(pictures))
         prompts = [picture.prompt for picture in batch]
         yield from to_uint8(model.generate(prompts, batch[0].seed, drawing, image_size, report))
 
@@ -183,11 +183,11 @@ def height_and_width(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def _reporter(set_progress: SetProgress, before: int, size: int, total: int) -> Callable[[int, int], None]:
+def _reporter(show_progress: ShowProgress, before: int, size: int, total: int) -> Callable[[int, int], None]:
     """The model's (round, rounds) over one batch -> progress over all images."""
 
     def report(done: int, rounds: int) -> None:
-        set_progress(before + size * done / rounds, f"images: {before + size}/{total}, iteration {done}/{rounds}")
+        show_progress(before + size * done / rounds, f"images: {before + size}/{total}, iteration {done}/{rounds}")
 
     return report
 

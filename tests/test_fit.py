@@ -3,6 +3,8 @@
 import io
 import json
 import os
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -102,6 +104,22 @@ def test_the_quickstart_ends_with_pictures_a_table_and_stripped_weights(tmp_path
     checkpoint = torch.load(next((run / "checkpoints").glob("last.ckpt")), weights_only=True)
     for name, value in model.state_dict().items():
         assert torch.equal(value, checkpoint["state_dict"][f"base.{name}"]), name
+
+
+def test_two_processes_run_the_whole_quickstart(tmp_path) -> None:
+    """Also a guard against callbacks that enter a collective on one process only: those hang."""
+    command = [sys.executable, "-m", "infotok_lit", "fit", *FRESH, *SHORT]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run(
+        [*command, "--trainer.devices=2", "--trainer.strategy=ddp"],
+        cwd=tmp_path,
+        env=environment,
+        check=True,
+        timeout=240,
+    )
+    run = tmp_path / "runs" / "quickstart" / "version_0"
+    assert (run / "export" / "config.json").exists()
+    assert len(list((run / "pictures").glob("val_drawings_*.png"))) == 2
 
 
 @pytest.mark.parametrize("layout", ["folder", "shards"])

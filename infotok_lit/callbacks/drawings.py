@@ -77,6 +77,7 @@ class Drawings(pl.Callback):
             scores = self.metric.compute()
             scores["chance"] = self._chance
             pl_module.log_dict({f"val/generation/score/{name}": value for name, value in scores.items()})
+        folder = trainer.log_dir
         if trainer.is_global_zero and self._drawn:
             grid = captioned_grid(self._drawn[: self.shown], self._captions[: self.shown])
-            publish(trainer, "val/drawings", grid)
+            publish(trainer, folder, "val/drawings", grid)

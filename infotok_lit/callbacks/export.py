@@ -37,16 +37,17 @@ class ExportInference(pl.Callback):
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Export on the first process."""
+        run = Path(trainer.log_dir or trainer.default_root_dir)
         if not trainer.is_global_zero:
             return
         checkpoint: dict[str, Any] = {}
         pl_module.on_save_checkpoint(checkpoint)
-        out = self.target(trainer)
+        # The run's own export folder can only hold an earlier export of the same run.
         force = self.force or self.folder is None
         export_model(
-            pl_module.base, out, run_provenance(checkpoint, Path(trainer.log_dir)), self.file_format, self.dtype, force
+            pl_module.base, self.target(run), run_provenance(checkpoint, run), self.file_format, self.dtype, force
         )
 
-    def target(self, trainer: pl.Trainer) -> Path:
-        """The folder that `fit` leaves."""
-        return Path(self.folder) if self.folder is not None else Path(trainer.log_dir) / "export"
+    def target(self, run: Path) -> Path:
+        """The folder that `fit` leaves, given the run's."""
+        return Path(self.folder) if self.folder is not None else run / "export"

@@ -41,14 +41,18 @@ def captioned_grid(images: Sequence[np.ndarray], texts: Sequence[str], columns: 
     return canvas
 
 
-def publish(trainer: pl.Trainer, name: str, picture: Image.Image) -> None:
-    """Show a picture in TensorBoard, if that is a logger, and keep it under the run folder as PNG."""
+def publish(trainer: pl.Trainer, folder: str | None, name: str, picture: Image.Image) -> None:
+    """Show a picture in TensorBoard, if that is a logger, and keep it under the run folder as PNG.
+
+    Args:
+        folder: `trainer.log_dir`, which every process must ask for, because asking is a collective call.
+    """
     step = trainer.global_step
     for logger in trainer.loggers:
         if hasattr(logger.experiment, "add_image"):
             logger.experiment.add_image(name, np.array(picture), step, dataformats="HWC")
-    if trainer.log_dir is not None:
-        path = Path(trainer.log_dir) / "pictures" / f"{name.replace('/', '_')}_{step:07d}.png"
+    if folder is not None:
+        path = Path(folder) / "pictures" / f"{name.replace('/', '_')}_{step:07d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         picture.save(path)
 

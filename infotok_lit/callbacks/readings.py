@@ -38,19 +38,22 @@ class Readings(pl.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Publish both grids for the first batch."""
-        if dataloader_idx != UNDERSTANDING or batch_idx > 0 or not trainer.is_global_zero:
+        if dataloader_idx != UNDERSTANDING or batch_idx > 0:
+            return
+        folder = trainer.log_dir
+        if not trainer.is_global_zero:
             return
         images = to_uint8(batch.pixel_values[: self.shown])
         answers = [
             f"Q: {question} A: {answer} (truth: {truth})"
             for question, answer, truth in zip(batch.questions, outputs.answers, batch.answers, strict=True)
         ]
-        publish(trainer, "val/answers", captioned_grid(list(images), answers[: len(images)]))
+        publish(trainer, folder, "val/answers", captioned_grid(list(images), answers[: len(images)]))
         if outputs.token_rates is not None:
             rates = outputs.token_rates[: len(images)]
             maps = overlay(images, rates[:, outputs.layout.num_extra :], outputs.layout.grid)
             texts = [f"{float(rate.sum()):.0f} bits, at most {float(rate.max()):.1f} in a token" for rate in rates]
-            publish(trainer, "val/token_rates", captioned_grid(list(maps), texts))
+            publish(trainer, folder, "val/token_rates", captioned_grid(list(maps), texts))
 
 
 def overlay(images: np.ndarray, rates: Tensor, grid: tuple[int, int]) -> np.ndarray:

@@ -49,6 +49,7 @@ class FinalReport(pl.Callback):
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Print the report."""
+        run = trainer.log_dir
         if not trainer.is_global_zero:
             return
         console = Console()
@@ -57,7 +58,7 @@ class FinalReport(pl.Callback):
             console.print(self._information())
         heads = sum(parameter.numel() for parameter in pl_module.infotok.parameters())
         console.print(f"Stripped: {heads:,} parameters of heads that only training needs.")
-        for line in _next_commands(trainer):
+        for line in _next_commands(trainer, run):
             console.print(line, soft_wrap=True, highlight=False)
 
     def state_dict(self) -> dict[str, Any]:
@@ -93,14 +94,14 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
 
 
-def _next_commands(trainer: pl.Trainer) -> list[str]:
-    if trainer.log_dir is None:
+def _next_commands(trainer: pl.Trainer, folder: str | None) -> list[str]:
+    if folder is None:
         return []
-    run = Path(trainer.log_dir)
+    run = Path(folder)
     lines = [f"Run: {run}", f"  tensorboard --logdir {run.parent}"]
     exports = [callback for callback in trainer.callbacks if isinstance(callback, ExportInference)]
     if exports:
-        folder = exports[0].target(trainer)
+        folder = exports[0].target(run)
         lines += [
             f"Inference weights: {folder}",
             f'  python -m infotok_lit generate --model {folder} --prompt "a red circle above a blue square" --out out.png',

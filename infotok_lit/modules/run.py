@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
-from infotok_lit.models.checkpoint import CheckpointError
+from infotok_lit.models.checkpoint import CheckpointError, KeyMap
 
 CHECKPOINT_KEY = "infotok_lit"
 BASE_PREFIX = "base."
@@ -67,8 +67,5 @@ def base_weights(checkpoint: dict[str, Any]) -> dict[str, torch.Tensor]:
 
 def load_base_weights(base: nn.Module, path: Path) -> None:
     """Load the base model of a run into `base`; CheckpointError says what does not fit."""
-    checkpoint = read_run(path)
-    try:
-        base.load_state_dict(base_weights(checkpoint))
-    except RuntimeError as error:
-        raise CheckpointError(f"the run in {path} holds another model than this config: {error}") from error
+    weights = base_weights(read_run(path))
+    base.load_state_dict(KeyMap(renames=()).from_official(weights, base.state_dict(), str(path)))

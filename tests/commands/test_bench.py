@@ -143,9 +143,8 @@ def test_few_batches_are_drawn_and_used_again(timer) -> None:
     assert len({name for batch in names for name in batch}) == 9
 
 
-@pytest.mark.parametrize(("precision", "dtype"), [("bf16-mixed", torch.float32), ("bf16-true", torch.bfloat16)])
-def test_steps_have_the_precision_of_the_configuration(config, precision, dtype) -> None:
-    setup = FitSetup(["--config", config, "--trainer.precision", precision])
+def test_steps_have_the_precision_of_the_configuration(config) -> None:
+    setup = FitSetup(["--config", config, "--trainer.precision", "bf16-mixed"])
     setup.connect()
     stepper = StepTimer(setup.model, setup.trainer)
     batches = setup.to_device(setup.draw_steps(1)[0])
@@ -154,7 +153,6 @@ def test_steps_have_the_precision_of_the_configuration(config, precision, dtype)
     setup.model.base.encoder.token_embed.register_forward_hook(lambda module, given, output: seen.append(output.dtype))
     assert all(stepper.step(variant, batches, seed=0).total > 0 for variant in variants)
     assert set(seen) == {torch.bfloat16}
-    assert {p.dtype for variant in variants for p in variant.heads.parameters()} == {dtype}
 
 
 def test_a_mistake_in_the_configuration_is_a_sentence(config, capsys) -> None:

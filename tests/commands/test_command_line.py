@@ -1,0 +1,66 @@
+"""What the commands share: whole files, numbers, and a progress bar that stays out of the output."""
+
+import argparse
+import io
+import os
+import pty
+import subprocess
+import sys
+
+import pytest
+
+from infotok_lit.command_line import at_least, write_whole
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch) -> None:
+    path = tmp_path / "x.png"
+    write_whole(path, b"old")
+    monkeypatch.setattr("pathlib.Path.replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        write_whole(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_written_file_has_the_permissions_of_any_new_file(tmp_path) -> None:
+    write_whole(tmp_path / "ours", b"")
+    (tmp_path / "plain").write_bytes(b"")
+    assert (tmp_path / "ours").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_numbers_below_the_limit_are_refused() -> None:
+    assert at_least(1)("3") == 3
+    assert at_least(0, float)("0.5") == 0.5
+    for kind, text in ((at_least(1), "0"), (at_least(0, float), "nan"), (at_least(0, float), "-1")):
+        with pytest.raises(argparse.ArgumentTypeError):
+            kind(text)
+
+
+@pytest.mark.parametrize("stdout_is_a_terminal", [False, True])
+def test_lines_go_to_stdout_and_the_bar_to_the_terminal(stdout_is_a_terminal) -> None:
+    long = "x" * 200
+    script = (
+        "from infotok_lit.command_line import progress_bar\n"
+        "with progress_bar(2) as bar:\n"
+        f"    bar.write('{long}')\n"
+        "    bar.show(1, 'half of it')\n"
+    )
+    leader, follower = pty.openpty()
+    environment = os.environ | {"TERM": "xterm", "COLUMNS": "80"}
+    stdout = follower if stdout_is_a_terminal else subprocess.PIPE
+    done = subprocess.run([sys.executable, "-c", script], stdout=stdout, stderr=follower, env=environment, timeout=60)
+    os.close(follower)
+    terminal = io.BytesIO()
+    while chunk := _read(leader):
+        terminal.write(chunk)
+    shown = terminal.getvalue().decode()
+    assert "half of it" in shown
+    assert (long in shown) == stdout_is_a_terminal
+    assert done.stdout == (None if stdout_is_a_terminal else f"{long}\n".encode())
+
+
+def _read(descriptor: int) -> bytes:
+    try:
+        return os.read(descriptor, 4096)
+    except OSError:  # the end of a pseudo terminal
+        return b""
