@@ -102,9 +102,10 @@ def _next_commands(trainer: pl.Trainer, folder: str | None) -> list[str]:
     exports = [callback for callback in trainer.callbacks if isinstance(callback, ExportInference)]
     if exports:
         folder = exports[0].target(run)
+        command = "  python -m infotok_lit"
         lines += [
             f"Inference weights: {folder}",
-            f'  python -m infotok_lit generate --model {folder} --prompt "a red circle above a blue square" --out out.png',
-            f'  python -m infotok_lit describe --model {folder} --image out.png --prompt "what shape is the red object?"',
+            f'{command} generate --model {folder} --prompt "a red circle above a blue square" --out picture.png',
+            f'{command} describe --model {folder} --image picture.png --prompt "what shape is the red object?"',
         ]
     return lines

@@ -3,10 +3,13 @@
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_info
+
 from infotok_lit.assets import HARMON_SCENES32
 from infotok_lit.models.checkpoint import CheckpointError
-from infotok_lit.models.harmon.config import Size
-from infotok_lit.models.harmon.loading import from_folder, harmon_of_size, load_official
+from infotok_lit.models.folder import CONFIG_FILE
+from infotok_lit.models.harmon.config import Size, config_of_size
+from infotok_lit.models.harmon.loading import from_folder, harmon_of_size, read_official
 from infotok_lit.models.harmon.model import Harmon
 from infotok_lit.modules.infotok_module import InfoTokModule, TaskWeights
 from infotok_lit.modules.optimiser import OptimiserConfig
@@ -58,17 +61,29 @@ class HarmonModule(InfoTokModule):
 
     def build_base(self) -> Harmon:
         """A Harmon of the size, with the weights of `init_from`."""
-        base = harmon_of_size(self.size, self.tokenizer, self.image_size)
-        if self.init_from is None:
-            return base
-        source = HARMON_SCENES32 if self.init_from == EMBEDDED else Path(self.init_from)
-        if (source / "config.json").exists():
-            base = _matching(from_folder(source), base, source)
-        elif (checkpoint := find_checkpoint(source)) is not None:
-            load_base_weights(base, checkpoint)
-        else:
-            load_official(base, source, None if self.autoencoder is None else Path(self.autoencoder))
+        base = self._load_base()
+        source = "random weights" if self.init_from is None else self.init_from
+        rank_zero_info(f"The base model is Harmon {self.size}, initialised from {source}.")
         return base
+
+    def _load_base(self) -> Harmon:
+        if self.init_from is None:
+            return self._fresh_base()
+        source = HARMON_SCENES32 if self.init_from == EMBEDDED else Path(self.init_from)
+        if (source / CONFIG_FILE).exists():
+            return _matching(from_folder(source), self._fresh_base(), source)
+        checkpoint = find_checkpoint(source)
+        if checkpoint is not None:
+            base = self._fresh_base()
+            load_base_weights(base, checkpoint)
+            return base
+        autoencoder = None if self.autoencoder is None else Path(self.autoencoder)
+        # Read first: a wrong path should not wait for a large model to be built.
+        official = read_official(source, autoencoder, config_of_size(self.size))
+        return official.load_into(self._fresh_base())
+
+    def _fresh_base(self) -> Harmon:
+        return harmon_of_size(self.size, self.tokenizer, self.image_size)
 
     def base_reference(self) -> dict[str, Any]:
         """The tokenizer's source, and where the weights came from."""

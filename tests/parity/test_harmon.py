@@ -177,7 +177,7 @@ def test_visual_feature(golden: Golden, model: Harmon, case: str) -> None:
     visible = places_where(golden.input(case, "mask") == 0) if case == "visual_masked" else None
     tokens = model.encoder(latents, grid_of(golden, case, model), visible)
     golden.check(case, "x_enc", tokens)
-    golden.check(case, "z_enc", model._project_for_reading(tokens))
+    golden.check(case, "z_enc", model.project_for_reading(tokens))
 
 
 @torch.no_grad()
@@ -188,10 +188,10 @@ def test_text_conditioned_passes(golden: Golden, model: Harmon, case: str, cache
     visible = places_where(golden.input(case, "mask") == 0)
     tokens = model.encoder(golden.input(case, "latents").flatten(1, 2), grid, visible)
     golden.check(case, "x_enc_pre", tokens)
-    golden.check(case, "z_enc", model._project_for_reading(tokens))
+    golden.check(case, "z_enc", model.project_for_reading(tokens))
     ids, mask = golden.input(case, "input_ids"), golden.input(case, "attention_mask")
     if cached:
-        conditioned = model._condition_on_cache(tokens, model._text_cache(ids, mask), mask)
+        conditioned = model.condition_on_cache(tokens, model.text_cache(ids, mask), mask)
     else:
         conditioned = model.condition_on_text(tokens, ids, mask)
     golden.check(case, "x_enc", conditioned)
@@ -419,7 +419,7 @@ def test_describing(
     monkeypatch.setattr(model.processor, "pad_id", golden.argument(case, "pad_token_id"))
     ids = golden.input(case, "input_ids")
     latents, grid = model.encode_images(golden.input(case, "pixel_values"))
-    embeds = model._embed_with_images(ids, model._project_for_reading(model.encoder(latents, grid)))
+    embeds = model.embed_with_images(ids, model.project_for_reading(model.encoder(latents, grid)))
     answer = model.answer(embeds, torch.ones_like(ids), golden.argument(case, "max_new_tokens"))
     golden.check(case, name, answer)
 

@@ -1,6 +1,6 @@
 """Building Harmon from an exported folder, from official checkpoints, or fresh."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,42 +61,58 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
 
 def from_folder(folder: Path) -> Harmon:
     """The model in an exported folder, in evaluation mode."""
-    family, config = read_config(folder)
+    family, values = read_config(folder)
     if family != Harmon.family:
         raise CheckpointError(f"{folder} holds a {family} model, not Harmon")
-    model = build_harmon(HarmonConfig.from_dict(config), str(folder))
+    config = HarmonConfig.from_dict(values)
     weights = _first_existing(folder, "harmon.safetensors", "harmon.pth")
-    load_official(model, weights, _first_existing(folder, "kl16.safetensors", "kl16.ckpt"))
-    return model.eval()
+    official = read_official(weights, _first_existing(folder, "kl16.safetensors", "kl16.ckpt"), config)
+    return official.load_into(build_harmon(config, str(folder))).eval()
 
 
 def from_official(weights: Path, size: Size, autoencoder: Path | None, tokenizer: str | None) -> Harmon:
     """The model in official files (harmon_0.5b.pth and kl16.ckpt, or a conversion), in evaluation mode."""
+    official = read_official(weights, autoencoder, config_of_size(size))
     brings_tokenizer = (weights / "tokenizer_config.json").exists()
     model = harmon_of_size(size, tokenizer or (str(weights) if brings_tokenizer else None))
-    load_official(model, weights, autoencoder)
-    return model.eval()
+    return official.load_into(model).eval()
 
 
-def load_official(model: Harmon, weights: Path, autoencoder: Path | None) -> None:
-    """Load official weight files; a conversion that holds `vae.*` keys needs no autoencoder file.
+@dataclass(frozen=True)
+class OfficialWeights:
+    """Official state dicts, and the files that they come from."""
+
+    harmon: dict[str, Tensor]
+    harmon_source: str
+    autoencoder: dict[str, Tensor] | None
+    """None for a model whose autoencoder has no weights."""
+    autoencoder_source: str
+
+    def load_into(self, model: Harmon) -> Harmon:
+        """The model with these weights; CheckpointError names what does not fit."""
+        model.load_official_weights(self.harmon, self.harmon_source)
+        if self.autoencoder is not None:
+            model.load_autoencoder_weights(self.autoencoder, self.autoencoder_source)
+        return model
+
+
+def read_official(weights: Path, autoencoder: Path | None, config: HarmonConfig) -> OfficialWeights:
+    """Read official weight files; a conversion that holds `vae.*` keys needs no autoencoder file.
 
     Raises:
         ValueError: if the model needs an autoencoder file and none is given.
     """
     state = read_weights(weights)
-    model.load_official_weights(state, str(weights))
-    if model.config.autoencoder.kind != "kl16":
-        return
+    if config.autoencoder.kind != "kl16":
+        return OfficialWeights(state, str(weights), None, "")
     inside = {name.removeprefix("vae."): tensor for name, tensor in state.items() if name.startswith("vae.")}
     if inside:
-        model.load_autoencoder_weights(inside, str(weights))
-    elif autoencoder is not None:
-        model.load_autoencoder_weights(read_weights(autoencoder), str(autoencoder))
-    else:
+        return OfficialWeights(state, str(weights), inside, str(weights))
+    if autoencoder is None:
         raise ValueError(
             f"{weights} holds no image autoencoder: set `autoencoder` to the official kl16.ckpt (wusize/harmon)"
         )
+    return OfficialWeights(state, str(weights), read_weights(autoencoder), str(autoencoder))
 
 
 def rebuild(config: dict[str, Any], tokenizer: str, state: dict[str, Tensor]) -> Harmon:

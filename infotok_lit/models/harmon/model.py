@@ -11,14 +11,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import DynamicCache, Qwen2Config, Qwen2ForCausalLM
+from transformers import DynamicCache
 
 from infotok_lit.models.checkpoint import KeyMap
 from infotok_lit.models.harmon.autoencoder import KL16, build_autoencoder, from_tokens, to_tokens
-from infotok_lit.models.harmon.config import DrawingConfig, HarmonConfig, LanguageModelConfig
+from infotok_lit.models.harmon.config import DrawingConfig, HarmonConfig
 from infotok_lit.models.harmon.drawing import Noise, draw_tokens
 from infotok_lit.models.harmon.draws import DrawingNoise, TrainingDraws, draw_training
 from infotok_lit.models.harmon.keys import HARMON_KEYS, kl16_keys
+from infotok_lit.models.harmon.language_model import (
+    build_language_model,
+    build_projection,
+    compact_positions,
+    followed_by_ones,
+)
 from infotok_lit.models.harmon.mar import Grid, MARDecoder, MAREncoder, places_where, with_buffers
 from infotok_lit.models.harmon.processor import HarmonProcessor
 from infotok_lit.models.harmon.token_diffusion import TokenDiffusion
@@ -53,9 +59,9 @@ class Harmon(UnifiedModel):
         self.token_diffusion = TokenDiffusion(
             self.latent_width, mar.decoder_width, mar.diffusion_width, mar.diffusion_depth
         )
-        self.project_in = _projection(mar.encoder_width, llm.hidden_size, llm.hidden_size)
-        self.project_out = _projection(llm.hidden_size, llm.hidden_size, mar.encoder_width)
-        self.llm = _language_model(llm)
+        self.project_in = build_projection(mar.encoder_width, llm.hidden_size, llm.hidden_size)
+        self.project_out = build_projection(llm.hidden_size, llm.hidden_size, mar.encoder_width)
+        self.llm = build_language_model(llm)
         # Official checkpoints carry MAR's class table, which nothing reads: kept so that files match, never trained.
         self.register_buffer("class_table", 0.02 * torch.randn(mar.num_classes, mar.encoder_width))
 
@@ -82,7 +88,7 @@ class Harmon(UnifiedModel):
         """Next-token cross entropy (nats) summed over answer tokens; the head runs on those positions alone."""
         latents, grid = self.encode_images(batch.pixel_values)
         tokens = self.encoder(latents, grid)
-        embeds = self._embed_with_images(batch.input_ids, self._project_for_reading(tokens, transform))
+        embeds = self.embed_with_images(batch.input_ids, self.project_for_reading(tokens, transform))
         hidden = self.llm.model(inputs_embeds=embeds, attention_mask=batch.attention_mask).last_hidden_state
         labels = batch.labels[:, 1:]
         labelled = labels >= 0
@@ -93,13 +99,13 @@ class Harmon(UnifiedModel):
             loss, labelled.sum(), tokens, index, self._layout(grid), batch.text, self.llm.get_input_embeddings()
         )
 
-    def _project_for_reading(self, tokens: Tensor, transform: TokenTransform | None = None) -> Tensor:
+    def project_for_reading(self, tokens: Tensor, transform: TokenTransform | None = None) -> Tensor:
         """Shared tokens (B, R + L, D) -> what the language model reads, (B, L + R, H), buffers last."""
         seen = self._buffers_last(self.project_in(tokens if transform is None else transform(tokens)))
         scale = self.config.grad_scale
         return seen if scale is None else seen.detach() + scale * (seen - seen.detach())
 
-    def _embed_with_images(self, input_ids: Tensor, visual: Tensor) -> Tensor:
+    def embed_with_images(self, input_ids: Tensor, visual: Tensor) -> Tensor:
         """Embeddings (B, T, H) of ids whose image slots are filled with `visual`, in order."""
         slots = input_ids == IMAGE_TOKEN_ID
         num_slots, num_visual = int(slots.sum()), visual.shape[0] * visual.shape[1]
@@ -115,10 +121,10 @@ class Harmon(UnifiedModel):
     def describe(self, pixel_values: Tensor, prompts: Sequence[str], max_new_tokens: int = 64) -> list[str]:
         """Answer one prompt per image, greedily, with a key/value cache; prompts may differ in length."""
         latents, grid = self.encode_images(pixel_values)
-        visual = self._project_for_reading(self.encoder(latents, grid))
+        visual = self.project_for_reading(self.encoder(latents, grid))
         ids, mask = self.processor.prompts_with_image(prompts, num_image_tokens=visual.shape[1], pad_left=True)
         ids, mask = ids.to(visual.device), mask.to(visual.device)
-        answer = self.answer(self._embed_with_images(ids, visual), mask, max_new_tokens)
+        answer = self.answer(self.embed_with_images(ids, visual), mask, max_new_tokens)
         return self.processor.decode(answer)
 
     def answer(self, embeds: Tensor, mask: Tensor, max_new_tokens: int) -> Tensor:
@@ -174,36 +180,36 @@ class Harmon(UnifiedModel):
         """Add the language model's correction, given right-padded text, to shared tokens (B, R + K, D)."""
         text = self.llm.get_input_embeddings()(input_ids)
         visual = self._buffers_last(self.project_in(tokens))
-        mask = _followed_by_ones(attention_mask, visual.shape[1])
+        mask = followed_by_ones(attention_mask, visual.shape[1])
         hidden = self.llm.model(
             inputs_embeds=torch.cat([text, visual.to(text.dtype)], dim=1),
             attention_mask=mask,
-            position_ids=_positions(mask),
+            position_ids=compact_positions(mask),
             use_cache=False,
         ).last_hidden_state
         return self._add_correction(tokens, hidden[:, text.shape[1] :])
 
-    def _text_cache(self, input_ids: Tensor, attention_mask: Tensor) -> DynamicCache:
+    def text_cache(self, input_ids: Tensor, attention_mask: Tensor) -> DynamicCache:
         """Keys and values of the prompts: text comes first and attends causally, so they never change."""
         embeds = self.llm.get_input_embeddings()(input_ids)
         cache = DynamicCache(config=self.llm.config)
         self.llm.model(
             inputs_embeds=embeds,
             attention_mask=attention_mask,
-            position_ids=_positions(attention_mask),
+            position_ids=compact_positions(attention_mask),
             past_key_values=cache,
             use_cache=True,
         )
         return cache
 
-    def _condition_on_cache(self, tokens: Tensor, cache: DynamicCache, attention_mask: Tensor) -> Tensor:
+    def condition_on_cache(self, tokens: Tensor, cache: DynamicCache, attention_mask: Tensor) -> Tensor:
         """`condition_on_text` with the prompts' keys and values already computed; leaves the cache as it was."""
         visual = self._buffers_last(self.project_in(tokens))
-        mask = _followed_by_ones(attention_mask, visual.shape[1])
+        mask = followed_by_ones(attention_mask, visual.shape[1])
         hidden = self.llm.model(
             inputs_embeds=visual,
             attention_mask=mask,
-            position_ids=_positions(mask)[:, -visual.shape[1] :],
+            position_ids=compact_positions(mask)[:, -visual.shape[1] :],
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state
@@ -250,10 +256,10 @@ class Harmon(UnifiedModel):
         progress: Callable[[int, int], None] | None = None,
     ) -> Tensor:
         """Draw scaled latent tokens (B, L, C); under guidance the second half of the texts is unconditional."""
-        cache = self._text_cache(input_ids, attention_mask)
+        cache = self.text_cache(input_ids, attention_mask)
 
         def condition(tokens: Tensor, visible: Tensor) -> Tensor:
-            seen = self._condition_on_cache(self.encoder(tokens, grid, visible), cache, attention_mask)
+            seen = self.condition_on_cache(self.encoder(tokens, grid, visible), cache, attention_mask)
             return self.decoder(seen, grid, visible)
 
         def sample(z: Tensor, initial: Tensor, step_noise: Callable[[int], Tensor], guidance: float) -> Tensor:
@@ -325,37 +331,3 @@ class Harmon(UnifiedModel):
         if height % step or width % step:
             raise ValueError(f"image size {height} x {width} is not a multiple of {step} pixels, the token size")
         return height // step, width // step
-
-
-def _projection(width_in: int, width_hidden: int, width_out: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(width_in, width_hidden), nn.SiLU(), nn.Linear(width_hidden, width_out))
-
-
-def _language_model(config: LanguageModelConfig) -> Qwen2ForCausalLM:
-    return Qwen2ForCausalLM(
-        Qwen2Config(
-            hidden_size=config.hidden_size,
-            intermediate_size=config.intermediate_size,
-            num_hidden_layers=config.num_hidden_layers,
-            num_attention_heads=config.num_attention_heads,
-            num_key_value_heads=config.num_key_value_heads,
-            vocab_size=config.vocab_size,
-            max_position_embeddings=config.max_position_embeddings,
-            rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
-            rms_norm_eps=config.rms_norm_eps,
-            tie_word_embeddings=config.tie_word_embeddings,
-            initializer_range=config.initializer_range,
-            attn_implementation="sdpa",
-            bos_token_id=None,
-            eos_token_id=None,
-        )
-    )
-
-
-def _followed_by_ones(mask: Tensor, count: int) -> Tensor:
-    return torch.cat([mask, mask.new_ones(mask.shape[0], count)], dim=1)
-
-
-def _positions(mask: Tensor) -> Tensor:
-    """Positions that count real tokens only: an image continues right after the last word, not after the padding."""
-    return (mask.long().cumsum(dim=1) - 1).clamp(min=0)
