@@ -16,7 +16,7 @@ NOMINAL_RESOLUTION = 256
 
 
 class KL16(nn.Module):
-    """The KL autoencoder of Harmon (SPEC section 2); a latent is the posterior mean, never a sample."""
+    """The KL autoencoder of Harmon; a latent is the posterior mean, never a sample."""
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()

@@ -36,7 +36,7 @@ class AutoencoderConfig:
 
 @dataclass(frozen=True)
 class MARConfig:
-    """The masked autoregressive encoder and decoder and the token diffusion network (SPEC sections 4, 7, 8)."""
+    """The masked autoregressive encoder and decoder and the token diffusion network."""
 
     encoder_width: int
     encoder_depth: int
@@ -84,7 +84,7 @@ class LanguageModelConfig:
 
 @dataclass(frozen=True)
 class DrawingConfig:
-    """How images are drawn unless a call says otherwise (SPEC section 13: the official scripts)."""
+    """How images are drawn unless a call says otherwise: as in the official scripts."""
 
     iterations: int = 64
     guidance: float = 3.0

@@ -1,4 +1,4 @@
-"""Gaussian diffusion of one token: schedule, loss and ancestral sampling (SPEC sections 9 and 12).
+"""Gaussian diffusion of one token: schedule, loss and ancestral sampling.
 
 The loss is that of "Improved Denoising Diffusion Probabilistic Models" (Nichol & Dhariwal 2021) with a learned
 variance range, per token as in MAR (Li et al. 2024). Shapes: M tokens, C channels, S sampling steps.

@@ -1,4 +1,4 @@
-"""Drawing with Harmon: the MAR loop around the language model and the token diffusion network (SPEC section 13)."""
+"""Drawing with Harmon: the MAR loop around the language model and the token diffusion network."""
 
 import math
 from collections.abc import Callable

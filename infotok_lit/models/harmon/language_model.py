@@ -10,7 +10,7 @@ from infotok_lit.models.harmon.config import LanguageModelConfig
 
 
 def build_projection(width_in: int, width_hidden: int, width_out: int) -> nn.Sequential:
-    """The maps between visual tokens and the language model (SPEC section 5)."""
+    """The maps between visual tokens and the language model."""
     return nn.Sequential(nn.Linear(width_in, width_hidden), nn.SiLU(), nn.Linear(width_hidden, width_out))
 
 

@@ -1,4 +1,4 @@
-"""MAR's encoder, which sees only visible tokens, and its decoder, which fills a canvas (SPEC sections 4 and 7).
+"""MAR (Li et al. 2024, arXiv 2406.11838): its encoder sees only visible tokens, its decoder fills a canvas.
 
 The encoder is the visual tokenizer that understanding and generation share. Shapes: B batch, L = h*w grid places,
 R buffers, K visible tokens, C token channels, D encoder width, E decoder width.

@@ -1,4 +1,4 @@
-"""Harmon: one MAR encoder that both reads and draws, around a causal language model (SPEC sections 1, 5, 6, 10, 11).
+"""Harmon: one MAR encoder that both reads and draws, around a causal language model (Wu et al. 2025, arXiv 2503.21979).
 
 Shapes: B batch, T text length, L = h*w places, R buffers, K visible places, C token channels, D encoder width,
 E decoder width, H language-model width.

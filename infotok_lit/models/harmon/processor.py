@@ -1,4 +1,4 @@
-"""Harmon's chat template, tokenisation and image geometry (SPEC sections 14 and 15): samples -> batches."""
+"""Harmon's chat template, tokenisation and image geometry: samples -> batches."""
 
 from collections.abc import Sequence
 from hashlib import blake2b

@@ -1,4 +1,4 @@
-"""The network that denoises one token given its condition vector (SPEC section 8).
+"""The network that denoises one token given its condition vector (Li et al. 2024, arXiv 2406.11838).
 
 Shapes: M tokens, C token channels, E condition width, W network width.
 """

@@ -1,0 +1,192 @@
+"""Two processes under DDP are one process with the whole batch: gradients, and what validation logs."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+from tiny import TinyModule
+from torch import Tensor
+
+from infotok_lit.data.datamodule import UnifiedDataModule
+from infotok_lit.data.sample import Branch, Sample, Source, UnderstandingSample
+from infotok_lit.data.scenes import Scenes
+from infotok_lit.models.harmon.draws import TrainingDraws
+from infotok_lit.models.harmon.model import Harmon
+from infotok_lit.objective.distributed import rank, world_size
+from infotok_lit.objective.posterior import Posterior
+
+BATCH = 6
+ALL = ("compactness", "sufficiency", "alignment")
+
+
+class Uneven(Source):
+    """Scenes whose answers have one to four words, and no two of which have one text."""
+
+    def __init__(self) -> None:
+        self.scenes = Scenes(num_samples=24)
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    def sample(self, branch: Branch, index: int, rng: np.random.Generator) -> Sample:
+        sample = self.scenes.sample(branch, index, rng)
+        if isinstance(sample, UnderstandingSample):
+            return replace(sample, answer=" ".join(["red", "blue", "two", "yes"][: 1 + index % 4]))
+        return sample
+
+
+def data(processes: int) -> UnifiedDataModule:
+    return UnifiedDataModule(
+        train=Uneven(),
+        val=Uneven(),
+        understanding_batch_size=BATCH // processes,
+        generation_batch_size=BATCH // processes,
+        val_batch_size=BATCH // processes,
+        val_samples=2 * BATCH,
+    )
+
+
+class Keep(pl.Callback):
+    """Leaves in a folder, per rank: the gradients of the first step, its label count, and what validation logged."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.labels = 0
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int):
+        self.labels = int((batch["understanding"].labels >= 0).sum())
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any) -> None:
+        gradients = {name: p.grad for name, p in pl_module.named_parameters() if p.requires_grad}
+        if trainer.global_step == 0:
+            self.keep(trainer, {"gradients": gradients, "labels": self.labels})
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.keep(trainer, {name: value for name, value in trainer.callback_metrics.items() if "val/" in name})
+
+    def keep(self, trainer: pl.Trainer, content: dict[str, Any]) -> None:
+        torch.save(content, self.folder / f"{trainer.global_rank}_of_{trainer.world_size}.pt")
+
+
+def trainer(folder: Path, processes: int, steps: int = 1) -> pl.Trainer:
+    return pl.Trainer(
+        default_root_dir=folder,
+        accelerator="cpu",
+        devices=processes,
+        strategy="ddp_fork" if processes > 1 else "auto",
+        max_steps=steps,
+        max_epochs=1,
+        limit_val_batches=1.0,
+        check_val_every_n_epoch=None,
+        val_check_interval=100,
+        num_sanity_val_steps=0,
+        log_every_n_steps=1,
+        callbacks=[Keep(folder)],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+
+
+def kept(folder: Path, processes: int) -> list[dict[str, Any]]:
+    return [torch.load(folder / f"{i}_of_{processes}.pt", weights_only=True) for i in range(processes)]
+
+
+@pytest.fixture
+def sliced_draws(monkeypatch) -> None:
+    """Every process draws the random numbers of the global batch and takes those of its own rows."""
+    draw_global, rsample = Harmon.draw, Posterior.rsample
+
+    def draw(model: Harmon, batch: int, places: int, device: torch.device) -> TrainingDraws:
+        torch.manual_seed(1)
+        draws = draw_global(model, batch * world_size(), places, device)
+        mine = slice(batch * rank(), batch * (rank() + 1))
+        copies = (model.config.mar.noise_draws, batch * world_size(), -1)
+
+        def own(numbers: Tensor) -> Tensor:
+            return numbers.unflatten(0, copies)[:, mine].flatten(0, 2)
+
+        return TrainingDraws(draws.hidden[mine], own(draws.timesteps), own(draws.noise))
+
+    def sample(posterior: Posterior, noise: Tensor | None = None) -> Tensor:
+        rows, *rest = posterior.mean.shape
+        torch.manual_seed(2)
+        return rsample(posterior, torch.randn(rows * world_size(), *rest)[rows * rank() :][:rows])
+
+    monkeypatch.setattr(Harmon, "draw", draw)
+    monkeypatch.setattr(Posterior, "rsample", sample)
+
+
+@pytest.fixture
+def equal_draws(monkeypatch) -> None:
+    """Every image gets the same random numbers, so that it does not matter which process validates it."""
+    draw_one, rsample = Harmon.draw, Posterior.rsample
+
+    def draw(model: Harmon, batch: int, places: int, device: torch.device) -> TrainingDraws:
+        torch.manual_seed(1)
+        draws = draw_one(model, 1, places, device)
+        copies = (model.config.mar.noise_draws, 1, -1)
+
+        def repeated(numbers: Tensor) -> Tensor:
+            each = numbers.unflatten(0, copies)
+            return each.expand(-1, batch, *each.shape[2:]).flatten(0, 2)
+
+        return TrainingDraws(draws.hidden.expand(batch, -1), repeated(draws.timesteps), repeated(draws.noise))
+
+    def sample(posterior: Posterior, noise: Tensor | None = None) -> Tensor:
+        torch.manual_seed(2)
+        return rsample(posterior, torch.randn(1, *posterior.mean.shape[1:]).expand_as(posterior.mean))
+
+    monkeypatch.setattr(Harmon, "draw", draw)
+    monkeypatch.setattr(Posterior, "rsample", sample)
+
+
+@pytest.mark.parametrize(("terms", "bottleneck"), [(ALL, "projected"), (ALL, "inline"), ((), "projected")])
+def test_two_halves_have_the_gradients_of_the_whole(tmp_path, sliced_draws, terms, bottleneck) -> None:
+    for processes in (1, 2):
+        trainer(tmp_path, processes).fit(TinyModule(terms, bottleneck), data(processes))
+    (whole,) = kept(tmp_path, 1)
+    halves = kept(tmp_path, 2)
+    # A mean of the halves' means would be wrong: they have different numbers of labels.
+    assert halves[0]["labels"] != halves[1]["labels"]
+    assert halves[0]["labels"] + halves[1]["labels"] == whole["labels"]
+    assert all(gradient.any() for gradient in whole["gradients"].values())
+    for half in halves:
+        torch.testing.assert_close(half["gradients"], whole["gradients"], rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("terms", "bottleneck"),
+    [
+        (("compactness",), "projected"),
+        (("sufficiency",), "projected"),
+        (("alignment",), "projected"),
+        (("compactness", "sufficiency"), "projected"),
+        (("compactness", "alignment"), "projected"),
+        (("sufficiency", "alignment"), "projected"),
+        (("compactness",), "inline"),
+        (("compactness", "alignment"), "inline"),
+    ],
+)
+def test_every_choice_of_terms_trains_under_ddp(tmp_path, terms, bottleneck) -> None:
+    """DDP refuses the second step if a parameter of the first had no gradient; the first one is checked above."""
+    trainer(tmp_path, 2, steps=2).fit(TinyModule(terms, bottleneck, freeze=("llm.",)), data(2))
+    first, second = (half["gradients"] for half in kept(tmp_path, 2))
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
+
+
+def test_validation_logs_the_numbers_of_one_process(tmp_path, equal_draws, monkeypatch) -> None:
+    monkeypatch.setattr(Harmon, "describe", lambda model, images, prompts, count: ["red"] * len(prompts))
+    for processes in (1, 2):
+        trainer(tmp_path, processes).validate(TinyModule(ALL), data(processes), verbose=False)
+    (whole,) = kept(tmp_path, 1)
+    for half in kept(tmp_path, 2):
+        torch.testing.assert_close(half, whole, rtol=1e-4, atol=1e-5)
+    assert whole["val/understanding/answers/overall"] == 0.25
+    for name in ("loss", "rate_bits_per_token", "sufficiency_nats_per_element", "alignment_bound_nats"):
+        assert {f"val/understanding/{name}", f"val/generation/{name}"} <= whole.keys()
