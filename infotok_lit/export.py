@@ -49,7 +49,7 @@ def export_model(
     staging = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
         for stem, weights in base.official_weights().items():
-            _write_weights(staging, stem, weights, file_format, dtype, base.family)
+            _write_weights(staging, stem, weights, file_format, dtype, base)
         write_config(staging, base.family, base.description())
         base.save_tokenizer(staging)
         (staging / "README.md").write_text(model_card(base, provenance))
@@ -62,7 +62,12 @@ def export_model(
 
 
 def _write_weights(
-    folder: Path, stem: str, weights: dict[str, "Tensor"], file_format: Format, dtype: DType | None, family: str
+    folder: Path,
+    stem: str,
+    weights: dict[str, "Tensor"],
+    file_format: Format,
+    dtype: DType | None,
+    base: "UnifiedModel",
 ) -> None:
     import torch
     from huggingface_hub import save_torch_state_dict
@@ -72,7 +77,7 @@ def _write_weights(
         # One cast per storage, so that tied weights stay tied.
         weights = {name: cast.setdefault(t.data_ptr(), t.to(getattr(torch, dtype))) for name, t in weights.items()}
     if file_format == "pth":
-        suffix, content = (".pth", weights) if stem == family else (".ckpt", {"model": weights})
+        suffix, content = (".pth", weights) if stem == base.family else (".ckpt", {"model": weights})
         torch.save(content, folder / f"{stem}{suffix}")
         return
     contiguous = {name: tensor.contiguous() for name, tensor in weights.items()}
@@ -81,7 +86,8 @@ def _write_weights(
         folder,
         filename_pattern=f"{stem}{{suffix}}.safetensors",
         max_shard_size="100GB",
-        metadata={"format": "pt", "family": family, "weights": "raw"},
+        metadata={"format": "pt", "family": base.family, "weights": "raw"},
+        shared_tensors_to_discard=[name for name in base.official_aliases if name in weights],
     )
 
 

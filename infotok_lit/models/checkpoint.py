@@ -10,6 +10,7 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -114,22 +115,38 @@ def read_weights(path: str | Path) -> State:
         raise FileNotFoundError(f"no checkpoint at {path}")
     if path.is_dir():
         return _read_folder(path)
-    try:
-        loaded = (
-            load_file(path)
-            if path.suffix == ".safetensors"
-            else torch.load(path, map_location="cpu", weights_only=True)
-        )
-    except (SafetensorError, RuntimeError, EOFError, OSError, zipfile.BadZipFile, KeyError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read ({_first_line(error)}); it may be truncated: fetch it again"
-        ) from error
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path} holds more than tensors, so it is not read with weights_only=True ({_first_line(error)}); "
-            "save its state dict alone and load that"
-        ) from error
+    loaded = _read_safetensors(path) if path.suffix == ".safetensors" else read_pickle(path)
     return unwrap(loaded, str(path))
+
+
+def read_pickle(path: Path) -> Any:
+    """What a file written by torch.save holds, read with `weights_only=True`.
+
+    Raises:
+        CheckpointError: if it is damaged, or holds anything that is not plain data.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if path.stat().st_size > 0 and "Weights only load failed" in str(error):
+            raise CheckpointError(
+                f"{path} holds more than tensors and plain data, so it is not read with weights_only=True; "
+                f"save its state dict alone and load that ({_first_line(error)})"
+            ) from error
+        raise _unreadable(path, error) from error
+    except (RuntimeError, EOFError, OSError, KeyError, zipfile.BadZipFile) as error:
+        raise _unreadable(path, error) from error
+
+
+def _read_safetensors(path: Path) -> State:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(f"{path} cannot be read ({_first_line(error)}); it may be truncated: fetch it again")
 
 
 def unwrap(loaded: object, source: str) -> State:
@@ -146,13 +163,19 @@ def unwrap(loaded: object, source: str) -> State:
 def _read_folder(path: Path) -> State:
     if (path / WEIGHTS_FILE).exists():
         return read_weights(path / WEIGHTS_FILE)
-    if (path / INDEX_FILE).exists():
-        shards = sorted(set(json.loads((path / INDEX_FILE).read_text())["weight_map"].values()))
-        state: State = {}
-        for shard in shards:
-            state |= read_weights(path / shard)
-        return state
-    raise FileNotFoundError(f"{path} holds neither {WEIGHTS_FILE} nor {INDEX_FILE}")
+    if not (path / INDEX_FILE).exists():
+        raise FileNotFoundError(f"{path} holds neither {WEIGHTS_FILE} nor {INDEX_FILE}")
+    state: State = {}
+    for shard in _shards(path / INDEX_FILE):
+        state |= read_weights(path / shard)
+    return state
+
+
+def _shards(index: Path) -> list[str]:
+    try:
+        return sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{index} is not an index of weights ({_first_line(error)}): fetch it again") from error
 
 
 def _first_line(error: Exception) -> str:

@@ -133,6 +133,8 @@ class UnifiedModel(nn.Module, ABC):
     num_extra: int
     """Shared tokens without a place in the grid."""
     processor: Processor
+    official_aliases: tuple[str, ...] = ()
+    """Official names that repeat another tensor; files that store a tensor once leave them out."""
 
     @abstractmethod
     def understanding(self, batch: UnderstandingBatch, transform: TokenTransform | None = None) -> BranchOutput:

@@ -1,6 +1,5 @@
 """Reading the base model out of a training run, without its LightningModule."""
 
-import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
-from infotok_lit.models.checkpoint import CheckpointError, KeyMap
+from infotok_lit.models.checkpoint import CheckpointError, KeyMap, read_pickle
 
 CHECKPOINT_KEY = "infotok_lit"
 BASE_PREFIX = "base."
@@ -39,8 +38,8 @@ def newest_checkpoint(folders: Sequence[Path]) -> Path | None:
 def is_run_checkpoint(path: Path) -> bool:
     """Whether a file is a checkpoint of a run of ours (and not, say, the official kl16.ckpt)."""
     try:
-        return CHECKPOINT_KEY in torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, TypeError):
+        return CHECKPOINT_KEY in read_pickle(path)
+    except (CheckpointError, TypeError):
         return False
 
 
@@ -50,10 +49,7 @@ def read_run(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: if the file is damaged or is not one of ours.
     """
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
-        raise CheckpointError(f"{path} cannot be read; it may be truncated ({str(error).splitlines()[0]})") from error
+    checkpoint = read_pickle(path)
     if not isinstance(checkpoint, dict) or CHECKPOINT_KEY not in checkpoint:
         raise CheckpointError(f"{path} is not a checkpoint of an infotok_lit run")
     return checkpoint

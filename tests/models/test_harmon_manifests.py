@@ -1,4 +1,4 @@
-"""At full size, every key and shape of the official checkpoints has a parameter of ours, and the other way round."""
+"""The official checkpoints' keys and shapes, at full size, without their gigabytes: everything lives on meta."""
 
 import json
 from pathlib import Path
@@ -9,73 +9,91 @@ from tiny import tiny_harmon
 
 from infotok_lit.assets import SCENES_TOKENIZER
 from infotok_lit.models.checkpoint import CheckpointError
-from infotok_lit.models.harmon.autoencoder import KL16
-from infotok_lit.models.harmon.config import AutoencoderConfig, config_of_size
-from infotok_lit.models.harmon.keys import HARMON_KEYS, kl16_keys
+from infotok_lit.models.harmon.config import config_of_size
 from infotok_lit.models.harmon.loading import build_harmon
+from infotok_lit.models.harmon.model import Harmon
 
-MANIFESTS = Path(__file__).parents[1] / "fixtures" / "goldens"
+GOLDENS = Path(__file__).parents[1] / "fixtures" / "goldens"
+HEAD, TABLE = "llm.lm_head.weight", "llm.model.embed_tokens.weight"
 
 
 def manifest(name: str) -> dict[str, tuple[int, ...]]:
-    entries = json.loads((MANIFESTS / f"manifest_{name}.json").read_text())
+    entries = json.loads((GOLDENS / f"manifest_{name}.json").read_text())
     return {key: tuple(shape) for key, (shape, _) in entries.items()}
 
 
-@pytest.mark.parametrize("size", ["0.5b", "1.5b"])
-def test_harmon_matches_the_official_checkpoint(size) -> None:
-    expected = manifest(f"harmon_{size}")
+def on_meta(shapes: dict[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
+    return {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
+
+
+@pytest.fixture(scope="module", params=["0.5b", "1.5b"])
+def size(request) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def model(size) -> Harmon:
     with torch.device("meta"):
-        model = build_harmon(config_of_size(size), str(SCENES_TOKENIZER))
-    weights = model.official_weights()["harmon"]
-    assert {name: tuple(tensor.shape) for name, tensor in weights.items()} == expected
-    own = {name: value for name, value in model.state_dict().items() if not name.startswith("autoencoder.")}
-    official = {name: torch.empty(shape, device="meta") for name, shape in expected.items()}
-    assert HARMON_KEYS.from_official(official, own, "the manifest").keys() == own.keys()
+        return build_harmon(config_of_size(size), str(SCENES_TOKENIZER))
 
 
-def test_the_autoencoder_matches_the_official_checkpoint() -> None:
-    expected = manifest("kl16_vae")
-    with torch.device("meta"):
-        network = KL16(AutoencoderConfig()).network
-    keys = kl16_keys(num_levels=5)
-    weights = keys.to_official(network.state_dict())
-    assert {name: tuple(tensor.shape) for name, tensor in weights.items()} == expected
-    official = {name: torch.empty(shape, device="meta") for name, shape in expected.items()}
-    loaded = keys.from_official(official, network.state_dict(), "the manifest")
-    assert {name: tensor.shape for name, tensor in loaded.items()} == {
-        name: tensor.shape for name, tensor in network.state_dict().items()
-    }
+def test_our_names_are_the_official_ones(size, model) -> None:
+    weights = model.official_weights()
+    assert weights.keys() == {"harmon", "kl16"}
+    for stem, expected in {"harmon": manifest(f"harmon_{size}"), "kl16": manifest("kl16_vae")}.items():
+        assert {key: tuple(value.shape) for key, value in weights[stem].items()} == expected
 
 
-def test_the_embedded_size_has_at_most_three_million_parameters() -> None:
-    model = build_harmon(config_of_size("scenes32"), str(SCENES_TOKENIZER))
-    assert sum(parameter.numel() for parameter in model.parameters()) <= 3_000_000
+def test_official_files_load(size, model) -> None:
+    model.load_official_weights(on_meta(manifest(f"harmon_{size}")), "harmon.pth")
+    model.load_autoencoder_weights(on_meta(manifest("kl16_vae")), "kl16.ckpt")
 
 
-@pytest.mark.parametrize("absent", ["llm.lm_head.weight", "llm.model.embed_tokens.weight"])
-def test_either_of_the_tied_weights_is_enough(absent) -> None:
-    source, target = tiny_harmon(seed=0), tiny_harmon(seed=1)
+@pytest.mark.parametrize("absent", [HEAD, TABLE])
+def test_a_tied_head_may_be_stored_once(size, model, absent) -> None:
+    shapes = manifest(f"harmon_{size}")
+    del shapes[absent]
+    model.load_official_weights(on_meta(shapes), "harmon.pth")
+
+
+@pytest.mark.parametrize("absent", [HEAD, TABLE])
+def test_a_tied_head_stored_once_reaches_both_places(absent) -> None:
+    source, target = tiny_harmon(seed=1), tiny_harmon(seed=2)
     weights = source.official_weights()["harmon"]
-    del weights[absent]
-    target.load_official_weights(weights, "a conversion")
-    assert torch.equal(target.llm.lm_head.weight, source.llm.lm_head.weight)
-    assert torch.equal(target.llm.get_input_embeddings().weight, source.llm.get_input_embeddings().weight)
+    target.load_official_weights({name: value for name, value in weights.items() if name != absent}, "file")
+    assert torch.equal(target.llm.lm_head.weight, source.llm.model.embed_tokens.weight)
+    assert torch.equal(target.llm.get_input_embeddings().weight, source.llm.model.embed_tokens.weight)
 
 
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (lambda weights: weights.pop("mar.z_proj.bias"), r"1 missing: mar\.z_proj\.bias"),
-        (lambda weights: weights.update({"mar.z_prj.bias": torch.zeros(1)}), r"1 unexpected: mar\.z_prj\.bias"),
-        (lambda weights: weights.update({"proj_in.0.bias": torch.zeros(7)}), r"1 mis-shaped: proj_in\.0\.bias \(7,\)"),
-    ],
-)
-def test_what_does_not_fit_is_named(damage, message) -> None:
-    model = tiny_harmon()
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    weights = model.official_weights()["harmon"]
-    damage(weights)
-    with pytest.raises(CheckpointError, match=message):
-        model.load_official_weights(weights, "a file")
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+def test_without_any_head_the_file_is_refused(size, model) -> None:
+    shapes = manifest(f"harmon_{size}")
+    del shapes[HEAD], shapes[TABLE]
+    with pytest.raises(CheckpointError, match=f"2 missing: {HEAD}, {TABLE}"):
+        model.load_official_weights(on_meta(shapes), "harmon.pth")
+
+
+def test_every_single_key_matters(size, model) -> None:
+    """One key less, one more, or one of another shape is refused by name, wherever it lies."""
+    shapes = manifest(f"harmon_{size}")
+    for key in ("mar.fake_latent", "mar.class_emb.weight", "proj_out.2.bias", "llm.model.norm.weight"):
+        shorter = {name: shape for name, shape in shapes.items() if name != key}
+        with pytest.raises(CheckpointError, match=f"(?m)1 missing: {key}$"):
+            model.load_official_weights(on_meta(shorter), "file")
+        with pytest.raises(CheckpointError, match=f"(?m)1 unexpected: {key}x$"):
+            model.load_official_weights(on_meta(shapes | {key + "x": (1,)}), "file")
+        with pytest.raises(CheckpointError, match=rf"1 mis-shaped: {key} \(7,\), expected "):
+            model.load_official_weights(on_meta(shapes | {key: (7,)}), "file")
+
+
+def test_the_autoencoder_file_may_hold_more_but_not_less(model) -> None:
+    shapes = manifest("kl16_vae")
+    model.load_autoencoder_weights(on_meta(shapes | {"loss.discriminator.weight": (3,)}), "kl16.ckpt")
+    del shapes["quant_conv.weight"]
+    with pytest.raises(CheckpointError, match=r"kl16\.ckpt do not fit[\s\S]*1 missing: quant_conv\.weight"):
+        model.load_autoencoder_weights(on_meta(shapes), "kl16.ckpt")
+
+
+def test_the_other_size_is_refused(size, model) -> None:
+    other = {"0.5b": "1.5b", "1.5b": "0.5b"}[size]
+    with pytest.raises(CheckpointError, match="mis-shaped.*\ncheck that the model size"):
+        model.load_official_weights(on_meta(manifest(f"harmon_{other}")), "harmon.pth")

@@ -155,7 +155,7 @@ def test_two_halves_have_the_gradients_of_the_whole(tmp_path, sliced_draws, term
     # A mean of the halves' means would be wrong: they have different numbers of labels.
     assert halves[0]["labels"] != halves[1]["labels"]
     assert halves[0]["labels"] + halves[1]["labels"] == whole["labels"]
-    assert all(gradient.any() for gradient in whole["gradients"].values())
+    assert all(gradient.any() for name, gradient in whole["gradients"].items() if name.startswith("base."))
     for half in halves:
         torch.testing.assert_close(half["gradients"], whole["gradients"], rtol=1e-3, atol=1e-6)
 

@@ -43,6 +43,7 @@ class Harmon(UnifiedModel):
     """The whole model; weights are fresh until a checkpoint is loaded."""
 
     family = "harmon"
+    official_aliases = ("llm.lm_head.weight",)
 
     def __init__(self, config: HarmonConfig, processor: HarmonProcessor) -> None:
         super().__init__()

@@ -1,0 +1,146 @@
+"""Export leaves the model, all of the model, and nothing but the model."""
+
+from dataclasses import replace
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from safetensors import safe_open
+from tiny import TinyModule, scenes_data, tiny_config, tiny_harmon
+
+from infotok_lit import export
+from infotok_lit.assets import SCENES_TOKENIZER
+from infotok_lit.callbacks import ExportInference
+from infotok_lit.data.scenes import Scenes
+from infotok_lit.models.families import load_folder
+from infotok_lit.models.harmon.config import AutoencoderConfig
+from infotok_lit.models.harmon.loading import build_harmon
+
+QUESTIONS = ["what shape is the red object?", "how many circles are there?"]
+
+
+def run(tmp_path, module: TinyModule) -> pl.Trainer:
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_steps=2,
+        max_epochs=1,
+        default_root_dir=tmp_path,
+        limit_val_batches=0,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[ExportInference(str(tmp_path / "exported"))],
+    )
+    trainer.fit(module, scenes_data())
+    return trainer
+
+
+def outputs(model) -> list[torch.Tensor]:
+    """Everything that inference gives: answers' logits, both losses, pixels."""
+    model.eval()
+    source = Scenes(split="val")
+    reading = model.processor.understanding([source.sample("understanding", i, None) for i in range(2)])
+    drawing = model.processor.generation([source.sample("generation", i, None) for i in range(2)])
+    with torch.no_grad():
+        torch.manual_seed(0)
+        losses = [model.understanding(reading).loss_sum, model.generation(drawing).loss_sum]
+        answers = model.describe(reading.pixel_values, QUESTIONS, 8)
+        pixels = model.generate(["a red circle", "a cross"], seed=0)
+    return [*losses, torch.tensor([ord(c) for c in "|".join(answers)]), pixels]
+
+
+@pytest.mark.parametrize("bottleneck", ["projected", "inline"])
+def test_the_exported_model_is_bitwise_the_trained_one_without_heads(tmp_path, bottleneck) -> None:
+    module = TinyModule(bottleneck=bottleneck)
+    run(tmp_path, module)
+    assert list(module.infotok.parameters()), "there were heads to strip"
+    folder = tmp_path / "exported"
+    for before, after in zip(outputs(module.base), outputs(load_folder(folder)), strict=True):
+        assert torch.equal(before, after)
+    with safe_open(folder / "harmon.safetensors", "pt") as file:
+        names = set(file.keys())
+    expected = set(module.base.official_weights()["harmon"]) - {"llm.lm_head.weight"}
+    assert names == expected, "the tied head is stored once, everything else under its official name"
+    assert "terms: compactness" in (folder / "README.md").read_text()
+
+
+def tiny_kl16():
+    """A tiny model that has an autoencoder with weights."""
+    autoencoder = AutoencoderConfig(latent_channels=4, base_width=8, num_groups=4)
+    config = replace(tiny_config(), autoencoder=autoencoder, image_size=32)
+    mar = replace(config.mar, default_grid=(2, 2))
+    torch.manual_seed(0)
+    return build_harmon(replace(config, mar=mar), str(SCENES_TOKENIZER)).eval()
+
+
+def test_pth_files_are_what_the_official_code_loads(tmp_path) -> None:
+    model = tiny_kl16()
+    export.export_model(model, tmp_path / "out", {}, file_format="pth")
+    harmon = torch.load(tmp_path / "out" / "harmon.pth", weights_only=True)
+    assert harmon.keys() == model.official_weights()["harmon"].keys()
+    kl16 = torch.load(tmp_path / "out" / "kl16.ckpt", weights_only=True)["model"]
+    assert kl16.keys() == model.official_weights()["kl16"].keys()
+    assert kl16["encoder.mid.attn_1.q.weight"].ndim == 4
+    for before, after in zip(outputs(model), outputs(load_folder(tmp_path / "out")), strict=True):
+        assert torch.equal(before, after)
+
+
+def test_half_precision_is_a_cast(tmp_path) -> None:
+    model = tiny_harmon()
+    export.export_model(model, tmp_path / "out", {}, dtype="float16")
+    with safe_open(tmp_path / "out" / "harmon.safetensors", "pt") as file:
+        stored = file.get_tensor("proj_in.0.weight")
+    assert torch.equal(stored, model.project_in[0].weight.half())
+
+
+def test_nothing_is_left_of_an_export_that_fails(tmp_path, monkeypatch) -> None:
+    model = tiny_harmon()
+
+    def fail(folder) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(model, "save_tokenizer", fail)
+    with pytest.raises(OSError, match="disk full"):
+        export.export_model(model, tmp_path / "out", {})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_folder_is_replaced_only_by_force(tmp_path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("keep")
+    with pytest.raises(export.ExportExistsError, match="--force"):
+        export.export_model(tiny_harmon(), tmp_path / "out", {})
+    assert (tmp_path / "out" / "mine.txt").exists()
+    export.export_model(tiny_harmon(), tmp_path / "out", {}, force=True)
+    assert (tmp_path / "out" / "harmon.safetensors").exists()
+    assert not (tmp_path / "out" / "mine.txt").exists()
+
+
+def test_the_callback_refuses_an_existing_target_before_training(tmp_path) -> None:
+    (tmp_path / "exported").mkdir()
+    with pytest.raises(FileExistsError, match="force: true"):
+        run(tmp_path, TinyModule())
+
+
+def test_the_command_exports_a_checkpoint_and_a_run_folder(tmp_path) -> None:
+    module = TinyModule()
+    trainer = run(tmp_path, module)
+    trainer.save_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    for number, source in enumerate((tmp_path / "run", tmp_path / "run" / "checkpoints" / "last.ckpt")):
+        out = tmp_path / f"out{number}"
+        assert export.main(["export", "--ckpt", str(source), "--out", str(out)]) == 0
+        for before, after in zip(outputs(module.base), outputs(load_folder(out)), strict=True):
+            assert torch.equal(before, after)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(b"", "truncated"), (b"PK\x03\x04 half a file", "truncated"), (None, "no_such")]
+)
+def test_a_damaged_or_missing_checkpoint_is_one_clear_message(tmp_path, capsys, content, message) -> None:
+    path = tmp_path / ("no_such.ckpt" if content is None else "damaged.ckpt")
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(SystemExit) as stopped:
+        export.main(["export", "--ckpt", str(path), "--out", str(tmp_path / "out")])
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
