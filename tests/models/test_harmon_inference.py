@@ -18,11 +18,11 @@ NEW_TOKENS = 8
 
 @pytest.fixture(scope="module")
 def model() -> Harmon:
-    """Weights so large that answers and images depend on everything that they can depend on."""
+    """Loud enough for answers and pictures to depend on everything that they can depend on."""
     model = tiny_harmon(seed=3)
+    torch.manual_seed(1)
     for name, parameter in model.named_parameters():
-        if parameter.ndim == 2 and name.startswith(("llm.model.layers", "project", "encoder")):
-            parameter.data *= 6
+        parameter.data += (0.4 if name.startswith("llm.") else 0.2) * torch.randn_like(parameter)
     return model
 
 
@@ -47,12 +47,12 @@ def loop_without_cache(model: Harmon, image: Tensor, prompt: str, penalty: float
     """One image alone, the whole sequence anew for each token, the most likely one taken."""
     with torch.no_grad():
         latents, grid = model.encode_images(image[None])
-        visual = model._project_for_reading(model.encoder(latents, grid))
+        visual = model.project_for_reading(model.encoder(latents, grid))
         start, _ = model.processor.prompts_with_image([prompt], visual.shape[1])
         answer: list[int] = []
         for _ in range(NEW_TOKENS):
             ids = torch.cat([start, torch.tensor([answer], dtype=torch.int64)], dim=1)
-            logits = model.llm(inputs_embeds=model._embed_with_images(ids, visual), use_cache=False).logits[0, -1]
+            logits = model.llm(inputs_embeds=model.embed_with_images(ids, visual), use_cache=False).logits[0, -1]
             for used in set(answer):
                 logits[used] = logits[used] / penalty if logits[used] > 0 else logits[used] * penalty
             chosen = int(logits.argmax())
@@ -86,6 +86,11 @@ def test_an_image_of_another_size_is_read(model, answers) -> None:
     assert answers(wide, PROMPTS[:1]) == [loop_without_cache(model, wide[0], PROMPTS[0])]
 
 
+def test_long_and_odd_prompts(model, images) -> None:
+    prompts = ["", "x" * 10_000, "what? \N{SLIGHTLY SMILING FACE} \u65e5\u672c", " "]
+    assert len(model.describe(images, prompts, max_new_tokens=2)) == 4
+
+
 def test_losses_do_not_depend_on_padding(model) -> None:
     """The sum over a padded batch is the sum of its rows, each alone and without padding."""
     source = Scenes(num_samples=100)
@@ -116,7 +121,7 @@ def test_a_picture_is_its_prompt_and_its_seed(model) -> None:
         assert (draw(model, [caption], seed=9)[0] - pictures[i]).abs().mean() > 0.1
     other = draw(model, [CAPTIONS[1], *CAPTIONS[1:]])
     torch.testing.assert_close(other[1:], pictures[1:], rtol=1e-3, atol=1e-3)
-    assert (other[0] - pictures[0]).abs().mean() > 0.01
+    assert (other[0] - pictures[0]).abs().mean() > 0.02
 
 
 def test_drawing_leaves_the_global_random_numbers_alone(model) -> None:
@@ -133,6 +138,15 @@ def test_any_grid(model, size, guidance) -> None:
     picture = draw(model, CAPTIONS[:2], size=size, guidance=guidance)
     assert picture.shape == (2, 3, *size)
     assert picture.isfinite().all() and picture.std() > 0
+
+
+def test_without_guidance_no_unconditional_prompt_is_encoded(model, monkeypatch) -> None:
+    rows = []
+    original = model.text_cache
+    monkeypatch.setattr(model, "text_cache", lambda ids, mask: rows.append(len(ids)) or original(ids, mask))
+    for guidance in (1.0, 3.0):
+        draw(model, CAPTIONS, guidance=guidance, iterations=1)
+    assert rows == [3, 6]
 
 
 def test_a_size_between_tokens_is_refused(model) -> None:
@@ -152,14 +166,14 @@ def test_cached_prompts_change_nothing(model) -> None:
     ids, mask = model.processor.prompts_to_draw(CAPTIONS, unconditional=True)
     assert not mask.all()
     with torch.no_grad():
-        cache = model._text_cache(ids, mask)
+        cache = model.text_cache(ids, mask)
         for num_visible in (3, 16, 0):
             hidden = torch.ones(len(ids), 16, dtype=torch.bool)
             hidden[:, :num_visible] = False
             latents = torch.randn(len(ids), 16, model.latent_width, generator=random)
             tokens = model.encoder(latents, (4, 4), places_where(~hidden))
             torch.testing.assert_close(
-                model._condition_on_cache(tokens, cache, mask),
+                model.condition_on_cache(tokens, cache, mask),
                 model.condition_on_text(tokens, ids, mask),
                 rtol=1e-4,
                 atol=1e-4,

@@ -93,6 +93,12 @@ def test_the_autoencoder_file_may_hold_more_but_not_less(model) -> None:
         model.load_autoencoder_weights(on_meta(shapes), "kl16.ckpt")
 
 
+def test_the_embedded_size_has_at_most_three_million_parameters() -> None:
+    with torch.device("meta"):
+        model = build_harmon(config_of_size("scenes32"), str(SCENES_TOKENIZER))
+    assert sum(parameter.numel() for parameter in model.parameters()) <= 3_000_000
+
+
 def test_the_other_size_is_refused(size, model) -> None:
     other = {"0.5b": "1.5b", "1.5b": "0.5b"}[size]
     with pytest.raises(CheckpointError, match="mis-shaped.*\ncheck that the model size"):
