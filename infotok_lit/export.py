@@ -53,7 +53,10 @@ def export_model(
         write_config(staging, base.family, base.description())
         base.save_tokenizer(staging)
         (staging / "README.md").write_text(model_card(base, provenance))
+        # Temporary folders, and the files that safetensors writes, are for their owner alone.
         staging.chmod(0o755)
+        for path in staging.iterdir():
+            path.chmod(0o644)
         if out.exists():
             shutil.rmtree(out)
         staging.rename(out)

@@ -23,6 +23,13 @@ class InfoTokCLI(LightningCLI):
         skipped = {"model", "datamodule", "train_dataloaders", "val_dataloaders", "dataloaders"}
         return {"fit": skipped, "validate": skipped}
 
+    def instantiate_classes(self) -> None:
+        """Instantiate what is configured; a value that a class refuses ends like one that parsing refuses."""
+        try:
+            super().instantiate_classes()
+        except (ValueError, FileNotFoundError) as error:
+            self.parser.error(str(error))
+
     def before_fit(self) -> None:
         """Find the checkpoint to go on from."""
         self._resolve_checkpoint()
@@ -77,6 +84,7 @@ def main(argv: Sequence[str]) -> int:
         save_config_kwargs={"overwrite": True},
         seed_everything_default=0,
         load_from_checkpoint_support=False,
+        parser_kwargs={"prog": "python -m infotok_lit"},
         auto_configure_optimizers=False,
         args=arguments,
     )

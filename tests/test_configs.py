@@ -1,136 +1,245 @@
-"""Every YAML that ships is parsed and instantiated; what is wrong in one is refused by name; help is light."""
+"""Every YAML that ships is a configuration that can be run; wrong ones are refused by name; imports stay light."""
 
 import ast
 import io
+import json
+import os
+import shutil
 import subprocess
 import sys
 import tarfile
 from pathlib import Path
 
 import pytest
+import yaml
+from lightning.pytorch.cli import LightningCLI
 
-from infotok_lit import cli
-from infotok_lit.assets import QUICKSTART_CONFIG
-from infotok_lit.fit_setup import FitSetup
+from infotok_lit.assets import ASSETS, QUICKSTART_CONFIG
+from infotok_lit.data.datamodule import UnifiedDataModule
+from infotok_lit.modules.infotok_module import InfoTokModule
+from infotok_lit.training import InfoTokCLI, main
 
 ROOT = Path(__file__).parents[1]
-CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+PHOTOS = ROOT / "tests" / "fixtures" / "photos"
+CONFIGS = sorted([*ROOT.glob("configs/**/*.yaml"), *ASSETS.glob("*.yaml")])
+ON_ANY_MACHINE = ["--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.num_nodes=1"]
+HEAVY = {"torch", "lightning", "transformers", "diffusers", "numpy", "jsonargparse", "yaml", "PIL", "rich"}
 
 
-def arguments(path: Path) -> list[str]:
-    """The config on top of what it is an overlay of."""
-    if path.parent.name == "harmon" and path.name != "1.5b.yaml":
-        return ["--config", str(path)]
-    base = ROOT / "configs" / "harmon" / "0.5b.yaml" if path.name == "1.5b.yaml" else QUICKSTART_CONFIG
-    return ["--config", str(base), "--config", str(path)]
+def configure(*arguments: str) -> LightningCLI:
+    """Everything that a configuration names, instantiated and not run; no weights are read for it."""
+    return InfoTokCLI(
+        InfoTokModule,
+        UnifiedDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        seed_everything_default=0,
+        load_from_checkpoint_support=False,
+        auto_configure_optimizers=False,
+        run=False,
+        args=list(arguments),
+    )
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT / "configs")))
-def test_every_config_is_instantiated(path, tmp_path, monkeypatch) -> None:
-    # Templates name files that are the user's to provide.
-    make_data(tmp_path / "data")
+def is_complete(path: Path) -> bool:
+    content = yaml.safe_load(path.read_text())
+    return all("class_path" in content.get(part, {}) for part in ("model", "data")) and "trainer" in content
+
+
+@pytest.fixture
+def your_data(tmp_path, monkeypatch) -> None:
+    """A working folder that has what the configurations for own data point at."""
     monkeypatch.chdir(tmp_path)
-    setup = FitSetup([*arguments(path), "--trainer.accelerator=cpu", "--trainer.precision=32-true"])
-    assert setup.model is not None and setup.datamodule is not None
+    folder = tmp_path / "data"
+    shutil.copytree(PHOTOS, folder / "images")
+    rows = json.loads((PHOTOS / "annotations.json").read_text())
+    for name in ("train.json", "val.json"):
+        paths = [{**row, "image": f"images/{row['image']}"} for row in rows]
+        (folder / name).write_text(json.dumps(paths))
+    for name in ("val-000000.tar", *(f"train-{i:06}.tar" for i in range(16))):
+        with tarfile.open(folder / name, "w") as tar:
+            for file, content in (
+                ("a.jpg", (PHOTOS / "coins.jpg").read_bytes()),
+                ("a.json", json.dumps(rows[0]).encode()),
+            ):
+                member = tarfile.TarInfo(file)
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
 
 
-def make_data(folder: Path) -> None:
-    folder.mkdir()
-    for name in ("train", "val"):
-        (folder / f"{name}.json").write_text('[{"image": "a.jpg", "caption": "a photograph"}]')
-    for name in [*(f"train-{i:06d}" for i in range(16)), "val-000000"]:
-        with tarfile.open(folder / f"{name}.tar", "w") as tar:
-            for member, content in (("a.jpg", b"x"), ("a.txt", b"a caption")):
-                info = tarfile.TarInfo(member)
-                info.size = len(content)
-                tar.addfile(info, io.BytesIO(content))
+@pytest.mark.filterwarnings("ignore:.*LightningCLI's args parameter.*")
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_configuration_can_be_run(path, your_data) -> None:
+    """An overlay is laid over the quickstart, which names everything."""
+    under = [] if is_complete(path) else ["--config", str(QUICKSTART_CONFIG)]
+    cli = configure(*under, "--config", str(path), *ON_ANY_MACHINE)
+    assert isinstance(cli.model, InfoTokModule)
+    assert isinstance(cli.datamodule, UnifiedDataModule)
+    assert not hasattr(cli.model, "base"), "the model is built by the trainer, not by parsing"
+    assert cli.trainer.max_steps > 0
+
+
+def test_there_are_configurations() -> None:
+    assert len(CONFIGS) >= 10 and QUICKSTART_CONFIG in CONFIGS
+    assert sum(is_complete(path) for path in CONFIGS) >= 3
 
 
 @pytest.mark.parametrize(
-    ("override", "named"),
+    ("argument", "said"),
     [
-        ("--model.init_args.objective.terms=[compactnes]", "compactnes"),
-        ("--model.init_args.no_such_setting=1", "no_such_setting"),
-        ("--trainer.no_such_setting=1", "no_such_setting"),
-        ("--data.init_args.understanding_batch_size=many", "many"),
+        ("--model.init_args.objective.terms=[compactness,sufficency]", "sufficency"),
+        ("--model.init_args.objective.bottleneck=outline", "outline"),
+        ("--model.init_args.objective.temprature=0.2", "temprature"),
+        ("--model.init_args.sise=0.5b", "sise"),
+        ("--model.init_args.size=7b", "7b"),
+        ("--data.init_args.train.init_args.splitt=val", "splitt"),
+        ("--data.init_args.prompt_dropuot=0.2", "prompt_dropuot"),
+        ("--trainer.max_stepps=3", "max_stepps"),
+        ("--model.init_args.optimiser.lr=fast", "fast"),
+        ("--model.init_args.objective.understanding.beta=-1", "beta is -1.0; a weight must be 0 (off) or positive"),
+        ("--ckpt_pth=last", "ckpt_pth"),
     ],
 )
-def test_what_is_wrong_is_named(override, named, capsys) -> None:
-    with pytest.raises(SystemExit):
-        FitSetup(["--config", str(QUICKSTART_CONFIG), override])
-    assert named in capsys.readouterr().err
+def test_a_wrong_option_is_refused_by_name(argument, said, capsys) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit", argument])
+    assert stopped.value.code == 2
+    assert said in capsys.readouterr().err
 
 
-HEAVY = ("torch", "lightning", "transformers", "diffusers", "numpy", "jsonargparse", "yaml", "rich", "PIL")
-BLOCKER = f"""
-import sys
-class Blocker:
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("model:\n  init_args:\n    objctive:\n      terms: []\n", "objctive"),
+        ("modle:\n  init_args:\n    size: scenes32\n", "modle"),
+        ("model:\n  init_args:\n    objective:\n      terms: [compression]\n", "compression"),
+        ("trainer: [1, 2\n", "trainer"),
+    ],
+)
+def test_a_wrong_file_is_refused_by_name(content, said, tmp_path, capsys) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(content)
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit", "--config", str(QUICKSTART_CONFIG), "--config", str(path)])
+    assert stopped.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+# What is imported
+
+
+def python(*arguments: str, folder: Path) -> subprocess.CompletedProcess:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+    )
+
+
+def imported(report: str) -> set[str]:
+    """Top-level packages in what `-X importtime` wrote."""
+    names = [line.rsplit("|", 1)[-1].strip() for line in report.splitlines() if line.startswith("import time:")]
+    return {name.split(".")[0] for name in names}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["--help"], 0, "usage: python -m infotok_lit SUBCOMMAND"),
+        (["--version"], 0, "infotok_lit 0."),
+        ([], 2, "usage"),
+        (["fti"], 2, "did you mean fit?"),
+        (
+            ["fit", "--config", "quikstart.yaml"],
+            2,
+            "no configuration file at quikstart.yaml; did you mean quickstart.yaml?",
+        ),
+        (["validate", "--config=nowhere/a.yaml"], 2, "no configuration file at nowhere/a.yaml"),
+    ],
+)
+def test_help_and_typing_errors_import_nothing_heavy(arguments, code, said, tmp_path) -> None:
+    (tmp_path / "quickstart.yaml").touch()
+    answer = python("-X", "importtime", "-m", "infotok_lit", *arguments, folder=tmp_path)
+    assert answer.returncode == code
+    assert said in answer.stdout + answer.stderr
+    modules = imported(answer.stderr)
+    assert "infotok_lit" in modules, "the report of imports is there"
+    assert not modules & HEAVY
+
+
+def test_importing_the_package_does_no_work(tmp_path) -> None:
+    code = "import sys; before = set(sys.modules); import infotok_lit; print(*(set(sys.modules) - before))"
+    assert python("-c", code, folder=tmp_path).stdout.split() == ["infotok_lit"]
+    assert list(tmp_path.iterdir()) == []
+
+
+WITHOUT_TORCHVISION = """
+import importlib, pkgutil, sys
+
+class Without:
+    '''A finder that finds what another does, but for torchvision and timm.'''
+    def __init__(self, finder):
+        self.finder = finder
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {HEAVY!r}:
-            raise AssertionError("imported " + name)
-sys.meta_path.insert(0, Blocker())
-from infotok_lit.cli import main
-sys.exit(main(ARGUMENTS))
+        return None if name.split(".")[0] in ("torchvision", "timm") else self.finder.find_spec(name, path, target)
+
+sys.meta_path = [Without(finder) for finder in sys.meta_path]
+import torch
+state, threads = torch.get_rng_state(), torch.get_num_threads()
+import infotok_lit
+for module in pkgutil.walk_packages(infotok_lit.__path__, "infotok_lit."):
+    if module.name != "infotok_lit.__main__":
+        importlib.import_module(module.name)
+assert torch.equal(state, torch.get_rng_state()) and threads == torch.get_num_threads()
+print(sum(name.startswith("infotok_lit.") for name in sys.modules), "torchvision" in sys.modules)
 """
 
 
-@pytest.mark.parametrize(
-    ("given", "status", "words"),
-    [
-        (["--help"], 0, "fine-tune a model"),
-        (["--version"], 0, "infotok_lit 0"),
-        (["fitt"], 2, "did you mean fit?"),
-        (["fit", "--config", "typo.yaml"], 2, "no configuration file at typo.yaml"),
-        (["fit", "--config=typo.yaml"], 2, "no configuration file at typo.yaml"),
-    ],
-)
-def test_help_and_typing_errors_import_nothing_heavy(given, status, words) -> None:
-    script = BLOCKER.replace("ARGUMENTS", repr(given))
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert done.returncode == status, done.stderr
-    assert words in done.stdout + done.stderr
+def test_every_module_imports_without_torchvision(tmp_path) -> None:
+    """And does nothing else: draws no random number, writes no file, says nothing."""
+    answer = python("-c", WITHOUT_TORCHVISION, folder=tmp_path)
+    assert answer.returncode == 0, answer.stderr
+    count, present = answer.stdout.split()
+    assert int(count) > 50 and present == "False"
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_a_config_with_a_typing_error_suggests_the_right_one(capsys) -> None:
-    assert cli.main(["fit", "--config", str(ROOT / "configs" / "objective" / "csaa.yaml")]) == 2
-    assert "did you mean csa.yaml?" in capsys.readouterr().err
-
-
-def test_nothing_needs_torchvision() -> None:
-    """The torchvision that pip pairs with a CPU build of torch is broken, and breaks whoever imports it."""
-    script = """
-import sys
-import infotok_lit.training, infotok_lit.describe, infotok_lit.generate, infotok_lit.bench, infotok_lit.export
-import infotok_lit.modules, infotok_lit.callbacks, infotok_lit.data.datamodule
-print([name for name in ("torchvision", "timm", "deepspeed") if name in sys.modules])
-"""
-    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
-    assert done.stdout.splitlines()[-1] == "[]"
+# Which way the arrows point
 
 
 def imports_of(path: Path) -> set[str]:
-    """Every module that a file imports, at any depth of its code."""
+    """Every module that a file imports, wherever in the file."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            found.add(node.module or "")
+            assert node.level == 0, f"{path} has a relative import"
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
     return found
 
 
 @pytest.mark.parametrize(
-    ("package", "forbidden"),
+    ("folder", "allowed"),
     [
-        ("objective", ("infotok_lit.models", "infotok_lit.modules", "infotok_lit.data", "lightning", "transformers")),
-        ("models", ("infotok_lit.objective", "infotok_lit.modules", "infotok_lit.callbacks", "lightning")),
-        ("data", ("infotok_lit.objective", "infotok_lit.modules", "infotok_lit.callbacks")),
-        ("metrics", ("infotok_lit.objective", "infotok_lit.modules", "infotok_lit.callbacks")),
+        ("objective", {"objective"}),
+        ("models", {"models", "assets", "data.sample"}),
+        ("data", {"data", "assets", "models.unified"}),
+        ("metrics", {"metrics", "data"}),
+        ("modules", {"modules", "models", "objective", "data", "metrics", "assets"}),
     ],
 )
-def test_arrows_between_packages_point_one_way(package, forbidden) -> None:
-    files = list((ROOT / "infotok_lit" / package).rglob("*.py"))
+def test_arrows_point_one_way(folder, allowed) -> None:
+    files = sorted((ROOT / "infotok_lit" / folder).rglob("*.py"))
     assert files
+    may_know_lightning = folder in ("data", "modules")
     for path in files:
-        wrong = [name for name in imports_of(path) if name.startswith(forbidden)]
-        assert not wrong, f"{path.relative_to(ROOT)} imports {wrong}"
+        for name in imports_of(path):
+            top, _, inside = name.partition(".")
+            if top == "infotok_lit" and inside:
+                assert any(inside == part or inside.startswith(f"{part}.") for part in allowed), f"{path}: {name}"
+            if not may_know_lightning:
+                assert top not in ("lightning", "pytorch_lightning"), f"{path}: {name}"
+            if folder == "objective":
+                assert top in {"torch", "infotok_lit", *sys.stdlib_module_names}, f"{path}: {name}"

@@ -119,14 +119,17 @@ def read_weights(path: str | Path) -> State:
     return unwrap(loaded, str(path))
 
 
-def read_pickle(path: Path) -> Any:
+def read_pickle(path: Path, mmap: bool = False) -> Any:
     """What a file written by torch.save holds, read with `weights_only=True`.
+
+    Args:
+        mmap: read tensors when they are used: to look into a large file.
 
     Raises:
         CheckpointError: if it is damaged, or holds anything that is not plain data.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         if path.stat().st_size > 0 and "Weights only load failed" in str(error):
             raise CheckpointError(

@@ -38,7 +38,7 @@ def newest_checkpoint(folders: Sequence[Path]) -> Path | None:
 def is_run_checkpoint(path: Path) -> bool:
     """Whether a file is a checkpoint of a run of ours (and not, say, the official kl16.ckpt)."""
     try:
-        return CHECKPOINT_KEY in read_pickle(path)
+        return CHECKPOINT_KEY in read_pickle(path, mmap=True)
     except (CheckpointError, TypeError):
         return False
 

@@ -21,6 +21,11 @@ LOGIT_ROWS = 1024
 """Target tokens whose logits are held at once: 0.6 GB in float32 for a vocabulary of 152,000."""
 
 
+VARIANCE_SPEED = 10.0
+"""The latents' log variance in units of its parameter. Adam moves a parameter by about its learning rate per step, and
+latents may be a hundred times narrower than the unit Gaussian that the decoder starts from."""
+
+
 class TextDecoder(nn.Module):
     """p(answer | question, Z~): a small causal transformer that reads the question and cross-attends to Z~.
 
@@ -110,7 +115,7 @@ class LatentDecoder(nn.Module):
         places = grid_positions(inputs.latent_grid, self.width, sample.device)
         queries = places.expand(len(sample), -1, -1)
         hidden = self.reader(queries, self.memory(sample, inputs), causal=False)
-        return self.mean(hidden), soft_clamp(self.log_variance, *LOG_VARIANCE_RANGE)
+        return self.mean(hidden), soft_clamp(VARIANCE_SPEED * self.log_variance, *LOG_VARIANCE_RANGE)
 
     def _checked_latents(self, inputs: BranchInputs) -> Tensor:
         if inputs.latents is None or inputs.latent_grid is None:

@@ -104,6 +104,23 @@ def test_nothing_is_left_of_an_export_that_fails(tmp_path, monkeypatch) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_export_that_fails_keeps_what_it_was_to_replace(tmp_path, monkeypatch) -> None:
+    export.export_model(tiny_harmon(seed=0), tmp_path / "out", {})
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    monkeypatch.setattr("infotok_lit.export.model_card", lambda base, provenance: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        export.export_model(tiny_harmon(seed=1), tmp_path / "out", {}, force=True)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+    assert list(tmp_path.iterdir()) == [tmp_path / "out"]
+
+
+@pytest.mark.parametrize("file_format", ["safetensors", "pth"])
+def test_others_may_read_what_is_exported(tmp_path, file_format) -> None:
+    export.export_model(tiny_harmon(), tmp_path / "out", {}, file_format=file_format)
+    assert (tmp_path / "out").stat().st_mode & 0o777 == 0o755
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "out").iterdir()} == {0o644}
+
+
 def test_an_existing_folder_is_replaced_only_by_force(tmp_path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("keep")

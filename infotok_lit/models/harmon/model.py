@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import DynamicCache
+from transformers import DynamicCache, LogitsProcessorList, RepetitionPenaltyLogitsProcessor
 
 from infotok_lit.models.checkpoint import KeyMap
 from infotok_lit.models.harmon.autoencoder import KL16, build_autoencoder, from_tokens, to_tokens
@@ -130,12 +130,14 @@ class Harmon(UnifiedModel):
 
     def answer(self, embeds: Tensor, mask: Tensor, max_new_tokens: int) -> Tensor:
         """Greedy continuation ids (B, at most max_new_tokens) of left-padded embeddings (B, T, H)."""
+        # Not by generate's own `repetition_penalty`: it spares as many answer tokens as a row has padding.
+        penalty = RepetitionPenaltyLogitsProcessor(self.config.repetition_penalty)
         return self.llm.generate(
             inputs_embeds=embeds,
             attention_mask=mask.long(),
             max_new_tokens=max_new_tokens,
             do_sample=False,
-            repetition_penalty=self.config.repetition_penalty,
+            logits_processor=LogitsProcessorList([penalty]),
             eos_token_id=self.processor.end_id,
             pad_token_id=self.processor.pad_id,
         )
