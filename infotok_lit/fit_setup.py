@@ -1,6 +1,5 @@
 """What a fit configuration describes, instantiated and connected but not run."""
 
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ from infotok_lit.assets import QUICKSTART_CONFIG
 from infotok_lit.data.datamodule import UnifiedDataModule
 from infotok_lit.modules.infotok_module import InfoTokModule
 from infotok_lit.step_timing import StepBatch
-from infotok_lit.training import InfoTokCLI
+from infotok_lit.training import InfoTokCLI, ignore_expected_warnings
 
 DRAWN_STEPS = 8
 """How many steps' batches are drawn from the data; further rounds use them again."""
@@ -28,8 +27,7 @@ class FitSetup(InfoTokCLI):
         given = list(arguments)
         if not any(argument.startswith(("--config", "-c")) for argument in given):
             given = ["--config", str(QUICKSTART_CONFIG), *given]
-        # The arguments are this process's own: Lightning warns because it cannot know.
-        warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended")
+        ignore_expected_warnings()
         super().__init__(
             InfoTokModule,
             UnifiedDataModule,

@@ -68,13 +68,22 @@ def last_checkpoint(trainer: Trainer) -> Path:
     return found
 
 
+def ignore_expected_warnings() -> None:
+    """Silence what Lightning says of choices that we make on purpose, and of its own dependencies."""
+    for message in (
+        "LightningCLI's args parameter is intended",
+        r"Found 1 module\(s\) in eval mode",  # the frozen autoencoder
+        r"`isinstance\(treespec, LeafSpec\)` is deprecated",
+    ):
+        warnings.filterwarnings("ignore", message=rf".*{message}")
+
+
 def main(argv: Sequence[str]) -> int:
     """Run `fit` or `validate`; without a --config it is the quickstart's, and overrides apply to it."""
     arguments = list(argv)
     if not any(argument.startswith(("--config", "-c")) for argument in arguments):
         arguments[1:1] = ["--config", str(QUICKSTART_CONFIG)]
-    # The arguments are this process's own: Lightning warns because it cannot know.
-    warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended")
+    ignore_expected_warnings()
     InfoTokCLI(
         InfoTokModule,
         UnifiedDataModule,
