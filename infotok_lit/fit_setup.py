@@ -46,9 +46,6 @@ class FitSetup(InfoTokCLI):
         parser.add_argument("--ckpt_path", type=str | None, default=None)
         parser.add_argument("--weights_only", type=bool | None, default=None)
 
-    def before_instantiate_classes(self) -> None:
-        """There is no checkpoint path to resolve."""
-
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """The configured trainer, but for what concerns other processes, logs and the terminal."""
         return super().instantiate_trainer(

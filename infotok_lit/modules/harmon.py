@@ -8,8 +8,8 @@ from lightning.pytorch.utilities import rank_zero_info
 from infotok_lit.assets import HARMON_SCENES32
 from infotok_lit.models.checkpoint import CheckpointError
 from infotok_lit.models.folder import CONFIG_FILE
-from infotok_lit.models.harmon.config import Size, config_of_size
-from infotok_lit.models.harmon.loading import from_folder, harmon_of_size, read_official
+from infotok_lit.models.harmon.config import HarmonConfig, Size, config_of_size
+from infotok_lit.models.harmon.loading import harmon_of_size, read_exported, read_official
 from infotok_lit.models.harmon.model import Harmon
 from infotok_lit.modules.infotok_module import InfoTokModule, TaskWeights
 from infotok_lit.modules.optimiser import OptimiserConfig
@@ -28,7 +28,7 @@ class HarmonModule(InfoTokModule):
             package, for scenes32), an official file (harmon_0.5b.pth, harmon_1.5b.pth), an exported folder, or a run
             (its folder or one of its checkpoints). None starts from random weights.
         autoencoder: The official kl16.ckpt, for sizes that need it; exported folders and runs bring their own.
-        tokenizer: Folder or hub name of the tokenizer; default: the one of the size.
+        tokenizer: Folder or hub name of the tokenizer; default: the one that init_from brings, or that of the size.
         image_size: Side of the images in pixels; default: that of the size (512 for the official ones).
         objective: The InfoTok objective; its `terms` decide which heads exist.
         optimiser: AdamW and its schedule.
@@ -56,7 +56,7 @@ class HarmonModule(InfoTokModule):
         self.size = size
         self.init_from = init_from
         self.autoencoder = autoencoder
-        self.tokenizer = tokenizer or size
+        self.tokenizer = tokenizer
         self.image_size = image_size
 
     def build_base(self) -> Harmon:
@@ -67,35 +67,39 @@ class HarmonModule(InfoTokModule):
         return base
 
     def _load_base(self) -> Harmon:
+        """Weights are read before the model is built: a wrong path should not wait for gigabytes of random numbers."""
         if self.init_from is None:
             return self._fresh_base()
         source = HARMON_SCENES32 if self.init_from == EMBEDDED else Path(self.init_from)
         if (source / CONFIG_FILE).exists():
-            return _matching(from_folder(source), self._fresh_base(), source)
+            config, official = read_exported(source)
+            _check_same_model(config, config_of_size(self.size), source)
+            return official.load_into(self._fresh_base())
         checkpoint = find_checkpoint(source)
         if checkpoint is not None:
             base = self._fresh_base()
             load_base_weights(base, checkpoint)
             return base
         autoencoder = None if self.autoencoder is None else Path(self.autoencoder)
-        # Read first: a wrong path should not wait for a large model to be built.
         official = read_official(source, autoencoder, config_of_size(self.size))
         return official.load_into(self._fresh_base())
 
     def _fresh_base(self) -> Harmon:
-        return harmon_of_size(self.size, self.tokenizer, self.image_size)
+        return harmon_of_size(self.size, self._tokenizer_source(), self.image_size)
+
+    def _tokenizer_source(self) -> str:
+        """The configured tokenizer, or the one that the initial weights bring, or that of the size."""
+        if self.tokenizer is not None:
+            return self.tokenizer
+        brought = self.init_from is not None and (Path(self.init_from) / "tokenizer_config.json").exists()
+        return self.init_from if brought else self.size
 
     def base_reference(self) -> dict[str, Any]:
         """The tokenizer's source, and where the weights came from."""
-        return {"tokenizer": self.tokenizer, "init_from": self.init_from}
+        return {"tokenizer": self._tokenizer_source(), "init_from": self.init_from}
 
 
-def _matching(loaded: Harmon, wanted: Harmon, source: Path) -> Harmon:
-    """`loaded`, if it is the model that the config describes."""
-    differing = [
-        name for name in ("autoencoder", "mar", "llm") if getattr(loaded.config, name) != getattr(wanted.config, name)
-    ]
+def _check_same_model(found: HarmonConfig, wanted: HarmonConfig, source: Path) -> None:
+    differing = [name for name in ("autoencoder", "mar", "llm") if getattr(found, name) != getattr(wanted, name)]
     if differing:
         raise CheckpointError(f"{source} holds another Harmon than model.size asks for: {', '.join(differing)} differ")
-    wanted.load_state_dict(loaded.state_dict())
-    return wanted

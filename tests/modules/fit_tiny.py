@@ -60,13 +60,14 @@ def fit(
     val_every: int = 3,
     module: pl.LightningModule | None = None,
     steps: int = STEPS,
+    seed: int = 0,
 ) -> pl.Trainer:
     """A run of `steps` steps, from its start or from a checkpoint, with a checkpoint every second step.
 
     The Trainer is built as a notebook would: nothing in it knows that resuming must be exact.
     """
     torch.set_num_threads(1)
-    pl.seed_everything(0, verbose=False)
+    pl.seed_everything(seed, verbose=False)
     trainer = pl.Trainer(
         accelerator="cpu",
         devices=1,

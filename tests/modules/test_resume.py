@@ -88,6 +88,12 @@ def test_a_crash_and_a_resume_leave_no_trace(tmp_path, whole_runs, accumulate) -
     assert len(set(names)) == len(names) == 4 * STEPS * accumulate
 
 
+def test_a_resumed_run_keeps_its_own_seed(tmp_path, whole_runs) -> None:
+    resumed = run(tmp_path, newest(whole_runs[1].folder), seed=1)
+    assert resumed.rows == whole_runs[1].rows[6:]
+    assert_equal(resumed.state, whole_runs[1].state)
+
+
 def test_dropout_is_on(whole_runs, tmp_path) -> None:
     """Else nothing above would depend on the random numbers of a step."""
     without = run(tmp_path, module=TinyModule(dropout=0.0), steps=STEPS)

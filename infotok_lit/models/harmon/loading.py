@@ -61,13 +61,18 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
 
 def from_folder(folder: Path) -> Harmon:
     """The model in an exported folder, in evaluation mode."""
+    config, official = read_exported(folder)
+    return official.load_into(build_harmon(config, str(folder))).eval()
+
+
+def read_exported(folder: Path) -> "tuple[HarmonConfig, OfficialWeights]":
+    """The configuration and the weights in an exported folder; CheckpointError if it holds another family."""
     family, values = read_config(folder)
     if family != Harmon.family:
         raise CheckpointError(f"{folder} holds a {family} model, not Harmon")
     config = HarmonConfig.from_dict(values)
     weights = _first_existing(folder, "harmon.safetensors", "harmon.pth")
-    official = read_official(weights, _first_existing(folder, "kl16.safetensors", "kl16.ckpt"), config)
-    return official.load_into(build_harmon(config, str(folder))).eval()
+    return config, read_official(weights, _first_existing(folder, "kl16.safetensors", "kl16.ckpt"), config)
 
 
 def from_official(weights: Path, size: Size, autoencoder: Path | None, tokenizer: str | None) -> Harmon:

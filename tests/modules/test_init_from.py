@@ -1,0 +1,56 @@
+"""Where the weights of a run come from: each kind of source, and what does not fit."""
+
+import pytest
+import torch
+
+from infotok_lit.assets import HARMON_SCENES32
+from infotok_lit.export import export_model
+from infotok_lit.models.checkpoint import CheckpointError
+from infotok_lit.models.families import load_folder
+from infotok_lit.modules import HarmonModule
+
+
+def weights(module: HarmonModule) -> dict[str, torch.Tensor]:
+    module.configure_model()
+    return module.base.state_dict()
+
+
+def test_the_embedded_base_by_name_and_by_folder() -> None:
+    expected = load_folder(HARMON_SCENES32).state_dict()
+    for source in ("embedded", str(HARMON_SCENES32)):
+        loaded = weights(HarmonModule(init_from=source))
+        assert loaded.keys() == expected.keys()
+        assert all(torch.equal(loaded[name], expected[name]) for name in expected)
+
+
+def test_an_official_file_alone(tmp_path) -> None:
+    base = load_folder(HARMON_SCENES32)
+    export_model(base, tmp_path / "out", {}, file_format="pth")
+    loaded = weights(HarmonModule(init_from=str(tmp_path / "out" / "harmon.pth")))
+    assert all(torch.equal(loaded[name], value) for name, value in base.state_dict().items())
+
+
+def test_an_exported_folder_brings_its_tokenizer(tmp_path) -> None:
+    export_model(load_folder(HARMON_SCENES32), tmp_path / "out", {})
+    module = HarmonModule(init_from=str(tmp_path / "out"))
+    module.configure_model()
+    assert module.base_reference()["tokenizer"] == str(tmp_path / "out")
+    assert (
+        HarmonModule(init_from=str(tmp_path / "out"), tokenizer="scenes32").base_reference()["tokenizer"] == "scenes32"
+    )
+
+
+def test_another_size_is_refused_before_anything_large_is_built() -> None:
+    with pytest.raises(CheckpointError, match="another Harmon than model.size asks for: autoencoder, mar, llm differ"):
+        HarmonModule(size="1.5b", init_from=str(HARMON_SCENES32)).configure_model()
+
+
+def test_a_missing_file_is_named() -> None:
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint at no/such/harmon_1\.5b\.pth"):
+        HarmonModule(size="1.5b", init_from="no/such/harmon_1.5b.pth").configure_model()
+
+
+def test_the_autoencoder_must_be_given_for_an_official_size(tmp_path) -> None:
+    torch.save({"mar.z_proj.bias": torch.zeros(1)}, tmp_path / "harmon_1.5b.pth")
+    with pytest.raises(ValueError, match=r"holds no image autoencoder: set `autoencoder` to the official kl16\.ckpt"):
+        HarmonModule(size="1.5b", init_from=str(tmp_path / "harmon_1.5b.pth")).configure_model()
