@@ -5,8 +5,12 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 import numpy as np
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
 
 from infotok_lit.callbacks.pictures import captioned_grid, publish, to_uint8
+from infotok_lit.data.scenes import parse_caption
 from infotok_lit.metrics.scene_scores import SceneScore, drawing_chance
 from infotok_lit.modules.infotok_module import BRANCHES
 
@@ -69,15 +73,31 @@ class Drawings(pl.Callback):
         self._drawn.extend(to_uint8(images))
         self._captions.extend(captions)
         if self.metric is not None:
-            self.metric.update(images, captions)
+            self._score(images, captions)
+
+    def _score(self, images: Tensor, captions: list[str]) -> None:
+        scored = [number for number, caption in enumerate(captions) if _in_grammar(caption)]
+        if len(scored) < len(captions):
+            rank_zero_warn("Drawings: captions that are not those of Scenes are drawn but not scored")
+        self.metric.update(images[scored], [captions[number] for number in scored])
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log the scores over all processes, and this process's grid."""
         if self.metric is not None:
             scores = self.metric.compute()
-            scores["chance"] = self._chance
-            pl_module.log_dict({f"val/generation/score/{name}": value for name, value in scores.items()})
+            # With nothing to score there is no number: not a zero.
+            if not torch.isnan(scores["overall"]):
+                scores["chance"] = self._chance
+                pl_module.log_dict({f"val/generation/score/{name}": value for name, value in scores.items()})
         folder = trainer.log_dir
         if trainer.is_global_zero and self._drawn:
             grid = captioned_grid(self._drawn[: self.shown], self._captions[: self.shown])
             publish(trainer, folder, "val/drawings", grid)
+
+
+def _in_grammar(caption: str) -> bool:
+    try:
+        parse_caption(caption)
+    except ValueError:
+        return False
+    return True

@@ -70,7 +70,7 @@ class FinalReport(pl.Callback):
         self.before = state_dict["before"]
 
     def _tasks(self) -> Table:
-        table = Table(title=f"Unseen samples, before training and at step {self.after_step}")
+        table = Table(title=f"Validation, before training and at step {self.after_step}")
         for column in ("", "before", "after", "chance"):
             table.add_column(column, justify="left" if not column else "right")
         for label, name, chance in TASK_ROWS:
