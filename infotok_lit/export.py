@@ -78,7 +78,11 @@ def _write_weights(
     if dtype is not None:
         cast: dict[int, Tensor] = {}
         # One cast per storage, so that tied weights stay tied.
-        weights = {name: cast.setdefault(t.data_ptr(), t.to(getattr(torch, dtype))) for name, t in weights.items()}
+        target = getattr(torch, dtype)
+        weights = {
+            name: cast.setdefault(t.data_ptr(), t.to(target)) if t.is_floating_point() else t
+            for name, t in weights.items()
+        }
     if file_format == "pth":
         suffix, content = (".pth", weights) if stem == base.family else (".ckpt", {"model": weights})
         torch.save(content, folder / f"{stem}{suffix}")
@@ -146,7 +150,7 @@ def main(argv: Sequence[str]) -> int:
     if arguments.out.exists() and not arguments.force:
         parser.error(f"{arguments.out} exists; choose another folder, or replace it with --force")
     from infotok_lit.models.checkpoint import CheckpointError
-    from infotok_lit.models.families import rebuild
+    from infotok_lit.models.families import family_loading
     from infotok_lit.modules.run import base_weights, find_checkpoint, read_run
 
     try:
@@ -155,7 +159,8 @@ def main(argv: Sequence[str]) -> int:
             raise FileNotFoundError(f"there is no checkpoint of a run at {path}")
         checkpoint = read_run(path)
         saved = checkpoint["infotok_lit"]
-        base = rebuild(saved["family"], saved["config"], saved["tokenizer"], base_weights(checkpoint))
+        loading = family_loading(saved["family"])
+        base = loading.rebuild(saved["config"], saved["tokenizer"], base_weights(checkpoint))
     except (CheckpointError, FileNotFoundError, ValueError) as error:
         parser.error(str(error))
     export_model(

@@ -8,37 +8,23 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from infotok_lit.command_line import ShowProgress, at_least, progress_bar, write_whole
-from infotok_lit.inference import ModelChoice, family_config
+from infotok_lit.inference import ModelChoice
+from infotok_lit.models.families import family_config
 
 if TYPE_CHECKING:
     import numpy as np
-    from torch import Tensor
+
+    from infotok_lit.models.unified import UnifiedModel
 
 PNG = ".png"
 OTHER_IMAGE_SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".tif", ".tiff", ".webp"))
 MANIFEST = "manifest.json"
 NUMBERED = r"\d{5,}\.png"
-DRAWING_OPTIONS = ("guidance", "guidance_schedule", "iterations", "temperature")
+DRAWING_OPTIONS = ("guidance", "guidance_schedule", "iterations", "temperature", "time_shift")
 """Options of the command that are fields of a family's DrawingConfig; a family need not have all of them."""
-
-
-class DrawingModel(Protocol):
-    """What is asked of a family beyond `UnifiedModel`: options for its drawing, and a report of its progress."""
-
-    config: Any
-    """Its `drawing` is the family's DrawingConfig."""
-
-    def generate(
-        self,
-        prompts: Sequence[str],
-        seed: int,
-        drawing: Any,
-        image_size: tuple[int, int] | None,
-        progress: Callable[[int, int], None],
-    ) -> "Tensor": ...
 
 
 @dataclass(frozen=True)
@@ -80,7 +66,7 @@ def plan(prompts: Sequence[str], images_per_prompt: int, seed: int) -> list[Pict
 
 
 def draw(
-    model: DrawingModel,
+    model: "UnifiedModel",
     pictures: Sequence[Picture],
     drawing: Any,
     image_size: tuple[int, int] | None,
@@ -220,6 +206,9 @@ def _parser() -> argparse.ArgumentParser:
     drawing.add_argument(
         "--guidance_schedule", choices=("constant", "linear"), help="linear: from 1 up to the scale while drawing"
     )
-    drawing.add_argument("--iterations", type=at_least(1), help="rounds in which the image is filled in")
+    drawing.add_argument("--iterations", type=at_least(1), help="steps from noise to image")
     drawing.add_argument("--temperature", type=at_least(0, float), help="factor on the sampling noise")
+    drawing.add_argument(
+        "--time_shift", type=at_least(0, float), help="above 1: more of the iterations are near pure noise"
+    )
     return parser

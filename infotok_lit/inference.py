@@ -1,21 +1,14 @@
-"""Which model an inference command runs, and on what. Nothing heavy is imported before `load`.
-
-A family is a folder in infotok_lit/models. Its config.py is light and has `Size`, the names of its official sizes, and
-`DrawingConfig`, how it draws; its loading.py is what models/families.py asks for.
-"""
+"""Which model an inference command runs, and on what. Nothing heavy is imported before `load`."""
 
 import argparse
-import json
-import pkgutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, get_args
 
-from infotok_lit import models
+from infotok_lit.models.families import families, family_config, family_loading
+from infotok_lit.models.folder import exported_family
 
 if TYPE_CHECKING:
     import torch
@@ -26,16 +19,6 @@ DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("float32", "bfloat16", "float16")
 
 
-def families() -> list[str]:
-    """The families of base models that there are."""
-    return [module.name for module in pkgutil.iter_modules(models.__path__) if module.ispkg]
-
-
-def family_config(family: str) -> ModuleType:
-    """The light half of a family: its `Size` and its `DrawingConfig`."""
-    return import_module(f"{models.__name__}.{family}.config")
-
-
 @dataclass(frozen=True)
 class ModelChoice:
     """An exported folder, or an official checkpoint with what such a file does not say about itself."""
@@ -44,7 +27,8 @@ class ModelChoice:
     family: str
     size: str | None
     """None for an exported folder."""
-    autoencoder: Path | None
+    parts: dict[str, Path]
+    """Official files beside the main one, by name."""
     tokenizer: str | None
     device: str
     dtype: str
@@ -62,9 +46,10 @@ class ModelChoice:
         )
         group.add_argument("--family", choices=families(), help="official checkpoint: its family")
         group.add_argument("--model_size", metavar="SIZE", help="official checkpoint: its size, such as 0.5b")
-        group.add_argument(
-            "--autoencoder", type=Path, metavar="FILE", help="official checkpoint: its image autoencoder (kl16.ckpt)"
-        )
+        for name, descriptions in known_parts().items():
+            group.add_argument(
+                f"--{name}", type=Path, metavar="PATH", help=f"official checkpoint: {', or '.join(descriptions)}"
+            )
         group.add_argument(
             "--tokenizer", metavar="DIR|NAME", help="official checkpoint: folder or hub name; default: that of the size"
         )
@@ -81,7 +66,7 @@ class ModelChoice:
         path, family = arguments.model, arguments.family
         if not path.exists():
             raise ValueError(f"there is no model at {path}")
-        exported = _exported_family(path)
+        exported = exported_family(path)
         if exported is None:
             family = _official_family(arguments)
         else:
@@ -91,7 +76,7 @@ class ModelChoice:
             path,
             family,
             arguments.model_size,
-            arguments.autoencoder,
+            _given_parts(arguments),
             arguments.tokenizer,
             arguments.device,
             arguments.dtype,
@@ -106,17 +91,16 @@ class ModelChoice:
         """
         import torch
 
-        from infotok_lit.models.families import load_folder, load_official
-
+        loading = family_loading(self.family)
         device = self.device
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         elif device == "cuda" and not torch.cuda.is_available():
             raise ValueError("there is no CUDA device here: leave out --device, or set it to cpu")
         if self.size is None:
-            model = load_folder(self.path)
+            model = loading.from_folder(self.path)
         else:
-            model = load_official(self.family, self.path, self.size, self.autoencoder, self.tokenizer)
+            model = loading.from_official(self.path, self.size, self.parts, self.tokenizer)
         # Parameters only: buffers are tables (frequencies, bases) that lose their meaning in few bits.
         for parameter in model.parameters():
             parameter.data = parameter.data.to(getattr(torch, self.dtype))
@@ -132,13 +116,17 @@ class ModelChoice:
             yield device
 
 
-def _exported_family(path: Path) -> str | None:
-    """The family of an exported folder; None for anything else, such as a folder that transformers wrote."""
-    try:
-        content = json.loads((path / "config.json").read_text())
-        return content["family"] if "format" in content else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+def known_parts() -> dict[str, list[str]]:
+    """Every part that the official checkpoint of some family needs -> what it is, per family."""
+    parts: dict[str, list[str]] = {}
+    for family in families():
+        for name, description in family_config(family).PARTS.items():
+            parts.setdefault(name, []).append(description)
+    return parts
+
+
+def _given_parts(arguments: argparse.Namespace) -> dict[str, Path]:
+    return {name: getattr(arguments, name) for name in known_parts() if getattr(arguments, name) is not None}
 
 
 def _known(family: str, path: Path) -> str:
@@ -148,7 +136,7 @@ def _known(family: str, path: Path) -> str:
 
 
 def _official_family(arguments: argparse.Namespace) -> str:
-    path, family, size, autoencoder = arguments.model, arguments.family, arguments.model_size, arguments.autoencoder
+    path, family, size = arguments.model, arguments.family, arguments.model_size
     if family is None:
         raise ValueError(
             f"{path} is not an exported folder: strip a run with `python -m infotok_lit export --ckpt RUN --out DIR`; "
@@ -158,13 +146,16 @@ def _official_family(arguments: argparse.Namespace) -> str:
     if size not in sizes:
         wrong = "needs its --model_size" if size is None else f"of family {family} has no size {size!r}"
         raise ValueError(f"the official checkpoint {path} {wrong}: choose one of {', '.join(sizes)}")
-    if autoencoder is not None and not autoencoder.exists():
-        raise ValueError(f"there is no autoencoder at {autoencoder}")
+    for name, part in _given_parts(arguments).items():
+        if name not in family_config(family).PARTS:
+            raise ValueError(f"--{name} means nothing to a {family} checkpoint: leave it out")
+        if not part.exists():
+            raise ValueError(f"there is no {name} at {part}")
     return family
 
 
 def _refuse_official_options(arguments: argparse.Namespace) -> None:
-    names = ("family", "model_size", "autoencoder", "tokenizer")
+    names = ("family", "model_size", *known_parts(), "tokenizer")
     given = [f"--{name}" for name in names if getattr(arguments, name) is not None]
     if given:
         raise ValueError(

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from infotok_lit.assets import HARMON_SCENES32
+from infotok_lit.assets import embedded_base
 from infotok_lit.data.scenes import Scenes
 from infotok_lit.metrics.scene_scores import QAExactMatch, SceneScore
 from infotok_lit.models.families import load_folder
@@ -11,11 +11,11 @@ from infotok_lit.models.families import load_folder
 
 @pytest.fixture(scope="module")
 def base():
-    return load_folder(HARMON_SCENES32)
+    return load_folder(embedded_base("harmon", "scenes32"))
 
 
 def test_it_is_small() -> None:
-    assert (HARMON_SCENES32 / "harmon.safetensors").stat().st_size <= 6_000_000
+    assert (embedded_base("harmon", "scenes32") / "harmon.safetensors").stat().st_size <= 6_000_000
 
 
 def test_it_answers_questions(base) -> None:

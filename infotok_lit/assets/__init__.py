@@ -1,8 +1,16 @@
-"""Files that ship with the package: the quickstart's configuration, tokenizer and pretrained base."""
+"""Files that ship with the package: the quickstart's configuration, tokenizer and pretrained bases."""
 
 from pathlib import Path
 
 ASSETS = Path(__file__).parent
 QUICKSTART_CONFIG = ASSETS / "quickstart.yaml"
 SCENES_TOKENIZER = ASSETS / "scenes_tokenizer"
-HARMON_SCENES32 = ASSETS / "harmon_scenes32"
+
+
+def embedded_base(family: str, size: str) -> Path:
+    """The exported folder of a base that ships with the package; ValueError if none does."""
+    folder = ASSETS / f"{family}_{size}"
+    if not folder.is_dir():
+        shipped = ", ".join(sorted(path.parent.name for path in ASSETS.glob("*/config.json")))
+        raise ValueError(f"no base of family {family} and size {size} ships with the package; there is {shipped}")
+    return folder

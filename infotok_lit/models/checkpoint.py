@@ -19,8 +19,8 @@ from torch import Tensor
 
 State = dict[str, Tensor]
 
-WEIGHTS_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
+WEIGHTS_FILES = ("model.safetensors", "diffusion_pytorch_model.safetensors", "pytorch_model.bin")
+"""What transformers and diffusers call the file in a folder; a large one is split, and described by FILE.index.json."""
 WRAPPERS = ("state_dict", "model", "module")
 SHOWN = 5
 
@@ -102,7 +102,7 @@ def _describe_problems(problems: Mapping[str, Sequence[str]], source: str) -> st
 
 
 def read_weights(path: str | Path) -> State:
-    """The tensors of a .safetensors file, a .pth/.pt/.ckpt/.bin file, or a folder with (sharded) safetensors.
+    """The tensors of a .safetensors or .pth/.pt/.ckpt/.bin file, or of a folder that transformers or diffusers wrote.
 
     One wrapping dictionary (`state_dict`, `model` or `module`) and a leading `module.` in the names are removed.
 
@@ -164,14 +164,13 @@ def unwrap(loaded: object, source: str) -> State:
 
 
 def _read_folder(path: Path) -> State:
-    if (path / WEIGHTS_FILE).exists():
-        return read_weights(path / WEIGHTS_FILE)
-    if not (path / INDEX_FILE).exists():
-        raise FileNotFoundError(f"{path} holds neither {WEIGHTS_FILE} nor {INDEX_FILE}")
-    state: State = {}
-    for shard in _shards(path / INDEX_FILE):
-        state |= read_weights(path / shard)
-    return state
+    for name in WEIGHTS_FILES:
+        if (path / name).exists():
+            return read_weights(path / name)
+        index = path / f"{name}.index.json"
+        if index.exists():
+            return {key: tensor for shard in _shards(index) for key, tensor in read_weights(path / shard).items()}
+    raise FileNotFoundError(f"{path} holds neither {' nor '.join(WEIGHTS_FILES)}, whole or split with an index")
 
 
 def _shards(index: Path) -> list[str]:

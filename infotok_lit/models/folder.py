@@ -10,8 +10,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from infotok_lit.models.checkpoint import CheckpointError
-
 CONFIG_FILE = "config.json"
 FORMAT = 1
 
@@ -22,6 +20,15 @@ def write_config(folder: Path, family: str, config: dict[str, Any]) -> None:
     (folder / CONFIG_FILE).write_text(json.dumps(content, indent=2) + "\n")
 
 
+def exported_family(folder: Path) -> str | None:
+    """The family of an exported folder; None for anything else, such as a folder that transformers wrote."""
+    try:
+        content = json.loads((folder / CONFIG_FILE).read_text())
+        return content["family"] if "format" in content else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def read_config(folder: Path) -> tuple[str, dict[str, Any]]:
     """The family and the configuration in a folder's config.json.
 
@@ -29,6 +36,8 @@ def read_config(folder: Path) -> tuple[str, dict[str, Any]]:
         FileNotFoundError: if the folder has none.
         CheckpointError: if it is not one of ours.
     """
+    from infotok_lit.models.checkpoint import CheckpointError
+
     path = folder / CONFIG_FILE
     if not path.exists():
         raise FileNotFoundError(f"{folder} is not an exported model: it has no {CONFIG_FILE}")

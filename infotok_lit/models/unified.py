@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
-from infotok_lit.data.sample import GenerationSample, UnderstandingSample
+from infotok_lit.data.sample import Branch, GenerationSample, UnderstandingSample
 
 TokenTransform = Callable[[Tensor], Tensor]
 """A map (B, N, D) -> (B, N, D) applied to the shared tokens where they leave the encoder."""
@@ -89,6 +89,16 @@ class TokenLayout:
         return self.num_extra + self.grid[0] * self.grid[1]
 
 
+class TokenCodes(NamedTuple):
+    """The codes of shared tokens that are discrete."""
+
+    codes: Tensor
+    """(B, N) int64."""
+    num_codes: int
+    loss: Tensor | None
+    """Scalar: what the quantiser itself asks to be minimised, already weighted."""
+
+
 @dataclass
 class BranchOutput:
     """What one forward pass of one branch gives."""
@@ -108,6 +118,10 @@ class BranchOutput:
     latents: Tensor | None = None
     """(B, L, C): the clean image latents that generation predicts; None for understanding."""
     latent_grid: tuple[int, int] | None = None
+    noise_level: Tensor | None = None
+    """(B,) in [0, 1]: at what time the tokens saw a noisy image, 0 pure noise and 1 clean; None where all is clean."""
+    codes: TokenCodes | None = None
+    """None for continuous tokens."""
 
 
 class Processor(Protocol):
@@ -124,15 +138,19 @@ class UnifiedModel(nn.Module, ABC):
     """A base model: everything that exists at inference, and nothing else."""
 
     family: str
-    token_width: int
-    """D."""
+    title: str
+    """The family's name for people."""
+    token_widths: dict[Branch, int]
+    """D of each branch."""
+    num_extras: dict[Branch, int]
+    """How many shared tokens of each branch have no place in its grid."""
     latent_width: int
     """C."""
     text_width: int
     """H."""
-    num_extra: int
-    """Shared tokens without a place in the grid."""
     processor: Processor
+    config: Any
+    """The family's configuration; its `image_size` and `drawing` are what calls fall back on."""
     official_aliases: tuple[str, ...] = ()
     """Official names that repeat another tensor; files that store a tensor once leave them out."""
 
@@ -145,12 +163,35 @@ class UnifiedModel(nn.Module, ABC):
         """Text-to-image loss of the base model, summed over the elements that it predicts."""
 
     @abstractmethod
-    def describe(self, pixel_values: Tensor, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
-        """Answer one prompt per image (B, 3, height, width) in [-1, 1], greedily."""
+    def describe(
+        self, pixel_values: Tensor, prompts: Sequence[str], max_new_tokens: int, use_cache: bool = True
+    ) -> list[str]:
+        """Answer one prompt per image (B, 3, height, width) in [-1, 1], greedily.
+
+        Args:
+            use_cache: keep keys and values of earlier tokens; the answers are the same without, and take longer.
+        """
 
     @abstractmethod
-    def generate(self, prompts: Sequence[str], seed: int) -> Tensor:
-        """Draw one image per prompt: (B, 3, height, width) float32 in [-1, 1], the same for the same seed."""
+    def generate(
+        self,
+        prompts: Sequence[str],
+        seed: int = 0,
+        drawing: Any = None,
+        image_size: tuple[int, int] | None = None,
+        progress: Callable[[int, int], None] | None = None,
+        use_cache: bool = True,
+    ) -> Tensor:
+        """Draw one image per prompt: (B, 3, height, width) float32 in [-1, 1].
+
+        Image i depends on its prompt and on seed + i, not on the rest of the batch.
+
+        Args:
+            drawing: the family's DrawingConfig; default: the model's own.
+            image_size: (height, width) in pixels; default: the size that the processor makes.
+            progress: called with (iteration, iterations) after each iteration.
+            use_cache: compute the prompts' keys and values once; the images are the same without, and take longer.
+        """
 
     @abstractmethod
     def decays(self, name: str, parameter: nn.Parameter) -> bool:

@@ -3,28 +3,30 @@
 A training checkpoint holds `base.*`, which is the model, and `infotok.*`, which only training needs.
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torchmetrics import MeanMetric
 
 from infotok_lit.data.datamodule import UnifiedDataModule
+from infotok_lit.metrics.code_usage import code_entropy_bits, code_usage_fraction
 from infotok_lit.metrics.scene_scores import QAExactMatch
 from infotok_lit.models.unified import Batch, BranchOutput, TokenLayout, UnifiedModel
+from infotok_lit.modules.base_model import BaseModel
 from infotok_lit.modules.determinism import StepSeed, isolated_rng
 from infotok_lit.modules.finite import check_finite_gradients, check_finite_losses
 from infotok_lit.modules.optimiser import OptimiserConfig, build_optimiser, freeze, warmup_cosine
 from infotok_lit.modules.run import CHECKPOINT_KEY
 from infotok_lit.objective.config import Branch, ObjectiveConfig
 from infotok_lit.objective.distributed import global_mean
+from infotok_lit.objective.heads import Widths
 from infotok_lit.objective.infotok import BranchObjective, InfoTok
-from infotok_lit.objective.inputs import BranchInputs
+from infotok_lit.objective.inputs import BranchInputs, image_vector
 from infotok_lit.objective.report import collapse_message, gradient_norms
 
 BRANCHES: tuple[Branch, ...] = ("understanding", "generation")
@@ -53,6 +55,17 @@ class BranchResult:
     """The model's own loss, a mean over the global batch: this rank's share."""
     objective: BranchObjective
 
+    def report(self) -> dict[str, Tensor]:
+        """What there is to know about the tokens: the objective's report, and for codes how they are used."""
+        found = self.output.codes
+        if found is None:
+            return self.objective.report
+        usage = {
+            "code_entropy_bits": code_entropy_bits(found.codes, found.num_codes),
+            "code_usage_fraction": code_usage_fraction(found.codes, found.num_codes),
+        }
+        return self.objective.report | usage
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -64,25 +77,52 @@ class Reading:
     layout: TokenLayout
 
 
-class InfoTokModule(pl.LightningModule, ABC):
+class InfoTokModule(pl.LightningModule):
     """Fine-tunes a unified model on both tasks with the terms of the objective that are on.
 
-    Subclasses say how their base model is built; everything else is here.
+    A subclass names its family and documents its sizes and files; everything else is here.
+
+    Args:
+        size: Which of the family's sizes.
+        init_from: Where the weights come from, without any optimiser state: `embedded` (the base that ships with the
+            package, for scenes32), an official file or folder, an exported folder, or a run (its folder or one of its
+            checkpoints). None starts from random weights.
+        parts: Official files that the family needs beside its main one, by name, such as `autoencoder`; exported
+            folders and runs bring their own.
+        tokenizer: Folder or hub name of the tokenizer; default: the one that init_from brings, or that of the size.
+        image_size: Side of the images in pixels; default: that of the size.
+        settings: Other entries of the model's configuration that differ from the size's, nested as in an exported
+            config.json.
+        objective: The InfoTok objective; its `terms` decide which heads exist.
+        optimiser: AdamW and its schedule.
+        task_weights: Weights of the two task losses.
+        freeze: Prefixes of the parameters that stay as they are, such as `llm.`; the autoencoder always does.
+        activation_checkpointing: Save memory by recomputing activations in the backward pass.
+        answer_tokens: The longest answer that validation generates, in tokens.
     """
 
+    family: str
     base: UnifiedModel
     infotok: InfoTok
 
     def __init__(
         self,
-        objective: ObjectiveConfig,
-        optimiser: OptimiserConfig,
-        task_weights: TaskWeights,
-        freeze: tuple[str, ...],
-        activation_checkpointing: bool,
-        answer_tokens: int,
+        size: str = "scenes32",
+        init_from: str | None = None,
+        parts: dict[str, str] | None = None,
+        tokenizer: str | None = None,
+        image_size: int | None = None,
+        settings: dict[str, Any] | None = None,
+        objective: ObjectiveConfig = ObjectiveConfig(),  # noqa: B008 - frozen
+        optimiser: OptimiserConfig = OptimiserConfig(),  # noqa: B008 - frozen
+        task_weights: TaskWeights = TaskWeights(),
+        freeze: tuple[str, ...] = (),
+        activation_checkpointing: bool = False,
+        answer_tokens: int = 32,
     ) -> None:
         super().__init__()
+        settings = dict(settings or {}) | ({} if image_size is None else {"image_size": image_size})
+        self.base_model = BaseModel(self.family, size, init_from, dict(parts or {}), tokenizer, settings)
         self.objective_config = objective
         self.optimiser_config = optimiser
         self.task_weights = task_weights
@@ -93,13 +133,12 @@ class InfoTokModule(pl.LightningModule, ABC):
         self._collapse_reported: set[Branch] = set()
         self._token_gradients: dict[str, Tensor] = {}
 
-    @abstractmethod
     def build_base(self) -> UnifiedModel:
         """The base model with the weights that training starts from."""
-
-    @abstractmethod
-    def base_reference(self) -> dict[str, Any]:
-        """What rebuilds the base model beside its weights, in primitives, for the checkpoint."""
+        base = self.base_model.build()
+        source = self.base_model.init_from or "random weights"
+        rank_zero_info(f"The base model is {base.title} {self.base_model.size}, initialised from {source}.")
+        return base
 
     def configure_model(self) -> None:
         """Build the base model and the heads once; a resumed run then overwrites their weights."""
@@ -118,13 +157,16 @@ class InfoTokModule(pl.LightningModule, ABC):
 
     def build_heads(self, objective: ObjectiveConfig) -> InfoTok:
         """Fresh training-only heads for the base model."""
-        return InfoTok(
-            objective,
-            token_width=self.base.token_width,
-            latent_channels=self.base.latent_width,
-            text_width=self.base.text_width,
-            num_extra=self.base.num_extra,
-        )
+        widths = {
+            branch: Widths(
+                self.base.token_widths[branch],
+                self.base.latent_width,
+                self.base.text_width,
+                self.base.num_extras[branch],
+            )
+            for branch in BRANCHES
+        }
+        return InfoTok(objective, widths)
 
     # One step
 
@@ -134,7 +176,8 @@ class InfoTokModule(pl.LightningModule, ABC):
         forward = self.base.understanding if branch == "understanding" else self.base.generation
         output = forward(batch, transform)
         task_loss = global_mean(output.loss_sum.float(), output.loss_count)
-        objective = self.infotok(branch, objective_inputs(output), self.global_step)
+        image = image_vector(batch.pixel_values) if self.objective_config.estimator == "hsic" else None
+        objective = self.infotok(branch, objective_inputs(output, image), self.global_step)
         return BranchResult(output, task_loss, objective)
 
     def training_step(self, batch: Mapping[Branch, Batch], batch_idx: int) -> Tensor:
@@ -157,6 +200,8 @@ class InfoTokModule(pl.LightningModule, ABC):
         for branch, result in results.items():
             parts[f"{branch}/task"] = getattr(self.task_weights, branch) * result.task_loss
             parts |= {f"{branch}/{term}": value for term, value in result.objective.terms.items()}
+            if result.output.codes is not None and result.output.codes.loss is not None:
+                parts[f"{branch}/quantiser"] = result.output.codes.loss
         return parts
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -173,7 +218,7 @@ class InfoTokModule(pl.LightningModule, ABC):
 
     def _log_branch(self, branch: Branch, result: BranchResult) -> None:
         self.log(f"train/{branch}/loss", result.task_loss.detach(), sync_dist=True)
-        self.log_dict({f"train/{branch}/{name}": value for name, value in result.objective.report.items()})
+        self.log_dict({f"train/{branch}/{name}": value for name, value in result.report().items()})
         self._watch_token_gradients(branch, result)
         message = collapse_message(branch, result.objective.report)
         if message is not None and branch not in self._collapse_reported:
@@ -198,7 +243,7 @@ class InfoTokModule(pl.LightningModule, ABC):
         branch = BRANCHES[dataloader_idx]
         with isolated_rng(batch_idx, self.device):
             result = self.run_branch(branch, batch)
-        for name, value in {"loss": result.task_loss, **result.objective.report}.items():
+        for name, value in {"loss": result.task_loss, **result.report()}.items():
             mean = self.validation_means.setdefault(f"val/{branch}/{name}", MeanMetric().to(self.device))
             mean.update(value, weight=len(batch.names))
         if branch == "generation":
@@ -230,7 +275,7 @@ class InfoTokModule(pl.LightningModule, ABC):
             "format": CHECKPOINT_FORMAT,
             "family": self.base.family,
             "config": self.base.description(),
-            **self.base_reference(),
+            **self.base_model.reference(),
             "step": self.global_step,
             "restored_settings": self._restored_settings(),
             "objective": asdict(self.objective_config),
@@ -256,8 +301,8 @@ class InfoTokModule(pl.LightningModule, ABC):
 _RECOMPUTED = ("warmup_steps", "final_factor")
 
 
-def objective_inputs(output: BranchOutput) -> BranchInputs:
-    """What the objective reads, from what a model gives."""
+def objective_inputs(output: BranchOutput, image: Tensor | None = None) -> BranchInputs:
+    """What the objective reads, from what a model gives; `image` (B, F) where its estimator asks for it."""
     return BranchInputs(
         tokens=output.tokens,
         token_index=output.token_index,
@@ -270,4 +315,6 @@ def objective_inputs(output: BranchOutput) -> BranchInputs:
         text_embedding=output.text_embedding.weight,
         latents=output.latents,
         latent_grid=output.latent_grid,
+        noise_level=output.noise_level,
+        image=image,
     )

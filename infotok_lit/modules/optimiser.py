@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import nn
 from torch.optim import AdamW, Optimizer
@@ -19,6 +19,8 @@ class OptimiserConfig:
     Args:
         lr: Learning rate of the base model. The InfoTok paper fine-tunes at a tenth of the official rate, which for
             Harmon is 1e-5.
+        group_lr: Learning rates of parts of the base model that have their own, by prefix, such as
+            `{encoder.semantic.: 2.0e-7}`; the longest prefix counts, and everything else has `lr`.
         heads_lr: Learning rate of the training-only heads, which start from nothing.
         weight_decay: Decoupled weight decay of the parameters that the official recipe decays.
         betas: Decay rates of the two moments.
@@ -32,11 +34,13 @@ class OptimiserConfig:
     betas: tuple[float, float] = (0.9, 0.95)
     warmup_steps: int = 100
     final_factor: float = 0.0
+    group_lr: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "betas", tuple(self.betas))
-        if self.lr < 0 or self.heads_lr < 0 or self.weight_decay < 0 or self.warmup_steps < 0:
-            raise ValueError("optimiser: lr, heads_lr, weight_decay and warmup_steps must not be negative")
+        rates = (self.lr, self.heads_lr, *self.group_lr.values())
+        if min(rates) < 0 or self.weight_decay < 0 or self.warmup_steps < 0:
+            raise ValueError("optimiser: learning rates, weight_decay and warmup_steps must not be negative")
         if not 0 <= self.final_factor <= 1:
             raise ValueError(f"optimiser.final_factor must be in [0, 1], got {self.final_factor}")
 
@@ -44,21 +48,29 @@ class OptimiserConfig:
 def build_optimiser(
     config: OptimiserConfig, base: nn.Module, heads: nn.Module, decays: Callable[[str, nn.Parameter], bool]
 ) -> AdamW:
-    """AdamW over the trainable parameters: the base model's in a decayed and an undecayed group, and the heads'.
+    """AdamW over the trainable parameters: the base model's by learning rate and decay, and the heads'.
 
     Args:
         decays: whether a parameter of `base` decays, by name.
 
     Raises:
-        ValueError: if nothing is trainable.
+        ValueError: if nothing is trainable, or a prefix of `group_lr` matches no trainable parameter.
     """
-    named = [(name, parameter) for name, parameter in base.named_parameters() if parameter.requires_grad]
-    groups = [
-        _group([p for name, p in named if decays(name, p)], config.lr, config.weight_decay),
-        _group([p for name, p in named if not decays(name, p)], config.lr, 0.0),
-        _group([p for p in heads.parameters() if p.ndim > 1], config.heads_lr, config.weight_decay),
-        _group([p for p in heads.parameters() if p.ndim <= 1], config.heads_lr, 0.0),
-    ]
+    by_setting: dict[tuple[float, float], list[nn.Parameter]] = {}
+    used: set[str] = set()
+    for name, parameter in base.named_parameters():
+        if parameter.requires_grad:
+            prefix = max((prefix for prefix in config.group_lr if name.startswith(prefix)), key=len, default=None)
+            used |= set() if prefix is None else {prefix}
+            lr = config.lr if prefix is None else config.group_lr[prefix]
+            decay = config.weight_decay if decays(name, parameter) else 0.0
+            by_setting.setdefault((lr, decay), []).append(parameter)
+    unused = sorted(config.group_lr.keys() - used)
+    if unused:
+        raise ValueError(f"optimiser.group_lr: no trainable parameter starts with {', '.join(map(repr, unused))}")
+    groups = [_group(parameters, lr, decay) for (lr, decay), parameters in by_setting.items()]
+    groups.append(_group([p for p in heads.parameters() if p.ndim > 1], config.heads_lr, config.weight_decay))
+    groups.append(_group([p for p in heads.parameters() if p.ndim <= 1], config.heads_lr, 0.0))
     groups = [group for group in groups if group["params"]]
     if not groups:
         raise ValueError("nothing is trainable: `freeze` covers the whole model and no term builds a head")

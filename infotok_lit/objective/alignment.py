@@ -9,8 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from infotok_lit.objective.config import NegativesConfig
 from infotok_lit.objective.distributed import gather_rows, rank
 from infotok_lit.objective.inputs import BranchInputs
+from infotok_lit.objective.negatives import TextQueue, choose
 from infotok_lit.objective.term import TermNats
 
 
@@ -23,8 +25,9 @@ class Contrast:
         log_k: log of the number of candidates, the true one included.
         bound: a lower bound on I(Z~; T) in expectation. It keeps duplicates of the true text among the candidates:
             negatives must be drawn from p(T) for the bound to hold, and log_k - nats, with duplicates taken out, can
-            exceed I (4 equally likely texts, a batch of 64: up to log 49 for a mutual information of log 4). Without
-            duplicates it equals log_k - nats. Never above log_k.
+            exceed I (4 equally likely texts, a batch of 64: up to log 49 for a mutual information of log 4). For the
+            same reason it is over all texts where the loss takes some. Otherwise it equals log_k - nats. Never above
+            the log of the number of all texts.
         paired: bool, False for an image without text.
     """
 
@@ -35,7 +38,7 @@ class Contrast:
 
     def term(self) -> TermNats:
         """Nats per image; its elements are the pairs."""
-        return TermNats(self.nats, self.paired.sum())
+        return TermNats(self.nats, self.paired.long())
 
 
 class Alignment(nn.Module):
@@ -49,37 +52,57 @@ class Alignment(nn.Module):
         text_width: H.
         latent_width: d.
         temperature: tau.
+        negatives: which texts an image is contrasted with.
     """
 
-    def __init__(self, text_width: int, latent_width: int, temperature: float) -> None:
+    def __init__(
+        self,
+        text_width: int,
+        latent_width: int,
+        temperature: float,
+        negatives: NegativesConfig = NegativesConfig(),  # noqa: B008 - frozen
+    ) -> None:
         super().__init__()
         self.temperature = temperature
+        self.negatives = negatives
         self.text_map = nn.Linear(text_width, latent_width, bias=False)
+        self.queue = TextQueue(negatives.queue_size, text_width) if negatives.queue_size else None
 
     def forward(self, mean: Tensor, inputs: BranchInputs) -> Contrast:
         """Posterior means (B, N, d) -> the contrast against the texts of the global batch (a collective call)."""
         images = F.normalize(mean.mean(1), dim=-1)
-        texts = F.normalize(self.text_map(_mean_text(inputs)), dim=-1)
-        paired = inputs.text_mask.any(1)
-        all_texts, all_keys, all_paired = gather_rows(texts, inputs.text_key, paired)
-        rows = len(images)
-        positive = torch.arange(rows, device=images.device) + rank() * rows
+        own_text = mean_text(inputs, inputs.text_mask)
+        all_texts, all_keys, all_paired = self._candidates(own_text, inputs)
+        mapped = F.normalize(self.text_map(all_texts), dim=-1)
+        positive = torch.arange(len(images), device=images.device) + rank() * len(images)
         same_text = inputs.text_key[:, None] == all_keys
-        return info_nce(images @ all_texts.T / self.temperature, positive, same_text, all_paired)
+        negatives = choose(all_paired & ~same_text, own_text, all_texts, self.negatives)
+        return info_nce(images @ mapped.T / self.temperature, positive, negatives, all_paired)
+
+    def _candidates(self, own_text: Tensor, inputs: BranchInputs) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean texts (K, H), their keys (K,), and where there is one (K,): the global batch, then the queue."""
+        batch = gather_rows(own_text, inputs.text_key, inputs.text_mask.any(1))
+        if self.queue is None:
+            return batch
+        past = self.queue.rows()
+        if self.training:
+            self.queue.push(*batch)
+        texts, keys, paired = (torch.cat(pair) for pair in zip(batch, past, strict=True))
+        return texts, keys, paired
 
 
-def info_nce(similarity: Tensor, positive: Tensor, same_text: Tensor, paired: Tensor) -> Contrast:
-    """The contrast of each row's positive against the texts that differ from it.
+def info_nce(similarity: Tensor, positive: Tensor, negatives: Tensor, paired: Tensor) -> Contrast:
+    """The contrast of each row's positive against its negatives.
 
     Args:
         similarity: (B, K) cosine / tau.
         positive: (B,) column of each row's own text.
-        same_text: (B, K) bool: the column holds the same text as the row's own.
+        negatives: (B, K) bool: the column holds another text than the row's own, which the loss contrasts with.
         paired: (K,) bool: the column holds a text at all.
     """
     is_positive = torch.arange(similarity.shape[1], device=positive.device) == positive[:, None]
     everyone = is_positive | paired
-    candidates = is_positive | (paired & ~same_text)
+    candidates = is_positive | negatives
     score = similarity.gather(1, positive[:, None]).squeeze(1)
     has_text = paired[positive]
     nats = torch.where(has_text, _log_sum_exp(similarity, candidates) - score, 0.0)
@@ -93,7 +116,7 @@ def _log_sum_exp(similarity: Tensor, candidates: Tensor) -> Tensor:
     return similarity.masked_fill(~candidates, -torch.inf).logsumexp(1)
 
 
-def _mean_text(inputs: BranchInputs) -> Tensor:
-    """(B, H): 0 for a row without text."""
-    mask = inputs.text_mask[..., None].float()
+def mean_text(inputs: BranchInputs, words: Tensor) -> Tensor:
+    """(B, H): the mean embedding of the chosen words (B, S) of each text, detached; 0 for a row without any."""
+    mask = words[..., None].float()
     return (inputs.embedded_text() * mask).sum(1) / mask.sum(1).clamp(min=1)

@@ -18,15 +18,56 @@ class BranchWeights:
         alpha: Weight of alignment, in nats of rate per nat of A. 0 switches alignment off in this branch.
         beta: Weight of sufficiency, in nats of rate per nat of S. 0 switches sufficiency off in this branch. Below 1 a
             token pays more for what it carries than the target gains, and the posterior collapses.
+        rate_budget_bits: Bits per token that the posterior may use. Given, the factor of compactness is not 1 but
+            found by dual ascent: it starts at 1, rises while the rate is above the budget and falls below it. Acts
+            where compactness is on.
+        sufficiency_target_nats: Nats per target element that sufficiency must come down to. Given, `beta` is only
+            where dual ascent starts from: it rises while sufficiency is above the target and falls below it. Acts
+            where sufficiency is on.
     """
 
     alpha: float = 10.0
     beta: float = 10.0
+    rate_budget_bits: float | None = None
+    sufficiency_target_nats: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("alpha", "beta"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; a weight must be 0 (off) or positive.")
+        if self.rate_budget_bits is not None and self.rate_budget_bits <= 0:
+            raise ValueError(f"rate_budget_bits is {self.rate_budget_bits}; set it above 0.")
+        if self.rate_budget_bits is not None and self.sufficiency_target_nats is not None:
+            raise ValueError("rate_budget_bits and sufficiency_target_nats exclude each other; keep one per branch.")
+        if self.sufficiency_target_nats is not None and self.beta == 0:
+            raise ValueError("sufficiency_target_nats needs a beta above 0 to start from.")
+
+    @property
+    def constrained(self) -> bool:
+        """Whether dual ascent finds one of the factors."""
+        return self.rate_budget_bits is not None or self.sufficiency_target_nats is not None
+
+
+@dataclass(frozen=True)
+class DualConfig:
+    """Dual ascent on `rate_budget_bits` or `sufficiency_target_nats`.
+
+    Args:
+        step_size: How far the log of the multiplier moves per optimiser step and unit of the gap, which is clipped to
+            [-1, 1]. The gap is (rate - budget) / budget, or sufficiency - target in nats.
+        lowest: The multiplier does not fall below.
+        highest: The multiplier does not rise above.
+    """
+
+    step_size: float = 0.01
+    lowest: float = 1e-3
+    highest: float = 1e3
+
+    def __post_init__(self) -> None:
+        if self.step_size <= 0:
+            raise ValueError(f"dual.step_size is {self.step_size}; set it above 0.")
+        if not 0 < self.lowest < self.highest:
+            raise ValueError(f"dual.lowest is {self.lowest} and dual.highest {self.highest}; set 0 < lowest < highest.")
 
 
 @dataclass(frozen=True)
@@ -80,12 +121,54 @@ class DecoderConfig:
 
 
 @dataclass(frozen=True)
+class NegativesConfig:
+    """The texts that alignment contrasts an image with. Identical texts never are each other's negatives.
+
+    Args:
+        queue_size: So many texts of past batches are negatives too; 0 takes those of the global batch alone.
+        limit: At most so many negatives per image; null takes all.
+        kept: Which ones a limit keeps: `random`, drawn anew for every image and step, or `nearest` (hard negatives),
+            those whose mean embeddings have the largest cosine with the true text's.
+    """
+
+    queue_size: int = 0
+    limit: int | None = None
+    kept: Literal["random", "nearest"] = "random"
+
+    def __post_init__(self) -> None:
+        _refuse_unknown("negatives.kept", self.kept, ("random", "nearest"))
+        if self.queue_size < 0:
+            raise ValueError(f"negatives.queue_size is {self.queue_size}; set it to 0 (off) or more.")
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"negatives.limit is {self.limit}; set it to 1 or more, or to null for all.")
+        if self.limit is None and self.kept == "nearest":
+            raise ValueError("negatives.kept is nearest, but all negatives are taken; set negatives.limit.")
+
+
+@dataclass(frozen=True)
+class HSICConfig:
+    """Settings of `estimator: hsic`.
+
+    Args:
+        unbiased: Use the unbiased form, whose value does not depend on the batch size (at least 4 images). The biased
+            form is smoother and never negative, but far from 0 for small batches of independent samples.
+    """
+
+    unbiased: bool = True
+
+
+@dataclass(frozen=True)
 class ObjectiveConfig:
     """The InfoTok objective: L = L_i2t + L_t2i + weight * sum over branches of (C + beta S + alpha A).
 
     Args:
         terms: Which terms are on. `[]` is plain fine-tuning: no heads, no cost.
         branches: Which branches are regularised.
+        estimator: `variational` (the paper) bounds the three informations in nats with heads of their own; `hsic`
+            measures the same three dependencies by normalised HSIC with Gaussian kernels, each dimensionless in [0, 1],
+            on the mean token and without any head. It reads `terms`, `branches`, `weight`, alpha, beta, `multiplier`
+            and `hsic`; the rest belongs to `variational`.
+        hsic: Settings of the estimator `hsic`.
         bottleneck: `projected` (the paper) puts the noise on a projection that only training sees; `inline` puts it on
             the tokens that the model itself consumes, whose own losses then are the sufficiency term.
         projection: The task projections f_u, f_g.
@@ -95,14 +178,18 @@ class ObjectiveConfig:
         generation: alpha and beta of the generation branch; its target is the image latents, thousands of numbers
             where an answer has a few words, hence the smaller default beta.
         temperature: tau of the alignment term: cosine similarities are divided by it.
+        negatives: The texts that alignment contrasts an image with.
         reduction: `tokens` divides every term, in nats per image, by the token count N of the full canvas, so that
             alpha and beta are exchange rates; `mean` takes each term's mean over its own elements.
         multiplier: How `weight` moves with the global step: `constant`, or `warmup` linearly from 0.
         warmup_steps: Length of the warm-up in optimiser steps; 0 unless `multiplier` is `warmup`.
+        dual: Dual ascent, for branches that ask for a budget or a target.
     """
 
     terms: tuple[Term, ...] = ("compactness", "sufficiency", "alignment")
     branches: tuple[Branch, ...] = ("understanding", "generation")
+    estimator: Literal["variational", "hsic"] = "variational"
+    hsic: HSICConfig = field(default_factory=HSICConfig)
     bottleneck: Literal["projected", "inline"] = "projected"
     projection: ProjectionConfig = field(default_factory=ProjectionConfig)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
@@ -110,14 +197,17 @@ class ObjectiveConfig:
     understanding: BranchWeights = field(default_factory=BranchWeights)
     generation: BranchWeights = field(default_factory=lambda: BranchWeights(alpha=10.0, beta=2.0))
     temperature: float = 0.1
+    negatives: NegativesConfig = field(default_factory=NegativesConfig)
     reduction: Reduction = "tokens"
     multiplier: Literal["constant", "warmup"] = "constant"
     warmup_steps: int = 0
+    dual: DualConfig = field(default_factory=DualConfig)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "terms", _checked_choices("terms", self.terms, get_args(Term)))
         object.__setattr__(self, "branches", _checked_choices("branches", self.branches, get_args(Branch)))
         _refuse_unknown("bottleneck", self.bottleneck, ("projected", "inline"))
+        _refuse_unknown("estimator", self.estimator, ("variational", "hsic"))
         _refuse_unknown("reduction", self.reduction, get_args(Reduction))
         _refuse_unknown("multiplier", self.multiplier, ("constant", "warmup"))
         if self.temperature <= 0:
@@ -125,6 +215,7 @@ class ObjectiveConfig:
         if self.weight < 0:
             raise ValueError(f"weight is {self.weight}; set it above 0, or terms to [] for plain fine-tuning.")
         self._check_warmup()
+        self._check_estimator()
         if self.terms:
             self._check_something_acts()
 
@@ -136,6 +227,18 @@ class ObjectiveConfig:
                 f"warmup_steps is {self.warmup_steps} but multiplier is constant; set multiplier to warmup."
             )
 
+    def _check_estimator(self) -> None:
+        if self.estimator == "hsic" and self.bottleneck == "inline":
+            raise ValueError("estimator hsic has no noise to put on the tokens; set bottleneck to projected.")
+        if self.estimator == "hsic" and (self.understanding.constrained or self.generation.constrained):
+            raise ValueError("estimator hsic measures no bits or nats to limit; remove the budget or target.")
+        for branch in get_args(Branch):
+            if self.bottleneck == "inline" and self.weights(branch).sufficiency_target_nats is not None:
+                raise ValueError(
+                    f"{branch}.sufficiency_target_nats: with bottleneck inline sufficiency is the model's own loss and "
+                    "is not measured; set rate_budget_bits instead."
+                )
+
     def _check_something_acts(self) -> None:
         if self.weight == 0:
             raise ValueError("weight is 0 while terms are on; set terms to [] for plain fine-tuning.")
@@ -146,9 +249,13 @@ class ObjectiveConfig:
         if not any(self.active_terms(branch) for branch in self.branches):
             raise ValueError("every term that is on has weight 0; raise alpha or beta, or set terms to [].")
 
+    def weights(self, branch: Branch) -> BranchWeights:
+        """alpha, beta and what else one branch has of its own."""
+        return self.understanding if branch == "understanding" else self.generation
+
     def coefficient(self, branch: Branch, term: Term) -> float:
         """The factor of a term in Eq. 10: 1 for C, beta for S, alpha for A."""
-        weights = self.understanding if branch == "understanding" else self.generation
+        weights = self.weights(branch)
         return {"compactness": 1.0, "sufficiency": weights.beta, "alignment": weights.alpha}[term]
 
     def active_terms(self, branch: Branch) -> tuple[Term, ...]:

@@ -70,7 +70,10 @@ def _refuse_unequal_rows(rows: int, device: torch.device) -> None:
     dist.all_gather(sizes, torch.tensor([rows], device=device))
     per_rank = torch.cat(sizes).tolist()
     if len(set(per_rank)) > 1:
-        raise ValueError(f"Alignment needs equal batches on all ranks, not {per_rank}; drop the last, partial batch.")
+        raise ValueError(
+            "Comparing images across ranks needs equal batches on all of them, "
+            f"not {per_rank}; drop the last, partial batch."
+        )
 
 
 class _GatherRows(torch.autograd.Function):

@@ -4,37 +4,21 @@ The heads live here and nowhere else, and they exist exactly for the terms that 
 left is the model as it was.
 """
 
-import math
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from infotok_lit.objective.alignment import Alignment
-from infotok_lit.objective.compactness import compactness
-from infotok_lit.objective.config import Branch, ObjectiveConfig
+from infotok_lit.objective.config import Branch, ObjectiveConfig, Term
+from infotok_lit.objective.constraint import build_constraint
+from infotok_lit.objective.dependence import DependenceTerms
+from infotok_lit.objective.heads import BranchHeads, BranchTerms, Widths
 from infotok_lit.objective.inline import InlineBottleneck
 from infotok_lit.objective.inputs import BranchInputs
 from infotok_lit.objective.multipliers import build_multiplier
 from infotok_lit.objective.posterior import Posterior
-from infotok_lit.objective.projection import Projection
-from infotok_lit.objective.report import alignment_report, rate_report, sufficiency_report, weight_report
-from infotok_lit.objective.sufficiency import LatentDecoder, TextDecoder
-from infotok_lit.objective.term import TermNats
-
-
-class Widths(NamedTuple):
-    """What the heads must know of a model."""
-
-    tokens: int
-    """D: width of the shared tokens."""
-    latents: int
-    """C: channels of the image latents."""
-    text: int
-    """H: width of the LLM's input embeddings."""
-    num_extra: int
-    """Tokens without a place in the grid."""
+from infotok_lit.objective.report import weight_report
 
 
 @dataclass(frozen=True)
@@ -51,46 +35,6 @@ class BranchObjective:
     """(B, N): bits per token of the local batch, detached; None where no term draws a sample."""
 
 
-class BranchHeads(nn.Module):
-    """Everything trainable for one branch. A head that its terms do not need is None."""
-
-    def __init__(self, branch: Branch, config: ObjectiveConfig, widths: Widths) -> None:
-        super().__init__()
-        terms = config.active_terms(branch)
-        inline = config.bottleneck == "inline"
-        projection = replace(config.projection, kind="identity") if inline else config.projection
-        with_variance = "compactness" in terms or "sufficiency" in terms
-        self.with_compactness = "compactness" in terms
-        self.projection = Projection(projection, widths.tokens, with_variance)
-        latent_width = self.projection.latent_width
-        decoded = "sufficiency" in terms and not inline
-        self.decoder = _decoder(branch, config, widths, latent_width) if decoded else None
-        aligned = "alignment" in terms
-        self.alignment = Alignment(widths.text, latent_width, config.temperature) if aligned else None
-
-    def forward(
-        self, posterior: Posterior, inputs: BranchInputs, noise: Tensor | None
-    ) -> tuple[dict[str, TermNats], dict[str, Tensor], Tensor | None]:
-        """The terms in nats, their report, and the token rates in bits (B, N)."""
-        terms: dict[str, TermNats] = {}
-        report: dict[str, Tensor] = {}
-        token_rates = None
-        if posterior.log_variance is not None:
-            kl = posterior.kl()
-            token_rates = kl.detach().sum(-1) / math.log(2)
-            report |= rate_report(kl.detach())
-            if self.with_compactness:
-                terms["compactness"] = compactness(kl)
-        if self.decoder is not None:
-            terms["sufficiency"] = self.decoder(posterior.rsample(noise), inputs)
-            report |= sufficiency_report(terms["sufficiency"])
-        if self.alignment is not None:
-            contrast = self.alignment(posterior.mean, inputs)
-            terms["alignment"] = contrast.term()
-            report |= alignment_report(contrast)
-        return terms, report, token_rates
-
-
 class InfoTok(nn.Module):
     """The objective of both branches.
 
@@ -105,23 +49,21 @@ class InfoTok(nn.Module):
 
     Args:
         config: what is on, and how strongly.
-        token_width: D of the shared tokens.
-        latent_channels: C of the image latents.
-        text_width: H of the LLM's input embeddings.
-        num_extra: shared tokens without a place in the grid.
+        widths: what the heads must know of each branch of the model.
     """
 
-    def __init__(
-        self, config: ObjectiveConfig, token_width: int, latent_channels: int, text_width: int, num_extra: int
-    ) -> None:
+    def __init__(self, config: ObjectiveConfig, widths: Mapping[Branch, Widths]) -> None:
         super().__init__()
         self.config = config
-        self.num_extra = num_extra
+        self.widths = dict(widths)
         self.multiplier = build_multiplier(config)
-        widths = Widths(token_width, latent_channels, text_width, num_extra)
-        self.heads = nn.ModuleDict(
-            {branch: BranchHeads(branch, config, widths) for branch in config.branches if config.active_terms(branch)}
-        )
+        active = [branch for branch in config.branches if config.active_terms(branch)]
+        self.heads = nn.ModuleDict({branch: _heads(branch, config, widths[branch]) for branch in active})
+        self.constraints = nn.ModuleDict()
+        for branch in active:
+            constraint = build_constraint(config.weights(branch), config.active_terms(branch), config.dual)
+            if constraint is not None:
+                self.constraints[branch] = constraint
         self._inline: dict[Branch, InlineBottleneck] = {}
 
     def transform(self, branch: Branch, noise: Tensor | None = None) -> InlineBottleneck | None:
@@ -149,19 +91,37 @@ class InfoTok(nn.Module):
         """
         if branch not in self.heads:
             return BranchObjective(inputs.tokens.new_zeros((), dtype=torch.float32), {}, {}, None)
-        if inputs.num_extra != self.num_extra:
-            raise ValueError(f"inputs have {inputs.num_extra} extra tokens; the heads were built for {self.num_extra}.")
+        self._refuse_other_layout(branch, inputs)
         with torch.autocast(inputs.tokens.device.type, enabled=False):
-            posterior = self._posterior(branch, inputs, noise)
-            nats, report, token_rates = self.heads[branch](posterior, inputs, noise)
+            measured = self._measure(branch, inputs, noise)
             multiplier = self.config.weight * self.multiplier(step)
-            terms = {name: self._weighted(branch, name, term, inputs) * multiplier for name, term in nats.items()}
+            factors = self._factors(branch, step)
+            terms = {name: factors[name] * cost * multiplier for name, cost in measured.reduced.items()}
             loss = torch.stack(list(terms.values())).sum()
-        return BranchObjective(loss, terms, report | weight_report(terms, multiplier), token_rates)
+        report = measured.report | weight_report(terms, multiplier)
+        if branch in self.constraints:
+            report |= self.constraints[branch].observe(report)
+        return BranchObjective(loss, terms, report, measured.token_rates)
 
-    def _weighted(self, branch: Branch, name: str, term: TermNats, inputs: BranchInputs) -> Tensor:
-        reduced = term.reduce(self.config.reduction, inputs.num_places)
-        return self.config.coefficient(branch, name) * reduced
+    def _measure(self, branch: Branch, inputs: BranchInputs, noise: Tensor | None) -> BranchTerms:
+        if self.config.estimator == "hsic":
+            return self.heads[branch](inputs)
+        return self.heads[branch](self._posterior(branch, inputs, noise), inputs, noise)
+
+    def _factors(self, branch: Branch, step: int) -> dict[Term, Tensor | float]:
+        """Eq. 10's 1, beta and alpha; where the branch has a constraint, its multiplier in place of one of them."""
+        factors: dict[Term, Tensor | float] = {
+            term: self.config.coefficient(branch, term) for term in self.config.active_terms(branch)
+        }
+        if branch in self.constraints:
+            constraint = self.constraints[branch]
+            factors[constraint.term] = constraint.multiplier(step)
+        return factors
+
+    def _refuse_other_layout(self, branch: Branch, inputs: BranchInputs) -> None:
+        expected = self.widths[branch].num_extra
+        if inputs.num_extra != expected:
+            raise ValueError(f"inputs have {inputs.num_extra} extra tokens; the heads were built for {expected}.")
 
     def _posterior(self, branch: Branch, inputs: BranchInputs, noise: Tensor | None) -> Posterior:
         if self.config.bottleneck == "projected":
@@ -179,7 +139,5 @@ class InfoTok(nn.Module):
         return inline.posterior
 
 
-def _decoder(branch: Branch, config: ObjectiveConfig, widths: Widths, latent_width: int) -> nn.Module:
-    if branch == "understanding":
-        return TextDecoder(config.decoder, latent_width, widths.text, widths.num_extra)
-    return LatentDecoder(config.decoder, latent_width, widths.latents, widths.num_extra)
+def _heads(branch: Branch, config: ObjectiveConfig, widths: Widths) -> nn.Module:
+    return DependenceTerms(branch, config) if config.estimator == "hsic" else BranchHeads(branch, config, widths)

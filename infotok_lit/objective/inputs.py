@@ -5,13 +5,16 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
+IMAGE_VECTOR_SIDE = 16
+"""Fine enough to tell scenes apart, coarse enough that distances are not about noise."""
+
 
 @dataclass(frozen=True)
 class BranchInputs:
     """One branch, one batch.
 
     B images, N shared tokens that are present, D token width, S text length, H text width, L x C image latents. The
-    canvas has `num_extra` places without a position, then a raster `grid`.
+    canvas has `num_extra` places without a position, then a raster `grid`, which is (0, 0) where no token has a place.
 
     Raises:
         ValueError: shapes that do not belong together.
@@ -36,10 +39,17 @@ class BranchInputs:
     latents: Tensor | None = None
     """(B, L, C): what generation predicts; None for understanding."""
     latent_grid: tuple[int, int] | None = None
+    noise_level: Tensor | None = None
+    """(B,): time t in [0, 1] of a flow model at which Z was computed, 0 pure noise, 1 clean; None where nothing is
+    noisy."""
+    image: Tensor | None = None
+    """(B, F): the image itself as a vector, see `image_vector`; only `estimator: hsic` reads it."""
 
     def __post_init__(self) -> None:
         if self.tokens.ndim != 3 or self.tokens.shape[1] == 0:
             raise ValueError(f"tokens must be (B, N, D) with N >= 1, not {tuple(self.tokens.shape)}.")
+        if self.num_places == 0:
+            raise ValueError("the canvas has no place at all: num_extra is 0 and grid is (0, 0).")
         texts = (self.tokens.shape[0], *self.text_ids.shape[1:])
         expected = {
             "token_index": self.tokens.shape[:2],
@@ -48,6 +58,10 @@ class BranchInputs:
             "target_mask": texts,
             "text_key": self.tokens.shape[:1],
         }
+        if self.noise_level is not None:
+            expected["noise_level"] = self.tokens.shape[:1]
+        if self.image is not None:
+            expected["image"] = (self.tokens.shape[0], *self.image.shape[1:2])
         for name, shape in expected.items():
             if getattr(self, name).shape != shape:
                 raise ValueError(f"{name} must have shape {tuple(shape)}, not {tuple(getattr(self, name).shape)}.")
@@ -61,3 +75,8 @@ class BranchInputs:
         """(B, S, H) float32: the detached embeddings of the text; those of id 0 at padding."""
         ids = self.text_ids.masked_fill(~self.text_mask, 0)
         return F.embedding(ids, self.text_embedding.detach()).float()
+
+
+def image_vector(pixel_values: Tensor) -> Tensor:
+    """(B, 3, height, width) -> (B, 3 * 16 * 16) float32: mean colours of a 16 x 16 grid, the same for any size."""
+    return F.adaptive_avg_pool2d(pixel_values.float(), IMAGE_VECTOR_SIDE).flatten(1)

@@ -4,14 +4,28 @@ All numbers are over the global batch and equal on every rank; log them without 
 """
 
 import math
+from collections.abc import Mapping
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from infotok_lit.objective.alignment import Contrast
-from infotok_lit.objective.config import Branch
+from infotok_lit.objective.config import Branch, Term
 from infotok_lit.objective.distributed import global_sum, world_size
 from infotok_lit.objective.term import TermNats
+
+NUM_NOISE_BANDS = 4
+NOISE_BANDS = tuple(
+    f"t_{band / NUM_NOISE_BANDS:.2f}_{(band + 1) / NUM_NOISE_BANDS:.2f}" for band in range(NUM_NOISE_BANDS)
+)
+"""Names of the bands of the time t in [0, 1] of a flow model, from noise to clean; the last one includes 1."""
+BANDED = {
+    "rate_bits_per_token": "C: bits per token that is present, mean",
+    "sufficiency_nats_per_element": "S: nats per target element, mean",
+    "alignment_nats": "A: nats per pair, mean",
+}
+"""What is also reported per band, where images carry a time; a band that no image of the global batch is in is not."""
 
 REPORT_UNITS = {
     "rate_bits_per_token": "C, upper bound on I(Z~; I): bits per token that is present, mean",
@@ -22,12 +36,21 @@ REPORT_UNITS = {
     "sufficiency_nats_per_image": "S: nats per image, summed over target elements, mean over images",
     "sufficiency_nats_per_element": "S: nats per answer token, or per latent number (a density: may be negative), mean",
     "alignment_nats": "A: nats per pair, mean over images that have a text",
-    "alignment_log_k": "log of the candidates per pair, duplicates of the true text not counted: nats, mean",
-    "alignment_bound_nats": "InfoNCE lower bound on I(Z~; T): nats, mean; log K - A where no text occurs twice",
+    "alignment_log_k": "log of the candidates per pair that the loss took, the true text included: nats, mean",
+    "alignment_bound_nats": "InfoNCE lower bound on I(Z~; T) from all texts, repeated ones too: nats, mean",
+    "hsic_compactness": "normalised HSIC of the mean token and the image: dimensionless, 0 independent, 1 determined",
+    "hsic_sufficiency": "normalised HSIC of the mean token and the target: dimensionless, 0 independent, 1 determined",
+    "hsic_alignment": "normalised HSIC of the mean token and the text: dimensionless, 0 independent, 1 determined",
+    "constraint_gap": "rate - budget in bits per token, or sufficiency - target in nats per element; 0 on the limit",
+    "constraint_multiplier": "the factor that dual ascent found: of C (budget), or beta (target)",
     "multiplier": "lambda times its schedule: task loss per unit of a reduced term",
     "weighted_compactness": "what C adds to the total loss: multiplier * C, reduced",
     "weighted_sufficiency": "what S adds to the total loss: multiplier * beta * S, reduced",
     "weighted_alignment": "what A adds to the total loss: multiplier * alpha * A, reduced",
+} | {
+    f"{name}/{band}": f"{meaning}, over images at times {band}"
+    for name, meaning in BANDED.items()
+    for band in NOISE_BANDS
 }
 """Report name -> unit and meaning."""
 
@@ -55,7 +78,7 @@ def rate_report(kl: Tensor) -> dict[str, Tensor]:
 
 def sufficiency_report(term: TermNats) -> dict[str, Tensor]:
     """Nats per image and per target element."""
-    nats, images, elements = _totals(term.per_image.sum(), len(term.per_image), term.elements)
+    nats, images, elements = _totals(term.per_image.sum(), len(term.per_image), term.elements.sum())
     return {
         "sufficiency_nats_per_image": nats / images,
         "sufficiency_nats_per_element": nats / elements.clamp(min=1),
@@ -73,6 +96,37 @@ def alignment_report(contrast: Contrast) -> dict[str, Tensor]:
         "alignment_log_k": log_k / pairs,
         "alignment_bound_nats": bound / pairs,
     }
+
+
+def noise_band_report(
+    noise_level: Tensor, token_rates: Tensor | None, terms: Mapping[Term, TermNats]
+) -> dict[str, Tensor]:
+    """The numbers of `BANDED` per band of the time t.
+
+    Args:
+        noise_level: (B,) t in [0, 1].
+        token_rates: (B, N) bits per token, None where there is no posterior.
+        terms: the terms of these images.
+    """
+    ratios = {}
+    if token_rates is not None:
+        ratios["rate_bits_per_token"] = (
+            token_rates.sum(1),
+            token_rates.new_full(noise_level.shape, token_rates.shape[1]),
+        )
+    for term, name in (("sufficiency", "sufficiency_nats_per_element"), ("alignment", "alignment_nats")):
+        if term in terms:
+            ratios[name] = (terms[term].per_image.detach(), terms[term].elements)
+    if not ratios:
+        return {}
+    band = (noise_level * NUM_NOISE_BANDS).long().clamp(0, NUM_NOISE_BANDS - 1)
+    values = torch.stack([value.float() for ratio in ratios.values() for value in ratio])
+    sums = global_sum((values[..., None] * F.one_hot(band, NUM_NOISE_BANDS)).sum(1))
+    names = [f"{name}/{band}" for name in ratios for band in NOISE_BANDS]
+    totals, counts = sums[0::2].flatten(), sums[1::2].flatten()
+    # Counts are global, so all ranks leave out the same bands.
+    filled = (counts > 0).tolist()
+    return {name: total / count for name, total, count, kept in zip(names, totals, counts, filled, strict=True) if kept}
 
 
 def weight_report(terms: dict[str, Tensor], multiplier: float) -> dict[str, Tensor]:

@@ -53,7 +53,7 @@ class TextDecoder(nn.Module):
 
     def forward(self, sample: Tensor, inputs: BranchInputs) -> TermNats:
         """Z~ (B, N, d) -> nats per image, summed over its answer tokens; 0 for an image without any."""
-        return TermNats(self.token_nats(sample, inputs).sum(1), _targets(inputs).sum())
+        return TermNats(self.token_nats(sample, inputs).sum(1), _targets(inputs).sum(1))
 
     def token_nats(self, sample: Tensor, inputs: BranchInputs) -> Tensor:
         """Z~ (B, N, d) -> (B, S): -log p(token | tokens before it, Z~) at answer tokens, 0 elsewhere."""
@@ -108,7 +108,8 @@ class LatentDecoder(nn.Module):
         mean, log_variance = self.predict(sample, inputs)
         error = (latents - mean).square() * torch.exp(-log_variance)
         nats = 0.5 * (error + log_variance + math.log(2 * math.pi))
-        return TermNats(nats.sum((1, 2)), nats.numel())
+        elements = torch.full_like(nats[:, 0, 0], nats[0].numel(), dtype=torch.int64)
+        return TermNats(nats.sum((1, 2)), elements)
 
     def predict(self, sample: Tensor, inputs: BranchInputs) -> tuple[Tensor, Tensor]:
         """Z~ (B, N, d) -> the Gaussian's mean (B, L, C) and log variance (C,)."""

@@ -14,12 +14,12 @@ class TermNats:
 
     Attributes:
         per_image: (B,) float32 nats per image, with its graph.
-        elements: how many elements of its own the term summed over all B images: tokens x dimensions for C, answer
-            tokens or latent numbers for S, pairs for A.
+        elements: (B,) integers: how many elements of its own the term summed per image: tokens x dimensions for C,
+            answer tokens or latent numbers for S, 1 (or 0 without a text) for A.
     """
 
     per_image: Tensor
-    elements: Tensor | int
+    elements: Tensor
 
     def reduce(self, reduction: Reduction, num_places: int) -> Tensor:
         """Scalar, this rank's share of the global number.
@@ -28,5 +28,5 @@ class TermNats:
         `mean`: nats per element of the term's own.
         """
         if reduction == "mean":
-            return global_mean(self.per_image.sum(), self.elements)
+            return global_mean(self.per_image.sum(), self.elements.sum())
         return global_mean(self.per_image.sum() / num_places, len(self.per_image))

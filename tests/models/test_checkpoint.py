@@ -28,16 +28,21 @@ def test_the_prefix_of_data_parallel_training_is_removed(tmp_path) -> None:
     assert same(read_weights(tmp_path / "weights.pth"))
 
 
-def test_safetensors_and_folders_whole_or_sharded(tmp_path) -> None:
-    save_file(STATE, tmp_path / "model.safetensors")
-    assert same(read_weights(tmp_path / "model.safetensors"))
+FOLDER_FILES = ["model.safetensors", "diffusion_pytorch_model.safetensors", "pytorch_model.bin"]
+
+
+@pytest.mark.parametrize("name", FOLDER_FILES)
+def test_folders_as_transformers_and_diffusers_write_them(tmp_path, name) -> None:
+    save = torch.save if name.endswith(".bin") else save_file
+    save(STATE, tmp_path / name)
+    assert same(read_weights(tmp_path / name))
     assert same(read_weights(tmp_path))
     shards = tmp_path / "sharded"
     shards.mkdir()
-    for number, name in enumerate(STATE):
-        save_file({name: STATE[name]}, shards / f"model-{number}.safetensors")
-    index = {"weight_map": {name: f"model-{number}.safetensors" for number, name in enumerate(STATE)}}
-    (shards / "model.safetensors.index.json").write_text(json.dumps(index))
+    files = {key: f"{number}-{name}" for number, key in enumerate(STATE)}
+    for key, file in files.items():
+        save({key: STATE[key]}, shards / file)
+    (shards / f"{name}.index.json").write_text(json.dumps({"weight_map": files}))
     assert same(read_weights(shards))
 
 

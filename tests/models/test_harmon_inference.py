@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import tiny_harmon
+from tiny import tiny_model
 from torch import Tensor
 
 from infotok_lit.data.scenes import Scenes
@@ -19,7 +19,7 @@ NEW_TOKENS = 8
 @pytest.fixture(scope="module")
 def model() -> Harmon:
     """Loud enough for answers and pictures to depend on everything that they can depend on."""
-    model = tiny_harmon(seed=3)
+    model = tiny_model(seed=3)
     torch.manual_seed(1)
     for name, parameter in model.named_parameters():
         parameter.data += (0.4 if name.startswith("llm.") else 0.2) * torch.randn_like(parameter)
@@ -183,7 +183,7 @@ def test_cached_prompts_change_nothing(model) -> None:
 
 def test_conditioning_does_not_depend_on_padding(model) -> None:
     ids, mask = model.processor.prompts_to_draw(CAPTIONS, unconditional=False)
-    tokens = torch.randn(3, 18, model.token_width, generator=torch.Generator().manual_seed(4))
+    tokens = torch.randn(3, 18, model.token_widths["generation"], generator=torch.Generator().manual_seed(4))
     with torch.no_grad():
         together = model.condition_on_text(tokens, ids, mask)
         for i, caption in enumerate(CAPTIONS):

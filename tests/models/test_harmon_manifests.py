@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import tiny_harmon
+from tiny import tiny_model
 
 from infotok_lit.assets import SCENES_TOKENIZER
 from infotok_lit.models.checkpoint import CheckpointError
 from infotok_lit.models.harmon.config import config_of_size
-from infotok_lit.models.harmon.loading import build_harmon
+from infotok_lit.models.harmon.loading import build
 from infotok_lit.models.harmon.model import Harmon
 
 GOLDENS = Path(__file__).parents[1] / "fixtures" / "goldens"
@@ -34,7 +34,7 @@ def size(request) -> str:
 @pytest.fixture(scope="module")
 def model(size) -> Harmon:
     with torch.device("meta"):
-        return build_harmon(config_of_size(size), str(SCENES_TOKENIZER))
+        return build(config_of_size(size), str(SCENES_TOKENIZER))
 
 
 def test_our_names_are_the_official_ones(size, model) -> None:
@@ -58,7 +58,7 @@ def test_a_tied_head_may_be_stored_once(size, model, absent) -> None:
 
 @pytest.mark.parametrize("absent", [HEAD, TABLE])
 def test_a_tied_head_stored_once_reaches_both_places(absent) -> None:
-    source, target = tiny_harmon(seed=1), tiny_harmon(seed=2)
+    source, target = tiny_model(seed=1), tiny_model(seed=2)
     weights = source.official_weights()["harmon"]
     target.load_official_weights({name: value for name, value in weights.items() if name != absent}, "file")
     assert torch.equal(target.llm.lm_head.weight, source.llm.model.embed_tokens.weight)
@@ -95,7 +95,7 @@ def test_the_autoencoder_file_may_hold_more_but_not_less(model) -> None:
 
 def test_the_embedded_size_has_at_most_three_million_parameters() -> None:
     with torch.device("meta"):
-        model = build_harmon(config_of_size("scenes32"), str(SCENES_TOKENIZER))
+        model = build(config_of_size("scenes32"), str(SCENES_TOKENIZER))
     assert sum(parameter.numel() for parameter in model.parameters()) <= 3_000_000
 
 

@@ -3,11 +3,13 @@
 import pytest
 import torch
 
-from infotok_lit.assets import HARMON_SCENES32
+from infotok_lit.assets import embedded_base
 from infotok_lit.export import export_model
 from infotok_lit.models.checkpoint import CheckpointError
 from infotok_lit.models.families import load_folder
 from infotok_lit.modules import HarmonModule
+
+BASE = embedded_base("harmon", "scenes32")
 
 
 def weights(module: HarmonModule) -> dict[str, torch.Tensor]:
@@ -16,33 +18,36 @@ def weights(module: HarmonModule) -> dict[str, torch.Tensor]:
 
 
 def test_the_embedded_base_by_name_and_by_folder() -> None:
-    expected = load_folder(HARMON_SCENES32).state_dict()
-    for source in ("embedded", str(HARMON_SCENES32)):
+    expected = load_folder(BASE).state_dict()
+    for source in ("embedded", str(BASE)):
         loaded = weights(HarmonModule(init_from=source))
         assert loaded.keys() == expected.keys()
         assert all(torch.equal(loaded[name], expected[name]) for name in expected)
 
 
 def test_an_official_file_alone(tmp_path) -> None:
-    base = load_folder(HARMON_SCENES32)
+    base = load_folder(BASE)
     export_model(base, tmp_path / "out", {}, file_format="pth")
     loaded = weights(HarmonModule(init_from=str(tmp_path / "out" / "harmon.pth")))
     assert all(torch.equal(loaded[name], value) for name, value in base.state_dict().items())
 
 
 def test_an_exported_folder_brings_its_tokenizer(tmp_path) -> None:
-    export_model(load_folder(HARMON_SCENES32), tmp_path / "out", {})
+    export_model(load_folder(BASE), tmp_path / "out", {})
     module = HarmonModule(init_from=str(tmp_path / "out"))
     module.configure_model()
-    assert module.base_reference()["tokenizer"] == str(tmp_path / "out")
+    assert module.base_model.reference()["tokenizer"] == str(tmp_path / "out")
     assert (
-        HarmonModule(init_from=str(tmp_path / "out"), tokenizer="scenes32").base_reference()["tokenizer"] == "scenes32"
+        HarmonModule(init_from=str(tmp_path / "out"), tokenizer="scenes32").base_model.reference()["tokenizer"]
+        == "scenes32"
     )
 
 
 def test_another_size_is_refused_before_anything_large_is_built() -> None:
-    with pytest.raises(CheckpointError, match="another Harmon than model.size asks for: autoencoder, mar, llm differ"):
-        HarmonModule(size="1.5b", init_from=str(HARMON_SCENES32)).configure_model()
+    with pytest.raises(
+        CheckpointError, match="another harmon model than model.size asks for: autoencoder, mar, llm differ"
+    ):
+        HarmonModule(size="1.5b", init_from=str(BASE)).configure_model()
 
 
 def test_a_missing_file_is_named() -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from infotok_lit.objective.heads import Widths
 from infotok_lit.objective.infotok import InfoTok
 from infotok_lit.objective.inputs import BranchInputs
 
@@ -45,6 +46,7 @@ def make_infotok() -> Callable[..., InfoTok]:
 
     def build(config, num_extra: int = 2, seed: int = 0) -> InfoTok:
         torch.manual_seed(seed)
-        return InfoTok(config, TOKEN_WIDTH, LATENT_CHANNELS, TEXT_WIDTH, num_extra)
+        widths = Widths(TOKEN_WIDTH, LATENT_CHANNELS, TEXT_WIDTH, num_extra)
+        return InfoTok(config, {"understanding": widths, "generation": widths})
 
     return build

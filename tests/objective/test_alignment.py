@@ -54,7 +54,7 @@ def test_images_without_text_are_neither_anchors_nor_candidates(make_inputs):
     contrast, expected = align(make_inputs(batch=6), [0, 9, 1, 0, 9, 2], present=present)
     torch.testing.assert_close(torch.stack([contrast.nats, contrast.log_k], 1), expected, rtol=1e-4, atol=1e-5)
     assert contrast.paired.tolist() == present
-    assert contrast.term().elements == 4
+    assert contrast.term().elements.tolist() == [1, 0, 1, 1, 0, 1]
 
 
 def test_without_negatives_there_is_nothing_to_learn(make_inputs):
@@ -86,7 +86,7 @@ def ideal_bound(num_texts: int, batch: int):
     text = torch.randint(num_texts, (batch,))
     same = text[:, None] == text
     similarity = torch.where(same, 0.0, -100.0)
-    return info_nce(similarity, torch.arange(batch), same, torch.ones(batch, dtype=torch.bool))
+    return info_nce(similarity, torch.arange(batch), ~same, torch.ones(batch, dtype=torch.bool))
 
 
 @pytest.mark.parametrize(("num_texts", "batch"), [(2, 32), (4, 64), (50, 64)])
@@ -102,3 +102,30 @@ def test_log_k_minus_a_would_exceed_it_when_texts_repeat():
     torch.manual_seed(0)
     contrast = ideal_bound(num_texts=4, batch=64)
     assert (contrast.log_k - contrast.nats).mean() > math.log(4) + 1
+
+
+def gaussian_bound(batch: int, dimensions: int, correlation: float) -> torch.Tensor:
+    """The contrast of the critic log p(t | z) / p(t) on pairs of Gaussians whose I = -dimensions / 2 log(1 - rho^2)."""
+    noise = (1 - correlation**2) ** 0.5
+    z = torch.randn(batch, dimensions)
+    t = correlation * z + noise * torch.randn(batch, dimensions)
+    similarity = t.square().sum(1) / 2 - torch.cdist(correlation * z, t).square() / (2 * noise**2)
+    everyone = torch.ones(batch, dtype=torch.bool)
+    return info_nce(similarity, torch.arange(batch), ~torch.eye(batch, dtype=torch.bool), everyone).bound.mean()
+
+
+@pytest.mark.parametrize(
+    ("information", "batch", "share"),
+    [(0.5, 64, (0.95, 1.0)), (1.5, 256, (0.95, 1.0)), (3.0, 4, (0.0, 1.0)), (20.0, 64, (0.0, 1.0))],
+)
+def test_bound_finds_the_information_of_gaussians_below_its_ceiling_of_log_k(information, batch, share):
+    torch.manual_seed(0)
+    dimensions = 4
+    correlation = (1 - math.exp(-2 * information / dimensions)) ** 0.5
+    bounds = torch.stack([gaussian_bound(batch, dimensions, correlation) for _ in range(200)])
+    error = 3 * (bounds.std() / len(bounds) ** 0.5).item()
+    low, high = share
+    assert low * information - error < bounds.mean().item() < high * information + error
+    assert bounds.max().item() <= math.log(batch) + 1e-5
+    if information > 3 * math.log(batch):
+        assert bounds.mean().item() > 0.85 * math.log(batch)

@@ -8,20 +8,42 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 
-from infotok_lit.objective.config import DecoderConfig, ObjectiveConfig, ProjectionConfig
+from infotok_lit.objective.config import (
+    BranchWeights,
+    DecoderConfig,
+    DualConfig,
+    HSICConfig,
+    NegativesConfig,
+    ObjectiveConfig,
+    ProjectionConfig,
+)
 from infotok_lit.objective.distributed import gather_rows, global_mean
+from infotok_lit.objective.heads import Widths
 from infotok_lit.objective.infotok import InfoTok
 from infotok_lit.objective.inputs import BranchInputs
 
 BRANCHES = ("understanding", "generation")
-REDUCTIONS = ("tokens", "mean")
-ROWS = ("tokens", "token_index", "text_ids", "text_mask", "target_mask", "text_key", "latents")
+VARIANTS = {
+    "tokens": {},
+    "mean": {"reduction": "mean"},
+    "hsic": {"estimator": "hsic"},
+    "hsic biased": {"estimator": "hsic", "hsic": HSICConfig(unbiased=False)},
+    "negatives": {"negatives": NegativesConfig(queue_size=4, limit=6, kept="nearest")},
+    "budget": {
+        "understanding": BranchWeights(rate_budget_bits=2.0),
+        "generation": BranchWeights(beta=2.0, sufficiency_target_nats=1.2),
+        "dual": DualConfig(step_size=0.5),
+    },
+}
+ROWS = ("tokens", "token_index", "text_ids", "text_mask", "target_mask", "text_key", "latents", "noise_level", "image")
 
 
-def build(reduction: str) -> InfoTok:
+def build(variant: str) -> InfoTok:
     torch.manual_seed(0)
     small = {"projection": ProjectionConfig(hidden_width=8, latent_width=6), "decoder": DecoderConfig(16, 1, 2)}
-    return InfoTok(ObjectiveConfig(reduction=reduction, **small), 16, 5, 12, num_extra=2)
+    return InfoTok(
+        ObjectiveConfig(**small, **VARIANTS[variant]), dict.fromkeys(BRANCHES, Widths(16, 5, 12, num_extra=2))
+    )
 
 
 def rows(inputs: BranchInputs, chosen: slice) -> BranchInputs:
@@ -31,17 +53,20 @@ def rows(inputs: BranchInputs, chosen: slice) -> BranchInputs:
 
 
 def gradients(inputs: BranchInputs, noise: torch.Tensor) -> dict:
-    """Reports, and gradients of parameters and tokens, for both reductions and branches."""
+    """Reports, and gradients of parameters and tokens, of the second of two steps, for every variant and branch."""
     result = {}
-    for reduction in REDUCTIONS:
-        infotok = build(reduction)
+    for variant in VARIANTS:
+        infotok = build(variant)
         for branch in BRANCHES:
-            infotok.zero_grad()
             own = rows(inputs, slice(None))
-            objective = infotok(branch, own, step=0, noise=noise)
+            # What is kept from step to step then matters: the queue, the multiplier. The texts change, the queue's not.
+            other = replace(own, text_key=own.text_key + 10, text_ids=(own.text_ids + 1) % 20)
+            infotok(branch, other, step=0, noise=noise)
+            infotok.zero_grad()
+            objective = infotok(branch, own, step=1, noise=noise)
             objective.loss.backward()
             grads = {name: p.grad.clone() for name, p in infotok.named_parameters() if p.grad is not None}
-            result[reduction, branch] = (objective.report, grads, own.tokens.grad)
+            result[variant, branch] = (objective.report, grads, own.tokens.grad)
     return result
 
 
@@ -87,6 +112,8 @@ def whole() -> tuple[BranchInputs, torch.Tensor]:
         text_embedding=torch.randn(20, 12, generator=random),
         latents=torch.randn(6, 6, 5, generator=random),
         latent_grid=(2, 3),
+        noise_level=torch.tensor([0.1, 0.2, 0.2, 0.2, 0.6, 1.0]),
+        image=torch.randn(6, 7, generator=random),
     )
     return inputs, torch.randn(6, 4, 6, generator=random)
 
@@ -98,17 +125,36 @@ def ranks(whole, tmp_path_factory) -> list:
     return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
 
 
-@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.fixture(scope="module")
+def whole_result(whole) -> dict:
+    return gradients(*whole)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("branch", BRANCHES)
-def test_two_halves_equal_one_whole(reduction, branch, whole, ranks):
-    report, grads, token_gradient = gradients(*whole)[reduction, branch]
-    halves = [result[reduction, branch] for result, _, _ in ranks]
+def test_two_halves_equal_one_whole(variant, branch, whole_result, ranks):
+    report, grads, token_gradient = whole_result[variant, branch]
+    halves = [result[variant, branch] for result, _, _ in ranks]
     for half_report, half_grads, _ in halves:
         torch.testing.assert_close(half_report, report, rtol=1e-4, atol=1e-6)
         torch.testing.assert_close(half_grads, grads, rtol=1e-4, atol=1e-6)
     # The encoder's gradient is averaged over ranks later, hence the half.
     both = torch.cat([half_token_gradient for _, _, half_token_gradient in halves]) / 2
     torch.testing.assert_close(both, token_gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_the_multipliers_have_moved(ranks):
+    for result, _, _ in ranks:
+        assert result["budget", "understanding"][0]["constraint_multiplier"] > 1.4  # from 1, by up to exp(0.5)
+        assert result["budget", "generation"][0]["constraint_multiplier"] != 2.0
+
+
+def test_ranks_report_the_same_bands_though_each_lacks_some(ranks):
+    for branch in BRANCHES:
+        names = [list(result["tokens", branch][0]) for result, _, _ in ranks]
+        assert names[0] == names[1]
+        bands = {name.split("/")[1] for name in names[0] if "/" in name}
+        assert bands == {"t_0.00_0.25", "t_0.50_0.75", "t_0.75_1.00"}
 
 
 def test_the_text_that_both_ranks_hold_is_no_negative(ranks):
@@ -124,4 +170,4 @@ def test_average_of_shares_is_the_mean_over_all_elements(ranks):
 
 def test_unequal_batches_are_refused_on_both_ranks(ranks):
     for _, _, refusal in ranks:
-        assert refusal == "Alignment needs equal batches on all ranks, not [1, 2]; drop the last, partial batch."
+        assert "equal batches on all of them, not [1, 2]; drop the last, partial batch" in refusal

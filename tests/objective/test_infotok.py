@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from infotok_lit.objective.config import BranchWeights, ObjectiveConfig
+from infotok_lit.objective.heads import Widths
+from infotok_lit.objective.infotok import InfoTok
 from infotok_lit.objective.report import REPORT_UNITS, collapse_message, gradient_norms
 
 BRANCHES = ("understanding", "generation")
@@ -47,9 +49,15 @@ def test_warmup_scales_every_term(make_inputs, make_infotok):
 
 
 def test_every_reported_number_has_a_unit_and_no_graph(make_inputs, make_infotok):
-    infotok = make_infotok(CONFIG)
-    reports = [infotok(branch, make_inputs(), step=0).report for branch in BRANCHES]
-    assert set(reports[0]) == set(reports[1]) == set(REPORT_UNITS)
+    times = torch.tensor([0.1, 0.3, 0.6, 0.9])
+    inputs = replace(make_inputs(batch=4), noise_level=times, image=torch.randn(4, 7))
+    reports = []
+    limited = BranchWeights(rate_budget_bits=3.0)
+    for changes in ({"understanding": limited, "generation": limited}, {"estimator": "hsic"}):
+        infotok = make_infotok(replace(CONFIG, **changes))
+        reports += [infotok(branch, inputs, step=0).report for branch in BRANCHES]
+        assert set(reports[-2]) == set(reports[-1])
+    assert set().union(*reports) == set(REPORT_UNITS)
     assert not any(value.requires_grad or value.ndim for report in reports for value in report.values())
 
 
@@ -144,6 +152,30 @@ def test_inputs_of_another_layout_are_refused(make_inputs, make_infotok):
         make_inputs(tokens=0)
     with pytest.raises(ValueError, match=r"target_mask must have shape \(3, 5\), not \(3, 4\)"):
         replace(make_inputs(), target_mask=torch.ones(3, 4, dtype=torch.bool))
+
+
+def test_branches_of_different_width_and_layout(make_inputs):
+    """As in OpenUni: a grid of patches to understand, meta queries without a place to generate."""
+    widths = {"understanding": Widths(10, 3, 12, num_extra=0), "generation": Widths(16, 5, 12, num_extra=7)}
+    infotok = InfoTok(CONFIG, widths)
+    grid = replace(make_inputs(num_extra=0), tokens=torch.randn(3, 5, 10))
+    queries = replace(make_inputs(num_extra=1), num_extra=7, grid=(0, 0))
+    shown = queries.token_index.clone()
+    for branch, inputs in (("understanding", grid), ("generation", queries)):
+        result = infotok(branch, inputs, step=0)
+        result.loss.backward()
+        rate = result.report["rate_bits_per_image"] * math.log(2)
+        torch.testing.assert_close(result.terms["compactness"], 0.3 * rate / (6 if branch == "understanding" else 7))
+    assert all(p.grad is not None for p in infotok.parameters())
+    used = infotok.heads["generation"].decoder.memory.extra_places.grad.abs().sum(1) > 0
+    assert used.nonzero().flatten().tolist() == shown.unique().tolist()
+    with pytest.raises(ValueError, match="inputs have 7 extra tokens; the heads were built for 0"):
+        infotok("understanding", queries, step=0)
+
+
+def test_a_canvas_without_any_place_is_refused(make_inputs):
+    with pytest.raises(ValueError, match="no place at all"):
+        replace(make_inputs(), num_extra=0, grid=(0, 0))
 
 
 def test_canvas_without_extra_tokens(make_inputs, make_infotok):

@@ -2,7 +2,14 @@
 
 import pytest
 
-from infotok_lit.objective.config import BranchWeights, DecoderConfig, ObjectiveConfig, ProjectionConfig
+from infotok_lit.objective.config import (
+    BranchWeights,
+    DecoderConfig,
+    DualConfig,
+    NegativesConfig,
+    ObjectiveConfig,
+    ProjectionConfig,
+)
 
 REFUSED = {
     "unknown term": (lambda: ObjectiveConfig(terms=("compaction",)), "'compaction' is not known; choose out of"),
@@ -28,6 +35,31 @@ REFUSED = {
         ),
         "raise alpha or beta",
     ),
+    "unknown estimator": (lambda: ObjectiveConfig(estimator="mine"), "'mine' is not known"),
+    "noise without a posterior": (
+        lambda: ObjectiveConfig(estimator="hsic", bottleneck="inline"),
+        "set bottleneck to projected",
+    ),
+    "bits without a posterior": (
+        lambda: ObjectiveConfig(estimator="hsic", generation=BranchWeights(rate_budget_bits=1.0)),
+        "remove the budget or target",
+    ),
+    "target that nothing measures": (
+        lambda: ObjectiveConfig(bottleneck="inline", generation=BranchWeights(sufficiency_target_nats=1.0)),
+        "generation.sufficiency_target_nats: .* set rate_budget_bits instead",
+    ),
+    "no budget": (lambda: BranchWeights(rate_budget_bits=0.0), "set it above 0"),
+    "two constraints": (
+        lambda: BranchWeights(rate_budget_bits=1.0, sufficiency_target_nats=1.0),
+        "keep one per branch",
+    ),
+    "target from nothing": (lambda: BranchWeights(beta=0.0, sufficiency_target_nats=1.0), "a beta above 0"),
+    "dual ascent that stands": (lambda: DualConfig(step_size=0.0), "dual.step_size is 0.0"),
+    "empty range": (lambda: DualConfig(lowest=2.0, highest=1.0), "set 0 < lowest < highest"),
+    "negative queue": (lambda: NegativesConfig(queue_size=-1), "negatives.queue_size is -1"),
+    "no negatives": (lambda: NegativesConfig(limit=0), "negatives.limit is 0"),
+    "unknown choice": (lambda: NegativesConfig(kept="first"), "'first' is not known"),
+    "nearest of all": (lambda: NegativesConfig(kept="nearest"), "set negatives.limit"),
     "negative alpha": (lambda: BranchWeights(alpha=-0.1), "alpha is -0.1"),
     "negative beta": (lambda: BranchWeights(beta=-0.1), "beta is -0.1"),
     "unknown projection": (lambda: ProjectionConfig(kind="conv"), "'conv' is not known"),

@@ -61,7 +61,7 @@ def test_nats_are_summed_over_the_answer_and_zero_without_one(decoder, make_inpu
     inputs.target_mask[1] = False
     term = decoder(inputs.tokens, inputs)
     torch.testing.assert_close(term.per_image, decoder.token_nats(inputs.tokens, inputs).sum(1))
-    assert term.per_image[1] == 0 and term.elements == 1 + 3
+    assert term.per_image[1] == 0 and term.elements.tolist() == [1, 0, 3]
 
 
 def test_a_batch_without_any_answer_still_has_a_graph(decoder, make_inputs):
@@ -75,7 +75,7 @@ def test_an_empty_question_works(decoder, make_inputs):
     inputs = make_inputs()
     inputs.target_mask.copy_(inputs.text_mask)
     term = decoder(inputs.tokens, inputs)
-    assert torch.isfinite(term.per_image).all() and term.elements == 2 + 3 + 4
+    assert torch.isfinite(term.per_image).all() and term.elements.tolist() == [2, 3, 4]
 
 
 def test_probabilities_over_the_vocabulary_sum_to_one(decoder, make_inputs):

@@ -6,12 +6,20 @@ from pathlib import Path
 import pytest
 from golden import FIXTURES, Golden, load_golden
 
-FAMILIES = ("harmon",)
-
 
 @pytest.fixture(scope="session")
 def harmon_golden(request: pytest.FixtureRequest) -> Golden:
     return _golden_of("harmon", request.config.getoption("--golden"))
+
+
+@pytest.fixture(scope="session")
+def showo2_golden(request: pytest.FixtureRequest) -> Golden:
+    return _golden_of("showo2", request.config.getoption("--golden"))
+
+
+@pytest.fixture(scope="session")
+def openuni_golden(request: pytest.FixtureRequest) -> Golden:
+    return _golden_of("openuni", request.config.getoption("--golden"))
 
 
 def _golden_of(family: str, given: str | None) -> Golden:

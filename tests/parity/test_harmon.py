@@ -24,7 +24,8 @@ from infotok_lit.models.harmon.draws import TrainingDraws
 from infotok_lit.models.harmon.keys import HARMON_KEYS, kl16_keys
 from infotok_lit.models.harmon.mar import places_where
 from infotok_lit.models.harmon.model import Harmon
-from infotok_lit.models.harmon.processor import HarmonProcessor, crop_to_square, pad_to_square, to_pixels
+from infotok_lit.models.harmon.processor import PADDING_GREY, HarmonProcessor
+from infotok_lit.models.pixels import crop_to_square, pad_to_square, to_pixels
 from infotok_lit.models.unified import GenerationBatch, PairedText, UnderstandingBatch
 
 
@@ -337,7 +338,7 @@ class RecordedNoise:
     def orders(self, places: int) -> Tensor:
         return self.stored[: len(self.stored) // self.halves]
 
-    def normal(self, per_image: int, channels: int) -> Tensor:
+    def token_normal(self, per_image: int, channels: int) -> Tensor:
         return self.queue.pop(0)
 
 
@@ -440,7 +441,7 @@ def test_schedule(golden: Golden, name: str, respacing: str | None) -> None:
 def test_image_geometry(golden: Golden, shape: str) -> None:
     size = golden.argument("data_image", "image_size")
     image = Image.fromarray(golden.input("data_image", f"{shape}_uint8").numpy().astype(np.uint8))
-    golden.check("data_image", f"{shape}_und", to_pixels(pad_to_square(image), size))
+    golden.check("data_image", f"{shape}_und", to_pixels(pad_to_square(image, PADDING_GREY), size))
     free = abs(image.size[0] - image.size[1])
     offset = (int(golden.input("data_image", f"{shape}_crop_offset")) + 0.5) / (free + 1)
     golden.check("data_image", f"{shape}_gen", to_pixels(crop_to_square(image, offset), size), SINGLE_PASS)

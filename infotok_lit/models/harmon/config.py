@@ -3,6 +3,8 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from infotok_lit.models.language_model_config import LanguageModelConfig
+
 
 @dataclass(frozen=True)
 class AutoencoderConfig:
@@ -65,24 +67,6 @@ class MARConfig:
 
 
 @dataclass(frozen=True)
-class LanguageModelConfig:
-    """The Qwen2 language model."""
-
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    vocab_size: int = 151936
-    max_position_embeddings: int = 32768
-    rope_theta: float = 1e6
-    rms_norm_eps: float = 1e-6
-    tie_word_embeddings: bool = True
-    initializer_range: float = 0.02
-    """Standard deviation of fresh weights."""
-
-
-@dataclass(frozen=True)
 class DrawingConfig:
     """How images are drawn unless a call says otherwise: as in the official scripts."""
 
@@ -138,6 +122,8 @@ def _tuples(values: dict[str, Any]) -> dict[str, Any]:
 
 
 Size = Literal["scenes32", "0.5b", "1.5b"]
+
+PARTS = {"autoencoder": "Harmon's KL-16 (kl16.ckpt)"}
 
 
 def config_of_size(size: Size) -> HarmonConfig:

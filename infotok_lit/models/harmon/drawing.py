@@ -22,7 +22,7 @@ class Noise(Protocol):
 
     def orders(self, places: int) -> Tensor: ...
 
-    def normal(self, per_image: int, channels: int) -> Tensor: ...
+    def token_normal(self, per_image: int, channels: int) -> Tensor: ...
 
 
 @torch.no_grad()
@@ -63,8 +63,11 @@ def draw_tokens(
             z = condition(_doubled(tokens, guided), _doubled(places_where(~hidden), guided))
             chosen = z[_doubled(predicted, guided)]
             scale = _guidance_scale(config, places, scheduled)
-            initial = _doubled(noise.normal(count, channels), guided)
-            drawn = sample(chosen, initial, lambda step, n=count: _doubled(noise.normal(n, channels), guided), scale)
+
+            def draw_noise(step: int | None = None, count: int = count) -> Tensor:
+                return _doubled(noise.token_normal(count, channels), guided)
+
+            drawn = sample(chosen, draw_noise(), draw_noise, scale)
             tokens[predicted] = drawn[: len(drawn) // 2] if guided else drawn
         num_hidden = num_hidden_next
         if progress is not None:

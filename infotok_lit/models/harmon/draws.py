@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from infotok_lit.models.harmon.diffusion import TRAINING_STEPS
+from infotok_lit.models.image_noise import ImageNoise
 
 
 @dataclass(frozen=True)
@@ -44,20 +45,14 @@ def truncated_normal_ratio(minimum: float, std: float) -> float:
     return min(1.0, max(minimum, 1 + std * quantile))
 
 
-class DrawingNoise:
-    """Randomness of the sampler: one generator per image, so that an image depends on its own seed alone."""
-
-    def __init__(self, seeds: list[int], device: torch.device) -> None:
-        # Drawn on the CPU: the same seed gives the same picture on every device.
-        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        self.device = device
+class DrawingNoise(ImageNoise):
+    """Randomness of the sampler, per image."""
 
     def orders(self, places: int) -> Tensor:
         """(B, L) int64: for each image, a random order of its places."""
         orders = [torch.randperm(places, generator=generator) for generator in self.generators]
         return torch.stack(orders).to(self.device)
 
-    def normal(self, per_image: int, channels: int) -> Tensor:
+    def token_normal(self, per_image: int, channels: int) -> Tensor:
         """(B * per_image, C) standard normal, images one after another."""
-        draws = [torch.randn(per_image, channels, generator=generator) for generator in self.generators]
-        return torch.cat(draws).to(self.device)
+        return self.normal(per_image, channels).flatten(0, 1)

@@ -1,11 +1,12 @@
 """Building Harmon from an exported folder, from official checkpoints, or fresh."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from infotok_lit.assets import SCENES_TOKENIZER
 from infotok_lit.models.checkpoint import CheckpointError, read_weights
@@ -13,6 +14,8 @@ from infotok_lit.models.folder import read_config
 from infotok_lit.models.harmon.config import HarmonConfig, Size, config_of_size
 from infotok_lit.models.harmon.model import Harmon
 from infotok_lit.models.harmon.processor import HarmonProcessor
+from infotok_lit.models.settings import with_settings
+from infotok_lit.models.tokenizer import load_tokenizer
 
 TOKENIZERS: dict[Size, str] = {
     "scenes32": str(SCENES_TOKENIZER),
@@ -21,48 +24,36 @@ TOKENIZERS: dict[Size, str] = {
 }
 
 
-def harmon_of_size(size: Size, tokenizer: str | None = None, image_size: int | None = None) -> Harmon:
+def of_size(size: Size, tokenizer: str | None = None, settings: Mapping[str, Any] = MappingProxyType({})) -> Harmon:
     """A fresh Harmon.
 
     Args:
         size: which configuration.
         tokenizer: a folder, a name on the Hugging Face hub, or a size, for its own; default: the one of `size`.
-        image_size: side of the images in pixels, if not the size's own.
+        settings: entries of the configuration that differ from the size's.
     """
-    config = config_of_size(size)
-    if image_size is not None:
-        config = replace(config, image_size=image_size)
-    return build_harmon(config, tokenizer or size)
+    return build(with_settings(config_of_size(size), settings), tokenizer or size)
 
 
-def build_harmon(config: HarmonConfig, tokenizer: str) -> Harmon:
-    """A fresh Harmon of any configuration, with its processor."""
+def build(config: HarmonConfig, tokenizer: str) -> Harmon:
+    """A fresh Harmon of any configuration, with its processor.
+
+    Args:
+        tokenizer: a folder, a hub name, or a size: a size names its tokenizer in a checkpoint, so that the checkpoint
+            can be moved to another machine.
+    """
     step = config.autoencoder.stride * config.mar.patch_size
     if config.image_size % step:
         raise ValueError(f"image_size {config.image_size} is not a multiple of {step} pixels, the token size")
     num_image_tokens = (config.image_size // step) ** 2 + config.mar.num_buffers
-    return Harmon(config, HarmonProcessor(load_tokenizer(tokenizer), config.image_size, num_image_tokens))
-
-
-def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
-    """A tokenizer from a folder or the hub, or that of a size; ValueError says how to get one where there is none.
-
-    A size names its tokenizer in a checkpoint, so that the checkpoint can be moved to another machine.
-    """
-    source = TOKENIZERS.get(source, source)
-    try:
-        return AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"no tokenizer at {source!r}: give a folder with tokenizer.json, or go online so that it can be fetched "
-            f"({str(error).splitlines()[0]})"
-        ) from error
+    loaded = load_tokenizer(TOKENIZERS.get(tokenizer, tokenizer))
+    return Harmon(config, HarmonProcessor(loaded, config.image_size, num_image_tokens))
 
 
 def from_folder(folder: Path) -> Harmon:
     """The model in an exported folder, in evaluation mode."""
     config, official = read_exported(folder)
-    return official.load_into(build_harmon(config, str(folder))).eval()
+    return official.load_into(build(config, str(folder))).eval()
 
 
 def read_exported(folder: Path) -> "tuple[HarmonConfig, OfficialWeights]":
@@ -72,14 +63,15 @@ def read_exported(folder: Path) -> "tuple[HarmonConfig, OfficialWeights]":
         raise CheckpointError(f"{folder} holds a {family} model, not Harmon")
     config = HarmonConfig.from_dict(values)
     weights = _first_existing(folder, "harmon.safetensors", "harmon.pth")
-    return config, read_official(weights, _first_existing(folder, "kl16.safetensors", "kl16.ckpt"), config)
+    autoencoder = _first_existing(folder, "kl16.safetensors", "kl16.ckpt")
+    return config, read_official(weights, {"autoencoder": autoencoder}, config)
 
 
-def from_official(weights: Path, size: Size, autoencoder: Path | None, tokenizer: str | None) -> Harmon:
+def from_official(weights: Path, size: Size, parts: Mapping[str, Path], tokenizer: str | None) -> Harmon:
     """The model in official files (harmon_0.5b.pth and kl16.ckpt, or a conversion), in evaluation mode."""
-    official = read_official(weights, autoencoder, config_of_size(size))
+    official = read_official(weights, parts, config_of_size(size))
     brings_tokenizer = (weights / "tokenizer_config.json").exists()
-    model = harmon_of_size(size, tokenizer or (str(weights) if brings_tokenizer else None))
+    model = of_size(size, tokenizer or (str(weights) if brings_tokenizer else None))
     return official.load_into(model).eval()
 
 
@@ -101,7 +93,7 @@ class OfficialWeights:
         return model
 
 
-def read_official(weights: Path, autoencoder: Path | None, config: HarmonConfig) -> OfficialWeights:
+def read_official(weights: Path, parts: Mapping[str, Path], config: HarmonConfig) -> OfficialWeights:
     """Read official weight files; a conversion that holds `vae.*` keys needs no autoencoder file.
 
     Raises:
@@ -113,16 +105,21 @@ def read_official(weights: Path, autoencoder: Path | None, config: HarmonConfig)
     inside = {name.removeprefix("vae."): tensor for name, tensor in state.items() if name.startswith("vae.")}
     if inside:
         return OfficialWeights(state, str(weights), inside, str(weights))
-    if autoencoder is None:
+    if "autoencoder" not in parts:
         raise ValueError(
             f"{weights} holds no image autoencoder: set `autoencoder` to the official kl16.ckpt (wusize/harmon)"
         )
-    return OfficialWeights(state, str(weights), read_weights(autoencoder), str(autoencoder))
+    return OfficialWeights(state, str(weights), read_weights(parts["autoencoder"]), str(parts["autoencoder"]))
+
+
+def differing_parts(found: HarmonConfig, wanted: HarmonConfig) -> list[str]:
+    """The entries in which two Harmons differ so that weights of one do not fit the other."""
+    return [name for name in ("autoencoder", "mar", "llm") if getattr(found, name) != getattr(wanted, name)]
 
 
 def rebuild(config: dict[str, Any], tokenizer: str, state: dict[str, Tensor]) -> Harmon:
     """The model of a training checkpoint: its configuration, tokenizer and own (not official) parameter names."""
-    model = build_harmon(HarmonConfig.from_dict(config), tokenizer)
+    model = build(HarmonConfig.from_dict(config), tokenizer)
     model.load_state_dict(state)
     return model.eval()
 

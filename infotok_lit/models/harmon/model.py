@@ -20,7 +20,6 @@ from infotok_lit.models.harmon.drawing import Noise, draw_tokens
 from infotok_lit.models.harmon.draws import DrawingNoise, TrainingDraws, draw_training
 from infotok_lit.models.harmon.keys import HARMON_KEYS, kl16_keys
 from infotok_lit.models.harmon.language_model import (
-    build_language_model,
     build_projection,
     compact_positions,
     followed_by_ones,
@@ -28,6 +27,7 @@ from infotok_lit.models.harmon.language_model import (
 from infotok_lit.models.harmon.mar import Grid, MARDecoder, MAREncoder, places_where, with_buffers
 from infotok_lit.models.harmon.processor import HarmonProcessor
 from infotok_lit.models.harmon.token_diffusion import TokenDiffusion
+from infotok_lit.models.language_model import build_language_model
 from infotok_lit.models.unified import (
     IMAGE_TOKEN_ID,
     BranchOutput,
@@ -43,6 +43,7 @@ class Harmon(UnifiedModel):
     """The whole model; weights are fresh until a checkpoint is loaded."""
 
     family = "harmon"
+    title = "Harmon"
     official_aliases = ("llm.lm_head.weight",)
 
     def __init__(self, config: HarmonConfig, processor: HarmonProcessor) -> None:
@@ -52,9 +53,9 @@ class Harmon(UnifiedModel):
         mar, llm = config.mar, config.llm
         self.autoencoder = build_autoencoder(config.autoencoder)
         self.latent_width = config.autoencoder.channels * mar.patch_size**2
-        self.token_width = mar.encoder_width
+        self.token_widths = {"understanding": mar.encoder_width, "generation": mar.encoder_width}
         self.text_width = llm.hidden_size
-        self.num_extra = mar.num_buffers
+        self.num_extras = {"understanding": mar.num_buffers, "generation": mar.num_buffers}
         self.encoder = MAREncoder(mar, self.latent_width)
         self.decoder = MARDecoder(mar)
         self.token_diffusion = TokenDiffusion(
@@ -119,16 +120,18 @@ class Harmon(UnifiedModel):
         return embeds.masked_scatter(slots.unsqueeze(-1), visual.to(embeds.dtype))
 
     @torch.no_grad()
-    def describe(self, pixel_values: Tensor, prompts: Sequence[str], max_new_tokens: int = 64) -> list[str]:
-        """Answer one prompt per image, greedily, with a key/value cache; prompts may differ in length."""
+    def describe(
+        self, pixel_values: Tensor, prompts: Sequence[str], max_new_tokens: int = 64, use_cache: bool = True
+    ) -> list[str]:
+        """Answer one prompt per image, greedily; prompts may differ in length."""
         latents, grid = self.encode_images(pixel_values)
         visual = self.project_for_reading(self.encoder(latents, grid))
         ids, mask = self.processor.prompts_with_image(prompts, num_image_tokens=visual.shape[1], pad_left=True)
         ids, mask = ids.to(visual.device), mask.to(visual.device)
-        answer = self.answer(self.embed_with_images(ids, visual), mask, max_new_tokens)
+        answer = self.answer(self.embed_with_images(ids, visual), mask, max_new_tokens, use_cache)
         return self.processor.decode(answer)
 
-    def answer(self, embeds: Tensor, mask: Tensor, max_new_tokens: int) -> Tensor:
+    def answer(self, embeds: Tensor, mask: Tensor, max_new_tokens: int, use_cache: bool = True) -> Tensor:
         """Greedy continuation ids (B, at most max_new_tokens) of left-padded embeddings (B, T, H)."""
         # Not by generate's own `repetition_penalty`: it spares as many answer tokens as a row has padding.
         penalty = RepetitionPenaltyLogitsProcessor(self.config.repetition_penalty)
@@ -137,6 +140,7 @@ class Harmon(UnifiedModel):
             attention_mask=mask.long(),
             max_new_tokens=max_new_tokens,
             do_sample=False,
+            use_cache=use_cache,
             logits_processor=LogitsProcessorList([penalty]),
             eos_token_id=self.processor.end_id,
             pad_token_id=self.processor.pad_id,
@@ -232,20 +236,16 @@ class Harmon(UnifiedModel):
         drawing: DrawingConfig | None = None,
         image_size: tuple[int, int] | None = None,
         progress: Callable[[int, int], None] | None = None,
+        use_cache: bool = True,
     ) -> Tensor:
-        """Draw one image per prompt; image i depends on its prompt and on seed + i, not on the rest of the batch.
-
-        Args:
-            drawing: iterations, guidance and temperature; default: the model's own.
-            image_size: (height, width) in pixels; default: the size that the processor makes.
-        """
+        """Draw one image per prompt; `drawing` has iterations, guidance and temperature."""
         device = self.encoder.positions.device
         drawing = self.config.drawing if drawing is None else drawing
         height, width = image_size or (self.config.image_size, self.config.image_size)
         grid = self.grid_of(height, width)
         ids, mask = self.processor.prompts_to_draw(prompts, unconditional=drawing.guidance != 1.0)
         noise = DrawingNoise([seed + offset for offset in range(len(prompts))], device)
-        tokens = self.draw_latents(ids.to(device), mask.to(device), grid, noise, drawing, progress=progress)
+        tokens = self.draw_latents(ids.to(device), mask.to(device), grid, noise, drawing, None, progress, use_cache)
         return self.decode_images(tokens, grid).clamp(-1, 1)
 
     def draw_latents(
@@ -257,13 +257,16 @@ class Harmon(UnifiedModel):
         drawing: DrawingConfig,
         respacing: str | None = None,
         progress: Callable[[int, int], None] | None = None,
+        use_cache: bool = True,
     ) -> Tensor:
         """Draw scaled latent tokens (B, L, C); under guidance the second half of the texts is unconditional."""
-        cache = self.text_cache(input_ids, attention_mask)
+        cache = self.text_cache(input_ids, attention_mask) if use_cache else None
 
         def condition(tokens: Tensor, visible: Tensor) -> Tensor:
-            seen = self.condition_on_cache(self.encoder(tokens, grid, visible), cache, attention_mask)
-            return self.decoder(seen, grid, visible)
+            encoded = self.encoder(tokens, grid, visible)
+            if cache is None:
+                return self.decoder(self.condition_on_text(encoded, input_ids, attention_mask), grid, visible)
+            return self.decoder(self.condition_on_cache(encoded, cache, attention_mask), grid, visible)
 
         def sample(z: Tensor, initial: Tensor, step_noise: Callable[[int], Tensor], guidance: float) -> Tensor:
             steps = respacing or self.config.mar.sampling_steps

@@ -1,15 +1,14 @@
 """Harmon's chat template, tokenisation and image geometry: samples -> batches."""
 
 from collections.abc import Sequence
-from hashlib import blake2b
-from typing import Protocol
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from infotok_lit.data.sample import GenerationSample, UnderstandingSample
+from infotok_lit.models.pixels import crop_to_square, pad_to_square, to_pixels
+from infotok_lit.models.text_batch import pad, paired_text
+from infotok_lit.models.tokenizer import Tokenizer, single_id
 from infotok_lit.models.unified import (
     IGNORE_INDEX,
     IMAGE_TOKEN_ID,
@@ -25,14 +24,6 @@ TURN_SEPARATOR = "\n"
 DRAWING_PROMPT = "Generate an image: {caption}"
 UNCONDITIONAL_PROMPT = "Generate an image."
 PADDING_GREY = (127, 127, 127)
-
-
-class Tokenizer(Protocol):
-    """The part of a Hugging Face tokenizer that is used."""
-
-    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]: ...
-
-    def decode(self, token_ids: list[int], skip_special_tokens: bool = False) -> str: ...
 
 
 class HarmonProcessor:
@@ -51,7 +42,7 @@ class HarmonProcessor:
         self.num_image_tokens = num_image_tokens
         self.max_length = max_length
         # The markers come in every template, so an id count other than one means a wrong tokenizer.
-        (self.end_id,) = self._single(TURN_END)
+        self.end_id = single_id(tokenizer, TURN_END, "Harmon needs a Qwen2.5 tokenizer")
         self.pad_id = self.end_id
 
     def understanding(self, samples: Sequence[UnderstandingSample], skipped: Sequence[str] = ()) -> UnderstandingBatch:
@@ -61,7 +52,7 @@ class HarmonProcessor:
         labels, _ = pad([labels for _, labels in sequences], IGNORE_INDEX)
         texts = [(self._text(sample.question), self._text(sample.answer) + [self.end_id]) for sample in samples]
         return UnderstandingBatch(
-            torch.stack([to_pixels(pad_to_square(sample.image), self.image_size) for sample in samples]),
+            torch.stack([to_pixels(pad_to_square(sample.image, PADDING_GREY), self.image_size) for sample in samples]),
             ids,
             mask,
             labels,
@@ -123,11 +114,7 @@ class HarmonProcessor:
         return DRAWING_PROMPT.format(caption=caption) if caption else UNCONDITIONAL_PROMPT
 
     def _paired_text(self, texts: Sequence[tuple[list[int], list[int]]], raw: Sequence[str]) -> PairedText:
-        ids, mask = pad([(context + target)[: self.max_length] for context, target in texts], self.pad_id)
-        lengths = [(len(context), len(context) + len(target)) for context, target in texts]
-        place = torch.arange(ids.shape[1])
-        target_mask = torch.stack([(place >= start) & (place < end) for start, end in lengths])
-        return PairedText(ids, mask, target_mask, torch.tensor([text_key(text) for text in raw]))
+        return paired_text(texts, raw, self.pad_id, self.max_length)
 
     def _text(self, text: str) -> list[int]:
         return self._encode(text.strip())
@@ -135,55 +122,5 @@ class HarmonProcessor:
     def _encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False)
 
-    def _single(self, marker: str) -> list[int]:
-        ids = self._encode(marker)
-        if len(ids) != 1:
-            raise ValueError(
-                f"the tokenizer splits {marker!r} into {len(ids)} tokens: Harmon needs a Qwen2.5 tokenizer"
-            )
-        return ids
-
     def _until_end(self, ids: list[int]) -> list[int]:
         return ids[: ids.index(self.end_id)] if self.end_id in ids else ids
-
-
-def pad(rows: Sequence[list[int]], value: int, left: bool = False) -> tuple[Tensor, Tensor]:
-    """Rows of different lengths -> (B, T) int64 and a (B, T) bool mask of what is real."""
-    length = max(len(row) for row in rows)
-    ids = torch.full((len(rows), length), value, dtype=torch.int64)
-    mask = torch.zeros(len(rows), length, dtype=torch.bool)
-    for i, row in enumerate(rows):
-        real = slice(length - len(row), length) if left else slice(0, len(row))
-        ids[i, real] = torch.tensor(row, dtype=torch.int64)
-        mask[i, real] = True
-    return ids, mask
-
-
-def text_key(text: str) -> int:
-    """A 63-bit digest, equal on every machine and in every process."""
-    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
-
-
-def pad_to_square(image: Image.Image) -> Image.Image:
-    """Centre an image on a grey square, so that nothing of it is lost."""
-    width, height = image.size
-    side = max(width, height)
-    square = Image.new("RGB", (side, side), PADDING_GREY)
-    square.paste(image, ((side - width) // 2, (side - height) // 2))
-    return square
-
-
-def crop_to_square(image: Image.Image, offset: float) -> Image.Image:
-    """The square that starts at a fraction `offset` in [0, 1) of the free room along the longer side."""
-    width, height = image.size
-    side = min(width, height)
-    left, top = int(offset * (width - side + 1)), int(offset * (height - side + 1))
-    return image.crop((left, top, left + side, top + side))
-
-
-def to_pixels(image: Image.Image, size: int) -> Tensor:
-    """An RGB square -> (3, size, size) float32 in [-1, 1], by bicubic resizing."""
-    if image.size != (size, size):
-        image = image.resize((size, size), Image.Resampling.BICUBIC)
-    pixels = torch.from_numpy(np.array(image, dtype=np.float32))
-    return (pixels / 255 * 2 - 1).permute(2, 0, 1)

@@ -1,0 +1,31 @@
+"""Image geometry without torchvision: squares, and squares to tensors."""
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+
+def pad_to_square(image: Image.Image, colour: tuple[int, int, int]) -> Image.Image:
+    """Centre an image on a square of one colour, so that nothing of it is lost."""
+    width, height = image.size
+    side = max(width, height)
+    square = Image.new("RGB", (side, side), colour)
+    square.paste(image, ((side - width) // 2, (side - height) // 2))
+    return square
+
+
+def crop_to_square(image: Image.Image, offset: float) -> Image.Image:
+    """The square that starts at a fraction `offset` in [0, 1) of the free room along the longer side."""
+    width, height = image.size
+    side = min(width, height)
+    left, top = int(offset * (width - side + 1)), int(offset * (height - side + 1))
+    return image.crop((left, top, left + side, top + side))
+
+
+def to_pixels(image: Image.Image, size: int) -> Tensor:
+    """An RGB square -> (3, size, size) float32 in [-1, 1], by bicubic resizing."""
+    if image.size != (size, size):
+        image = image.resize((size, size), Image.Resampling.BICUBIC)
+    pixels = torch.from_numpy(np.array(image, dtype=np.float32))
+    return (pixels / 255 * 2 - 1).permute(2, 0, 1)

@@ -1,0 +1,39 @@
+"""The tokenizers of the language models."""
+
+from typing import Protocol
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+
+class Tokenizer(Protocol):
+    """The part of a Hugging Face tokenizer that is used."""
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]: ...
+
+    def decode(self, token_ids: list[int], skip_special_tokens: bool = False) -> str: ...
+
+
+def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
+    """A tokenizer from a folder or the hub; ValueError says how to get one where there is none."""
+    try:
+        return AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"no tokenizer at {source!r}: give a folder with tokenizer.json, or go online so that it can be fetched "
+            f"({str(error).splitlines()[0]})"
+        ) from error
+
+
+def single_id(tokenizer: Tokenizer, marker: str, needs: str) -> int:
+    """The id of a marker.
+
+    Args:
+        needs: who needs which tokenizer, for the message.
+
+    Raises:
+        ValueError: if the tokenizer does not know the marker as one token, which means that it is the wrong one.
+    """
+    ids = tokenizer.encode(marker, add_special_tokens=False)
+    if len(ids) != 1:
+        raise ValueError(f"the tokenizer splits {marker!r} into {len(ids)} tokens: {needs}")
+    return ids[0]

@@ -1,0 +1,95 @@
+"""Which base model is fine-tuned, and where its weights come from."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from infotok_lit.assets import embedded_base
+from infotok_lit.models.checkpoint import CheckpointError
+from infotok_lit.models.families import FamilyLoading, family_config, family_loading
+from infotok_lit.models.folder import exported_family
+from infotok_lit.models.settings import with_settings
+from infotok_lit.models.unified import UnifiedModel
+from infotok_lit.modules.run import find_checkpoint, load_base_weights
+
+EMBEDDED = "embedded"
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A size of a family and its initial weights.
+
+    Args:
+        family: the folder in `models/`.
+        size: one of the family's sizes.
+        init_from: `embedded`, an official file or folder, an exported folder, or a run; None for random weights.
+        parts: the official files that the family needs beside its main one.
+        tokenizer: folder or hub name; default: the one that init_from brings, or that of the size.
+        settings: entries of the configuration that differ from the size's.
+
+    Raises:
+        ValueError: for a size or a part that the family does not have.
+    """
+
+    family: str
+    size: str
+    init_from: str | None
+    parts: Mapping[str, str]
+    tokenizer: str | None
+    settings: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        known = family_config(self.family)
+        sizes = get_args(known.Size)
+        if self.size not in sizes:
+            raise ValueError(f"model.size: {self.family} has no size {self.size!r}; choose one of {', '.join(sizes)}")
+        unknown = sorted(self.parts.keys() - known.PARTS.keys())
+        if unknown:
+            raise ValueError(f"model.parts: {self.family} has no {', '.join(unknown)}; it has {', '.join(known.PARTS)}")
+
+    def build(self) -> UnifiedModel:
+        """The model with its initial weights.
+
+        Weights are read before the model is built: a wrong path should not wait for gigabytes of random numbers.
+        """
+        if self.init_from is None:
+            return self._fresh()
+        source = embedded_base(self.family, self.size) if self.init_from == EMBEDDED else Path(self.init_from)
+        wanted = with_settings(self._loading.config_of_size(self.size), self.settings)
+        if exported_family(source) is not None:
+            found, official = self._loading.read_exported(source)
+            self._check_same(found, wanted, source)
+            return official.load_into(self._fresh())
+        checkpoint = find_checkpoint(source)
+        if checkpoint is not None:
+            base = self._fresh()
+            load_base_weights(base, checkpoint)
+            return base
+        parts = {name: Path(path) for name, path in self.parts.items()}
+        return self._loading.read_official(source, parts, wanted).load_into(self._fresh())
+
+    def reference(self) -> dict[str, Any]:
+        """What a checkpoint says of the base model beside its configuration and weights."""
+        return {"tokenizer": self._tokenizer_source(), "init_from": self.init_from}
+
+    @property
+    def _loading(self) -> FamilyLoading:
+        return family_loading(self.family)
+
+    def _fresh(self) -> UnifiedModel:
+        return self._loading.of_size(self.size, self._tokenizer_source(), self.settings)
+
+    def _tokenizer_source(self) -> str:
+        """The configured tokenizer, or the one that the initial weights bring, or the size, which names its own."""
+        if self.tokenizer is not None:
+            return self.tokenizer
+        brought = self.init_from is not None and (Path(self.init_from) / "tokenizer_config.json").exists()
+        return self.init_from if brought else self.size
+
+    def _check_same(self, found: Any, wanted: Any, source: Path) -> None:
+        differing = self._loading.differing_parts(found, wanted)
+        if differing:
+            raise CheckpointError(
+                f"{source} holds another {self.family} model than model.size asks for: {', '.join(differing)} differ"
+            )

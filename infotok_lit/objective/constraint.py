@@ -1,0 +1,82 @@
+"""Dual ascent: a budget for the rate, or a target for sufficiency, instead of a fixed exchange rate.
+
+Minimise the other terms subject to measured <= limit. The constrained term's factor is the Lagrange multiplier: it
+rises while the limit is exceeded and falls while it is not, in the log, so that it stays positive.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from infotok_lit.objective.config import BranchWeights, DualConfig, Term
+
+RATE, SUFFICIENCY = "rate_bits_per_token", "sufficiency_nats_per_element"
+"""Report names of the two quantities that can be constrained."""
+
+
+class Constraint(nn.Module):
+    """One constraint of one branch and its multiplier; all state is in buffers, hence in the checkpoint.
+
+    The multiplier moves once per optimiser step, at the first training pass of the next step, by the mean over the
+    step's passes (more than one where gradients are accumulated). The measured numbers are global, so all ranks move
+    alike. Evaluation changes nothing.
+
+    Args:
+        term: the term whose factor is the multiplier.
+        quantity: report name of what is limited.
+        limit: in the unit of the quantity.
+        start: the multiplier at the beginning.
+        config: step size and range.
+    """
+
+    log_multiplier: Tensor
+    gap_sum: Tensor
+    passes: Tensor
+    last_step: Tensor
+
+    def __init__(self, term: Term, quantity: str, limit: float, start: float, config: DualConfig) -> None:
+        super().__init__()
+        self.term = term
+        self.quantity = quantity
+        self.limit = limit
+        # A rate is a positive quantity whose size says little, so its gap is relative; nats may be negative.
+        self.unit = limit if quantity == RATE else 1.0
+        self.config = config
+        self.register_buffer("log_multiplier", torch.tensor(math.log(start)))
+        self.register_buffer("gap_sum", torch.tensor(0.0))
+        self.register_buffer("passes", torch.tensor(0.0))
+        self.register_buffer("last_step", torch.tensor(-1))
+
+    def multiplier(self, step: int) -> Tensor:
+        """The factor of the term at a step; training moves it first if the step is a new one."""
+        if self.training:
+            self._finish_step(step)
+        return self.log_multiplier.exp()
+
+    def observe(self, report: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Reads what was measured, remembers it in training, and reports the gap in the quantity's own unit."""
+        gap = report[self.quantity] - self.limit
+        if self.training:
+            self.gap_sum += (gap / self.unit).clamp(-1, 1)
+            self.passes += 1
+        return {"constraint_gap": gap, "constraint_multiplier": self.log_multiplier.exp()}
+
+    def _finish_step(self, step: int) -> None:
+        new = self.last_step != step
+        mean_gap = self.gap_sum / self.passes.clamp(min=1)
+        low, high = math.log(self.config.lowest), math.log(self.config.highest)
+        moved = (self.log_multiplier + self.config.step_size * mean_gap).clamp(low, high)
+        self.log_multiplier.copy_(torch.where(new, moved, self.log_multiplier))
+        self.gap_sum.mul_(~new)
+        self.passes.mul_(~new)
+        self.last_step.fill_(step)
+
+
+def build_constraint(weights: BranchWeights, terms: tuple[Term, ...], config: DualConfig) -> Constraint | None:
+    """The constraint that a branch asks for; None without one, or where its term is off."""
+    if weights.rate_budget_bits is not None and "compactness" in terms:
+        return Constraint("compactness", RATE, weights.rate_budget_bits, 1.0, config)
+    if weights.sufficiency_target_nats is not None and "sufficiency" in terms:
+        return Constraint("sufficiency", SUFFICIENCY, weights.sufficiency_target_nats, weights.beta, config)
+    return None

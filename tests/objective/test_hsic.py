@@ -1,0 +1,214 @@
+"""HSIC against its definitions as loops and traces, against a permutation null, and as estimator of the three terms."""
+
+import math
+from dataclasses import replace
+from itertools import permutations
+from statistics import median
+
+import pytest
+import torch
+
+from infotok_lit.objective.config import BranchWeights, HSICConfig, ObjectiveConfig
+from infotok_lit.objective.hsic import gaussian_kernel, normalised_hsic
+from infotok_lit.objective.inputs import image_vector
+
+BRANCHES = ("understanding", "generation")
+CONFIG = ObjectiveConfig(
+    estimator="hsic",
+    weight=0.5,
+    understanding=BranchWeights(alpha=2.0, beta=3.0),
+    generation=BranchWeights(alpha=2.0, beta=3.0),
+)
+
+
+def loop_kernel(rows) -> torch.Tensor:
+    pairs = [[math.dist(a, b) for b in rows.tolist()] for a in rows.tolist()]
+    above = sorted(pairs[i][j] for i in range(len(rows)) for j in range(i) if pairs[i][j] > 0)
+    sigma = above[(len(above) - 1) // 2]  # torch's median, the lower of two middle values
+    assert len(above) % 2 == 0 or sigma == median(above)
+    return torch.tensor([[math.exp(-(d**2) / (2 * sigma**2)) for d in row] for row in pairs]).double()
+
+
+def trace_hsic(k, l, unbiased: bool) -> float:  # noqa: E741
+    """Gretton et al. 2005 (biased); Song et al. 2012, Eq. 5 (unbiased)."""
+    n = len(k)
+    if not unbiased:
+        h = torch.eye(n, dtype=k.dtype) - 1 / n
+        return (torch.trace(k @ h @ l @ h) / (n - 1) ** 2).item()
+    k, l = k - torch.diag(k.diag()), l - torch.diag(l.diag())  # noqa: E741
+    one = torch.ones(n, dtype=k.dtype)
+    parts = (
+        torch.trace(k @ l) + (one @ k @ one) * (one @ l @ one) / ((n - 1) * (n - 2)) - 2 / (n - 2) * one @ k @ l @ one
+    )
+    return (parts / (n * (n - 3))).item()
+
+
+def by_definition(x, y, unbiased: bool) -> float:
+    k, l = loop_kernel(x), loop_kernel(y)  # noqa: E741
+    return trace_hsic(k, l, unbiased) / math.sqrt(trace_hsic(k, k, unbiased) * trace_hsic(l, l, unbiased))
+
+
+def dependent(n: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Uncorrelated, so that only a kernel sees it: y is the square of x, and both have a little of their own."""
+    x = torch.randn(n, 1)
+    return torch.cat([x, 0.2 * torch.randn(n, 2)], 1), torch.cat([x.square(), 0.2 * torch.randn(n, 1)], 1)
+
+
+@pytest.mark.parametrize("unbiased", [True, False])
+@pytest.mark.parametrize("n", [4, 9])
+def test_equals_the_definition(n, unbiased):
+    torch.manual_seed(n)
+    x, y = dependent(n)
+    assert normalised_hsic(x, y, unbiased).item() == pytest.approx(by_definition(x, y, unbiased), rel=1e-4, abs=1e-5)
+
+
+def test_the_sum_over_all_pairings_vanishes_for_the_unbiased_form_only():
+    """The exact permutation null of Song et al.: on average over all pairings nothing is measured."""
+    torch.manual_seed(0)
+    x, y = dependent(5)
+    pairings = [list(p) for p in permutations(range(5))]
+    unbiased, biased = (torch.stack([normalised_hsic(x, y[p], u) for p in pairings]).mean() for u in (True, False))
+    assert abs(unbiased) < 1e-5 and biased > 0.2
+
+
+def test_dependence_stands_out_of_the_permutation_null_and_independence_does_not():
+    torch.manual_seed(0)
+    x, y = dependent(64)
+    independent = torch.randn(64, 2)
+
+    def share_above(target: torch.Tensor) -> float:
+        null = torch.stack([normalised_hsic(x, target[torch.randperm(64)], True) for _ in range(200)])
+        return (null >= normalised_hsic(x, target, True)).float().mean().item()
+
+    assert share_above(y) == 0.0
+    assert 0.02 < share_above(independent) < 0.98
+
+
+def test_the_unbiased_form_does_not_depend_on_the_batch_size_and_the_biased_one_does():
+    torch.manual_seed(0)
+    means = {
+        unbiased: [
+            torch.stack([normalised_hsic(torch.randn(n, 8), torch.randn(n, 8), unbiased) for _ in range(300)]).mean()
+            for n in (6, 24)
+        ]
+        for unbiased in (True, False)
+    }
+    assert max(abs(mean) for mean in means[True]) < 0.04
+    assert means[False][0] > means[False][1] + 0.2 > 0.4
+
+
+@pytest.mark.parametrize("unbiased", [True, False])
+def test_of_a_set_with_itself_up_to_rotation_shift_and_scale_is_one(unbiased):
+    torch.manual_seed(0)
+    x = torch.randn(12, 5)
+    rotation, _ = torch.linalg.qr(torch.randn(5, 5))
+    assert normalised_hsic(x, 3 * x @ rotation + 7, unbiased).item() == pytest.approx(1.0, abs=1e-4)
+
+
+def test_copies_do_not_make_the_kernel_degenerate():
+    answers = torch.tensor([[0.0]] * 7 + [[1.0]] * 2)
+    kernel = gaussian_kernel(answers)
+    torch.testing.assert_close(kernel, torch.where(answers == answers.T, 0.0, math.exp(-0.5) - 1))
+
+
+@pytest.mark.parametrize("unbiased", [True, False])
+@pytest.mark.parametrize("n", [0, 3, 8])
+def test_nothing_to_compare_is_zero_with_finite_gradients(n, unbiased):
+    x = torch.randn(n, 3, requires_grad=True)
+    value = normalised_hsic(x, torch.ones(n, 2), unbiased)
+    value.backward()
+    assert value == 0 and torch.isfinite(x.grad).all()
+
+
+def test_gradients_agree_with_finite_differences():
+    torch.manual_seed(0)
+    x, y = (part.double() for part in dependent(7))
+    sigma = torch.pdist(x).median()
+    x.requires_grad_()
+    value = normalised_hsic(x, y, True)
+    (gradient,) = torch.autograd.grad(value, x)
+    # The median carries no gradient: moving a sample that is not part of the median pair does not move it either.
+    step = torch.zeros_like(x)
+    pairs = torch.combinations(torch.arange(7))
+    still = next(i for i in range(7) if i not in pairs[(torch.pdist(x.detach()) - sigma).abs().argmin()].tolist())
+    step[still, 1] = 1e-6
+    change = normalised_hsic(x.detach() + step, y, True) - normalised_hsic(x.detach() - step, y, True)
+    assert gradient[still, 1].item() == pytest.approx(change.item() / 2e-6, rel=1e-4)
+
+
+def hsic_inputs(make_inputs, batch: int = 6):
+    return replace(make_inputs(batch=batch), image=image_vector(torch.rand(batch, 3, 32, 48)))
+
+
+@pytest.mark.parametrize("branch", BRANCHES)
+def test_the_terms_are_dependences_of_the_mean_token(branch, make_inputs, make_infotok):
+    inputs = hsic_inputs(make_inputs)
+    result = make_infotok(CONFIG)(branch, inputs, step=0)
+    tokens = inputs.tokens.detach().mean(1)
+    words = [
+        inputs.text_embedding[ids[mask]].mean(0) for ids, mask in zip(inputs.text_ids, inputs.text_mask, strict=True)
+    ]
+    answers = [inputs.text_embedding[i[m]].mean(0) for i, m in zip(inputs.text_ids, inputs.target_mask, strict=True)]
+    target = inputs.latents.flatten(1) if branch == "generation" else torch.stack(answers)
+    expected = {
+        "compactness": by_definition(tokens, inputs.image, True),
+        "sufficiency": by_definition(tokens, target, True),
+        "alignment": by_definition(tokens, torch.stack(words), True),
+    }
+    for term, value in expected.items():
+        assert result.report[f"hsic_{term}"].item() == pytest.approx(value, abs=1e-4)
+    by_hand = expected["compactness"] + 3 * (1 - expected["sufficiency"]) + 2 * (1 - expected["alignment"])
+    assert result.loss.item() == pytest.approx(0.5 * by_hand, abs=1e-3)
+    assert result.token_rates is None
+
+
+@pytest.mark.parametrize("branch", BRANCHES)
+def test_images_without_text_are_left_out(branch, make_inputs, make_infotok):
+    inputs = hsic_inputs(make_inputs)
+    inputs.text_mask[2] = False
+    names = ("tokens", "token_index", "text_ids", "text_mask", "target_mask", "text_key", "latents", "image")
+    kept = replace(inputs, **{name: getattr(inputs, name)[[0, 1, 3, 4, 5]] for name in names})
+    with_gap, without = (make_infotok(CONFIG)(branch, i, step=0).report for i in (inputs, kept))
+    torch.testing.assert_close(with_gap["hsic_alignment"], without["hsic_alignment"])
+
+
+def test_there_are_no_heads_and_gradients_reach_the_tokens(make_inputs, make_infotok):
+    infotok, inputs = make_infotok(CONFIG), hsic_inputs(make_inputs)
+    assert list(infotok.parameters()) == [] and infotok.state_dict() == {}
+    for term in infotok("generation", inputs, step=0).terms.values():
+        (gradient,) = torch.autograd.grad(term, inputs.tokens, retain_graph=True)
+        assert gradient.any()
+
+
+def test_descent_lowers_compactness_and_raises_the_others(make_inputs, make_infotok):
+    infotok = make_infotok(replace(CONFIG, hsic=HSICConfig(unbiased=False)))
+    inputs = hsic_inputs(make_inputs, batch=12)
+    before = infotok("understanding", inputs, step=0)
+    for term, sign in (("compactness", -1), ("sufficiency", 1), ("alignment", 1)):
+        (gradient,) = torch.autograd.grad(before.terms[term], inputs.tokens, retain_graph=True)
+        moved = replace(inputs, tokens=inputs.tokens - 0.5 * gradient / gradient.norm())
+        change = infotok("understanding", moved, step=0).report[f"hsic_{term}"] - before.report[f"hsic_{term}"]
+        assert sign * change > 1e-4
+
+
+def test_too_small_a_batch_is_refused_in_training_and_not_reported_in_validation(make_inputs, make_infotok):
+    infotok, inputs = make_infotok(CONFIG), hsic_inputs(make_inputs, batch=3)
+    with pytest.raises(ValueError, match="needs 4 or more and got 3"):
+        infotok("generation", inputs, step=0)
+    report = infotok.eval()("generation", inputs, step=0).report
+    assert not any(name.startswith("hsic") for name in report)
+
+
+def test_a_missing_partner_is_named(make_inputs, make_infotok):
+    with pytest.raises(ValueError, match="compares the tokens with the image; give image"):
+        make_infotok(CONFIG)("understanding", make_inputs(batch=4), step=0)
+    with pytest.raises(ValueError, match="compares the tokens with the latents; give latents"):
+        make_infotok(CONFIG)("generation", replace(hsic_inputs(make_inputs), latents=None), step=0)
+    with pytest.raises(ValueError, match=r"image must have shape \(3, 7\), not \(2, 7\)"):
+        replace(make_inputs(), image=torch.zeros(2, 7))
+
+
+def test_the_image_vector_holds_mean_colours():
+    pixels = torch.rand(2, 3, 32, 64)
+    vector = image_vector(pixels).view(2, 3, 16, 16)
+    torch.testing.assert_close(vector[1, 2, 3, 5], pixels[1, 2, 6:8, 20:24].mean())

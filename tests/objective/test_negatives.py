@@ -1,0 +1,145 @@
+"""Further negatives and fewer: the queue against a history kept by hand, limits against a loop."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from infotok_lit.objective.alignment import Alignment
+from infotok_lit.objective.config import NegativesConfig, ObjectiveConfig
+from infotok_lit.objective.negatives import TextQueue, choose
+
+VOCABULARY = 20
+
+
+def head(**settings) -> Alignment:
+    torch.manual_seed(1)
+    return Alignment(text_width=12, latent_width=8, temperature=0.2, negatives=NegativesConfig(**settings))
+
+
+def batch_of(make_inputs, seed: int, keys: list[int]):
+    """A batch whose texts are one word each, the word of their key."""
+    ids = torch.tensor(keys)[:, None].expand(-1, 5).clone()
+    mask = (torch.arange(5) == 0).expand(len(keys), 5).clone()
+    table = torch.randn(VOCABULARY, 12, generator=torch.Generator().manual_seed(9))
+    inputs = replace(make_inputs(batch=len(keys), seed=seed), text_ids=ids, text_embedding=table)
+    return replace(inputs, text_mask=mask, target_mask=mask, text_key=torch.tensor(keys))
+
+
+def loop_nats(alignment: Alignment, mean, table, own: list[int], candidates: list[list[int]]) -> torch.Tensor:
+    """-log softmax of each row's own word among its own and its negatives, as plain sums."""
+    rows = []
+    for image, word, others in zip(mean.mean(1), own, candidates, strict=True):
+        scores = [
+            torch.cosine_similarity(image, alignment.text_map(table[w]), dim=0).item() / 0.2 for w in [word, *others]
+        ]
+        rows.append(math.log(sum(math.exp(s) for s in scores)) - scores[0])
+    return torch.tensor(rows)
+
+
+def test_the_queue_adds_the_last_texts_that_differ(make_inputs):
+    alignment, means = head(queue_size=5), torch.randn(3, 3, 4, 8)
+    batches = [[0, 1, 2], [3, 0, 4], [1, 5, 3]]
+    past: list[int] = []
+    for seed, (keys, mean) in enumerate(zip(batches, means, strict=True)):
+        inputs = batch_of(make_inputs, seed, keys)
+        contrast = alignment(mean, inputs)
+        everyone = keys + past[-5:]
+        others = [[k for k in everyone if k != own] for own in keys]
+        expected = loop_nats(alignment, mean, inputs.text_embedding, keys, others)
+        torch.testing.assert_close(contrast.nats, expected, rtol=1e-4, atol=1e-5)
+        assert [round(math.exp(v)) for v in contrast.log_k.tolist()] == [1 + len(row) for row in others]
+        past += keys
+
+
+def test_texts_of_the_past_are_seen_through_todays_map(make_inputs):
+    alignment, mean = head(queue_size=3), torch.randn(3, 4, 8)
+    alignment(mean, batch_of(make_inputs, 0, [0, 1, 2]))
+    torch.nn.init.normal_(alignment.text_map.weight)
+    inputs = batch_of(make_inputs, 1, [3, 4, 5])
+    contrast = alignment(mean, inputs)
+    others = [[4, 5, 0, 1, 2], [3, 5, 0, 1, 2], [3, 4, 0, 1, 2]]
+    expected = loop_nats(alignment, mean, inputs.text_embedding, [3, 4, 5], others)
+    torch.testing.assert_close(contrast.nats, expected, rtol=1e-4, atol=1e-5)
+    contrast.nats.sum().backward()  # the queue moved since the forward pass, and that does no harm
+    assert alignment.text_map.weight.grad.any()
+
+
+def test_rows_without_text_are_queued_as_nothing(make_inputs):
+    alignment, mean = head(queue_size=4), torch.randn(3, 4, 8)
+    inputs = batch_of(make_inputs, 0, [0, 1, 2])
+    inputs.text_mask[1] = False
+    alignment(mean, inputs)
+    contrast = alignment(mean, batch_of(make_inputs, 1, [3, 4, 5]))
+    assert [round(math.exp(v)) for v in contrast.log_k.tolist()] == [5, 5, 5]
+
+
+def test_evaluation_reads_the_queue_and_leaves_it(make_inputs):
+    alignment, mean = head(queue_size=4), torch.randn(3, 4, 8)
+    alignment(mean, batch_of(make_inputs, 0, [0, 1, 2]))
+    before = {name: value.clone() for name, value in alignment.queue.state_dict().items()}
+    contrast = alignment.eval()(mean, batch_of(make_inputs, 1, [3, 4, 5]))
+    assert [round(math.exp(v)) for v in contrast.log_k.tolist()] == [6, 6, 6]
+    torch.testing.assert_close(alignment.queue.state_dict(), before, rtol=0, atol=0)
+
+
+def test_a_resumed_run_contrasts_with_the_same_texts(make_inputs):
+    first, second, mean = head(queue_size=4), head(queue_size=4), torch.randn(3, 4, 8)
+    first(mean, batch_of(make_inputs, 0, [0, 1, 2]))
+    second.load_state_dict(first.state_dict())
+    inputs = batch_of(make_inputs, 1, [3, 4, 5])
+    assert torch.equal(first(mean, inputs).nats, second(mean, inputs).nats)
+
+
+def test_a_batch_larger_than_the_queue_leaves_its_last_rows():
+    queue = TextQueue(2, 1)
+    queue.push(torch.arange(5.0)[:, None], torch.arange(5), torch.tensor([True, True, True, True, False]))
+    assert queue.texts.flatten().tolist() == [3, 4] and queue.keys.tolist() == [3, 4]
+    assert queue.present.tolist() == [True, False]
+
+
+def test_nearest_keeps_the_texts_most_like_the_own_one(make_inputs):
+    alignment, mean = head(limit=2, kept="nearest"), torch.randn(6, 4, 8)
+    keys = [0, 1, 2, 3, 4, 0]
+    inputs = batch_of(make_inputs, 0, keys)
+    table = inputs.text_embedding
+
+    def nearest(own: int) -> list[int]:
+        others = [k for k in keys if k != own]
+        return sorted(others, key=lambda k: -torch.cosine_similarity(table[own], table[k], dim=0).item())[:2]
+
+    expected = loop_nats(alignment, mean, table, keys, [nearest(key) for key in keys])
+    torch.testing.assert_close(alignment(mean, inputs).nats, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_random_keeps_any_eligible_text_equally_often():
+    torch.manual_seed(0)
+    eligible = torch.tensor([[False, True, True, True, True], [True, False, False, False, False]]).repeat(2000, 1)
+    chosen = choose(eligible, torch.zeros(4000, 1), torch.zeros(5, 1), NegativesConfig(limit=2))
+    assert not (chosen & ~eligible).any()
+    assert (chosen[0::2].sum(1) == 2).all() and (chosen[1::2].sum(1) == 1).all()
+    share = chosen[0::2].float().mean(0)[1:]
+    assert (share - 0.5).abs().max() < 4 * 0.5 / 2000**0.5
+
+
+@pytest.mark.parametrize("kept", ["random", "nearest"])
+def test_a_limit_leaves_the_bound_as_it_is_and_takes_fewer_candidates(kept, make_inputs):
+    mean, inputs = torch.randn(6, 4, 8), batch_of(make_inputs, 0, [0, 1, 2, 3, 4, 0])
+    full, limited = head()(mean, inputs), head(limit=2, kept=kept)(mean, inputs)
+    torch.testing.assert_close(limited.bound, full.bound)
+    torch.testing.assert_close(limited.log_k, torch.full((6,), math.log(3)))
+    assert (limited.nats < full.nats).all()
+
+
+def test_a_limit_that_nothing_exceeds_changes_nothing(make_inputs):
+    mean, inputs = torch.randn(3, 4, 8), batch_of(make_inputs, 0, [0, 1, 2])
+    assert torch.equal(head()(mean, inputs).nats, head(limit=2, kept="nearest")(mean, inputs).nats)
+
+
+def test_the_queue_is_in_the_checkpoint_of_the_branches_that_align(make_infotok):
+    infotok = make_infotok(ObjectiveConfig(negatives=NegativesConfig(queue_size=7)))
+    names = {name for name in infotok.state_dict() if "queue" in name}
+    branches = ("understanding", "generation")
+    assert names == {f"heads.{b}.alignment.queue.{part}" for b in branches for part in ("texts", "keys", "present")}
+    assert not any("queue" in name for name in make_infotok(ObjectiveConfig()).state_dict())
