@@ -3,6 +3,7 @@
 The variants take turns in one process, on the same weights, batches and random numbers. A step is forward, backward,
 clipping and optimiser; loading data is not part of it. Every option that is not listed here is one of fit's, such as
 --config FILE or --data.init_args.generation_batch_size 8; without --config the quickstart is timed.
+`bench inference` times answering and drawing with and without their caches.
 """
 
 import argparse
@@ -35,7 +36,11 @@ Result = dict[str, Any]
 
 
 def main(argv: Sequence[str]) -> int:
-    """`bench --config FILE ... [overrides] [--steps N] [--warmup N] [--out bench.json]`."""
+    """`bench --config FILE ... [overrides] [--steps N] [--warmup N] [--out bench.json]`, or `bench inference ...`."""
+    if list(argv[1:2]) == ["inference"]:
+        from infotok_lit import bench_inference
+
+        return bench_inference.main(argv[1:])
     parser = _parser()
     arguments, fit_arguments = parser.parse_known_args(argv[1:])
     from infotok_lit.fit_setup import FitSetup

@@ -17,7 +17,7 @@ COMMANDS = {
     "export": ("infotok_lit.export", "strip a run to an inference folder"),
     "describe": ("infotok_lit.describe", "ask a model about images"),
     "generate": ("infotok_lit.generate", "draw images from prompts"),
-    "bench": ("infotok_lit.bench", "time training steps with and without each term"),
+    "bench": ("infotok_lit.bench", "time training steps per term, or (`bench inference`) the caches"),
 }
 """Subcommand -> the module whose main(argv) runs it, and a line of help."""
 

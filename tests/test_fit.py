@@ -31,9 +31,13 @@ SHORT = [
 ]
 
 
-def config_with(folder: Path, train: dict, callbacks: list | None = None, **data) -> str:
+MODULES = {"harmon": "HarmonModule", "showo2": "Showo2Module"}
+
+
+def config_with(folder: Path, train: dict, callbacks: list | None = None, family: str = "harmon", **data) -> str:
     """The quickstart's configuration, callbacks and all, on other data."""
     config = yaml.safe_load(QUICKSTART_CONFIG.read_text())
+    config["model"]["class_path"] = f"infotok_lit.modules.{MODULES[family]}"
     config["data"]["init_args"] |= {"train": train, "val": None, **data}
     if callbacks is not None:
         config["trainer"]["callbacks"] = callbacks
@@ -119,11 +123,11 @@ def test_two_processes_run_the_whole_quickstart(tmp_path) -> None:
     assert len(list((run / "pictures").glob("val_drawings_*.png"))) == 2
 
 
-@pytest.mark.parametrize("layout", ["folder", "shards"])
-def test_own_images_with_broken_files_among_them(tmp_path, monkeypatch, layout) -> None:
+@pytest.mark.parametrize(("layout", "family"), [("folder", "harmon"), ("shards", "harmon"), ("folder", "showo2")])
+def test_own_images_with_broken_files_among_them(tmp_path, monkeypatch, layout, family) -> None:
     monkeypatch.chdir(tmp_path)
     train = broken_folder(tmp_path, good=13, broken=1) if layout == "folder" else shards(tmp_path)
-    config = config_with(tmp_path, train, max_broken_share=0.5)
+    config = config_with(tmp_path, train, family=family, max_broken_share=0.5)
     assert main(["fit", "--config", config, *FRESH, *SHORT, "--trainer.max_steps=4"]) == 0
     run = tmp_path / "runs" / "quickstart" / "version_0"
     assert (run / "export" / "config.json").exists()

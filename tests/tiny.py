@@ -1,16 +1,22 @@
-"""The smallest Harmon on Scenes: for tests of everything around the model."""
+"""The smallest model of each family on Scenes: for tests of everything around the model."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 
 from infotok_lit.assets import SCENES_TOKENIZER
 from infotok_lit.data.datamodule import UnifiedDataModule
 from infotok_lit.data.scenes import Scenes
-from infotok_lit.models.harmon.config import DrawingConfig, HarmonConfig, LanguageModelConfig, MARConfig, config_of_size
-from infotok_lit.models.harmon.loading import build_harmon
-from infotok_lit.models.harmon.model import Harmon
-from infotok_lit.modules.harmon import HarmonModule
+from infotok_lit.models.families import family_loading
+from infotok_lit.models.harmon.config import DrawingConfig, HarmonConfig, MARConfig, config_of_size
+from infotok_lit.models.language_model_config import LanguageModelConfig
+from infotok_lit.models.showo2.config import DiffusionHeadConfig, SemanticConfig, Showo2Config
+from infotok_lit.models.showo2.config import DrawingConfig as Showo2DrawingConfig
+from infotok_lit.models.showo2.config import config_of_size as config_of_showo2
+from infotok_lit.models.unified import UnifiedModel
+from infotok_lit.modules.infotok_module import InfoTokModule
 from infotok_lit.modules.optimiser import OptimiserConfig
 from infotok_lit.objective.config import DecoderConfig, ObjectiveConfig, ProjectionConfig, Term
 
@@ -49,18 +55,43 @@ def tiny_config(dropout: float = 0.0) -> HarmonConfig:
     )
 
 
-def tiny_harmon(seed: int = 0, dropout: float = 0.0) -> Harmon:
-    """A tiny Harmon with random weights, none of them zero."""
+def tiny_showo2_config(dropout: float = 0.0) -> Showo2Config:
+    """Some 40 thousand parameters; Show-o2 has no dropout."""
+    return replace(
+        config_of_showo2("scenes32"),
+        semantic=SemanticConfig(width=16, mlp_width=32, depth=1, heads=2, table_side=4),
+        llm=LanguageModelConfig(
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            vocab_size=440,
+            max_position_embeddings=512,
+        ),
+        diffusion_head=DiffusionHeadConfig(width=24, mlp_width=32, depth=2, heads=4, kv_heads=2, head_dim=8),
+        drawing=Showo2DrawingConfig(iterations=4, guidance=2.0),
+    )
+
+
+TINY_CONFIGS: dict[str, Callable[[float], Any]] = {"harmon": tiny_config, "showo2": tiny_showo2_config}
+"""Family -> its tiny configuration with some dropout, where the family has any."""
+
+FAMILIES = tuple(TINY_CONFIGS)
+
+
+def tiny_model(family: str = "harmon", seed: int = 0, dropout: float = 0.0) -> UnifiedModel:
+    """A tiny model with random weights, none of them zero."""
     torch.manual_seed(seed)
-    model = build_harmon(tiny_config(dropout), str(SCENES_TOKENIZER))
+    model = family_loading(family).build(TINY_CONFIGS[family](dropout), str(SCENES_TOKENIZER))
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data += 0.02 * torch.randn_like(parameter)
     return model.eval()
 
 
-class TinyModule(HarmonModule):
-    """HarmonModule on the tiny model; all of its behaviour is the parent's."""
+class TinyModule(InfoTokModule):
+    """InfoTokModule on a tiny model; all of its behaviour is the parent's."""
 
     def __init__(
         self,
@@ -69,7 +100,9 @@ class TinyModule(HarmonModule):
         lr: float = 1e-3,
         dropout: float = 0.0,
         freeze: tuple[str, ...] = (),
+        family: str = "harmon",
     ) -> None:
+        self.family = family
         objective = ObjectiveConfig(
             terms=terms,
             bottleneck=bottleneck,
@@ -80,8 +113,8 @@ class TinyModule(HarmonModule):
         super().__init__(objective=objective, optimiser=optimiser, freeze=freeze, answer_tokens=3)
         self.dropout = dropout
 
-    def build_base(self) -> Harmon:
-        return tiny_harmon(dropout=self.dropout).train()
+    def build_base(self) -> UnifiedModel:
+        return tiny_model(self.family, dropout=self.dropout).train()
 
 
 def scenes_data(batch_size: int = 4, num_workers: int = 0, val_samples: int = 4) -> UnifiedDataModule:

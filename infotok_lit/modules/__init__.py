@@ -1,5 +1,6 @@
 """The LightningModule of each base model."""
 
 from infotok_lit.modules.harmon import HarmonModule
+from infotok_lit.modules.showo2 import Showo2Module
 
-__all__ = ["HarmonModule"]
+__all__ = ["HarmonModule", "Showo2Module"]

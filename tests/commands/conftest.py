@@ -2,29 +2,33 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
-from tiny import tiny_config
+from tiny import FAMILIES, TINY_CONFIGS, tiny_config
 
 from infotok_lit.assets import SCENES_TOKENIZER
 from infotok_lit.export import export_model
+from infotok_lit.models.families import family_loading
 from infotok_lit.models.harmon import config as harmon_config
 from infotok_lit.models.harmon.config import AutoencoderConfig, HarmonConfig
-from infotok_lit.models.harmon.loading import build_harmon
-from infotok_lit.models.harmon.model import Harmon
+from infotok_lit.models.unified import UnifiedModel
 
 torch.set_num_threads(1)
 
 
-def talkative(config: HarmonConfig) -> Harmon:
+LOUD = ("llm.", "project_in.", "encoder.fusion.")
+
+
+def talkative(family: str, config: Any) -> UnifiedModel:
     """Random weights so large that answers depend on the image and on the question."""
     torch.manual_seed(0)
-    model = build_harmon(config, str(SCENES_TOKENIZER))
+    model = family_loading(family).build(config, str(SCENES_TOKENIZER))
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            scale = 1.0 if name.startswith(("llm.", "project_in.")) else 0.1
+            scale = 1.0 if name.startswith(LOUD) else 0.1
             parameter.data += scale * torch.randn_like(parameter)
     return model.eval()
 
@@ -44,21 +48,21 @@ def with_kl16() -> HarmonConfig:
     return replace(base, autoencoder=autoencoder, mar=replace(base.mar, patch_size=4))
 
 
-@pytest.fixture(scope="session")
-def model() -> Harmon:
-    return talkative(tiny_config())
+@pytest.fixture(scope="session", params=FAMILIES)
+def model(request) -> UnifiedModel:
+    return talkative(request.param, TINY_CONFIGS[request.param](0.0))
 
 
 @pytest.fixture(scope="session")
 def exported(model, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("models") / "dct"
+    folder = tmp_path_factory.mktemp("models") / model.family
     export_model(model, folder, {})
     return folder
 
 
 @pytest.fixture(scope="session")
-def kl16_model() -> Harmon:
-    return talkative(with_kl16())
+def kl16_model() -> UnifiedModel:
+    return talkative("harmon", with_kl16())
 
 
 @pytest.fixture(scope="session")

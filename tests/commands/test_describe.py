@@ -47,6 +47,8 @@ def test_every_prompt_about_every_image_is_answered_as_if_alone(model, exported,
 
 
 def test_a_line_holds_image_prompt_and_answer_between_tabs(model, exported, pictures, capsys) -> None:
+    if model.family != "harmon":
+        pytest.skip("the random answers of this family hold no control characters")
     image = pictures / "a.png"
     assert describe("--model", exported, "--image", image, "--prompt", "a\tb\nc?") == 0
     assert describe("--model", exported, "--image", image) == 0

@@ -75,7 +75,7 @@ def test_what_is_missing_or_does_not_belong_is_said(exported, tmp_path) -> None:
     weights.write_bytes(b"")
     for arguments, message in (
         (("--model", tmp_path / "gone"), "there is no model at .*gone"),
-        (("--model", weights), "not an exported folder.*--family .harmon. and --model_size"),
+        (("--model", weights), "not an exported folder.*--family .harmon, .*and --model_size"),
         (("--model", weights, "--family", "harmon"), "needs its --model_size: choose one of .*0.5b, 1.5b"),
         (("--model", weights, "--family", "harmon", "--model_size", "7b"), "no size '7b': choose one of .*0.5b, 1.5b"),
         (("--model", exported, "--model_size", "0.5b"), "brings everything: leave out --model_size"),

@@ -6,7 +6,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from safetensors import safe_open
-from tiny import TinyModule, scenes_data, tiny_config, tiny_harmon
+from tiny import FAMILIES, TinyModule, scenes_data, tiny_config, tiny_model
 
 from infotok_lit import export
 from infotok_lit.assets import SCENES_TOKENIZER
@@ -14,7 +14,7 @@ from infotok_lit.callbacks import ExportInference
 from infotok_lit.data.scenes import Scenes
 from infotok_lit.models.families import load_folder
 from infotok_lit.models.harmon.config import AutoencoderConfig
-from infotok_lit.models.harmon.loading import build_harmon
+from infotok_lit.models.harmon.loading import build
 
 QUESTIONS = ["what shape is the red object?", "how many circles are there?"]
 
@@ -48,17 +48,18 @@ def outputs(model) -> list[torch.Tensor]:
     return [*losses, torch.tensor([ord(c) for c in "|".join(answers)]), pixels]
 
 
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("bottleneck", ["projected", "inline"])
-def test_the_exported_model_is_bitwise_the_trained_one_without_heads(tmp_path, bottleneck) -> None:
-    module = TinyModule(bottleneck=bottleneck)
+def test_the_exported_model_is_bitwise_the_trained_one_without_heads(tmp_path, bottleneck, family) -> None:
+    module = TinyModule(bottleneck=bottleneck, family=family)
     run(tmp_path, module)
     assert list(module.infotok.parameters()), "there were heads to strip"
     folder = tmp_path / "exported"
     for before, after in zip(outputs(module.base), outputs(load_folder(folder)), strict=True):
         assert torch.equal(before, after)
-    with safe_open(folder / "harmon.safetensors", "pt") as file:
+    with safe_open(folder / f"{family}.safetensors", "pt") as file:
         names = set(file.keys())
-    expected = set(module.base.official_weights()["harmon"]) - {"llm.lm_head.weight"}
+    expected = set(module.base.official_weights()[family]) - set(module.base.official_aliases)
     assert names == expected, "the tied head is stored once, everything else under its official name"
     assert "terms: compactness" in (folder / "README.md").read_text()
 
@@ -69,7 +70,7 @@ def tiny_kl16():
     config = replace(tiny_config(), autoencoder=autoencoder, image_size=32)
     mar = replace(config.mar, default_grid=(2, 2))
     torch.manual_seed(0)
-    return build_harmon(replace(config, mar=mar), str(SCENES_TOKENIZER)).eval()
+    return build(replace(config, mar=mar), str(SCENES_TOKENIZER)).eval()
 
 
 def test_pth_files_are_what_the_official_code_loads(tmp_path) -> None:
@@ -85,7 +86,7 @@ def test_pth_files_are_what_the_official_code_loads(tmp_path) -> None:
 
 
 def test_half_precision_is_a_cast(tmp_path) -> None:
-    model = tiny_harmon()
+    model = tiny_model()
     export.export_model(model, tmp_path / "out", {}, dtype="float16")
     with safe_open(tmp_path / "out" / "harmon.safetensors", "pt") as file:
         stored = file.get_tensor("proj_in.0.weight")
@@ -93,7 +94,7 @@ def test_half_precision_is_a_cast(tmp_path) -> None:
 
 
 def test_nothing_is_left_of_an_export_that_fails(tmp_path, monkeypatch) -> None:
-    model = tiny_harmon()
+    model = tiny_model()
 
     def fail(folder) -> None:
         raise OSError("disk full")
@@ -105,18 +106,18 @@ def test_nothing_is_left_of_an_export_that_fails(tmp_path, monkeypatch) -> None:
 
 
 def test_an_export_that_fails_keeps_what_it_was_to_replace(tmp_path, monkeypatch) -> None:
-    export.export_model(tiny_harmon(seed=0), tmp_path / "out", {})
+    export.export_model(tiny_model(seed=0), tmp_path / "out", {})
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     monkeypatch.setattr("infotok_lit.export.model_card", lambda base, provenance: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        export.export_model(tiny_harmon(seed=1), tmp_path / "out", {}, force=True)
+        export.export_model(tiny_model(seed=1), tmp_path / "out", {}, force=True)
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
     assert list(tmp_path.iterdir()) == [tmp_path / "out"]
 
 
 @pytest.mark.parametrize("file_format", ["safetensors", "pth"])
 def test_others_may_read_what_is_exported(tmp_path, file_format) -> None:
-    export.export_model(tiny_harmon(), tmp_path / "out", {}, file_format=file_format)
+    export.export_model(tiny_model(), tmp_path / "out", {}, file_format=file_format)
     assert (tmp_path / "out").stat().st_mode & 0o777 == 0o755
     assert {path.stat().st_mode & 0o777 for path in (tmp_path / "out").iterdir()} == {0o644}
 
@@ -125,9 +126,9 @@ def test_an_existing_folder_is_replaced_only_by_force(tmp_path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("keep")
     with pytest.raises(export.ExportExistsError, match="--force"):
-        export.export_model(tiny_harmon(), tmp_path / "out", {})
+        export.export_model(tiny_model(), tmp_path / "out", {})
     assert (tmp_path / "out" / "mine.txt").exists()
-    export.export_model(tiny_harmon(), tmp_path / "out", {}, force=True)
+    export.export_model(tiny_model(), tmp_path / "out", {}, force=True)
     assert (tmp_path / "out" / "harmon.safetensors").exists()
     assert not (tmp_path / "out" / "mine.txt").exists()
 

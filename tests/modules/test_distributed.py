@@ -8,7 +8,7 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
-from tiny import TinyModule
+from tiny import FAMILIES, TinyModule
 from torch import Tensor
 
 from infotok_lit.data.datamodule import UnifiedDataModule
@@ -16,6 +16,8 @@ from infotok_lit.data.sample import Branch, Sample, Source, UnderstandingSample
 from infotok_lit.data.scenes import Scenes
 from infotok_lit.models.harmon.draws import TrainingDraws
 from infotok_lit.models.harmon.model import Harmon
+from infotok_lit.models.showo2 import model as showo2
+from infotok_lit.models.showo2.draws import TrainingDraws as FlowDraws
 from infotok_lit.objective.distributed import rank, world_size
 from infotok_lit.objective.posterior import Posterior
 
@@ -118,6 +120,14 @@ def sliced_draws(monkeypatch) -> None:
         torch.manual_seed(2)
         return rsample(posterior, torch.randn(rows * world_size(), *rest)[rows * rank() :][:rows])
 
+    def draw_flow(shape: torch.Size, device: torch.device) -> FlowDraws:
+        torch.manual_seed(1)
+        draws = draw_flow_global((shape[0] * world_size(), *shape[1:]), device)
+        mine = slice(shape[0] * rank(), shape[0] * (rank() + 1))
+        return FlowDraws(draws.noise[mine], draws.normal[mine])
+
+    draw_flow_global = showo2.draw_training
+    monkeypatch.setattr(showo2, "draw_training", draw_flow)
     monkeypatch.setattr(Harmon, "draw", draw)
     monkeypatch.setattr(Posterior, "rsample", sample)
 
@@ -146,10 +156,13 @@ def equal_draws(monkeypatch) -> None:
     monkeypatch.setattr(Posterior, "rsample", sample)
 
 
-@pytest.mark.parametrize(("terms", "bottleneck"), [(ALL, "projected"), (ALL, "inline"), ((), "projected")])
-def test_two_halves_have_the_gradients_of_the_whole(tmp_path, sliced_draws, terms, bottleneck) -> None:
+@pytest.mark.parametrize(
+    ("terms", "bottleneck", "family"),
+    [(ALL, "projected", family) for family in FAMILIES] + [(ALL, "inline", "harmon"), ((), "projected", "harmon")],
+)
+def test_two_halves_have_the_gradients_of_the_whole(tmp_path, sliced_draws, terms, bottleneck, family) -> None:
     for processes in (1, 2):
-        trainer(tmp_path, processes).fit(TinyModule(terms, bottleneck), data(processes))
+        trainer(tmp_path, processes).fit(TinyModule(terms, bottleneck, family=family), data(processes))
     (whole,) = kept(tmp_path, 1)
     halves = kept(tmp_path, 2)
     # A mean of the halves' means would be wrong: they have different numbers of labels.

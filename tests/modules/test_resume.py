@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,13 @@ import pytest
 import torch
 import yaml
 from fit_tiny import STEPS, Crash, Record, fit
-from tiny import TinyModule, tiny_config
+from tiny import FAMILIES, TinyModule, tiny_config
 
 from infotok_lit.models.checkpoint import CheckpointError
 from infotok_lit.modules.finite import NonFiniteError
 from infotok_lit.modules.harmon import HarmonModule
 from infotok_lit.modules.run import newest_checkpoint, read_run
+from infotok_lit.objective.config import BranchWeights, DualConfig, NegativesConfig
 from infotok_lit.training import last_checkpoint, main
 
 TESTS = Path(__file__).parents[1]
@@ -66,6 +67,40 @@ def newest(folder: Path) -> Path:
 def whole_runs(tmp_path_factory) -> dict[int, Run]:
     """Accumulated batches -> a run that nothing interrupts."""
     return {count: run(tmp_path_factory.mktemp("whole"), accumulate=count) for count in (1, 2)}
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "harmon"])
+def test_every_family_resumes_as_if_nothing_had_happened(tmp_path, family) -> None:
+    whole = run(tmp_path / "whole", module=TinyModule(family=family))
+    with pytest.raises(Crash):
+        fit(tmp_path / "crashed", None, Record(crash_at=5), module=TinyModule(family=family))
+    resumed = run(tmp_path / "crashed", newest(tmp_path / "crashed"), module=TinyModule(family=family))
+    assert resumed.rows == whole.rows[4:]
+    assert_equal(resumed.state, whole.state)
+
+
+def with_state() -> TinyModule:
+    """A module whose objective remembers things: past texts, and multipliers that it found."""
+    module = TinyModule(dropout=0.1)
+    module.objective_config = replace(
+        module.objective_config,
+        negatives=NegativesConfig(queue_size=10, limit=5),
+        understanding=BranchWeights(rate_budget_bits=6.0),
+        generation=BranchWeights(sufficiency_target_nats=0.5),
+        dual=DualConfig(step_size=0.1),
+    )
+    return module
+
+
+def test_what_the_objective_remembers_is_resumed(tmp_path) -> None:
+    whole = run(tmp_path / "whole", accumulate=2, module=with_state())
+    with pytest.raises(Crash):
+        fit(tmp_path / "crashed", None, Record(crash_at=5), accumulate=2, module=with_state())
+    resumed = run(tmp_path / "crashed", newest(tmp_path / "crashed"), accumulate=2, module=with_state())
+    assert resumed.rows == whole.rows[8:]
+    assert_equal(resumed.state, whole.state)
+    metrics = whole.rows[-1][3]
+    assert metrics["train/understanding/constraint_multiplier"] not in (0.0, 1.0), "the multiplier has moved"
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])

@@ -1,0 +1,158 @@
+"""The diffusion head: a transformer over the whole sequence, modulated by time where there is an image.
+
+Shapes: B sequences, T positions, n images, W width, C latent channels.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import Cache, LlamaConfig, Qwen2Config
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
+from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP, Qwen2RMSNorm
+
+from infotok_lit.models.showo2.attention import Mask, attend
+from infotok_lit.models.showo2.config import PATCH_SIZE, DiffusionHeadConfig
+
+BLOCK_EPS = 1e-5
+NORM_EPS = 1e-6
+NEUTRAL = (0.0, 0.0, 1.0, 0.0, 0.0, 1.0)
+"""Shift, scale and gate of attention, then of the MLP, where there is no image."""
+ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 500000.0,
+    "factor": 32.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+
+
+class DiffusionHead(nn.Module):
+    """Hidden states of the language model -> a velocity for every position."""
+
+    def __init__(self, config: DiffusionHeadConfig, channels: int) -> None:
+        super().__init__()
+        self.rotary = LlamaRotaryEmbedding(
+            LlamaConfig(
+                hidden_size=config.width,
+                num_attention_heads=config.heads,
+                head_dim=config.head_dim,
+                max_position_embeddings=131072,
+                rope_parameters=ROPE,
+            )
+        )
+        self.blocks = nn.ModuleList([DiffusionBlock(config, index) for index in range(config.depth)])
+        self.output_norm = Qwen2RMSNorm(config.width, eps=NORM_EPS)
+        self.output_modulation = _zero_linear(config.width, 2 * config.width)
+        self.output = _zero_linear(config.width, PATCH_SIZE**2 * channels)
+        self.activation_checkpointing = False
+
+    def forward(
+        self,
+        x: Tensor,
+        time: Tensor,
+        image: Tensor,
+        mask: Mask | None,
+        positions: Tensor,
+        cache: Cache | None = None,
+    ) -> Tensor:
+        """(B, T, W) -> (B, T, 4 C).
+
+        Args:
+            time: (n, W) embedded times of the images.
+            image: (B, T) int64: which image a position belongs to, -1 for text.
+            positions: (B, T) or (1, T) int64.
+            cache: keys and values of earlier positions; those of `x` are appended.
+        """
+        rotary = self.rotary(x, positions)
+        condition = nn.functional.silu(time)
+        for block in self.blocks:
+            if self.activation_checkpointing and x.requires_grad:
+                x = checkpoint(block, x, condition, image, mask, rotary, None, use_reentrant=False)
+            else:
+                x = block(x, condition, image, mask, rotary, cache)
+        shift, scale = at_images(self.output_modulation(condition), image, (0.0, 0.0))
+        return self.output(_modulate(self.output_norm(x), shift, scale))
+
+
+class DiffusionBlock(nn.Module):
+    """Attention and MLP, each shifted, scaled and gated by time at image positions."""
+
+    def __init__(self, config: DiffusionHeadConfig, index: int) -> None:
+        super().__init__()
+        self.attention_norm = Qwen2RMSNorm(config.width, eps=BLOCK_EPS)
+        self.attention = NormedAttention(config, index)
+        self.mlp_norm = Qwen2RMSNorm(config.width, eps=BLOCK_EPS)
+        self.mlp = Qwen2MLP(Qwen2Config(hidden_size=config.width, intermediate_size=config.mlp_width))
+        self.modulation = _zero_linear(config.width, len(NEUTRAL) * config.width)
+
+    def forward(
+        self,
+        x: Tensor,
+        condition: Tensor,
+        image: Tensor,
+        mask: Mask | None,
+        rotary: tuple[Tensor, Tensor],
+        cache: Cache | None,
+    ) -> Tensor:
+        """(B, T, W) -> (B, T, W)."""
+        modulation = at_images(self.modulation(condition), image, NEUTRAL)
+        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = modulation
+        attended = self.attention(_modulate(self.attention_norm(x), shift, scale), mask, rotary, cache)
+        x = _gated(x, gate, attended)
+        return _gated(x, mlp_gate, self.mlp(_modulate(self.mlp_norm(x), mlp_shift, mlp_scale)))
+
+
+class NormedAttention(nn.Module):
+    """Grouped-query attention with normalised queries and keys."""
+
+    def __init__(self, config: DiffusionHeadConfig, index: int) -> None:
+        super().__init__()
+        self.index = index
+        self.head_dim = config.head_dim
+        self.q_proj = nn.Linear(config.width, config.heads * config.head_dim, bias=False)
+        self.k_proj = nn.Linear(config.width, config.kv_heads * config.head_dim, bias=False)
+        self.v_proj = nn.Linear(config.width, config.kv_heads * config.head_dim, bias=False)
+        self.o_proj = nn.Linear(config.heads * config.head_dim, config.width, bias=False)
+        self.q_norm = Qwen2RMSNorm(config.head_dim, eps=NORM_EPS)
+        self.k_norm = Qwen2RMSNorm(config.head_dim, eps=NORM_EPS)
+
+    def forward(self, x: Tensor, mask: Mask | None, rotary: tuple[Tensor, Tensor], cache: Cache | None) -> Tensor:
+        """(B, T, W) -> (B, T, W)."""
+        query = self.q_norm(self._heads(self.q_proj(x)))
+        key = self.k_norm(self._heads(self.k_proj(x)))
+        value = self._heads(self.v_proj(x)).transpose(1, 2)
+        query, key = apply_rotary_pos_emb(query.transpose(1, 2), key.transpose(1, 2), *rotary)
+        if cache is not None:
+            key, value = cache.update(key, value, self.index)
+        attended = attend(query, key, value, mask, self.head_dim**-0.5)
+        return self.o_proj(attended.transpose(1, 2).flatten(2))
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (-1, self.head_dim))
+
+
+def at_images(modulation: Tensor, image: Tensor, neutral: tuple[float, ...]) -> tuple[Tensor, ...]:
+    """Modulations of images (n, k W) -> k of (B, T, W), float32: the image's own, or a neutral number at text."""
+    parts = modulation.float().chunk(len(neutral), dim=-1)
+    rows = image + 1
+    return tuple(
+        torch.cat([part.new_full((1, part.shape[1]), number), part])[rows]
+        for part, number in zip(parts, neutral, strict=True)
+    )
+
+
+def _modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    return (x.float() * (1 + scale) + shift).to(x.dtype)
+
+
+def _gated(x: Tensor, gate: Tensor, update: Tensor) -> Tensor:
+    return x + (gate * update.float()).to(x.dtype)
+
+
+def _zero_linear(width_in: int, width_out: int) -> nn.Linear:
+    """Starts as nothing: blocks begin by passing images on unchanged."""
+    linear = nn.Linear(width_in, width_out)
+    nn.init.zeros_(linear.weight)
+    nn.init.zeros_(linear.bias)
+    return linear

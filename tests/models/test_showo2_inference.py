@@ -1,0 +1,164 @@
+"""Reading and drawing with Show-o2: no image knows what else is in its batch, and no cache changes a number."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny import tiny_model
+from torch import Tensor
+
+from infotok_lit.data.scenes import Scenes
+from infotok_lit.models.showo2.attention import attend, build_mask, dense_mask
+from infotok_lit.models.showo2.describing import continue_greedily, embed_prompts
+from infotok_lit.models.showo2.flow import from_runs, to_runs
+from infotok_lit.models.showo2.model import Showo2
+from infotok_lit.models.showo2.sequence import find_regions, insert_images
+from infotok_lit.models.unified import IMAGE_TOKEN_ID
+
+PROMPTS = ["what shape is the red object?", "is there a circle?", "how many objects are there in this image?", "why?"]
+CAPTIONS = ["a red circle", "two blue squares", "a green triangle above a yellow circle"]
+NEW_TOKENS = 8
+X = IMAGE_TOKEN_ID
+
+
+@pytest.fixture(scope="module")
+def model() -> Showo2:
+    """Loud enough for answers and pictures to depend on everything that they can depend on."""
+    model = tiny_model("showo2", seed=3)
+    torch.manual_seed(1)
+    for name, parameter in model.named_parameters():
+        parameter.data += (0.4 if name.startswith("llm.") else 0.2) * torch.randn_like(parameter)
+    return model
+
+
+@pytest.fixture(scope="module")
+def images() -> Tensor:
+    return torch.rand(len(PROMPTS), 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+@pytest.mark.parametrize("describing", ["official", "training"])
+def test_an_answer_knows_nothing_of_its_batch_nor_of_the_cache(model, images, describing, monkeypatch) -> None:
+    config = replace(model.config, prompts=replace(model.config.prompts, describing=describing))
+    monkeypatch.setattr(model, "config", config)
+    together = model.describe(images, PROMPTS, NEW_TOKENS)
+    assert len(set(together)) == len(PROMPTS)
+    alone = [model.describe(image[None], [text], NEW_TOKENS)[0] for image, text in zip(images, PROMPTS, strict=True)]
+    assert together == alone
+    assert together == model.describe(images, PROMPTS, NEW_TOKENS, use_cache=False)
+    # Both the picture and the question matter, so the equalities above mean something.
+    assert model.describe(images.flip(0), PROMPTS, NEW_TOKENS) != together
+
+
+@torch.no_grad()
+def test_the_cache_leaves_every_logit_as_it_is(model, images) -> None:
+    ids, mask = model.processor.prompts_with_image(PROMPTS)
+    embeds = embed_prompts(model, ids, model.encode_images(images))
+    regions = find_regions(ids)
+    cached, whole = (continue_greedily(model, embeds, mask, regions, NEW_TOKENS, cache)[1] for cache in (True, False))
+    torch.testing.assert_close(cached, whole, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_an_answer_stops_at_its_own_end(model, images, monkeypatch) -> None:
+    ids, mask = model.processor.prompts_with_image(PROMPTS)
+    embeds, regions = embed_prompts(model, ids, model.encode_images(images)), find_regions(ids)
+    free, _ = continue_greedily(model, embeds, mask, regions, NEW_TOKENS, True)
+    end = int(free[0, 2])
+    monkeypatch.setattr(model.processor, "end_id", end)
+    stopped, _ = continue_greedily(model, embeds, mask, regions, NEW_TOKENS, True)
+    for row, full in zip(stopped.tolist(), free.tolist(), strict=True):
+        length = full.index(end) + 1 if end in full else len(full)
+        assert row[:length] == full[:length]
+        assert set(row[length:]) <= {model.processor.pad_id}
+
+
+def draw(model: Showo2, captions: list[str], seed: int = 5, **options) -> Tensor:
+    return model.generate(captions, seed, **options)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+@pytest.mark.parametrize("size", [None, (16, 48)])
+def test_a_picture_is_its_prompt_and_its_seed_with_and_without_cache(model, guidance, size) -> None:
+    options = {"drawing": replace(model.config.drawing, guidance=guidance), "image_size": size}
+    together = draw(model, CAPTIONS, **options)
+    assert together.shape == (3, 3, *(size or (32, 32)))
+    for i, caption in enumerate(CAPTIONS):
+        torch.testing.assert_close(together[i : i + 1], draw(model, [caption], 5 + i, **options), rtol=0, atol=2e-4)
+    torch.testing.assert_close(together, draw(model, CAPTIONS, use_cache=False, **options), rtol=0, atol=2e-4)
+    assert (together - draw(model, CAPTIONS[::-1], **options)).abs().max() > 0.01
+    assert (together - draw(model, CAPTIONS, 6, **options)).abs().max() > 0.1
+
+
+def test_losses_do_not_depend_on_padding(model) -> None:
+    """The sum over a padded batch is the sum of its rows, each alone and without padding."""
+    source = Scenes(num_samples=100)
+    samples = [source.sample("understanding", i, None) for i in range(4)]
+    samples[1] = replace(samples[1], question=samples[1].question + " tell me more about it", answer="red circle")
+    whole = model.processor.understanding(samples)
+    assert not whole.attention_mask.all()
+    with torch.no_grad():
+        together = model.understanding(whole)
+        alone = [model.understanding(model.processor.understanding([sample])) for sample in samples]
+    torch.testing.assert_close(together.loss_sum, sum(output.loss_sum for output in alone), rtol=1e-5, atol=1e-4)
+    assert together.loss_count == sum(output.loss_count for output in alone) > 4
+
+
+def test_images_to_read_are_not_noised(model, monkeypatch) -> None:
+    config = replace(model.config, training_time=replace(model.config.training_time, understanding_min=0.8))
+    monkeypatch.setattr(model, "config", config)
+    batch = model.processor.understanding([Scenes(num_samples=1).sample("understanding", 0, None)])
+    with pytest.raises(ValueError, match=r"training_time\.understanding_min below 1"):
+        model.understanding(batch)
+
+
+# Sequences and masks
+
+
+def test_regions_are_runs_of_image_slots() -> None:
+    ids = torch.tensor([[1, X, X, 2, X, X, X], [X, X, 5, 6, 7, 8, 9], [1, 2, 3, 4, 5, 6, 7]])
+    assert find_regions(ids).tolist() == [[[1, 2], [4, 3]], [[0, 2], [0, 0]], [[0, 0], [0, 0]]]
+    assert find_regions(ids[2:]).tolist() == [[[0, 0]]]
+
+
+def test_images_stand_where_their_slots_are() -> None:
+    ids = torch.tensor([[1, X, X, X, 2, X, X, X], [1, 2, X, X, X, 3, 4, 5]])
+    times = torch.tensor([10.0, 20.0, 30.0, 40.0]).unsqueeze(1)
+    tokens = torch.arange(100.0, 108.0).view(4, 2, 1)
+    found = insert_images(torch.zeros(2, 8, 1), find_regions(ids), times, tokens).squeeze(-1)
+    assert found.tolist() == [[0, 10, 100, 101, 0, 20, 102, 103], [40, 0, 30, 104, 105, 0, 0, 0]]
+
+
+def test_an_image_that_does_not_fit_its_slots_is_refused() -> None:
+    ids = torch.tensor([[1, X, X, X]])
+    with pytest.raises(ValueError, match="5 positions with its time, but the text leaves 3"):
+        insert_images(torch.zeros(1, 4, 1), find_regions(ids), torch.zeros(1, 1), torch.zeros(1, 4, 1))
+
+
+def test_a_mask_is_causal_but_for_images() -> None:
+    regions = torch.tensor([[[1, 3], [5, 2]]])
+    mask = dense_mask(regions, 8)[0, 0]
+    for query in range(8):
+        for key in range(8):
+            together = any(start <= query < start + n and start <= key < start + n for start, n in ((1, 3), (5, 2)))
+            assert mask[query, key] == (key <= query or together)
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2])
+def test_both_kinds_of_attention_agree(kv_heads) -> None:
+    torch.manual_seed(0)
+    regions = torch.tensor([[[1, 3], [5, 9]], [[2, 20], [0, 0]]])
+    query, key, value = (torch.randn(2, heads, 32, 16) for heads in (4, kv_heads, kv_heads))
+    dense = attend(query, key, value, build_mask(regions, 32, flex=False), 0.25)
+    blocks = attend(query, key, value, build_mask(regions, 32, flex=True), 0.25)
+    torch.testing.assert_close(blocks, dense, rtol=1e-5, atol=1e-5)
+
+
+def test_a_token_predicts_a_run_of_four_latent_pixels() -> None:
+    latents = torch.arange(2 * 3 * 2 * 6.0).view(2, 3, 2, 6)
+    runs = to_runs(latents)
+    assert runs.shape == (2, 3, 12)
+    for token in range(3):
+        for pixel in range(4):
+            row, column = divmod(4 * token + pixel, 6)
+            assert torch.equal(runs[:, token, 3 * pixel : 3 * pixel + 3], latents[:, :, row, column])
+    assert torch.equal(from_runs(runs, 3, 2, 6), latents)
