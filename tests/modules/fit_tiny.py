@@ -46,7 +46,9 @@ class Record(pl.Callback):
     ) -> None:
         names = [batch[branch].names for branch in ("understanding", "generation")]
         is_last = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("train/")}
+        # Without bands of noise levels: where a step has no sample in a band, its last value is still there.
+        logged = [name for name in trainer.callback_metrics if name.startswith("train/") and "/t_" not in name]
+        metrics = {name: float(trainer.callback_metrics[name]) for name in logged}
         self.rows.append([trainer.global_step, *names, metrics if is_last else {}])
         if self.path is not None:
             self.path.write_text(json.dumps(self.rows))
