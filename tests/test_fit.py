@@ -31,7 +31,7 @@ SHORT = [
 ]
 
 
-MODULES = {"harmon": "HarmonModule", "showo2": "Showo2Module"}
+MODULES = {"harmon": "HarmonModule", "showo2": "Showo2Module", "openuni": "OpenUniModule"}
 
 
 def config_with(folder: Path, train: dict, callbacks: list | None = None, family: str = "harmon", **data) -> str:
@@ -123,7 +123,9 @@ def test_two_processes_run_the_whole_quickstart(tmp_path) -> None:
     assert len(list((run / "pictures").glob("val_drawings_*.png"))) == 2
 
 
-@pytest.mark.parametrize(("layout", "family"), [("folder", "harmon"), ("shards", "harmon"), ("folder", "showo2")])
+@pytest.mark.parametrize(
+    ("layout", "family"), [("folder", "harmon"), ("shards", "harmon"), ("folder", "showo2"), ("folder", "openuni")]
+)
 def test_own_images_with_broken_files_among_them(tmp_path, monkeypatch, layout, family) -> None:
     monkeypatch.chdir(tmp_path)
     train = broken_folder(tmp_path, good=13, broken=1) if layout == "folder" else shards(tmp_path)

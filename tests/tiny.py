@@ -12,6 +12,14 @@ from infotok_lit.data.scenes import Scenes
 from infotok_lit.models.families import family_loading
 from infotok_lit.models.harmon.config import DrawingConfig, HarmonConfig, MARConfig, config_of_size
 from infotok_lit.models.language_model_config import LanguageModelConfig
+from infotok_lit.models.openuni.config import (
+    ConnectorConfig,
+    DiffusionTransformerConfig,
+    OpenUniConfig,
+    VisionConfig,
+)
+from infotok_lit.models.openuni.config import DrawingConfig as OpenUniDrawingConfig
+from infotok_lit.models.openuni.config import config_of_size as config_of_openuni
 from infotok_lit.models.showo2.config import DiffusionHeadConfig, SemanticConfig, Showo2Config
 from infotok_lit.models.showo2.config import DrawingConfig as Showo2DrawingConfig
 from infotok_lit.models.showo2.config import config_of_size as config_of_showo2
@@ -74,7 +82,35 @@ def tiny_showo2_config(dropout: float = 0.0) -> Showo2Config:
     )
 
 
-TINY_CONFIGS: dict[str, Callable[[float], Any]] = {"harmon": tiny_config, "showo2": tiny_showo2_config}
+def tiny_openuni_config(dropout: float = 0.0) -> OpenUniConfig:
+    """Some 60 thousand parameters; OpenUni has no dropout."""
+    return replace(
+        config_of_openuni("scenes32"),
+        vision=VisionConfig(width=16, mlp_width=32, depth=1, heads=2, image_size=32, patch_size=4),
+        llm=LanguageModelConfig(
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            vocab_size=440,
+            max_position_embeddings=512,
+            tie_word_embeddings=False,
+        ),
+        connector=ConnectorConfig(width=16, mlp_width=32, depth=1, heads=2),
+        transformer=DiffusionTransformerConfig(
+            heads=2, head_dim=8, depth=2, cross_heads=2, cross_head_dim=8, caption_width=24, sample_size=4
+        ),
+        drawing=OpenUniDrawingConfig(iterations=4, guidance=2.0),
+        num_queries=4,
+    )
+
+
+TINY_CONFIGS: dict[str, Callable[[float], Any]] = {
+    "harmon": tiny_config,
+    "showo2": tiny_showo2_config,
+    "openuni": tiny_openuni_config,
+}
 """Family -> its tiny configuration with some dropout, where the family has any."""
 
 FAMILIES = tuple(TINY_CONFIGS)

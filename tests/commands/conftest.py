@@ -19,7 +19,7 @@ from infotok_lit.models.unified import UnifiedModel
 torch.set_num_threads(1)
 
 
-LOUD = ("llm.", "project_in.", "encoder.fusion.")
+LOUD = ("llm.", "project_in.", "encoder.fusion.", "vlm.model.language_model.", "vlm.model.multi_modal_projector.")
 
 
 def talkative(family: str, config: Any) -> UnifiedModel:

@@ -66,7 +66,11 @@ def test_one_image_goes_to_the_file_in_the_size_asked_for(model, exported, tmp_p
     assert np.abs(pixels(out) - truth(model, PROMPTS[0], 3, size=(16, 48))).max() <= 1
 
 
-OWN_OPTIONS = {"harmon": {"guidance_schedule": "linear", "temperature": 0.5}, "showo2": {"time_shift": 0.5}}
+OWN_OPTIONS = {
+    "harmon": {"guidance_schedule": "linear", "temperature": 0.5},
+    "showo2": {"time_shift": 0.5},
+    "openuni": {"time_shift": 0.5},
+}
 
 
 def test_drawing_options_override_the_models_own(model, exported, tmp_path) -> None:
@@ -145,7 +149,7 @@ def test_progress_counts_images_by_iterations(model) -> None:
     seen = []
     pictures = command.plan(["a", "b", "c"], 1, seed=0)
     # Show-o2 counts the points of its time grid, between which it steps.
-    points = {"harmon": 2, "showo2": 3}[model.family]
+    points = {"harmon": 2, "showo2": 3, "openuni": 2}[model.family]
     drawing = replace(model.config.drawing, iterations=points, guidance=1.0)
     assert len(list(command.draw(model, pictures, drawing, None, 2, lambda done, what: seen.append((done, what))))) == 3
     assert seen == [

@@ -1,6 +1,7 @@
 """Two processes under DDP are one process with the whole batch: gradients, and what validation logs."""
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ from infotok_lit.data.sample import Branch, Sample, Source, UnderstandingSample
 from infotok_lit.data.scenes import Scenes
 from infotok_lit.models.harmon.draws import TrainingDraws
 from infotok_lit.models.harmon.model import Harmon
+from infotok_lit.models.openuni import model as openuni
 from infotok_lit.models.showo2 import model as showo2
-from infotok_lit.models.showo2.draws import TrainingDraws as FlowDraws
 from infotok_lit.objective.distributed import rank, world_size
 from infotok_lit.objective.posterior import Posterior
 
@@ -120,14 +121,17 @@ def sliced_draws(monkeypatch) -> None:
         torch.manual_seed(2)
         return rsample(posterior, torch.randn(rows * world_size(), *rest)[rows * rank() :][:rows])
 
-    def draw_flow(shape: torch.Size, device: torch.device) -> FlowDraws:
-        torch.manual_seed(1)
-        draws = draw_flow_global((shape[0] * world_size(), *shape[1:]), device)
-        mine = slice(shape[0] * rank(), shape[0] * (rank() + 1))
-        return FlowDraws(draws.noise[mine], draws.normal[mine])
+    def sliced(draw_flow: Callable[..., Any]) -> Callable[..., Any]:
+        def draw(shape: torch.Size, device: torch.device) -> Any:
+            torch.manual_seed(1)
+            draws = draw_flow((shape[0] * world_size(), *shape[1:]), device)
+            mine = slice(shape[0] * rank(), shape[0] * (rank() + 1))
+            return type(draws)(*(getattr(draws, field.name)[mine] for field in fields(draws)))
 
-    draw_flow_global = showo2.draw_training
-    monkeypatch.setattr(showo2, "draw_training", draw_flow)
+        return draw
+
+    for family in (showo2, openuni):
+        monkeypatch.setattr(family, "draw_training", sliced(family.draw_training))
     monkeypatch.setattr(Harmon, "draw", draw)
     monkeypatch.setattr(Posterior, "rsample", sample)
 

@@ -42,6 +42,9 @@ def batches(module: TinyModule, count: int = 4):
     }
 
 
+LANGUAGE_MODELS = {"harmon": "llm.", "showo2": "llm.", "openuni": "vlm.model.language_model."}
+
+
 @pytest.fixture(params=FAMILIES)
 def family(request) -> str:
     return request.param
@@ -84,19 +87,22 @@ def test_no_term_reaches_the_language_model_through_its_embeddings(family) -> No
     module.configure_model()
     result = module.run_branch("understanding", batches(module)["understanding"])
     result.objective.loss.backward()
-    assert all(parameter.grad is None for parameter in module.base.llm.parameters())
-    assert any(parameter.grad is not None and parameter.grad.any() for parameter in module.base.encoder.parameters())
+    assert result.output.text_embedding.weight.grad is None
+    encoders = {"harmon": "encoder.", "showo2": "encoder.", "openuni": "vlm.model.vision_tower."}
+    reached = {name for name, p in module.base.named_parameters() if p.grad is not None and p.grad.any()}
+    assert any(name.startswith(encoders[family]) for name in reached)
 
 
 def test_optimiser_groups_partition_the_trainable_parameters(family) -> None:
-    module = TinyModule(TERMS, freeze=("llm.",), family=family)
+    frozen = LANGUAGE_MODELS[family]
+    module = TinyModule(TERMS, freeze=(frozen,), family=family)
     module.configure_model()
     config = OptimiserConfig(lr=1e-4, heads_lr=1e-2)
     optimiser = build_optimiser(config, module.base, module.infotok, module.base.decays)
     grouped = [id(parameter) for group in optimiser.param_groups for parameter in group["params"]]
     trainable = [id(p) for m in (module.base, module.infotok) for p in m.parameters() if p.requires_grad]
     assert sorted(grouped) == sorted(trainable)
-    assert not any(parameter.requires_grad for parameter in module.base.llm.parameters())
+    assert not any(p.requires_grad for name, p in module.base.named_parameters() if name.startswith(frozen))
     rates = {id(parameter): group["lr"] for group in optimiser.param_groups for parameter in group["params"]}
     assert {rates[id(p)] for p in module.infotok.parameters()} == {1e-2}
     assert {rates[id(p)] for p in module.base.parameters() if p.requires_grad} == {1e-4}
@@ -245,6 +251,7 @@ def test_the_language_model_head_runs_on_labelled_positions_only(family) -> None
     source = scenes_data()._train["understanding"]
     batch = model.processor.understanding([source.sample("understanding", i, None) for i in range(4)])
     rows = []
-    model.llm.lm_head.register_forward_hook(lambda module, inputs, output: rows.append(inputs[0].shape[0]))
+    head = model.vlm.lm_head if family == "openuni" else model.llm.lm_head
+    head.register_forward_hook(lambda module, inputs, output: rows.append(inputs[0].shape[0]))
     model.understanding(batch)
     assert rows == [int((batch.labels >= 0).sum())]

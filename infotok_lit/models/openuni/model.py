@@ -1,0 +1,358 @@
+"""OpenUni: a vision-language model reads; meta queries through it, and a connector, tell a diffusion transformer what
+to draw (Wu et al. 2025, arXiv 2505.23661).
+
+Shapes: B batch, T text length, N image tokens, Q queries, C latent channels, H language-model width.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import SanaTransformer2DModel
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from infotok_lit.models.block_transform import BlockTransform
+from infotok_lit.models.checkpoint import KeyMap
+from infotok_lit.models.image_noise import ImageNoise
+from infotok_lit.models.openuni.autoencoder import build_autoencoder
+from infotok_lit.models.openuni.config import DiffusionTransformerConfig, DrawingConfig, OpenUniConfig
+from infotok_lit.models.openuni.connector import after_connector, before_connector, build_connector, build_projector
+from infotok_lit.models.openuni.drawing import sana_timestep, walk
+from infotok_lit.models.openuni.flow import TrainingDraws, add_noise, draw_training, timesteps_of
+from infotok_lit.models.openuni.keys import vlm_from_official, vlm_to_official
+from infotok_lit.models.openuni.processor import KEEP_PROMPT, OpenUniProcessor
+from infotok_lit.models.openuni.vlm import build_vlm, image_tokens, read_queries
+from infotok_lit.models.unified import (
+    IMAGE_TOKEN_ID,
+    BranchOutput,
+    GenerationBatch,
+    TokenLayout,
+    TokenTransform,
+    UnderstandingBatch,
+    UnifiedModel,
+)
+
+Grid = tuple[int, int]
+OWN_PARTS = ("meta_queries", "connector.", "projector.", "transformer.")
+"""Prefixes of what an OpenUni checkpoint holds; vision-language model and autoencoder have files of their own."""
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What meta queries make of a text."""
+
+    tokens: Tensor
+    """(B, Q, W): the connector's output, before any transform: the shared tokens of generation."""
+    condition: Tensor
+    """(B, Q, D): what the diffusion transformer attends to."""
+
+
+class OpenUni(UnifiedModel):
+    """The whole model; weights are fresh until a checkpoint is loaded."""
+
+    family = "openuni"
+    title = "OpenUni"
+
+    def __init__(self, config: OpenUniConfig, processor: OpenUniProcessor) -> None:
+        super().__init__()
+        self.config = config
+        self.processor = processor
+        width, connector = config.llm.hidden_size, config.connector
+        self.token_widths = {"understanding": width, "generation": connector.width}
+        self.num_extras = {"understanding": 0, "generation": config.num_queries}
+        self.latent_width = config.autoencoder.channels
+        self.text_width = width
+        self.autoencoder = build_autoencoder(config.autoencoder)
+        self.vlm = build_vlm(config.vision, config.llm)
+        self.meta_queries = nn.Parameter(torch.randn(config.num_queries, width) / width**0.5)
+        self.connector = build_connector(connector)
+        self.projector = build_projector(connector, width, config.transformer.caption_width)
+        self.transformer = build_transformer(config.transformer, config.autoencoder.channels)
+        self.connector_checkpointing = False
+
+    @property
+    def official_aliases(self) -> tuple[str, ...]:
+        """No official tensor repeats another."""
+        return ()
+
+    # Latents
+
+    @torch.no_grad()
+    def encode_images(self, pixel_values: Tensor) -> Tensor:
+        """(B, 3, height, width) in [-1, 1] -> scaled latents (B, C, h, w)."""
+        self.grid_of(*pixel_values.shape[2:])
+        return self.autoencoder.encode(pixel_values) * self.config.latent_scale
+
+    @torch.no_grad()
+    def decode_images(self, latents: Tensor) -> Tensor:
+        """Scaled latents -> images (B, 3, height, width), not clamped."""
+        return self.autoencoder.decode(latents / self.config.latent_scale)
+
+    # Understanding
+
+    def read_images(self, pixel_values: Tensor) -> Tensor:
+        """(B, 3, height, width) in [-1, 1] -> projected tokens of the vision tower (B, N, H)."""
+        return image_tokens(self.vlm, pixel_values, self.config.vision.image_size)
+
+    def embed_with_images(self, input_ids: Tensor, tokens: Tensor) -> Tensor:
+        """Embeddings (B, T, H) of ids whose image slots are filled with tokens (B, N, H), in order."""
+        slots = input_ids == IMAGE_TOKEN_ID
+        if int(slots.sum()) != tokens.shape[0] * tokens.shape[1]:
+            raise ValueError(
+                f"the text has {int(slots.sum())} image slots for {tokens.shape[0] * tokens.shape[1]} visual tokens"
+            )
+        embeds = self._embeddings(input_ids.masked_fill(slots, 0))
+        return embeds.masked_scatter(slots.unsqueeze(-1), tokens.to(embeds.dtype))
+
+    def understanding(self, batch: UnderstandingBatch, transform: TokenTransform | None = None) -> BranchOutput:
+        """Next-token cross entropy (nats) summed over answer tokens; the head runs on those positions alone."""
+        tokens = self.read_images(batch.pixel_values)
+        embeds = self.embed_with_images(batch.input_ids, tokens if transform is None else transform(tokens))
+        body = self.vlm.model.language_model
+        hidden = body(inputs_embeds=embeds, attention_mask=batch.attention_mask, use_cache=False).last_hidden_state
+        labels = batch.labels[:, 1:]
+        labelled = labels >= 0
+        logits = self.vlm.lm_head(hidden[:, :-1][labelled])
+        loss = F.cross_entropy(logits.float(), labels[labelled], reduction="sum")
+        side = self.config.vision.grid_side
+        return BranchOutput(
+            loss, labelled.sum(), tokens, _places(tokens), TokenLayout(0, (side, side)), batch.text, self._embeddings
+        )
+
+    @torch.no_grad()
+    def describe(
+        self, pixel_values: Tensor, prompts: Sequence[str], max_new_tokens: int = 64, use_cache: bool = True
+    ) -> list[str]:
+        """Answer one prompt per image, greedily; prompts may differ in length."""
+        ids, mask = self.processor.prompts_with_image(prompts)
+        embeds = self.embed_with_images(ids.to(pixel_values.device), self.read_images(pixel_values))
+        return self.processor.decode(self.answer(embeds, mask.to(embeds.device), max_new_tokens, use_cache))
+
+    def answer(self, embeds: Tensor, mask: Tensor, max_new_tokens: int, use_cache: bool = True) -> Tensor:
+        """Greedy continuation ids (B, at most max_new_tokens) of left-padded embeddings (B, T, H)."""
+        return self.vlm.generate(
+            inputs_embeds=embeds,
+            attention_mask=mask.long(),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            use_cache=use_cache,
+            eos_token_id=self.processor.end_id,
+            pad_token_id=self.processor.pad_id,
+        )
+
+    # Generation
+
+    def condition_on(
+        self, embeds: Tensor, attention_mask: Tensor, transform: TokenTransform | None = None
+    ) -> Condition:
+        """What the meta queries make of texts (B, T, H), padded on either side."""
+        order = self.config.connector.order
+        queries = read_queries(self.vlm, embeds, attention_mask, self.meta_queries)
+        tokens = self._connect(before_connector(self.projector, order, queries))
+        seen = tokens if transform is None else transform(tokens)
+        return Condition(tokens, after_connector(self.projector, order, seen))
+
+    def generation(
+        self, batch: GenerationBatch, transform: TokenTransform | None = None, draws: TrainingDraws | None = None
+    ) -> BranchOutput:
+        """Squared error of the velocity, summed over latent numbers."""
+        latents = self.encode_images(batch.pixel_values)
+        condition = self.condition_on(self._embeddings(batch.input_ids), batch.attention_mask, transform)
+        loss = self.flow_loss(latents, condition.condition, draws)
+        return self._generation_output(loss, latents, condition, batch)
+
+    def redrawing_loss(
+        self, batch: GenerationBatch, sources: Tensor, draws: TrainingDraws | None = None, max_length: int = 2048
+    ) -> Tensor:
+        """Mean squared error of drawing `batch` given what the model understands of source images (B, 3, h, w).
+
+        The reading tokens get no gradient, as in the official code; texts longer than `max_length` lose their start.
+        """
+        with torch.no_grad():
+            tokens = self.read_images(sources)
+        embeds = self.embed_with_images(batch.input_ids, tokens)[:, -max_length:]
+        condition = self.condition_on(embeds, batch.attention_mask[:, -max_length:])
+        latents = self.encode_images(batch.pixel_values)
+        return self.flow_loss(latents, condition.condition, draws) / latents.numel()
+
+    def flow_loss(self, latents: Tensor, condition: Tensor, draws: TrainingDraws | None = None) -> Tensor:
+        """Squared error of the velocity (float32), summed over latents (B, C, h, w)."""
+        draws = draw_training(latents.shape, latents.device) if draws is None else draws
+        timesteps = timesteps_of(draws.uniform)
+        predicted = self.velocity(add_noise(latents, draws.noise, timesteps), condition, timesteps)
+        return (predicted.float() - (draws.noise - latents).float()).square().sum()
+
+    def velocity(self, latents: Tensor, condition: Tensor, timesteps: Tensor) -> Tensor:
+        """(B, C, h, w) at noise levels (B,) in thousandths -> noise minus image."""
+        return self.transformer(latents, condition, timesteps, return_dict=False)[0]
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompts: Sequence[str],
+        seed: int = 0,
+        drawing: DrawingConfig | None = None,
+        image_size: Grid | None = None,
+        progress: Callable[[int, int], None] | None = None,
+        use_cache: bool = True,
+    ) -> Tensor:
+        """Draw one image per prompt; a prompt is read once in any case, so `use_cache` changes nothing here."""
+        drawing = self.config.drawing if drawing is None else drawing
+        ids, mask = self.processor.prompts_to_draw(prompts, drawing.guidance > 1.0)
+        ids, mask = ids.to(self.meta_queries.device), mask.to(self.meta_queries.device)
+        condition = self.condition_on(self._embeddings(ids), mask).condition
+        return self._draw(condition, len(prompts), seed, drawing, image_size, progress)
+
+    @torch.no_grad()
+    def redraw(
+        self, sources: Tensor, instructions: Sequence[str], seed: int = 0, drawing: DrawingConfig | None = None
+    ) -> Tensor:
+        """Draw images (B, 3, height, width) anew as instructions say, guided away from keeping them as they are."""
+        drawing = self.config.drawing if drawing is None else drawing
+        guided = drawing.guidance > 1.0
+        texts = [*instructions, *[KEEP_PROMPT] * (len(instructions) if guided else 0)]
+        ids, mask = self.processor.prompts_to_redraw(texts)
+        tokens = self.read_images(sources)
+        embeds = self.embed_with_images(ids.to(tokens.device), torch.cat([tokens, tokens]) if guided else tokens)
+        condition = self.condition_on(embeds, mask.to(tokens.device)).condition
+        return self._draw(condition, len(instructions), seed, drawing, None, None)
+
+    def draw_latents(
+        self,
+        condition: Tensor,
+        start: Tensor,
+        drawing: DrawingConfig,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Tensor:
+        """Noise (b, C, h, w) -> latents; under guidance the second half of the conditions is unconditional."""
+
+        def velocity(latents: Tensor, timestep: Tensor) -> Tensor:
+            copies = len(condition) // len(latents)
+            repeated = latents.repeat(copies, 1, 1, 1).to(condition.dtype)
+            return self.velocity(repeated, condition, sana_timestep(timestep, len(condition), latents.device))
+
+        return walk(velocity, start, drawing, progress)[-1]
+
+    def _draw(
+        self,
+        condition: Tensor,
+        count: int,
+        seed: int,
+        drawing: DrawingConfig,
+        image_size: Grid | None,
+        progress: Callable[[int, int], None] | None,
+    ) -> Tensor:
+        grid = self.grid_of(*(image_size or (self.config.image_size, self.config.image_size)))
+        noise = ImageNoise([seed + offset for offset in range(count)], condition.device)
+        start = noise.normal(self.config.autoencoder.channels, *grid)
+        latents = self.draw_latents(condition, start, drawing, progress)
+        return self.decode_images(latents.to(condition.dtype)).clamp(-1, 1)
+
+    # Training and checkpoints
+
+    def decays(self, name: str, parameter: nn.Parameter) -> bool:
+        """The official recipe decays whatever has at least two axes."""
+        return parameter.ndim > 1
+
+    def description(self) -> dict[str, Any]:
+        """The configuration, in primitives."""
+        return self.config.to_dict()
+
+    def official_weights(self) -> dict[str, dict[str, Tensor]]:
+        """`openuni`: what its checkpoints hold; `internvl3`; `dc_ae`, unless it has no weights."""
+        weights = {"openuni": self._own_weights(), "internvl3": vlm_to_official(self.vlm.state_dict())}
+        if not isinstance(self.autoencoder, BlockTransform):
+            weights["dc_ae"] = self.autoencoder.network.state_dict()
+        return weights
+
+    def load_own_weights(self, weights: Mapping[str, Tensor], source: str) -> None:
+        """Load queries, connector, projector and diffusion transformer; CheckpointError names what does not fit."""
+        own = KeyMap(renames=()).from_official(weights, self._own_weights(), source)
+        self.load_state_dict(own, strict=False)
+
+    def load_vlm_weights(self, weights: Mapping[str, Tensor], source: str) -> None:
+        """Load the vision-language model; CheckpointError names what does not fit."""
+        self.vlm.load_state_dict(vlm_from_official(weights, self.vlm.state_dict(), source))
+
+    def load_autoencoder_weights(self, weights: Mapping[str, Tensor], source: str) -> None:
+        """Load the DC-AE; CheckpointError names what does not fit."""
+        network = self.autoencoder.network
+        network.load_state_dict(KeyMap(renames=()).from_official(weights, network.state_dict(), source))
+
+    def save_tokenizer(self, folder: Path) -> None:
+        """Write tokenizer.json and its configuration."""
+        self.processor.tokenizer.save_pretrained(folder)
+
+    def set_activation_checkpointing(self, enabled: bool) -> None:
+        """Recompute the activations of all transformers in the backward pass."""
+        self.connector_checkpointing = enabled
+        if enabled:
+            self.vlm.activation_checkpointing_enable({"use_reentrant": False})
+            self.transformer.enable_gradient_checkpointing()
+        else:
+            self.vlm.activation_checkpointing_disable()
+            self.transformer.disable_gradient_checkpointing()
+
+    def grid_of(self, height: int, width: int) -> Grid:
+        """The latent grid of an image size in pixels; ValueError if it is not a whole number of latent positions."""
+        step = self.config.autoencoder.stride
+        if height % step or width % step:
+            raise ValueError(f"image size {height} x {width} is not a multiple of {step} pixels")
+        return height // step, width // step
+
+    def _connect(self, queries: Tensor) -> Tensor:
+        for layer in self.connector.layers:
+            if self.connector_checkpointing and queries.requires_grad:
+                queries = checkpoint(layer, queries, None, use_reentrant=False)
+            else:
+                queries = layer(queries, None)
+        return queries
+
+    @property
+    def _embeddings(self) -> nn.Embedding:
+        return self.vlm.get_input_embeddings()
+
+    def _generation_output(
+        self, loss: Tensor, latents: Tensor, condition: Condition, batch: GenerationBatch
+    ) -> BranchOutput:
+        return BranchOutput(
+            loss,
+            torch.tensor(latents.numel(), device=loss.device),
+            condition.tokens,
+            _places(condition.tokens),
+            TokenLayout(self.config.num_queries, (0, 0)),
+            batch.text,
+            self._embeddings,
+            latents.flatten(2).transpose(1, 2),
+            (latents.shape[2], latents.shape[3]),
+        )
+
+    def _own_weights(self) -> dict[str, Tensor]:
+        return {name: value for name, value in self.state_dict().items() if name.startswith(OWN_PARTS)}
+
+
+def build_transformer(config: DiffusionTransformerConfig, channels: int) -> SanaTransformer2DModel:
+    """A SANA with fresh weights."""
+    return SanaTransformer2DModel(
+        in_channels=channels,
+        out_channels=channels,
+        num_attention_heads=config.heads,
+        attention_head_dim=config.head_dim,
+        num_layers=config.depth,
+        num_cross_attention_heads=config.cross_heads,
+        cross_attention_head_dim=config.cross_head_dim,
+        cross_attention_dim=config.cross_heads * config.cross_head_dim,
+        caption_channels=config.caption_width,
+        mlp_ratio=config.mlp_ratio,
+        sample_size=config.sample_size,
+        patch_size=1,
+        qk_norm=config.qk_norm,
+    )
+
+
+def _places(tokens: Tensor) -> Tensor:
+    return torch.arange(tokens.shape[1], device=tokens.device).expand(len(tokens), -1)
