@@ -191,7 +191,7 @@ _SIZES: dict[str, OpenUniConfig] = {
             num_hidden_layers=4,
             num_attention_heads=4,
             num_key_value_heads=4,
-            vocab_size=440,
+            vocab_size=448,
             max_position_embeddings=4096,
             tie_word_embeddings=False,
             # About 1 / sqrt(width), as in the other embedded models.
