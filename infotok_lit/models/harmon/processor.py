@@ -91,6 +91,14 @@ class HarmonProcessor:
         texts = [prompt.strip() for prompt in prompts] + [""] * (len(prompts) if unconditional else 0)
         return pad([self._drawing_ids(text) for text in texts], self.pad_id)
 
+    def prompts_to_reconstruct(self, requests: Sequence[str], num_image_tokens: int) -> tuple[Tensor, Tensor]:
+        """Ids and mask (B, T) of one image each and a request to describe it; "" gives the unconditional text."""
+        slots = [IMAGE_TOKEN_ID] * num_image_tokens
+        # The official code replaces the line break before the request together with it.
+        texts = [f"\n{request}" if request else UNCONDITIONAL_PROMPT for request in requests]
+        opening = self._encode(USER_START) + slots
+        return pad([opening + self._encode(text + ASSISTANT_START) for text in texts], self.pad_id)
+
     def decode(self, ids: Tensor) -> list[str]:
         """Answers of generated ids (B, T), without anything from the end of the turn on."""
         return [self.tokenizer.decode(self._until_end(row), skip_special_tokens=True).strip() for row in ids.tolist()]

@@ -111,6 +111,10 @@ class OpenUniProcessor:
         """Ids and mask (B, T) of instructions to change one image each; right-padded."""
         return pad([self._redrawing_ids(instruction) for instruction in instructions], self.pad_id)
 
+    def prompts_to_reconstruct(self, requests: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Ids and mask (B, T) of requests to describe one image each; "" gives the unconditional text."""
+        return self.prompts_to_redraw([request or UNCONDITIONAL_PROMPT for request in requests])
+
     def decode(self, ids: Tensor) -> list[str]:
         """Answers of generated ids (B, T), without anything from the end of the turn on."""
         return [self.tokenizer.decode(self._until_end(row), skip_special_tokens=True).strip() for row in ids.tolist()]

@@ -23,6 +23,7 @@ from infotok_lit.models.showo2.layouts import (
     image,
     official_prompt,
     pretraining,
+    reconstructing,
 )
 from infotok_lit.models.text_batch import pad, paired_text
 from infotok_lit.models.tokenizer import Tokenizer, single_id
@@ -114,6 +115,14 @@ class Showo2Processor:
     ) -> tuple[Tensor, Tensor]:
         """Ids and mask (B, T) of drawing prompts, followed by as many unconditional ones if asked; right-padded."""
         return self._drawing_batch([*prompts, *[""] * (len(prompts) if unconditional else 0)], num_image_tokens)
+
+    def prompts_to_reconstruct(
+        self, requests: Sequence[str], condition_slots: int, slots: int
+    ) -> tuple[Tensor, Tensor]:
+        """Ids and mask (B, T) of images that are understood, requests to describe them, and the images to draw."""
+        texts = [self._encode(request) for request in requests]
+        layouts = [reconstructing(self.markers, self.chat, text, condition_slots, slots) for text in texts]
+        return pad([layout.ids for layout in layouts], self.pad_id)
 
     def decode(self, ids: Tensor) -> list[str]:
         """Answers of generated ids (B, T), without anything from the end of the turn on."""
