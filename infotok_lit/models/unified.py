@@ -23,6 +23,15 @@ TokenTransform = Callable[[Tensor], Tensor]
 """A map (B, N, D) -> (B, N, D) applied to the shared tokens where they leave the encoder."""
 
 
+class NegativeTexts(NamedTuple):
+    """Texts that are nearly true of each image and false, at most M per image; right-padded."""
+
+    ids: Tensor
+    """(B, M, S) int64 token ids."""
+    mask: Tensor
+    """(B, M, S) bool, False at padding; a row without any True is no text."""
+
+
 class PairedText(NamedTuple):
     """The text paired with each image, without template tokens; right-padded."""
 
@@ -34,6 +43,8 @@ class PairedText(NamedTuple):
     """(B, S) bool, True where the token is an answer token (all False for generation)."""
     key: Tensor
     """(B,) int64 digest of the text: equal exactly for identical texts, on every machine."""
+    negatives: NegativeTexts | None = None
+    """None where no image of the batch has any."""
 
 
 class UnderstandingBatch(NamedTuple):

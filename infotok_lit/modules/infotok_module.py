@@ -195,6 +195,10 @@ class InfoTokModule(pl.LightningModule):
         }
         return InfoTok(objective, widths)
 
+    def hard_negatives(self, branch: Branch) -> int:
+        """How many texts per image are asked of the data that it knows to be false of the image."""
+        return self.objective_config.negatives_from_data(branch)
+
     # One step
 
     @property
@@ -369,6 +373,8 @@ def objective_inputs(output: BranchOutput, image: Tensor | None = None) -> Branc
         target_mask=output.text.target_mask,
         text_key=output.text.key,
         text_embedding=output.text_embedding.weight,
+        negative_ids=None if output.text.negatives is None else output.text.negatives.ids,
+        negative_mask=None if output.text.negatives is None else output.text.negatives.mask,
         latents=output.latents,
         latent_grid=output.latent_grid,
         noise_level=output.noise_level,
