@@ -24,7 +24,7 @@ from infotok_lit.models.showo2.config import DiffusionHeadConfig, SemanticConfig
 from infotok_lit.models.showo2.config import DrawingConfig as Showo2DrawingConfig
 from infotok_lit.models.showo2.config import config_of_size as config_of_showo2
 from infotok_lit.models.unified import UnifiedModel
-from infotok_lit.modules.infotok_module import InfoTokModule
+from infotok_lit.modules.infotok_module import InfoTokModule, TaskWeights
 from infotok_lit.modules.optimiser import OptimiserConfig
 from infotok_lit.objective.config import DecoderConfig, ObjectiveConfig, ProjectionConfig, Term
 
@@ -137,6 +137,7 @@ class TinyModule(InfoTokModule):
         dropout: float = 0.0,
         freeze: tuple[str, ...] = (),
         family: str = "harmon",
+        task_weights: TaskWeights = TaskWeights(),  # noqa: B008 - frozen
     ) -> None:
         self.family = family
         objective = ObjectiveConfig(
@@ -146,7 +147,9 @@ class TinyModule(InfoTokModule):
             decoder=DecoderConfig(width=16, depth=1, heads=2),
         )
         optimiser = OptimiserConfig(lr=lr, heads_lr=1e-3, warmup_steps=2)
-        super().__init__(objective=objective, optimiser=optimiser, freeze=freeze, answer_tokens=3)
+        super().__init__(
+            objective=objective, optimiser=optimiser, task_weights=task_weights, freeze=freeze, answer_tokens=3
+        )
         self.dropout = dropout
 
     def build_base(self) -> UnifiedModel:
