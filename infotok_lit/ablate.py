@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
-    from infotok_lit.study.config import Study
-
 
 def main(argv: Sequence[str]) -> int:
     """`ablate --config FILE [--workers N] [--report_only true] [overrides]`; 1 if something failed or is missing."""
@@ -25,13 +23,14 @@ def main(argv: Sequence[str]) -> int:
     arguments = parser.instantiate_classes(parser.parse_args(list(argv[1:])))
     study = Study(**{field.name: arguments[field.name] for field in fields(Study)})
     from infotok_lit.study.report import write_report
-    from infotok_lit.study.run import run_study
 
     signal.signal(signal.SIGTERM, _interrupt)
     complete = True
     try:
         if not arguments.report_only:
-            complete = run_study(study, arguments.workers, arguments.threads, arguments.gpus)
+            from infotok_lit.study.run import Resources, run_study
+
+            complete = run_study(study, Resources(arguments.workers, arguments.threads, arguments.gpus))
     except (OSError, ValueError) as error:
         parser.error(str(error))
     except KeyboardInterrupt:

@@ -6,17 +6,20 @@ is another variant, and runs of different configurations are never mixed.
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from infotok_lit.command_line import write_whole
 from infotok_lit.study.config import Row, Study
 
 RUN_FOLDER = "run"
 """Below a cell's folder: what `fit` itself writes."""
+POINT_FILE = "point.json"
+"""Below a point's folder: which point it is."""
 DIGEST_LENGTH = 8
 
 
@@ -53,11 +56,24 @@ class Cell:
 
 @dataclass(frozen=True)
 class Job:
-    """What one Optuna trial stands for: the cells of a row's seed, or of all seeds of a search's point."""
+    """What one Optuna trial stands for: a row's cell, or a point of a search with its cells, one per seed.
+
+    Args:
+        key: Its folder below the study's.
+        folder: Its folder.
+        cells: What it runs, one after the other.
+        params: The point, by dimension; None for a row.
+    """
 
     key: str
     folder: Path
     cells: tuple[Cell, ...]
+    params: Mapping[str, Any] | None = None
+
+    def write_point(self) -> None:
+        """Leave a note of which point this is."""
+        if self.params is not None:
+            write_whole(self.folder / POINT_FILE, (json.dumps(dict(self.params), indent=2) + "\n").encode())
 
 
 def row_cells(study: Study) -> list[Cell]:
@@ -71,16 +87,16 @@ def row_jobs(study: Study) -> list[Job]:
     return [Job(cell.key, cell.folder, (cell,)) for cell in row_cells(study)]
 
 
-def point_job(study: Study, params: dict[str, Any]) -> Job:
+def point_job(study: Study, params: Mapping[str, Any]) -> Job:
     """The job of a point of the search: all of its seeds."""
     row = point_row(study, params)
     name = digest(study, row)
     key = f"points/{name}"
     cells = tuple(make_cell(study, key, f"point {name}", row, seed) for seed in study.seeds)
-    return Job(key, Path(study.out, key), cells)
+    return Job(key, Path(study.out, key), cells, params)
 
 
-def point_row(study: Study, params: dict[str, Any]) -> Row:
+def point_row(study: Study, params: Mapping[str, Any]) -> Row:
     """What a point lays over the study's configuration."""
     start, configs, overrides = study.search.row, [], {}
     for name, dimension in study.search.space.items():
@@ -140,8 +156,3 @@ def _read(path: str) -> Any:
     if not Path(path).is_file():
         raise FileNotFoundError(f"no configuration file at {path} (paths are as seen from {Path.cwd()})")
     return yaml.safe_load(Path(path).read_text())
-
-
-def labels(cells: Sequence[Cell]) -> str:
-    """Cells by name, for messages."""
-    return "; ".join(cell.label for cell in cells)

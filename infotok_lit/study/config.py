@@ -47,7 +47,7 @@ class Dimension:
         high: Upper end of a range, included.
         log: Sample the range on a logarithmic scale.
         integer: The range holds whole numbers only.
-        choices: Values to choose from.
+        choices: Values to choose from: numbers, words, booleans or null.
         variants: Named variants to choose from, each a set of overlays and overrides; for settings that belong
             together, such as a schedule and its length. The name of the dimension then is a label.
     """
@@ -71,6 +71,8 @@ class Dimension:
             raise ValueError("integer needs a range with whole ends")
         if not ranged and not (self.choices or self.variants):
             raise ValueError("choices and variants must not be empty")
+        if any(not isinstance(choice, bool | int | float | str | None) for choice in self.choices or []):
+            raise ValueError(f"choices must be numbers, words, booleans or null, got {self.choices}; use variants")
 
     @property
     def options(self) -> list[Any] | None:

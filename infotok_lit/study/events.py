@@ -19,8 +19,3 @@ def read_curves(run_folder: Path, tags: Iterable[str] | None = None) -> dict[str
     logged = events.Tags()["scalars"]
     wanted = logged if tags is None else [tag for tag in tags if tag in logged]
     return {tag: {event.step: event.value for event in events.Scalars(tag)} for tag in wanted}
-
-
-def value_at(curve: Curve, step: int) -> float | None:
-    """A curve's value at a step; None if there is none."""
-    return curve.get(step)

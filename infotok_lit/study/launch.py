@@ -1,5 +1,6 @@
 """Running one cell: `fit` in a process of its own, resumed where an earlier try left a checkpoint."""
 
+import math
 import os
 import shutil
 import signal
@@ -93,9 +94,10 @@ class Launcher:
         record.reason = ""
         if outcome == "exit status 0":
             curves = read_curves(cell.run_folder, self.required_tags) if cell.run_folder.is_dir() else {}
-            lacking = [tag for tag in self.required_tags if cell.last_step not in curves.get(tag, {})]
+            last = {tag: curves.get(tag, {}).get(cell.last_step, math.nan) for tag in self.required_tags}
+            lacking = [tag for tag, value in last.items() if not math.isfinite(value)]
             if lacking:
-                record.reason = f"ended well, but logged no {', '.join(lacking)} at step {cell.last_step}"
+                record.reason = f"ended well, but logged no finite {', '.join(lacking)} at step {cell.last_step}"
         elif outcome != "interrupted":
             record.reason = f"{record.command[len(self.prefix)]} ended with {outcome}"
         record.state = "interrupted" if outcome == "interrupted" else "failed" if record.reason else "finished"

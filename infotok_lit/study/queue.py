@@ -3,28 +3,38 @@
 Optuna's storage gives each waiting trial to one worker. What it leaves open is settled by two rules that every worker
 derives from the same storage, without talking to others:
 
-- Workers that start at once may queue the same job twice. A trial carries its job and the number of the try; of several
-  with both the same, the one with the lowest number counts.
-- A worker may die. It holds the job's lock (lock.py) as long as it or its `fit` lives; a trial that is running while its
-  lock is free has no owner, is marked as failed, and the job is queued again.
+- Workers that start at once may queue the same job twice. A trial carries its job and the number of the try; of
+  several with both the same, the one with the lowest number counts.
+- A worker may die. It holds the job's lock (lock.py) as long as it or its `fit` lives; a trial that is running while
+  its lock is free has no owner: it is marked as failed, and the job is queued again.
 """
 
+import fcntl
 import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, Trial, TrialState
 
 from infotok_lit.study.cells import Job
 from infotok_lit.study.lock import is_visible, try_lock, unlock
+from infotok_lit.study.record import Record, is_finished
 
+GRACE = timedelta(minutes=1)
+"""A worker that has not signed the trial that it took for so long died between the two."""
 LIVE = (TrialState.WAITING, TrialState.RUNNING)
+
+
+JobOf = Callable[[FrozenTrial | Trial], Job | None]
+Values = Callable[[Job, Sequence[Record]], Sequence[float]]
 
 
 @dataclass(frozen=True)
@@ -56,22 +66,27 @@ class JobQueue:
         self.job_of = job_of
         self._study_id = storage.get_study_id_from_name(study.study_name)
 
-    def fill(self, jobs: Sequence[Job], is_finished: Callable[[Job], bool], trial_of: Callable[[Job], dict]) -> None:
+    def fill(self, jobs: Sequence[Job], trial_of: Callable[[Job], dict[str, Any]] = lambda _: {}) -> None:
         """Queue the jobs that are neither finished nor queued nor running; failed ones get another try.
 
         Args:
-            is_finished: Whether a job needs no run.
             trial_of: Further arguments of `optuna.create_trial`, such as params.
         """
         trials = self._trials()
         for job in jobs:
             own = [trial for trial in trials if trial.user_attrs.get("job") == job.key]
-            done = is_finished(job) and any(trial.state == TrialState.COMPLETE for trial in own)
-            if not done and not any(trial.state in LIVE for trial in own):
-                attempt = 1 + max((trial.user_attrs["attempt"] for trial in own), default=0)
+            done = all(is_finished(cell.folder) for cell in job.cells)
+            told = any(trial.state == TrialState.COMPLETE for trial in own)
+            if not (done and told) and not any(trial.state in LIVE for trial in own):
+                attempt = 1 + max((trial.user_attrs.get("attempt", 1) for trial in own), default=0)
                 self.add(job, attempt, **trial_of(job))
 
-    def add(self, job: Job, attempt: int, **trial: object) -> None:
+    def jobs(self) -> list[Job]:
+        """Every job that was ever queued, once."""
+        jobs = {trial.user_attrs["job"]: self.job_of(trial) for trial in self._trials() if "job" in trial.user_attrs}
+        return [job for job in jobs.values() if job is not None]
+
+    def add(self, job: Job, attempt: int, **trial: Any) -> None:
         """Queue a job."""
         attributes = {"job": job.key, "attempt": attempt}
         self.study.add_trial(optuna.create_trial(state=TrialState.WAITING, user_attrs=attributes, **trial))
@@ -97,13 +112,12 @@ class JobQueue:
         """Queue the jobs again whose worker has died."""
         recovered = []
         for trial, job in self._known(TrialState.RUNNING):
-            if not is_visible(job.folder):
-                continue
-            lock = try_lock(job.folder)
+            lock = try_lock(job.folder) if self._can_be_judged(trial) and is_visible(job.folder) else None
             if lock is None:
                 continue
             if self._give_up(trial):
-                self.add(job, trial.user_attrs["attempt"] + 1, params=trial.params, distributions=trial.distributions)
+                attempt = 1 + trial.user_attrs.get("attempt", 1)
+                self.add(job, attempt, params=trial.params, distributions=trial.distributions)
                 recovered.append(job)
             unlock(lock)
         return recovered
@@ -120,19 +134,30 @@ class JobQueue:
         seen = set()
         for trial in self._trials():
             tried = (trial.user_attrs.get("job"), trial.user_attrs.get("attempt"))
-            job = None if tried in seen else self.job_of(trial)
-            if trial.state in states and job is not None:
-                yield trial, job
-            elif trial.state == TrialState.WAITING and tried in seen:
-                self._set_state(trial, TrialState.PRUNED)
+            if tried in seen:
+                if trial.state == TrialState.WAITING:
+                    self._set_state(trial, TrialState.PRUNED)
+                continue
             seen.add(tried)
+            job = self.job_of(trial) if trial.state in states else None
+            if job is not None:
+                yield trial, job
 
     def _take(self, trial: FrozenTrial) -> bool:
         if not self._set_state(trial, TrialState.RUNNING):
             return False
-        owner = {"host": socket.gethostname(), "process": os.getpid()}
-        self.storage.set_trial_user_attr(self._trial_id(trial), "owner", owner)
+        self.storage.set_trial_user_attr(self._trial_id(trial), "owner", self.owner())
         return True
+
+    @staticmethod
+    def owner() -> dict[str, object]:
+        """Who runs a trial, for people who look into the storage."""
+        return {"host": socket.gethostname(), "process": os.getpid()}
+
+    @staticmethod
+    def _can_be_judged(trial: FrozenTrial) -> bool:
+        """Whether its lock says if a running trial has a worker: not yet while the worker is about to sign."""
+        return "owner" in trial.user_attrs or trial.datetime_start < datetime.now() - GRACE
 
     def _give_up(self, trial: FrozenTrial) -> bool:
         """Mark a trial as failed, whose lock we hold; False if it has ended by itself."""
@@ -161,8 +186,6 @@ def open_storage(storage: str | None, folder: Path) -> BaseStorage:
 @contextmanager
 def opening(folder: Path) -> Iterator[None]:
     """Inside, no other worker of the study opens the storage: creating a database's tables is no atomic act."""
-    import fcntl
-
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "opening.lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

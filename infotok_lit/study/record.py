@@ -76,9 +76,12 @@ class Record:
 
     def script(self) -> str:
         """The command as a shell script."""
+        return f"#!/bin/sh\n{self.shell_line()}\n"
+
+    def shell_line(self) -> str:
+        """The command for a shell, with its folder and its variables."""
         variables = " ".join(f"{name}={shlex.quote(value)}" for name, value in self.environment.items())
-        command = f"{variables} {shlex.join(self.command)}".strip()
-        return f"#!/bin/sh\ncd {shlex.quote(self.working_folder)} && {command}\n"
+        return f"cd {shlex.quote(self.working_folder)} && {variables} {shlex.join(self.command)}".replace("  ", " ")
 
 
 def read_record(folder: Path) -> Record | None:
@@ -88,6 +91,12 @@ def read_record(folder: Path) -> Record | None:
         return None
     content = json.loads(path.read_text())
     return Record(**content | {"attempts": [Attempt(**attempt) for attempt in content["attempts"]]})
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether the cell of a folder needs no run."""
+    record = read_record(folder)
+    return record is not None and record.state == "finished"
 
 
 def new_attempt(resumed: bool) -> Attempt:

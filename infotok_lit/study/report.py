@@ -1,40 +1,42 @@
 """Everything that a study hands back, recomputed from its cells' raw event files each time."""
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from matplotlib.figure import Figure
-
-from infotok_lit.command_line import write_whole
-from infotok_lit.study.cells import row_cells
+from infotok_lit.study.cells import Cell, row_cells
 from infotok_lit.study.config import Study
-from infotok_lit.study.figures import mean_curves_figure, means_figure, row_curves_figure, table_figure
+from infotok_lit.study.figures import mean_curves_figure, means_figure, row_curves_figure, tables_figure
+from infotok_lit.study.output import markdown, write_csv, write_figure, write_text
 from infotok_lit.study.record import LOG_FILE, log_tail
 from infotok_lit.study.results import CellResult, read_results
-from infotok_lit.study.table import best_rows, grid, markdown, summarise, table_csv, to_csv
+from infotok_lit.study.search import known_points
+from infotok_lit.study.sweep_report import write_sweep_report
+from infotok_lit.study.table import Entry, difference_table, full_table, means_table, summarise
 
 REPORT_FILE = "report.md"
-DPI = 130
 
 
 def write_report(study: Study) -> Path:
     """Write tables, figures, commands and versions into the study's folder; the path of `report.md`."""
     out = Path(study.out)
-    out.mkdir(parents=True, exist_ok=True)
-    results = read_results(study, row_cells(study))
+    points = [] if study.search is None else known_points(study)
+    cells: list[Cell] = [*row_cells(study), *(cell for job in points for cell in job.cells)]
+    results = read_results(study, cells)
+    entries = summarise(study, results)
     parts = [f"# {study.name}", _budget(study)]
     if study.rows:
-        parts.append(_rows_report(study, results, out))
+        parts.append(_write_rows(study, results, entries, out))
+    if study.search is not None:
+        parts.append(write_sweep_report(study, points, entries, out))
     parts += [_unfinished(results), _versions(results)]
-    _write(out / "cells.csv", cells_csv(study, results))
-    _write(out / "commands.sh", _commands(results))
-    _write(out / REPORT_FILE, "\n\n".join(part for part in parts if part) + "\n")
+    write_csv(out / "cells.csv", *cells_table(study, results))
+    write_text(out / "commands.sh", _commands(results))
+    write_text(out / REPORT_FILE, "\n\n".join(part for part in parts if part) + "\n")
     return out / REPORT_FILE
 
 
-def cells_csv(study: Study, results: Sequence[CellResult]) -> str:
-    """One line per cell: what came out, and where it is."""
+def cells_table(study: Study, results: Sequence[CellResult]) -> tuple[list[str], list[list[object]]]:
+    """Header, and one line per cell: what came out, and where it is."""
     header = ["variant", "seed", "state", "seconds", "reason", "folder", *study.metrics]
     lines = [
         [
@@ -48,47 +50,22 @@ def cells_csv(study: Study, results: Sequence[CellResult]) -> str:
         ]
         for result in results
     ]
-    return to_csv(header, lines)
+    return header, lines
 
 
-def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=DPI)
-    write_whole(path, picture.getvalue())
-
-
-def _rows_report(study: Study, results: Sequence[CellResult], out: Path) -> str:
-    entries = summarise(study, results)
-    header, lines = grid(study, entries)
-    _write(out / "table.csv", table_csv(study, entries))
-    save_figure(table_figure(header, lines), out / "table.png")
-    save_figure(means_figure(study, results, entries), out / "means.png")
+def _write_rows(study: Study, results: Sequence[CellResult], entries: Sequence[Entry], out: Path) -> str:
+    write_csv(out / "table.csv", *full_table(study, entries))
+    differences = [difference_table(study, entries, reference) for reference in study.compared_with]
+    write_figure(out / "table.png", tables_figure([means_table(study, entries), *differences]))
+    write_figure(out / "means.png", means_figure(study, results, entries))
     tags = list(dict.fromkeys([*(metric.tag for metric in study.metrics.values()), *study.curves]))
     by_row = {row: [result for result in results if result.cell.variant == row] for row in study.rows}
-    save_figure(mean_curves_figure(by_row, tags), out / "curves.png")
+    write_figure(out / "curves.png", mean_curves_figure(by_row, tags))
     for row, own in by_row.items():
-        save_figure(row_curves_figure(row, own, tags), out / "curves" / f"{row}.png")
-    return "\n\n".join(
-        [
-            markdown(header, _with_best(study, lines, best_rows(study, entries))),
-            _reading(study),
-            "![Means](means.png)\n\n![Curves](curves.png)",
-        ]
-    )
-
-
-def _with_best(study: Study, lines: list[list[str]], best: set[tuple[str, str]]) -> list[list[str]]:
-    """The lines with the best mean of each metric in bold."""
-    stride = 1 + len(study.compared_with)
-    places = {name: 2 + number * stride for number, name in enumerate(study.metrics)}
-    marked = [list(line) for line in lines]
-    for line in marked:
-        for name, place in places.items():
-            if (line[0], name) in best:
-                line[place] = f"**{line[place]}**"
-    return marked
+        write_figure(out / "curves" / f"{row}.png", row_curves_figure(row, own, tags))
+    tables = [means_table(study, entries, emphasis="**"), *differences]
+    shown = [f"## {table.title}\n\n{markdown(table.header, table.lines)}" for table in tables]
+    return "\n\n".join([*shown, _reading(study), "![Means](means.png)", "![Learning curves](curves.png)"])
 
 
 def _budget(study: Study) -> str:
@@ -98,18 +75,13 @@ def _budget(study: Study) -> str:
 def _reading(study: Study) -> str:
     level = f"{100 * study.confidence:g} %"
     return (
-        f"Mean over seeds ± half the width of Student's {level} confidence interval; differences are taken seed by "
-        "seed, with the p-value of a two-sided paired t-test, not corrected for the number of comparisons. In bold: "
-        "the best mean."
+        f"Mean over seeds ± half the width of Student's {level} confidence interval. Differences are taken seed by "
+        "seed; p is that of a two-sided paired t-test, not corrected for the number of comparisons. In bold: the best."
     )
 
 
 def _unfinished(results: Sequence[CellResult]) -> str:
-    lines = []
-    for result in results:
-        if result.state == "finished":
-            continue
-        lines.append(f"- {result.cell.label}: {result.state}" + _why(result))
+    lines = [f"- {result.cell.label}: {result.state}{_why(result)}" for result in results if result.state != "finished"]
     return "## Not finished\n\n" + "\n".join(lines) if lines else ""
 
 
@@ -136,13 +108,6 @@ def _versions(results: Sequence[CellResult]) -> str:
 
 
 def _commands(results: Sequence[CellResult]) -> str:
-    """A script of all commands."""
-    lines = ["#!/bin/sh"]
-    for result in results:
-        if result.record is not None:
-            lines += [f"# {result.cell.label}", f"(\n{result.record.script().partition(chr(10))[2].strip()}\n)"]
-    return "\n".join(lines) + "\n"
-
-
-def _write(path: Path, text: str) -> None:
-    write_whole(path, text.encode())
+    """All commands in one script, each in a shell of its own."""
+    ran = [result for result in results if result.record is not None]
+    return "#!/bin/sh\n" + "".join(f"# {result.cell.label}\n({result.record.shell_line()})\n" for result in ran)

@@ -1,13 +1,13 @@
-"""The table of a study, like Table 5 of the paper: rows by metrics, over seeds."""
+"""The tables of a study, like Table 5 of the paper: rows by metrics, over seeds."""
 
-import csv
-import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from infotok_lit.study.config import Study
+from infotok_lit.study.config import Metric, Study
 from infotok_lit.study.results import CellResult
 from infotok_lit.study.statistics import Comparison, Estimate, Seeds, compare, estimate
+
+ARROWS = {"higher": " ↑", "lower": " ↓", "none": ""}
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,15 @@ class Entry:
     metric: str
     estimate: Estimate | None
     comparisons: Mapping[str, Comparison]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table for people."""
+
+    title: str
+    header: list[str]
+    lines: list[list[str]]
 
 
 def summarise(study: Study, results: Sequence[CellResult]) -> list[Entry]:
@@ -51,19 +60,22 @@ def seed_values(results: Sequence[CellResult], variant: str, metric: str) -> See
 
 
 def best_rows(study: Study, entries: Sequence[Entry]) -> set[tuple[str, str]]:
-    """(row, metric) of the best mean of every metric that is judged."""
+    """(row, metric) of the best mean of every metric that is judged; several where they are equal."""
     best = set()
-    for name, metric in study.metrics.items():
+    for name, metric in judged(study).items():
         means = {e.row: e.estimate.mean for e in entries if e.metric == name and e.estimate is not None}
-        if metric.better == "none" or len(means) < 2:
-            continue
-        top = max(means.values()) if metric.better == "higher" else min(means.values())
+        top = (max if metric.better == "higher" else min)(means.values(), default=None)
         best |= {(row, name) for row, mean in means.items() if mean == top}
     return best
 
 
-def table_csv(study: Study, entries: Sequence[Entry]) -> str:
-    """One line per row and metric, every number in full."""
+def judged(study: Study) -> dict[str, Metric]:
+    """The metrics of which more or less is better."""
+    return {name: metric for name, metric in study.metrics.items() if metric.better != "none"}
+
+
+def full_table(study: Study, entries: Sequence[Entry]) -> tuple[list[str], list[list[object]]]:
+    """Header, and one line per row and metric, with every number in full."""
     columns: list[tuple[str, Callable[[Entry], object]]] = [
         ("row", lambda entry: entry.row),
         ("metric", lambda entry: entry.metric),
@@ -72,40 +84,33 @@ def table_csv(study: Study, entries: Sequence[Entry]) -> str:
     for reference in study.compared_with:
         columns += _estimate_columns(f"minus_{reference}_", lambda entry, r=reference: _difference(entry, r))
         columns.append((f"minus_{reference}_p", lambda entry, r=reference: _p_value(entry, r)))
-    return to_csv([name for name, _ in columns], [[cell(entry) for _, cell in columns] for entry in entries])
+    return [name for name, _ in columns], [[cell(entry) for _, cell in columns] for entry in entries]
 
 
-def to_csv(header: Sequence[str], lines: Sequence[Sequence[object]]) -> str:
-    """CSV; None is an empty field."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(lines)
-    return text.getvalue()
-
-
-def grid(study: Study, entries: Sequence[Entry]) -> tuple[list[str], list[list[str]]]:
-    """The table for people: header, and a line per row; differences and tests follow each mean."""
-    header = ["row", "seeds"]
-    for name, metric in study.metrics.items():
-        arrow = {"higher": " ↑", "lower": " ↓", "none": ""}[metric.better]
-        header += [name + arrow, *(f"{name} − {reference}" for reference in study.compared_with)]
-    by_place = {(entry.row, entry.metric): entry for entry in entries}
+def means_table(study: Study, entries: Sequence[Entry], emphasis: str = "") -> Table:
+    """Means with confidence intervals; the best ones between `emphasis`."""
+    best = best_rows(study, entries)
+    header = ["row", "seeds", *(name + ARROWS[metric.better] for name, metric in study.metrics.items())]
     lines = []
     for row in study.rows:
-        own = [by_place[row, metric] for metric in study.metrics]
-        count = max((entry.estimate.count for entry in own if entry.estimate is not None), default=0)
-        line = [row, f"{count}/{len(study.seeds)}"]
-        for entry in own:
-            line += [_mean(entry), *(_compared(entry, reference) for reference in study.compared_with)]
-        lines.append(line)
-    return header, lines
+        own = _by_metric(row, entries)
+        count = max((entry.estimate.count for entry in own.values() if entry.estimate is not None), default=0)
+        marks = {name: emphasis if (row, name) in best else "" for name in own}
+        means = [f"{marks[name]}{_mean(own[name].estimate)}{marks[name]}" for name in study.metrics]
+        lines.append([row, f"{count}/{len(study.seeds)}", *means])
+    return Table("Means over seeds", header, lines)
 
 
-def markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, all columns but the first to the right."""
-    rule = ["---", *("---:" for _ in header[1:])]
-    return "\n".join("| " + " | ".join(line) + " |" for line in [header, rule, *lines])
+def difference_table(study: Study, entries: Sequence[Entry], reference: str) -> Table:
+    """Paired differences of every row to a reference, with confidence intervals and tests."""
+    header = ["row", *(name + ARROWS[metric.better] for name, metric in judged(study).items())]
+    rows = [row for row in study.rows if row != reference]
+    lines = [[row, *(_compared(_by_metric(row, entries)[name], reference) for name in judged(study))] for row in rows]
+    return Table(f"Differences to {reference}, seed by seed", header, lines)
+
+
+def _by_metric(row: str, entries: Sequence[Entry]) -> dict[str, Entry]:
+    return {entry.metric: entry for entry in entries if entry.row == row}
 
 
 def _estimate_columns(
@@ -131,22 +136,23 @@ def _p_value(entry: Entry, reference: str) -> float | None:
     return entry.comparisons[reference].p_value if reference in entry.comparisons else None
 
 
-def _mean(entry: Entry) -> str:
-    if entry.estimate is None:
+def _mean(of: Estimate | None) -> str:
+    if of is None:
         return ""
-    margin = "" if entry.estimate.margin is None else f" ± {_number(entry.estimate.margin)}"
-    return _number(entry.estimate.mean) + margin
+    return number(of.mean) if of.margin is None else f"{number(of.mean)} ± {number(of.margin)}"
 
 
 def _compared(entry: Entry, reference: str) -> str:
     difference = _difference(entry, reference)
     if difference is None:
         return ""
-    margin = "" if difference.margin is None else f" ± {_number(difference.margin)}"
+    margin = "" if difference.margin is None else f" ± {number(difference.margin)}"
     p_value = _p_value(entry, reference)
     test = "" if p_value is None else f" (p {'< 0.001' if p_value < 0.001 else f'= {p_value:.3f}'})"
-    return f"{difference.mean:+.3f}{margin}{test}"
+    sign = "+" if difference.mean >= 0 else "-"
+    return f"{sign}{number(abs(difference.mean))}{margin}{test}"
 
 
-def _number(value: float) -> str:
-    return f"{value:.3f}"
+def number(value: float) -> str:
+    """Three decimals, or three significant digits where that says more."""
+    return f"{value:.3f}" if value == 0 or abs(value) >= 0.1 else f"{value:.3g}"

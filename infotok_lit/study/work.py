@@ -1,24 +1,19 @@
 """Working off a queue with some local workers, each running one job at a time."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 
 from optuna.trial import TrialState
 
-from infotok_lit.study.cells import Job
 from infotok_lit.study.display import Display
 from infotok_lit.study.launch import Launcher
 from infotok_lit.study.queue import Claim, JobQueue
-from infotok_lit.study.record import Record
 
 IDLE_SECONDS = 1.0
 """Between two looks at a queue that has nothing for us, but is not done."""
 
-Values = Callable[[Job, Sequence[Record]], Sequence[float]]
-"""What a finished job tells Optuna."""
 
-
-def work_off(queue: JobQueue, launchers: Sequence[Launcher], values: Values, display: Display) -> None:
+def work_off(queue: JobQueue, launchers: Sequence[Launcher], display: Display) -> None:
     """Run jobs until none is left here or elsewhere; one worker per launcher.
 
     Raises:
@@ -26,7 +21,7 @@ def work_off(queue: JobQueue, launchers: Sequence[Launcher], values: Values, dis
     """
     stop = launchers[0].stop
     with ThreadPoolExecutor(len(launchers)) as pool:
-        workers = [pool.submit(_work, queue, launcher, values, display) for launcher in launchers]
+        workers = [pool.submit(_work, queue, launcher, display) for launcher in launchers]
         try:
             done, _ = wait(workers, return_when=FIRST_EXCEPTION)
             for worker in done:
@@ -35,11 +30,11 @@ def work_off(queue: JobQueue, launchers: Sequence[Launcher], values: Values, dis
             stop.set()
 
 
-def _work(queue: JobQueue, launcher: Launcher, values: Values, display: Display) -> None:
+def _work(queue: JobQueue, launcher: Launcher, display: Display) -> None:
     while not launcher.stop.is_set():
         claim = queue.claim()
         if claim is not None:
-            _run(queue, claim, launcher, values, display)
+            _run(queue, claim, launcher, display)
             continue
         for job in queue.recover():
             display.say(f"{job.key}: its worker died; queued again")
@@ -50,7 +45,8 @@ def _work(queue: JobQueue, launcher: Launcher, values: Values, display: Display)
         launcher.stop.wait(IDLE_SECONDS)
 
 
-def _run(queue: JobQueue, claim: Claim, launcher: Launcher, values: Values, display: Display) -> None:
+def _run(queue: JobQueue, claim: Claim, launcher: Launcher, display: Display) -> None:
+    claim.job.write_point()
     records = []
     for cell in claim.job.cells:
         display.started(cell)
@@ -59,4 +55,4 @@ def _run(queue: JobQueue, claim: Claim, launcher: Launcher, values: Values, disp
         if records[-1].state != "finished":
             break
     finished = all(record.state == "finished" for record in records)
-    queue.finish(claim, values(claim.job, records) if finished else None)
+    queue.finish(claim, queue.values(claim.job, records) if finished else None)
