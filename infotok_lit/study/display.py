@@ -1,24 +1,40 @@
 """What a study shows while it runs: what is done, what runs, what is left."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from threading import Lock
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from infotok_lit.study.cells import Cell
 from infotok_lit.study.record import LOG_FILE, Record, log_tail
 
 
 class Display:
-    """A bar over all cells, a line for each that runs here, and a sentence for each that ended."""
+    """A bar over all cells, a line for each that runs here, and a sentence for each that ended.
 
-    def __init__(self, progress: Progress, total: int | None, finished: int) -> None:
+    Args:
+        progress: The bars.
+        total: How many cells there are.
+        count: How many have finished by now, whoever ran them.
+    """
+
+    def __init__(self, progress: Progress, total: int, count: Callable[[], int]) -> None:
         self._progress = progress
-        self._all = progress.add_task("cells", total=total, completed=finished)
+        self._total = total
+        self._count = count
+        self._all = progress.add_task("cells", total=total, completed=count())
         self._running: dict[str, TaskID] = {}
-        self._finished, self._total, self._failed = finished, total, 0
+        self._failed = 0
         self._lock = Lock()
         self._elsewhere: list[str] = []
 
@@ -26,7 +42,6 @@ class Display:
         """A cell starts here."""
         with self._lock:
             self._running[cell.key] = self._progress.add_task(f"  {cell.label}", total=None)
-            self._describe()
         if not self._progress.console.is_terminal:
             self.say(f"started  {cell.label}")
 
@@ -34,12 +49,12 @@ class Display:
         """A cell ended here."""
         with self._lock:
             self._progress.remove_task(self._running.pop(cell.key))
-            self._finished += record.state == "finished"
             self._failed += record.state == "failed"
-            self._describe()
-            left = "" if self._total is None else f", {self._total - self._finished - self._failed} left"
-        seconds = f"{record.attempts[-1].seconds:.0f} s{left}"
-        self.say(f"{record.state:<8} {cell.label} ({seconds})")
+            finished = self._count()
+            failed = f", {self._failed} failed" if self._failed else ""
+            self._progress.update(self._all, completed=finished, description=f"cells{failed}")
+        seconds = f"{record.attempts[-1].seconds:.0f} s"
+        self.say(f"{record.state:<8} {cell.label} ({seconds}; {finished} of {self._total} finished{failed})")
         if record.state == "failed":
             self.say(f"  {record.reason}; the end of {cell.folder / LOG_FILE}:")
             for line in log_tail(cell.folder):
@@ -57,16 +72,18 @@ class Display:
         """A line above the bars."""
         self._progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    def _describe(self) -> None:
-        failed = f", {self._failed} failed" if self._failed else ""
-        self._progress.update(self._all, completed=self._finished, description=f"cells{failed}")
-
 
 @contextmanager
-def display(total: int | None, finished: int) -> Iterator[Display]:
+def display(total: int, count: Callable[[], int]) -> Iterator[Display]:
     """A display on stderr; without a terminal it only writes lines."""
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     hidden = not console.is_terminal
     with Progress(*columns, console=console, disable=hidden, redirect_stdout=False, transient=True) as progress:
-        yield Display(progress, total, finished)
+        yield Display(progress, total, count)

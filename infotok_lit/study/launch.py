@@ -42,14 +42,12 @@ class Launcher:
     stop: Event = field(default_factory=Event)
 
     def run(self, cell: Cell, lock: int) -> Record:
-        """Run a cell, unless it has finished; its record says how it ended.
+        """Run a cell; its record says how it ended.
 
         Args:
             lock: Descriptor of the lock that the process inherits.
         """
         record = read_record(cell.folder)
-        if record is not None and record.state == "finished":
-            return record
         record = self._attempt(cell, lock, record, resumed=has_checkpoint(cell.run_folder))
         if record.state == "failed" and record.attempts[-1].resumed and record.attempts[-1].outcome == "exit status 0":
             # Killed between its last checkpoint and its last validation: there was nothing left to train.

@@ -32,7 +32,6 @@ GRACE = timedelta(minutes=1)
 """A worker that has not signed the trial that it took for so long died between the two."""
 LIVE = (TrialState.WAITING, TrialState.RUNNING)
 
-
 JobOf = Callable[[FrozenTrial | Trial], Job | None]
 Values = Callable[[Job, Sequence[Record]], Sequence[float]]
 
@@ -58,12 +57,14 @@ class JobQueue:
         study: The study.
         storage: Where it is.
         job_of: The job that a trial stands for; None if it belongs to another configuration of the study.
+        values: What a finished job, with its cells' records, tells Optuna.
     """
 
-    def __init__(self, study: optuna.Study, storage: BaseStorage, job_of: Callable[[FrozenTrial], Job | None]) -> None:
+    def __init__(self, study: optuna.Study, storage: BaseStorage, job_of: JobOf, values: Values) -> None:
         self.study = study
         self.storage = storage
         self.job_of = job_of
+        self.values = values
         self._study_id = storage.get_study_id_from_name(study.study_name)
 
     def fill(self, jobs: Sequence[Job], trial_of: Callable[[Job], dict[str, Any]] = lambda _: {}) -> None:

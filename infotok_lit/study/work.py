@@ -8,6 +8,7 @@ from optuna.trial import TrialState
 from infotok_lit.study.display import Display
 from infotok_lit.study.launch import Launcher
 from infotok_lit.study.queue import Claim, JobQueue
+from infotok_lit.study.record import is_finished, read_record
 
 IDLE_SECONDS = 1.0
 """Between two looks at a queue that has nothing for us, but is not done."""
@@ -49,6 +50,9 @@ def _run(queue: JobQueue, claim: Claim, launcher: Launcher, display: Display) ->
     claim.job.write_point()
     records = []
     for cell in claim.job.cells:
+        if is_finished(cell.folder):
+            records.append(read_record(cell.folder))
+            continue
         display.started(cell)
         records.append(launcher.run(cell, claim.lock))
         display.ended(cell, records[-1])
