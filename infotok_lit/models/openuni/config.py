@@ -191,7 +191,7 @@ _SIZES: dict[str, OpenUniConfig] = {
             num_hidden_layers=4,
             num_attention_heads=4,
             num_key_value_heads=4,
-            vocab_size=440,
+            vocab_size=448,
             max_position_embeddings=4096,
             tie_word_embeddings=False,
             # About 1 / sqrt(width), as in the other embedded models.
@@ -204,7 +204,8 @@ _SIZES: dict[str, OpenUniConfig] = {
         autoencoder=AutoencoderConfig(kind="dct", block_size=8, kept=4),
         drawing=DrawingConfig(iterations=20, guidance=3.0),
         num_queries=16,
-        latent_scale=0.3,
+        # About unit variance in the lowest frequencies, where objects are; with less, most training times are pure noise.
+        latent_scale=1.0,
         image_size=32,
         # The Scenes tokenizer knows no Chinese, so the prompt would be long and empty.
         system="",
