@@ -10,6 +10,7 @@ from importlib import import_module
 from pathlib import Path
 
 from infotok_lit import __version__
+from infotok_lit.errors import ExplainedError
 
 COMMANDS = {
     "fit": ("infotok_lit.training", "fine-tune a model; without arguments: the quickstart on a small embedded model"),
@@ -37,7 +38,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     missing = _missing_config(arguments[1:])
     if missing is not None:
         return _fail(f"no configuration file at {missing}{_suggest(missing.name, _yaml_names(missing.parent))}")
-    return import_module(COMMANDS[command][0]).main(arguments)
+    try:
+        return import_module(COMMANDS[command][0]).main(arguments)
+    except ExplainedError as error:
+        return _fail(str(error))
 
 
 def _usage() -> str:

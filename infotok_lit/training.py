@@ -9,6 +9,7 @@ from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 
 from infotok_lit.assets import QUICKSTART_CONFIG
 from infotok_lit.data.datamodule import UnifiedDataModule
+from infotok_lit.errors import MissingFileError
 from infotok_lit.models.checkpoint import CheckpointError
 from infotok_lit.modules.infotok_module import InfoTokModule
 from infotok_lit.modules.run import is_run_checkpoint, newest_checkpoint
@@ -55,7 +56,7 @@ def last_checkpoint(trainer: Trainer) -> Path:
     """The newest checkpoint of the trainer's earlier runs: below the folders of its loggers and checkpoint callbacks.
 
     Raises:
-        FileNotFoundError: if there is none, rather than a silent fresh start.
+        MissingFileError: if there is none, rather than a silent fresh start.
     """
     folders = [Path(logger.save_dir, logger.name or "") for logger in trainer.loggers if logger.save_dir is not None]
     chosen = [getattr(callback, "dirpath", None) for callback in trainer.checkpoint_callbacks]
@@ -64,7 +65,7 @@ def last_checkpoint(trainer: Trainer) -> Path:
     found = newest_checkpoint(folders)
     if found is None:
         below = " or ".join(str(folder.resolve()) for folder in folders)
-        raise FileNotFoundError(f"--ckpt_path last: no checkpoint below {below}; start without --ckpt_path")
+        raise MissingFileError(f"--ckpt_path last: no checkpoint below {below}; start without --ckpt_path")
     return found
 
 

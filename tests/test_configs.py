@@ -226,10 +226,10 @@ def imports_of(path: Path) -> set[str]:
     ("folder", "allowed"),
     [
         ("objective", {"objective"}),
-        ("models", {"models", "assets", "data.sample"}),
-        ("data", {"data", "assets", "models.unified"}),
+        ("models", {"models", "assets", "data.sample", "errors"}),
+        ("data", {"data", "assets", "models.unified", "errors"}),
         ("metrics", {"metrics", "data"}),
-        ("modules", {"modules", "models", "objective", "data", "metrics", "assets"}),
+        ("modules", {"modules", "models", "objective", "data", "metrics", "assets", "errors"}),
     ],
 )
 def test_arrows_point_one_way(folder, allowed) -> None:

@@ -4,6 +4,8 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+from infotok_lit.data.sample import TooManyBrokenSamplesError
+
 log = logging.getLogger(__name__)
 
 _NAMED = 5
@@ -34,14 +36,14 @@ class BrokenSampleTally:
                 log.warning("skipped a broken sample: %s", message)
 
     def count(self, good: int, messages: Sequence[str]) -> None:
-        """Count the draws of one batch; ValueError if too many so far were broken."""
+        """Count the draws of one batch; TooManyBrokenSamplesError if too many so far were broken."""
         self.report(messages)
         self.good += good
         self.broken += len(messages)
         self._first = list(dict.fromkeys([*self._first, *messages]))[:_NAMED]
         total = self.good + self.broken
         if total >= self._enough and self.broken > self._max_share * total:
-            raise ValueError(
+            raise TooManyBrokenSamplesError(
                 f"{self.broken} of {total} samples drawn so far are broken ({self.broken / total:.1%}, the limit is "
                 f"{self._max_share:.1%}): {'; '.join(self._first)}. Mend or remove them, or raise max_broken_share."
             )

@@ -118,7 +118,7 @@ class UnifiedDataModule(LightningDataModule):
         return self._tally.broken
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Count and name the broken samples behind a batch; ValueError if there are too many."""
+        """Count and name the broken samples behind a batch; TooManyBrokenSamplesError if there are too many."""
         if self.trainer.training:
             for part in batch.values():
                 self._tally.count(len(part.names), part.skipped)

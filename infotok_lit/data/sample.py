@@ -7,6 +7,8 @@ from typing import Literal
 import numpy as np
 from PIL.Image import Image
 
+from infotok_lit.errors import ExplainedError
+
 Branch = Literal["understanding", "generation"]
 
 
@@ -41,6 +43,10 @@ Sample = UnderstandingSample | GenerationSample
 
 class BrokenSampleError(ValueError):
     """A sample cannot be used (unreadable, too small, no text); the message names the sample and the reason."""
+
+
+class TooManyBrokenSamplesError(ExplainedError, ValueError):
+    """So many samples cannot be used that training on the rest would not be what was asked for."""
 
 
 class Source(ABC):

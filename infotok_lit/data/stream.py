@@ -12,7 +12,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch.utils.data import Dataset, DistributedSampler
 
-from infotok_lit.data.sample import Branch, BrokenSampleError, GenerationSample, Sample, Source
+from infotok_lit.data.sample import (
+    Branch,
+    BrokenSampleError,
+    GenerationSample,
+    Sample,
+    Source,
+    TooManyBrokenSamplesError,
+)
 
 BRANCH_IDS: dict[Branch, int] = {"understanding": 0, "generation": 1}
 """Part of every seed, so that the two branches draw independently from one source."""
@@ -146,7 +153,7 @@ class BranchDataset(Dataset):
                 skipped.append(str(error))
             except OSError as error:
                 skipped.append(f"{self._branch} sample {chosen}: {error}")
-        raise ValueError(
+        raise TooManyBrokenSamplesError(
             f"{MAX_ATTEMPTS} {self._branch} samples in a row cannot be used; check the paths and files. Among them: "
             + "; ".join(list(dict.fromkeys(skipped))[:3])
         )

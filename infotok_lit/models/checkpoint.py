@@ -17,6 +17,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from infotok_lit.errors import ExplainedError, MissingFileError
+
 State = dict[str, Tensor]
 
 WEIGHTS_FILES = ("model.safetensors", "diffusion_pytorch_model.safetensors", "pytorch_model.bin")
@@ -25,7 +27,7 @@ WRAPPERS = ("state_dict", "model", "module")
 SHOWN = 5
 
 
-class CheckpointError(ValueError):
+class CheckpointError(ExplainedError, ValueError):
     """A checkpoint cannot be used; the message names the file, what is wrong, and the mend."""
 
 
@@ -107,12 +109,12 @@ def read_weights(path: str | Path) -> State:
     One wrapping dictionary (`state_dict`, `model` or `module`) and a leading `module.` in the names are removed.
 
     Raises:
-        FileNotFoundError: if there is nothing at `path`.
+        MissingFileError: if there is nothing at `path`.
         CheckpointError: if it cannot be read, is truncated, or holds anything but tensors.
     """
     path = Path(path)
     if not path.exists():
-        raise FileNotFoundError(f"no checkpoint at {path}")
+        raise MissingFileError(f"no checkpoint at {path}")
     if path.is_dir():
         return _read_folder(path)
     loaded = _read_safetensors(path) if path.suffix == ".safetensors" else read_pickle(path)
@@ -170,7 +172,7 @@ def _read_folder(path: Path) -> State:
         index = path / f"{name}.index.json"
         if index.exists():
             return {key: tensor for shard in _shards(index) for key, tensor in read_weights(path / shard).items()}
-    raise FileNotFoundError(f"{path} holds neither {' nor '.join(WEIGHTS_FILES)}, whole or split with an index")
+    raise MissingFileError(f"{path} holds neither {' nor '.join(WEIGHTS_FILES)}, whole or split with an index")
 
 
 def _shards(index: Path) -> list[str]:

@@ -10,6 +10,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from infotok_lit.errors import MissingFileError
+
 CONFIG_FILE = "config.json"
 FORMAT = 1
 
@@ -33,14 +35,14 @@ def read_config(folder: Path) -> tuple[str, dict[str, Any]]:
     """The family and the configuration in a folder's config.json.
 
     Raises:
-        FileNotFoundError: if the folder has none.
+        MissingFileError: if the folder has none.
         CheckpointError: if it is not one of ours.
     """
     from infotok_lit.models.checkpoint import CheckpointError
 
     path = folder / CONFIG_FILE
     if not path.exists():
-        raise FileNotFoundError(f"{folder} is not an exported model: it has no {CONFIG_FILE}")
+        raise MissingFileError(f"{folder} is not an exported model: it has no {CONFIG_FILE}")
     try:
         content = json.loads(path.read_text())
         version, family, config = content["format"], content["family"], content["config"]

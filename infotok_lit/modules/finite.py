@@ -8,12 +8,13 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
+from infotok_lit.errors import ExplainedError
 from infotok_lit.models.unified import Batch
 
 SHOWN = 8
 
 
-class NonFiniteError(RuntimeError):
+class NonFiniteError(ExplainedError, RuntimeError):
     """A loss or a gradient is NaN or infinite; the message names the step, the term, the samples and the way back."""
 
 

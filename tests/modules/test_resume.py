@@ -18,6 +18,7 @@ import yaml
 from fit_tiny import STEPS, Crash, Record, fit
 from tiny import FAMILIES, TinyModule, tiny_config
 
+from infotok_lit.cli import main as command_line
 from infotok_lit.models.checkpoint import CheckpointError
 from infotok_lit.modules.finite import NonFiniteError
 from infotok_lit.modules.harmon import HarmonModule
@@ -274,11 +275,19 @@ def test_last_without_a_checkpoint_is_refused(config, tmp_path) -> None:
         main(["fit", "--config", str(config), "--ckpt_path", "last"])
 
 
-def test_a_damaged_checkpoint_is_refused_before_anything_is_built(config, tmp_path) -> None:
+def test_a_damaged_checkpoint_is_refused_before_anything_is_built(config, tmp_path, capsys) -> None:
     damaged = tmp_path / "damaged.ckpt"
     damaged.write_bytes(b"PK\x03\x04 cut off")
-    with pytest.raises(CheckpointError, match=rf"--ckpt_path {damaged} is truncated, or is not a checkpoint"):
-        main(["fit", "--config", str(config), "--ckpt_path", str(damaged)])
+    assert command_line(["fit", "--config", str(config), "--ckpt_path", str(damaged)]) == 2
+    said = capsys.readouterr().err
+    assert said == f"infotok_lit: --ckpt_path {damaged} is truncated, or is not a checkpoint of an infotok_lit run\n"
+
+
+def test_missing_weights_are_one_message(tmp_path, monkeypatch, capsys) -> None:
+    """Found while the trainer is running, not while it is configured; still no traceback."""
+    monkeypatch.chdir(tmp_path)
+    assert command_line(["fit", "--model.init_args.init_from", "absent.pth"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == "infotok_lit: no checkpoint at absent.pth"
 
 
 def test_a_file_cut_off_by_a_kill_is_passed_over(whole_runs, tmp_path) -> None:

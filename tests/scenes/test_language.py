@@ -82,6 +82,20 @@ def test_answers_are_true_of_their_scenes(spec, split):
 
 
 @pytest.mark.parametrize("spec", sorted(SPECS))
+def test_places_are_those_of_the_centres(spec):
+    source = Scenes(spec, question_kinds=("place",))
+    rows, columns = {"scenes32": (("top", "bottom"), ("left", "right"))}.get(
+        spec, (("top", "middle", "bottom"), ("left", "middle", "right"))
+    )
+    share = SPECS[spec].image_size / len(rows)
+    for index in range(300):
+        scene, question, answer = source.draw("understanding", index)
+        (item,) = named(scene, question.removeprefix("where is the ").removesuffix("?"))
+        words = (rows[int(item.centre[0] / share)], columns[int(item.centre[1] / share)])
+        assert answer == ("middle" if words == ("middle", "middle") else " ".join(words))
+
+
+@pytest.mark.parametrize("spec", sorted(SPECS))
 def test_descriptions_name_every_object_in_reading_order(spec):
     source = Scenes(spec, question_kinds=("description",))
     size = SPECS[spec].image_size

@@ -76,10 +76,24 @@ def test_categories_and_kinds_are_equally_likely_and_can_be_chosen():
     kinds = [question_kind(source.draw("understanding", i)[1]) for i in range(1200)]
     for drawn, known in ((categories, CATEGORIES), (kinds, QUESTION_KINDS)):
         assert set(drawn) == set(known)
-        assert all(abs(drawn.count(name) - 200) < 60 for name in known)  # 4.6 standard deviations
+        assert all(abs(drawn.count(name) - 1200 / len(known)) < 60 for name in known)  # 4.6 standard deviations
     narrow = Scenes(categories=("counting",), question_kinds=("size",))
     assert {parse_caption(narrow.draw("generation", i)[1]).category for i in range(20)} == {"counting"}
     assert {question_kind(narrow.draw("understanding", i)[1]) for i in range(20)} == {"size"}
+
+
+def test_dense_captions_describe_their_whole_scene_and_nothing_else_changes():
+    source, plain = Scenes(dense_captions=0.25), Scenes()
+    drawn = [source.draw("generation", index) for index in range(1200)]
+    dense = [(scene, caption) for scene, caption, _ in drawn if caption.startswith(("a large ", "a small "))]
+    assert abs(len(dense) - 300) < 70  # 4.7 standard deviations
+    for scene, caption in dense:
+        parts = caption.split(" and ")
+        assert len(parts) == len(scene.objects)
+        assert all(f"a {o.size} {o.colour} {o.shape} " in part for o, part in zip(scene.objects, parts, strict=True))
+    assert {len(scene.objects) for scene, _ in dense} == {1, 2, 3, 4}
+    assert source.draw("understanding", 7) == plain.draw("understanding", 7)
+    assert not any(plain.draw("generation", index)[1].startswith(("a large ", "a small ")) for index in range(200))
 
 
 def test_texture_and_jitter_are_parameters():
@@ -102,6 +116,7 @@ def test_texture_and_jitter_are_parameters():
         ({"categories": ("style",)}, "categories"),
         ({"question_kinds": ()}, "question_kinds"),
         ({"seed": -1}, "seed"),
+        ({"dense_captions": 1.5}, "dense_captions"),
     ],
 )
 def test_wrong_arguments_are_named(arguments, message):

@@ -27,7 +27,7 @@ _PIECES = r"(?:user|assistant)\n|Generate an image[:.]|\s?\p{L}+| ?\p{N}+| ?[^\s
 def corpus() -> list[str]:
     """Sentences that hold every word of the grammar, inside a sentence and at the start of one."""
     places = [place_name((row, column), cells) for cells in (2, 3) for row in range(cells) for column in range(cells)]
-    answers = ["yes", "no", *NUMBERS, *SHAPES, *PLURALS.values(), *COLOURS, *SIZES]
+    answers = ["yes", "no", *NUMBERS, *SHAPES, *PLURALS.values(), *COLOURS, *SIZES, *places]
     template = ["user\n", "assistant\n", "Generate an image:", "Generate an image.", "\n"]
     questions = [
         "is there a circle?",
@@ -35,6 +35,7 @@ def corpus() -> list[str]:
         "what colour is the circle?",
         "what shape is the red object?",
         "is the red circle large or small?",
+        "where is the red circle?",
         DESCRIBE,
     ]
     spaced = [f"a {word}" for word in (*answers, *places, *RELATIONS, "and")]

@@ -9,7 +9,7 @@ from infotok_lit.data.scenes.generator import Scene, SceneObject, Slot, draw_sce
 from infotok_lit.data.scenes.grammar import NUMBERS, PLURALS
 from infotok_lit.data.scenes.spec import COLOURS, HELD_OUT_COMBINATIONS, SHAPES, SceneSpec, Split, place_name
 
-QuestionKind = Literal["existence", "counting", "attribute", "size", "relation", "description"]
+QuestionKind = Literal["existence", "counting", "attribute", "size", "place", "relation", "description"]
 QUESTION_KINDS: tuple[QuestionKind, ...] = get_args(QuestionKind)
 DESCRIBE = "describe the image."
 
@@ -49,6 +49,7 @@ def question_kind(question: str) -> QuestionKind | None:
         "how many ": "counting",
         "what colour is the ": "attribute",
         "what shape is the ": "attribute",
+        "where is the ": "place",
     }
     return next((kind for start, kind in starts.items() if question.startswith(start)), None)
 
@@ -73,6 +74,8 @@ def _ask(
         return _ask_attribute(rng, scene)
     if kind == "size":
         return _ask_size(rng, scene)
+    if kind == "place":
+        return _ask_place(rng, scene, spec)
     if kind == "relation":
         return _ask_relation(rng, scene)
     return DESCRIBE, describe_scene(scene, spec)
@@ -114,6 +117,14 @@ def _ask_size(rng: np.random.Generator, scene: Scene) -> tuple[str, str] | None:
         return None
     chosen = objects[rng.integers(len(objects))]
     return f"is the {chosen.colour} {chosen.shape} large or small?", chosen.size
+
+
+def _ask_place(rng: np.random.Generator, scene: Scene, spec: SceneSpec) -> tuple[str, str] | None:
+    objects = _unique(scene)
+    if not objects:
+        return None
+    chosen = objects[rng.integers(len(objects))]
+    return f"where is the {chosen.colour} {chosen.shape}?", place_name(chosen.cell, spec.cells)
 
 
 def _ask_relation(rng: np.random.Generator, scene: Scene) -> tuple[str, str] | None:

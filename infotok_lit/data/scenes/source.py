@@ -9,7 +9,7 @@ from PIL import Image
 from infotok_lit.data.sample import Branch, GenerationSample, Sample, Source, UnderstandingSample
 from infotok_lit.data.scenes.generator import Scene
 from infotok_lit.data.scenes.grammar import CATEGORIES, Category, draw_captioned_scene, write_caption
-from infotok_lit.data.scenes.questions import QUESTION_KINDS, QuestionKind, draw_question
+from infotok_lit.data.scenes.questions import QUESTION_KINDS, QuestionKind, describe_scene, draw_question
 from infotok_lit.data.scenes.render import render
 from infotok_lit.data.scenes.spec import SPECS, SPLITS, Split
 
@@ -26,8 +26,11 @@ class Scenes(Source):
         seed: seed of the whole data set; a sample depends on nothing but seed, split, branch and index.
         texture: strength of the background texture in [0, 1]; None keeps the family's own.
         jitter: the most pixels that a centre moves from its cell's centre; None keeps the family's own.
-        categories: the caption categories of the generation branch, equally likely.
-        question_kinds: the question kinds of the understanding branch, equally likely.
+        categories: the caption categories of the generation branch, equally likely; a repeated one is likelier.
+        question_kinds: the question kinds of the understanding branch, likewise.
+        dense_captions: the share of the generation branch whose caption is the full description of a scene of one to
+            four objects. They belong to no category and are not scored: they teach what words mean where the short
+            captions leave most of an image open.
 
     Raises:
         ValueError: an argument is out of range; the message names it.
@@ -43,6 +46,7 @@ class Scenes(Source):
         jitter: float | None = None,
         categories: tuple[Category, ...] = CATEGORIES,
         question_kinds: tuple[QuestionKind, ...] = QUESTION_KINDS,
+        dense_captions: float = 0.0,
     ) -> None:
         _check_choices("spec", (spec,), tuple(SPECS))
         _check_choices("split", (split,), SPLITS)
@@ -50,6 +54,8 @@ class Scenes(Source):
         _check_choices("question_kinds", question_kinds, QUESTION_KINDS)
         if num_samples < 1 or seed < 0:
             raise ValueError(f"num_samples must be positive and seed not negative, got {num_samples} and {seed}")
+        if not 0 <= dense_captions <= 1:
+            raise ValueError(f"dense_captions is a share: give it between 0 and 1, not {dense_captions}")
         preset = SPECS[spec]
         self.spec = replace(
             preset,
@@ -61,6 +67,7 @@ class Scenes(Source):
         self.seed = seed
         self.categories = tuple(categories)
         self.question_kinds = tuple(question_kinds)
+        self.dense_captions = dense_captions
         self._num_samples = num_samples
 
     def __len__(self) -> int:
@@ -71,6 +78,9 @@ class Scenes(Source):
         if not 0 <= index < self._num_samples:
             raise IndexError(f"index {index} is outside the {self._num_samples} samples of {self.name}/{self.split}")
         rng = np.random.default_rng([self.seed, SPLITS.index(self.split), _BRANCH_IDS[branch], index])
+        if branch == "generation" and self.dense_captions and rng.random() < self.dense_captions:
+            scene, _, _ = draw_question(rng, self.spec, self.split, "description")
+            return scene, describe_scene(scene, self.spec), ""
         if branch == "generation":
             category = self.categories[rng.integers(len(self.categories))]
             prompt, scene = draw_captioned_scene(rng, self.spec, self.split, category)

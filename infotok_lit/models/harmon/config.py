@@ -165,7 +165,7 @@ _SIZES: dict[str, HarmonConfig] = {
             num_hidden_layers=3,
             num_attention_heads=4,
             num_key_value_heads=4,
-            vocab_size=432,
+            vocab_size=440,
             max_position_embeddings=4096,
             # About 1 / sqrt(width): at 0.02 so narrow a network hardly lets the prompt reach the image at first.
             initializer_range=0.09,

@@ -225,7 +225,7 @@ _SIZES: dict[str, Showo2Config] = {
             num_hidden_layers=4,
             num_attention_heads=4,
             num_key_value_heads=4,
-            vocab_size=440,
+            vocab_size=448,
             max_position_embeddings=4096,
             # About 1 / sqrt(width), as in the embedded Harmon.
             initializer_range=0.09,

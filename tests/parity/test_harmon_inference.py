@@ -1,0 +1,126 @@
+"""Drawing and answering of a Harmon golden, replayed with the recorded random draws."""
+
+import pytest
+import torch
+from golden import DECODED_IMAGE, SAMPLING_CHAIN, Golden
+from harmon_replay import (
+    RecordedNoise,
+    build,
+    grid_of,
+)
+from torch import Tensor
+
+from infotok_lit.models.harmon.config import DrawingConfig, HarmonConfig
+from infotok_lit.models.harmon.model import Harmon
+
+
+@pytest.fixture(scope="module")
+def golden(harmon_golden: Golden) -> Golden:
+    return harmon_golden
+
+
+@pytest.fixture(scope="module")
+def model(golden: Golden) -> Harmon:
+    return build(golden)
+
+
+@pytest.mark.parametrize("name", ["cfg1", "cfg3", "std5_cfg1", "std5_cfg3"])
+def test_token_sampling(golden: Golden, model: Harmon, name: str) -> None:
+    case = f"token_sample_{name}"
+    guidance = golden.argument(case, "cfg")
+    initial, noise = golden.input(case, "noise_init"), golden.input(case, "noise")
+    visited: list[Tensor] = []
+    sampled = model.token_diffusion.sample(
+        golden.input(case, "z"),
+        initial if guidance == 1 else torch.cat([initial, initial]),
+        lambda step: noise[step],
+        golden.argument(case, "timestep_respacing"),
+        golden.argument(case, "temperature"),
+        guidance,
+        visited.append,
+    )
+    golden.check(case, "x_steps", torch.stack(visited), SAMPLING_CHAIN)
+    golden.check(case, "sample", sampled, SAMPLING_CHAIN)
+
+
+@pytest.mark.parametrize("name", ["cfg1", "cfg3", "cfg3_linear_grid", "std5_cfg3"])
+@torch.no_grad()
+def test_image_sampling(golden: Golden, model: Harmon, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = f"sample_{name}"
+    guidance = golden.argument(case, "cfg")
+    guided = guidance != 1
+    grid = grid_of(golden, case, model)
+    seen: dict[str, list[Tensor]] = {"tokens": [], "x_enc": [], "z": [], "sampled": [], "scale": []}
+    watch_sampling(model, seen, monkeypatch)
+    noise = RecordedNoise(golden, case, guided)
+    drawing = DrawingConfig(
+        iterations=golden.argument(case, "num_iter"),
+        guidance=guidance,
+        guidance_schedule=golden.argument(case, "cfg_schedule"),
+        temperature=golden.argument(case, "temperature"),
+    )
+    tokens = model.draw_latents(
+        golden.input(case, "input_ids"),
+        golden.input(case, "attention_mask"),
+        grid,
+        noise,
+        drawing,
+        golden.argument(case, "timestep_respacing"),
+    )
+    assert not noise.queue
+    for iteration in range(drawing.iterations):
+        golden.check(case, f"step{iteration}_tokens", seen["tokens"][iteration].unflatten(1, grid), SAMPLING_CHAIN)
+        golden.check(case, f"step{iteration}_x_enc", seen["x_enc"][iteration], SAMPLING_CHAIN)
+        golden.check(case, f"step{iteration}_z", seen["z"][iteration], SAMPLING_CHAIN)
+        golden.check(case, f"step{iteration}_cfg", seen["scale"][iteration], SAMPLING_CHAIN)
+        # The unconditional half ends with other step noise, and nothing reads it.
+        half = len(seen["sampled"][iteration]) // noise.halves
+        expected = golden.output(case, f"step{iteration}_sampled")[:half]
+        error = (seen["sampled"][iteration][:half] - expected).abs().max()
+        assert error <= SAMPLING_CHAIN * max(1, float(expected.abs().max()))
+    latents = torch.cat([tokens] * noise.halves).unflatten(1, grid)
+    golden.check(case, "latents", latents, SAMPLING_CHAIN)
+    if "image" in golden.outputs(case):
+        image = model.decode_images(tokens, grid)
+        golden.check(case, "image", image, DECODED_IMAGE)
+        levels = (127.5 * image + 128).clamp(0, 255).to(torch.uint8).int()
+        assert (levels - golden.output(case, "image_uint8").int()).abs().max() <= 1
+
+
+def watch_sampling(model: Harmon, seen: dict[str, list[Tensor]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Record what passes between the parts while an image is drawn."""
+    encode, decode, sample = model.encoder.forward, model.decoder.forward, model.token_diffusion.sample
+
+    def watched_encoder(latents, grid, visible=None):
+        seen["tokens"].append(latents.clone())
+        return encode(latents, grid, visible)
+
+    def watched_decoder(tokens, grid, visible):
+        seen["x_enc"].append(tokens)
+        return decode(tokens, grid, visible)
+
+    def watched_sample(z, initial, step_noise, respacing, temperature, guidance):
+        seen["z"].append(z)
+        seen["scale"].append(torch.tensor(float(guidance)))
+        seen["sampled"].append(sample(z, initial, step_noise, respacing, temperature, guidance))
+        return seen["sampled"][-1]
+
+    monkeypatch.setattr(model.encoder, "forward", watched_encoder)
+    monkeypatch.setattr(model.decoder, "forward", watched_decoder)
+    monkeypatch.setattr(model.token_diffusion, "sample", watched_sample)
+
+
+@pytest.mark.parametrize(("name", "penalty"), [("tokens", 1.0), ("tokens_rep_penalty", None)])
+@torch.no_grad()
+def test_describing(
+    golden: Golden, model: Harmon, name: str, penalty: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = "i2t_generate"
+    monkeypatch.setattr(model, "config", HarmonConfig(**{**vars(model.config), "repetition_penalty": penalty or 1.1}))
+    monkeypatch.setattr(model.processor, "end_id", golden.argument(case, "eos_token_id"))
+    monkeypatch.setattr(model.processor, "pad_id", golden.argument(case, "pad_token_id"))
+    ids = golden.input(case, "input_ids")
+    latents, grid = model.encode_images(golden.input(case, "pixel_values"))
+    embeds = model.embed_with_images(ids, model.project_for_reading(model.encoder(latents, grid)))
+    answer = model.answer(embeds, torch.ones_like(ids), golden.argument(case, "max_new_tokens"))
+    golden.check(case, name, answer)
