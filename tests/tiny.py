@@ -25,6 +25,7 @@ from infotok_lit.models.showo2.config import DrawingConfig as Showo2DrawingConfi
 from infotok_lit.models.showo2.config import config_of_size as config_of_showo2
 from infotok_lit.models.unified import UnifiedModel
 from infotok_lit.modules.infotok_module import InfoTokModule
+from infotok_lit.modules.lora import LoraConfig
 from infotok_lit.modules.optimiser import OptimiserConfig
 from infotok_lit.objective.config import DecoderConfig, ObjectiveConfig, ProjectionConfig, Term
 
@@ -137,6 +138,8 @@ class TinyModule(InfoTokModule):
         dropout: float = 0.0,
         freeze: tuple[str, ...] = (),
         family: str = "harmon",
+        unfreeze: tuple[str, ...] = (),
+        lora: LoraConfig | None = None,
     ) -> None:
         self.family = family
         objective = ObjectiveConfig(
@@ -146,7 +149,9 @@ class TinyModule(InfoTokModule):
             decoder=DecoderConfig(width=16, depth=1, heads=2),
         )
         optimiser = OptimiserConfig(lr=lr, heads_lr=1e-3, warmup_steps=2)
-        super().__init__(objective=objective, optimiser=optimiser, freeze=freeze, answer_tokens=3)
+        super().__init__(
+            objective=objective, optimiser=optimiser, freeze=freeze, unfreeze=unfreeze, lora=lora, answer_tokens=3
+        )
         self.dropout = dropout
 
     def build_base(self) -> UnifiedModel:

@@ -204,7 +204,7 @@ _SIZES: dict[str, OpenUniConfig] = {
         autoencoder=AutoencoderConfig(kind="dct", block_size=8, kept=4),
         drawing=DrawingConfig(iterations=20, guidance=3.0),
         num_queries=16,
-        # About unit variance in the lowest frequencies, where objects are; with less, most training times are pure noise.
+        # About unit variance in the lowest frequencies, where objects are. With less, most times are all noise.
         latent_scale=1.0,
         image_size=32,
         # The Scenes tokenizer knows no Chinese, so the prompt would be long and empty.

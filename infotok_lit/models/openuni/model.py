@@ -40,6 +40,16 @@ Grid = tuple[int, int]
 OWN_PARTS = ("meta_queries", "connector.", "projector.", "transformer.")
 """Prefixes of what an OpenUni checkpoint holds; vision-language model and autoencoder have files of their own."""
 
+TRAINED_PARTS = {
+    "vision_tower": ("vlm.model.vision_tower.",),
+    "vision_projector": ("vlm.model.multi_modal_projector.",),
+    "language_model": ("vlm.model.language_model.", "vlm.lm_head."),
+    "meta_queries": ("meta_queries",),
+    "connector": ("connector.",),
+    "projector": ("projector.",),
+    "transformer": ("transformer.",),
+}
+
 
 @dataclass(frozen=True)
 class Condition:
@@ -66,6 +76,10 @@ class OpenUni(UnifiedModel):
         self.num_extras = {"understanding": 0, "generation": config.num_queries}
         self.latent_width = config.autoencoder.channels
         self.text_width = width
+        self.parts = TRAINED_PARTS
+        drawing = ("language_model", "meta_queries", "connector")
+        before = () if connector.order == "connector_first" else ("projector",)
+        self.token_parts = {"understanding": ("vision_tower", "vision_projector"), "generation": (*drawing, *before)}
         self.autoencoder = build_autoencoder(config.autoencoder)
         self.vlm = build_vlm(config.vision, config.llm)
         self.meta_queries = nn.Parameter(torch.randn(config.num_queries, width) / width**0.5)
