@@ -91,6 +91,8 @@ class DrawingConfig:
     guidance: float = 4.5
     time_shift: float = 3.0
     """Above 1, more of the iterations are near pure noise."""
+    negative_prompt: str = ""
+    """What guidance leads away from; "" for the unconditional prompt."""
 
 
 @dataclass(frozen=True)
