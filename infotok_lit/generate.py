@@ -23,7 +23,7 @@ PNG = ".png"
 OTHER_IMAGE_SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".tif", ".tiff", ".webp"))
 MANIFEST = "manifest.json"
 NUMBERED = r"\d{5,}\.png"
-DRAWING_OPTIONS = ("guidance", "guidance_schedule", "iterations", "temperature", "time_shift")
+DRAWING_OPTIONS = ("guidance", "guidance_schedule", "iterations", "negative_prompt", "temperature", "time_shift")
 """Options of the command that are fields of a family's DrawingConfig; a family need not have all of them."""
 
 
@@ -207,6 +207,7 @@ def _parser() -> argparse.ArgumentParser:
         "--guidance_schedule", choices=("constant", "linear"), help="linear: from 1 up to the scale while drawing"
     )
     drawing.add_argument("--iterations", type=at_least(1), help="steps from noise to image")
+    drawing.add_argument("--negative_prompt", metavar="P", help="what guidance leads away from")
     drawing.add_argument("--temperature", type=at_least(0, float), help="factor on the sampling noise")
     drawing.add_argument(
         "--time_shift", type=at_least(0, float), help="above 1: more of the iterations are near pure noise"

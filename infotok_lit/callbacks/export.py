@@ -44,9 +44,8 @@ class ExportInference(pl.Callback):
         pl_module.on_save_checkpoint(checkpoint)
         # The run's own export folder can only hold an earlier export of the same run.
         force = self.force or self.folder is None
-        export_model(
-            pl_module.base, self.target(run), run_provenance(checkpoint, run), self.file_format, self.dtype, force
-        )
+        with pl_module.plain_base() as base:
+            export_model(base, self.target(run), run_provenance(checkpoint, run), self.file_format, self.dtype, force)
 
     def target(self, run: Path) -> Path:
         """The folder that `fit` leaves, given the run's."""

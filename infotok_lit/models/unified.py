@@ -9,7 +9,7 @@ L target positions, C target channels, H width of the LLM's input embeddings.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -172,6 +172,10 @@ class UnifiedModel(nn.Module, ABC):
     """C."""
     text_width: int
     """H."""
+    parts: Mapping[str, tuple[str, ...]]
+    """Name for people -> prefixes of parameter names; gradient norms are logged for each."""
+    token_parts: Mapping[Branch, tuple[str, ...]]
+    """Which parts make the shared tokens of each branch."""
     processor: Processor
     config: Any
     """The family's configuration; its `image_size` and `drawing` are what calls fall back on."""

@@ -3,7 +3,8 @@
 A training checkpoint holds `base.*`, which is the model, and `infotok.*`, which only training needs.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,12 +17,15 @@ from torchmetrics import MeanMetric
 from infotok_lit.data.datamodule import UnifiedDataModule
 from infotok_lit.metrics.code_usage import code_entropy_bits, code_usage_fraction
 from infotok_lit.metrics.scene_scores import QAExactMatch
+from infotok_lit.models.checkpoint import CheckpointError
 from infotok_lit.models.reconstruction import ReconstructionConfig
 from infotok_lit.models.unified import Batch, BranchOutput, GenerationBatch, TokenLayout, UnifiedModel
 from infotok_lit.modules.base_model import BaseModel
 from infotok_lit.modules.determinism import StepSeed, isolated_rng
 from infotok_lit.modules.finite import check_finite_gradients, check_finite_losses
+from infotok_lit.modules.lora import LoraConfig, add_adapters, merged
 from infotok_lit.modules.optimiser import OptimiserConfig, build_optimiser, freeze, warmup_cosine
+from infotok_lit.modules.part_gradients import part_gradient_norms
 from infotok_lit.modules.run import CHECKPOINT_KEY
 from infotok_lit.objective.config import Branch, ObjectiveConfig
 from infotok_lit.objective.distributed import global_mean
@@ -118,6 +122,8 @@ class InfoTokModule(pl.LightningModule):
         task_weights: Weights of the task losses.
         reconstruction: How images are reconstructed, where that loss has a weight.
         freeze: Prefixes of the parameters that stay as they are, such as `llm.`; the autoencoder always does.
+        unfreeze: Prefixes of parameters that are trained although `freeze` names them.
+        lora: Low-rank adapters, trained whatever `freeze` says; export merges them into the weights. None for none.
         activation_checkpointing: Save memory by recomputing activations in the backward pass.
         answer_tokens: The longest answer that validation generates, in tokens.
     """
@@ -140,6 +146,8 @@ class InfoTokModule(pl.LightningModule):
         task_weights: TaskWeights = TaskWeights(),
         reconstruction: ReconstructionConfig = ReconstructionConfig(),  # noqa: B008 - frozen
         freeze: tuple[str, ...] = (),
+        unfreeze: tuple[str, ...] = (),
+        lora: LoraConfig | None = None,
         activation_checkpointing: bool = False,
         answer_tokens: int = 32,
     ) -> None:
@@ -154,11 +162,14 @@ class InfoTokModule(pl.LightningModule):
         if not any((*asdict(task_weights).values(), *map(objective.active_terms, objective.branches))):
             raise ValueError("nothing to train: all task_weights are 0, and objective.terms is empty")
         self.frozen = tuple(freeze)
+        self.unfrozen = tuple(unfreeze)
+        self.lora = lora
         self.activation_checkpointing = activation_checkpointing
         self.answer_tokens = answer_tokens
         self.validation_means: dict[str, MeanMetric] = {}
         self._collapse_reported: set[Branch] = set()
-        self._token_gradients: dict[str, Tensor] = {}
+        self._frozen_reported: set[Branch] = set()
+        self._gradients: dict[str, Tensor] = {}
 
     def build_base(self) -> UnifiedModel:
         """The base model with the weights that training starts from."""
@@ -172,11 +183,19 @@ class InfoTokModule(pl.LightningModule):
         if hasattr(self, "base"):
             return
         self.base = self.build_base()
-        freeze(self.base, self.frozen)
+        freeze(self.base, self.frozen, self.unfrozen)
+        if self.lora is not None:
+            add_adapters(self.base, self.lora)
         if self.activation_checkpointing:
             self.base.set_activation_checkpointing(True)
         self.infotok = self.build_heads(self.objective_config)
         self.answer_score = QAExactMatch()
+
+    @contextmanager
+    def plain_base(self) -> Iterator[UnifiedModel]:
+        """The base model as it is exported: adapters are merged for as long as the context lasts."""
+        with nullcontext() if self.lora is None else merged(self.base, self.lora):
+            yield self.base
 
     def configure_callbacks(self) -> list[pl.Callback]:
         """What makes resuming exact, also for a Trainer that was built by hand."""
@@ -221,6 +240,8 @@ class InfoTokModule(pl.LightningModule):
     def training_step(self, batch: Mapping[Branch, Batch], batch_idx: int) -> Tensor:
         """L = L_i2t + L_t2i + lambda (L_u + L_g), Eq. 11; and the reconstruction loss, where it has a weight."""
         results = {branch: self.run_branch(branch, batch[branch]) for branch in self.trained_branches}
+        for branch, result in results.items():
+            self._warn_of_frozen_tokens(branch, result)
         reconstruction = self.run_reconstruction(batch["generation"]) if self.task_weights.reconstruction else None
         parts = self.loss_parts(results, reconstruction)
         check_finite_losses(parts, {**batch, "reconstruction": batch["generation"]}, self.trainer)
@@ -265,9 +286,9 @@ class InfoTokModule(pl.LightningModule):
         norm = check_finite_gradients(self.base.parameters(), self.infotok.parameters(), self.trainer)
         if self._logs_this_step():
             self.log("train/gradient_norm", norm)
-            for name, value in self._token_gradients.items():
+            for name, value in self._gradients.items():
                 self.log(name, value)
-        self._token_gradients = {}
+        self._gradients = {}
 
     def _logs_this_step(self) -> bool:
         return (self.global_step + 1) % self.trainer.log_every_n_steps == 0
@@ -276,20 +297,41 @@ class InfoTokModule(pl.LightningModule):
         self.log(f"train/{branch}/loss", result.task_loss.detach(), sync_dist=True)
         self.log_dict({f"train/{branch}/{name}": value for name, value in result.report().items()})
         self._watch_token_gradients(branch, result)
+        self._watch_part_gradients(branch, result)
         message = collapse_message(branch, result.objective.report)
         if message is not None and branch not in self._collapse_reported:
             self._collapse_reported.add(branch)
             rank_zero_warn(f"step {self.global_step}: {message}")
 
+    def _warn_of_frozen_tokens(self, branch: Branch, result: BranchResult) -> None:
+        """Say once that the terms of a branch cannot move the model, and what to do about it."""
+        if branch in self._frozen_reported or not result.objective.terms or result.output.tokens.requires_grad:
+            return
+        self._frozen_reported.add(branch)
+        makers = [prefix for part in self.base.token_parts[branch] for prefix in self.base.parts[part]]
+        rank_zero_warn(
+            f"The tokens of the {branch} branch require no gradient, because all that makes them is frozen; so its "
+            f"terms ({', '.join(result.objective.terms)}) train only the heads and move no weight of the model. Ways "
+            f"out: train one of the parts that make the tokens ({', '.join(makers)}) by taking it out of model.freeze "
+            "or naming it in model.unfreeze; give one of them adapters with model.lora; or leave the branch out of "
+            "objective.branches."
+        )
+
+    def _watch_part_gradients(self, branch: Branch, result: BranchResult) -> None:
+        """How far the objective reaches: norms of d (its weighted sum) / d (each part of the model)."""
+        if result.objective.terms:
+            for part, norm in part_gradient_norms(result.objective.loss, self.base, self.base.parts).items():
+                self._gradients[f"train/{branch}/part_gradient/{part}"] = norm
+
     def _watch_token_gradients(self, branch: Branch, result: BranchResult) -> None:
         """What each term, and everything together, sends into the shared encoder: norms of d loss / d Z."""
         tokens, prefix = result.output.tokens, f"train/{branch}/token_gradient"
         for term, norm in gradient_norms(result.objective.terms, tokens).items():
-            self._token_gradients[f"{prefix}/{term}"] = norm
+            self._gradients[f"{prefix}/{term}"] = norm
         if tokens.requires_grad:
             scale = self.trainer.accumulate_grad_batches
             tokens.register_hook(
-                lambda gradient: self._token_gradients.update({f"{prefix}/total": scale * gradient.float().norm()})
+                lambda gradient: self._gradients.update({f"{prefix}/total": scale * gradient.float().norm()})
             )
 
     # Validation
@@ -338,12 +380,20 @@ class InfoTokModule(pl.LightningModule):
             **self.base_model.reference(),
             "step": self.global_step,
             "restored_settings": self._restored_settings(),
+            "lora": None if self.lora is None else asdict(self.lora) | {"targets": list(self.lora.targets)},
             "objective": asdict(self.objective_config),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Warn about settings that resuming overrides with the checkpoint's."""
-        saved = checkpoint.get(CHECKPOINT_KEY, {}).get("restored_settings", {})
+        """Refuse other adapters than the run's; warn about settings that resuming overrides with the checkpoint's."""
+        run = checkpoint.get(CHECKPOINT_KEY, {})
+        lora = None if run.get("lora") is None else LoraConfig(**run["lora"])
+        if lora != self.lora:
+            raise CheckpointError(
+                f"model.lora is {self.lora} in the config, but the run to resume has {lora}. Set it to the run's, or "
+                "start anew from its weights, into which its adapters are merged, with model.init_from"
+            )
+        saved = run.get("restored_settings", {})
         for name, now in self._restored_settings().items():
             if name in saved and saved[name] != now:
                 rank_zero_warn(

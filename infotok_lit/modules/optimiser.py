@@ -90,19 +90,24 @@ def warmup_cosine(optimiser: Optimizer, config: OptimiserConfig, max_steps: int)
     return LambdaLR(optimiser, factor)
 
 
-def freeze(module: nn.Module, prefixes: Iterable[str]) -> None:
-    """Stop training every parameter whose name starts with one of the prefixes.
+def freeze(module: nn.Module, prefixes: Iterable[str], exceptions: Iterable[str] = ()) -> None:
+    """Stop training every parameter whose name starts with one of the prefixes and with none of the exceptions.
 
     Raises:
-        ValueError: for a prefix that matches nothing.
+        ValueError: for a prefix that matches nothing, or an exception that excepts nothing.
     """
+    names, prefixes, exceptions = [name for name, _ in module.named_parameters()], tuple(prefixes), tuple(exceptions)
     for prefix in prefixes:
-        matching = [parameter for name, parameter in module.named_parameters() if name.startswith(prefix)]
-        if not matching:
-            parts = sorted({name.split(".")[0] for name, _ in module.named_parameters()})
+        if not any(name.startswith(prefix) for name in names):
+            parts = sorted({name.split(".")[0] for name in names})
             raise ValueError(f"freeze: no parameter starts with {prefix!r}; the model's parts are {', '.join(parts)}")
-        for parameter in matching:
-            parameter.requires_grad_(False)
+    frozen = [name for name in names if name.startswith(prefixes)]
+    for exception in exceptions:
+        if not any(name.startswith(exception) for name in frozen):
+            raise ValueError(f"unfreeze: no parameter that `freeze` names starts with {exception!r}")
+    for name in frozen:
+        if not name.startswith(exceptions):
+            module.get_parameter(name).requires_grad_(False)
 
 
 def _group(parameters: list[nn.Parameter], lr: float, weight_decay: float) -> dict[str, object]:

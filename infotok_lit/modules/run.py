@@ -9,6 +9,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
 from infotok_lit.models.checkpoint import CheckpointError, KeyMap, read_pickle
+from infotok_lit.modules.lora import LoraConfig, merged_state
 
 CHECKPOINT_KEY = "infotok_lit"
 BASE_PREFIX = "base."
@@ -56,9 +57,11 @@ def read_run(path: Path) -> dict[str, Any]:
 
 
 def base_weights(checkpoint: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """The base model's part of a run's state dict, under the base model's own names."""
+    """The base model's part of a run's state dict, under the base model's own names; adapters are merged in."""
     state = checkpoint["state_dict"]
-    return {name.removeprefix(BASE_PREFIX): value for name, value in state.items() if name.startswith(BASE_PREFIX)}
+    base = {name.removeprefix(BASE_PREFIX): value for name, value in state.items() if name.startswith(BASE_PREFIX)}
+    lora = checkpoint[CHECKPOINT_KEY].get("lora")
+    return base if lora is None else merged_state(base, LoraConfig(**lora))
 
 
 def load_base_weights(base: nn.Module, path: Path) -> None:

@@ -3,6 +3,7 @@
 import gzip
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,9 @@ from tiny import tiny_model, tiny_openuni_config
 from torch import Tensor
 
 from infotok_lit.assets import SCENES_TOKENIZER
+from infotok_lit.export import export_model
 from infotok_lit.models.checkpoint import CheckpointError
+from infotok_lit.models.families import load_folder
 from infotok_lit.models.openuni.config import config_of_size
 from infotok_lit.models.openuni.keys import vlm_from_official, vlm_to_official
 from infotok_lit.models.openuni.loading import build, read_official
@@ -56,16 +59,20 @@ def test_our_names_are_the_official_ones(size, model) -> None:
     assert shapes_of(weights["openuni"]) == own_manifest(size)
     assert shapes_of(weights["internvl3"]) == manifest(f"internvl3_{SIZES[size]}_official")
     assert shapes_of(model.vlm.state_dict()) == manifest(f"internvl3_{SIZES[size]}_native_tf5")
-    if size == "b-512":
-        whole = {f"lmm.{name}": shape for name, shape in shapes_of(weights["internvl3"]).items()}
-        whole |= {f"vae.{name}": shape for name, shape in shapes_of(weights["dc_ae"]).items()}
-        assert shapes_of(weights["openuni"]) | whole == own_manifest(size, "_full")
+    whole = {f"lmm.{name}": shape for name, shape in shapes_of(weights["internvl3"]).items()}
+    whole |= {f"vae.{name}": shape for name, shape in shapes_of(weights["dc_ae"]).items()}
+    assert shapes_of(weights["openuni"]) | whole == own_manifest(size, "_full")
 
 
 def test_official_files_load(size, model) -> None:
     model.load_own_weights(on_meta(own_manifest(size)), "openuni.pth")
     for naming in ("official", "native_tf5"):
         model.load_vlm_weights(on_meta(manifest(f"internvl3_{SIZES[size]}_{naming}")), "InternVL3")
+    older = older_names(on_meta(manifest(f"internvl3_{SIZES[size]}_native_tf5")))
+    model.load_vlm_weights(older, "InternVL3-hf")
+    prefix = "vae."
+    whole = {name: shape for name, shape in own_manifest(size, "_full").items() if name.startswith(prefix)}
+    model.load_autoencoder_weights(on_meta({n.removeprefix(prefix): shape for n, shape in whole.items()}), "DC-AE")
 
 
 def test_a_pretrained_checkpoint_lacks_only_the_diffusion_transformer(size, model) -> None:
@@ -114,7 +121,12 @@ def test_every_naming_of_the_language_model_is_the_same_model(naming) -> None:
     assert all(torch.equal(back[name], native[name]) for name in native)
 
 
-def files(tmp_path: Path, model: OpenUni, weights: dict[str, Tensor]) -> tuple[Path, dict[str, Path]]:
+def half(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """As the official converter writes them."""
+    return {name: tensor.half() for name, tensor in weights.items()}
+
+
+def files(tmp_path: Path, model: OpenUni, weights: dict[str, Any]) -> tuple[Path, dict[str, Path]]:
     """An official checkpoint, and the parts beside it."""
     torch.save(weights, tmp_path / "openuni.pth")
     for part, state in (("vlm", vlm_to_official(model.vlm.state_dict())), ("sana", model.transformer.state_dict())):
@@ -124,14 +136,17 @@ def files(tmp_path: Path, model: OpenUni, weights: dict[str, Tensor]) -> tuple[P
 
 
 @pytest.mark.parametrize("variant", ["finetuned", "pretrained", "whole"])
-def test_all_variants_of_official_files_give_the_same_model(tmp_path, variant) -> None:
-    model, config = tiny_model("openuni", seed=1), tiny_openuni_config()
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_all_variants_of_official_files_give_the_same_model(tmp_path, variant, wrapped) -> None:
+    """In half precision, as they are published, and with or without a wrapping `state_dict`."""
+    model, config = tiny_model("openuni", seed=1).half().float(), tiny_openuni_config()
     weights = model.official_weights()["openuni"]
     if variant == "pretrained":
         weights = {name: tensor for name, tensor in weights.items() if not name.startswith("transformer.")}
     if variant == "whole":
         weights |= {f"lmm.{name}": tensor for name, tensor in vlm_to_official(model.vlm.state_dict()).items()}
-    path, parts = files(tmp_path, model, weights)
+    weights = half(weights)
+    path, parts = files(tmp_path, model, {"state_dict": weights} if wrapped else weights)
     if variant == "pretrained":
         with pytest.raises(ValueError, match="holds no transformer: set `transformer` to SANA's folder"):
             read_official(path, parts, config)
@@ -141,6 +156,12 @@ def test_all_variants_of_official_files_give_the_same_model(tmp_path, variant) -
     loaded = read_official(path, parts, config).load_into(tiny_model("openuni", seed=2))
     expected = model.state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in loaded.state_dict().items())
+    # What is exported is the fine-tuned variant, whichever was read.
+    export_model(loaded, tmp_path / "out", {}, file_format="pth")
+    exported = torch.load(tmp_path / "out" / "openuni.pth", weights_only=True)
+    assert exported.keys() == model.official_weights()["openuni"].keys()
+    again = load_folder(tmp_path / "out").state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in again.items())
 
 
 @pytest.mark.parametrize("absent", ["meta_queries", "connector.", "projector."])

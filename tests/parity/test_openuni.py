@@ -7,6 +7,7 @@ from openuni_replay import ORDERS, build, sana_config, without
 from PIL import Image
 from torch import Tensor
 
+from infotok_lit.callbacks.pictures import to_uint8
 from infotok_lit.models.openuni.config import DrawingConfig
 from infotok_lit.models.openuni.connector import after_connector, before_connector
 from infotok_lit.models.openuni.drawing import build_scheduler, guided, sana_timestep, walk
@@ -39,12 +40,23 @@ def embed(model: OpenUni, ids: Tensor) -> Tensor:
     return model.vlm.get_input_embeddings()(ids)
 
 
+def shuffled(model: OpenUni, pixels: Tensor) -> Tensor:
+    """What enters the projector of the vision tower, (B, N, 4 C)."""
+    seen = []
+    hook = model.vlm.model.multi_modal_projector.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    model.vlm.model.get_image_features(pixels, return_dict=True)
+    hook.remove()
+    return seen[0]
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("case", ["vit_extract", "vit_extract_interp", "vit_tower_nonsquare"])
 def test_vision_tower(golden: Golden, model: OpenUni, case: str) -> None:
     pixels = golden.input(case, "pixel_values")
     golden.check(case, "tower_last_hidden", model.vlm.model.vision_tower(pixels).last_hidden_state)
     if "features" in golden.outputs(case):
+        recorded = golden.output(case, "pixel_shuffled")
+        golden.check(case, "pixel_shuffled", shuffled(model, pixels).view(recorded.shape))
         found = model.vlm.model.get_image_features(pixels, return_dict=True).pooler_output
         golden.check(case, "features", found)
 
@@ -184,11 +196,34 @@ def test_text_to_image_from_pixels(golden: Golden, model: OpenUni) -> None:
 def test_image_to_image(golden: Golden, model: OpenUni, case: str) -> None:
     model.zero_grad()
     length = golden.info["cases"][case].get("max_length", golden.info["config"]["max_length"])
-    sources = golden.input(case, "pixel_values_src")
-    loss = model.redrawing_loss(batch_of(golden, case), sources, draws(golden, case), length)
+    batch, sources = batch_of(golden, case), golden.input(case, "pixel_values_src")
+    loss = model.redrawing_loss(batch, sources, draws(golden, case), length)
     golden.check(case, "loss", loss)
     loss.backward()
     check_gradients(golden, case, model)
+    with torch.no_grad():
+        tokens = model.read_images(sources)
+        found = model.condition_on_images(batch.input_ids, batch.attention_mask, tokens, length).condition
+    golden.check(case, "cond", found)
+
+
+def test_image_to_image_reaches_what_reads_only_if_told_to(golden: Golden, model: OpenUni) -> None:
+    """The loss and every other gradient stay the same."""
+    case, reader = "image2image_loss", ("vlm.model.vision_tower.", "vlm.model.multi_modal_projector.")
+    found = {}
+    for trains_reading in (False, True):
+        model.zero_grad()
+        sources, given = golden.input(case, "pixel_values_src"), draws(golden, case)
+        loss = model.redrawing_loss(batch_of(golden, case), sources, given, trains_reading=trains_reading)
+        golden.check(case, "loss", loss)
+        loss.backward()
+        found[trains_reading] = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+        check_gradients(golden, case, model)
+    read = {name for name, _ in model.named_parameters() if name.startswith(reader)}
+    assert not read & found[False].keys()
+    # The class token's place is read by nobody behind the last layer, but everything has a gradient.
+    assert found[True].keys() == found[False].keys() | read
+    assert all(found[True][name].any() for name in read if name.startswith(reader[1]))
 
 
 def condition_for(golden: Golden, model: OpenUni, case: str) -> Tensor:
@@ -259,6 +294,11 @@ def test_chat(golden: Golden, model: OpenUni) -> None:
             golden.check("chat", f"{prefix}greedy_ids", found)
 
 
+def decoded(images: Tensor) -> Tensor:
+    """(B, 3, height, width) in about [-1, 1] -> what is written to files, in the same layout."""
+    return torch.from_numpy(to_uint8(images)).permute(0, 3, 1, 2)
+
+
 def test_images(golden: Golden) -> None:
     case = "image_preprocess"
     image = Image.fromarray(golden.input(case, "image_uint8_hwc").numpy())
@@ -266,6 +306,7 @@ def test_images(golden: Golden) -> None:
     offset = (golden.argument(case, "crop_offset") + 0.5) / (last - first + 1)
     size = golden.argument(case, "image_size")
     golden.check(case, "pixel_values", to_pixels(crop_to_square(image, offset), size))
+    golden.check("image_postprocess", "uint8", decoded(golden.input("image_postprocess", "x")))
     case = "image_preprocess_edit"
     image = Image.fromarray(golden.input(case, "image_uint8_hwc").numpy())
     golden.check(case, "pixel_values_src", to_pixels(image, golden.argument(case, "image_size")))

@@ -78,6 +78,9 @@ class Harmon(UnifiedModel):
         self.token_widths = {"understanding": mar.encoder_width, "generation": mar.encoder_width}
         self.text_width = llm.hidden_size
         self.num_extras = {"understanding": mar.num_buffers, "generation": mar.num_buffers}
+        names = ("encoder", "decoder", "token_diffusion", "project_in", "project_out", "llm")
+        self.parts = {name: (f"{name}.",) for name in names}
+        self.token_parts = {"understanding": ("encoder",), "generation": ("encoder",)}
         self.encoder = MAREncoder(mar, self.latent_width)
         self.decoder = MARDecoder(mar)
         self.token_diffusion = TokenDiffusion(

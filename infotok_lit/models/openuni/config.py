@@ -91,6 +91,8 @@ class DrawingConfig:
     guidance: float = 4.5
     time_shift: float = 3.0
     """Above 1, more of the iterations are near pure noise."""
+    negative_prompt: str = ""
+    """What guidance leads away from; "" for the unconditional prompt."""
 
 
 @dataclass(frozen=True)
@@ -206,7 +208,8 @@ _SIZES: dict[str, OpenUniConfig] = {
         autoencoder=AutoencoderConfig(kind="dct", block_size=8, kept=4),
         drawing=DrawingConfig(iterations=20, guidance=3.0),
         num_queries=16,
-        latent_scale=0.3,
+        # About unit variance in the lowest frequencies, where objects are. With less, most times are all noise.
+        latent_scale=1.0,
         image_size=32,
         # The Scenes tokenizer knows no Chinese, so the prompt would be long and empty.
         system="",

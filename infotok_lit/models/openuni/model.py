@@ -50,6 +50,18 @@ Grid = tuple[int, int]
 OWN_PARTS = ("meta_queries", "connector.", "projector.", "transformer.")
 """Prefixes of what an OpenUni checkpoint holds; vision-language model and autoencoder have files of their own."""
 
+MAX_INSTRUCTION = 2048
+"""Tokens of an instruction about an image, the image's included."""
+TRAINED_PARTS = {
+    "vision_tower": ("vlm.model.vision_tower.",),
+    "vision_projector": ("vlm.model.multi_modal_projector.",),
+    "language_model": ("vlm.model.language_model.", "vlm.lm_head."),
+    "meta_queries": ("meta_queries",),
+    "connector": ("connector.",),
+    "projector": ("projector.",),
+    "transformer": ("transformer.",),
+}
+
 
 @dataclass(frozen=True)
 class Condition:
@@ -77,6 +89,10 @@ class OpenUni(UnifiedModel):
         self.num_extras = {"understanding": 0, "generation": config.num_queries}
         self.latent_width = config.autoencoder.channels
         self.text_width = width
+        self.parts = TRAINED_PARTS
+        drawing = ("language_model", "meta_queries", "connector")
+        before = () if connector.order == "connector_first" else ("projector",)
+        self.token_parts = {"understanding": ("vision_tower", "vision_projector"), "generation": (*drawing, *before)}
         self.autoencoder = build_autoencoder(config.autoencoder)
         self.vlm = build_vlm(config.vision, config.llm)
         self.meta_queries = nn.Parameter(torch.randn(config.num_queries, width) / width**0.5)
@@ -200,17 +216,33 @@ class OpenUni(UnifiedModel):
         loss = self.flow_loss(latents, condition.condition, draws)
         return ReconstructionOutput(loss, torch.tensor(latents.numel(), device=loss.device))
 
+    def condition_on_images(
+        self, input_ids: Tensor, attention_mask: Tensor, tokens: Tensor, max_length: int = MAX_INSTRUCTION
+    ) -> Condition:
+        """What the meta queries make of instructions (B, T) about one image each, read as tokens (B, N, H).
+
+        Texts that are longer than `max_length` lose their start, as in the official code.
+        """
+        embeds = self.embed_with_images(input_ids, tokens)
+        return self.condition_on(embeds[:, -max_length:], attention_mask[:, -max_length:])
+
     def redrawing_loss(
-        self, batch: GenerationBatch, sources: Tensor, draws: TrainingDraws | None = None, max_length: int = 2048
+        self,
+        batch: GenerationBatch,
+        sources: Tensor,
+        draws: TrainingDraws | None = None,
+        max_length: int = MAX_INSTRUCTION,
+        trains_reading: bool = False,
     ) -> Tensor:
         """Mean squared error of drawing `batch` given what the model understands of source images (B, 3, h, w).
 
-        The reading tokens get no gradient, as in the official code; texts longer than `max_length` lose their start.
+        Args:
+            batch: images to draw, and instructions with slots for the sources' tokens (`prompts_to_redraw`).
+            trains_reading: let the loss reach what reads the sources; the official code does not.
         """
-        with torch.no_grad():
+        with torch.set_grad_enabled(trains_reading and torch.is_grad_enabled()):
             tokens = self.read_images(sources)
-        embeds = self.embed_with_images(batch.input_ids, tokens)[:, -max_length:]
-        condition = self.condition_on(embeds, batch.attention_mask[:, -max_length:])
+        condition = self.condition_on_images(batch.input_ids, batch.attention_mask, tokens, max_length)
         latents = self.encode_images(batch.pixel_values)
         return self.flow_loss(latents, condition.condition, draws) / latents.numel()
 
@@ -237,7 +269,8 @@ class OpenUni(UnifiedModel):
     ) -> Tensor:
         """Draw one image per prompt; a prompt is read once in any case, so `use_cache` changes nothing here."""
         drawing = self.config.drawing if drawing is None else drawing
-        ids, mask = self.processor.prompts_to_draw(prompts, drawing.guidance > 1.0)
+        negative = drawing.negative_prompt if drawing.guidance > 1.0 else None
+        ids, mask = self.processor.prompts_to_draw(prompts, negative)
         ids, mask = ids.to(self.meta_queries.device), mask.to(self.meta_queries.device)
         condition = self.condition_on(self._embeddings(ids), mask).condition
         return self._draw(condition, len(prompts), seed, drawing, image_size, progress)
@@ -246,14 +279,17 @@ class OpenUni(UnifiedModel):
     def redraw(
         self, sources: Tensor, instructions: Sequence[str], seed: int = 0, drawing: DrawingConfig | None = None
     ) -> Tensor:
-        """Draw images (B, 3, height, width) anew as instructions say, guided away from keeping them as they are."""
+        """Draw images (B, 3, height, width) anew as instructions say, guided away from keeping them as they are.
+
+        Like every picture, image i depends on its source and instruction and on seed + i alone.
+        """
         drawing = self.config.drawing if drawing is None else drawing
         guided = drawing.guidance > 1.0
         texts = [*instructions, *[KEEP_PROMPT] * (len(instructions) if guided else 0)]
         ids, mask = self.processor.prompts_to_redraw(texts)
         tokens = self.read_images(sources)
-        embeds = self.embed_with_images(ids.to(tokens.device), torch.cat([tokens, tokens]) if guided else tokens)
-        condition = self.condition_on(embeds, mask.to(tokens.device)).condition
+        tokens = torch.cat([tokens, tokens]) if guided else tokens
+        condition = self.condition_on_images(ids.to(tokens.device), mask.to(tokens.device), tokens).condition
         return self._draw(condition, len(instructions), seed, drawing, None, None)
 
     def draw_latents(

@@ -14,6 +14,8 @@ from infotok_lit.models.unified import IGNORE_INDEX, IMAGE_TOKEN_ID, GenerationB
 
 TURN = "<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n"
 END = "<|im_end|>"
+IMAGE_MARKER = "<image>"
+"""Where in a question its image stands, in the manner of InternVL."""
 IMAGE_START, IMAGE_END, IMAGE_CONTEXT = "<img>", "</img>", "<IMG_CONTEXT>"
 DRAWING_PROMPT = "Generate an image: {caption}"
 UNCONDITIONAL_PROMPT = "Generate an image."
@@ -104,9 +106,13 @@ class OpenUniProcessor:
         """Ids and mask (B, T) of questions about one image each, up to where the answer starts; left-padded."""
         return pad([self._question_ids(prompt) for prompt in prompts], self.pad_id, left=True)
 
-    def prompts_to_draw(self, prompts: Sequence[str], unconditional: bool) -> tuple[Tensor, Tensor]:
-        """Ids and mask (B, T) of drawing prompts, followed by as many unconditional ones if asked; right-padded."""
-        texts = [*prompts, *[""] * (len(prompts) if unconditional else 0)]
+    def prompts_to_draw(self, prompts: Sequence[str], negative: str | None) -> tuple[Tensor, Tensor]:
+        """Ids and mask (B, T) of drawing prompts; right-padded.
+
+        Args:
+            negative: follows as many times as there are prompts; "" is the unconditional prompt, None for none.
+        """
+        texts = [*prompts, *([] if negative is None else [negative] * len(prompts))]
         return pad([self._drawing_ids(text) for text in texts], self.pad_id)
 
     def prompts_to_redraw(self, instructions: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -126,12 +132,20 @@ class OpenUniProcessor:
         return [self.image_start, *[IMAGE_TOKEN_ID] * self.num_image_tokens, self.image_end]
 
     def _question_ids(self, question: str) -> list[int]:
-        before, after = TURN.format(text="\0" + f"\n{question}").split("\0")
+        before, after = self._around_image(question)
         opening = f"<|im_start|>system\n{self.system}<|im_end|>\n{before}" if self.system else before
         return self._encode(opening) + self.image_slots() + self._encode(after)
 
+    def _around_image(self, text: str) -> tuple[str, str]:
+        """A turn of the user, split where its image stands: at the marker, or at the start where there is none."""
+        marked = text if IMAGE_MARKER in text else f"{IMAGE_MARKER}\n{text}"
+        parts = TURN.format(text=marked).split(IMAGE_MARKER)
+        if len(parts) > 2:
+            raise ValueError(f"{text!r} has {len(parts) - 1} times {IMAGE_MARKER}, but there is one image")
+        return parts[0], parts[1]
+
     def _redrawing_ids(self, instruction: str) -> list[int]:
-        before, after = TURN.format(text="\0" + f"\n{instruction}").split("\0")
+        before, after = self._around_image(instruction)
         return self._encode(before) + self.image_slots() + self._encode(after + IMAGE_START)
 
     def _drawing_ids(self, caption: str) -> list[int]:

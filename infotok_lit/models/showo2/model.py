@@ -99,6 +99,9 @@ class Showo2(UnifiedModel):
         self.num_extras = {"understanding": 0, "generation": 0}
         self.latent_width = PATCH_SIZE**2 * channels
         self.text_width = width
+        names = ("encoder", "llm", "time_embed", "time_to_token", "to_diffusion", "diffusion_head")
+        self.parts = {name: (f"{name}.",) for name in names}
+        self.token_parts = {"understanding": ("encoder",), "generation": ("encoder",)}
         self.autoencoder = build_autoencoder(config.autoencoder)
         self.encoder = DualPathEncoder(config.semantic, config.quantiser, channels, width)
         self.llm = build_language_model(config.llm, OMNI_ATTENTION)

@@ -1,0 +1,112 @@
+"""Reading and drawing with OpenUni: no image knows what else is in its batch, and no cache changes a number."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny import tiny_model
+from torch import Tensor
+
+from infotok_lit.data.scenes import Scenes
+from infotok_lit.models.openuni.model import OpenUni
+from infotok_lit.models.openuni.processor import KEEP_PROMPT
+
+PROMPTS = ["what shape is the red object?", "is there a circle?", "Describe the image in detail.", "why?"]
+CAPTIONS = ["a red circle", "two blue squares", "a green triangle above a yellow circle"]
+NEW_TOKENS = 8
+
+
+@pytest.fixture(scope="module")
+def model() -> OpenUni:
+    """Loud enough for answers and pictures to depend on everything that they can depend on."""
+    model = tiny_model("openuni", seed=3)
+    torch.manual_seed(1)
+    for name, parameter in model.named_parameters():
+        parameter.data += (0.4 if name.startswith("vlm.") else 0.2) * torch.randn_like(parameter)
+    return model
+
+
+@pytest.fixture(scope="module")
+def images() -> Tensor:
+    return torch.rand(len(PROMPTS), 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+def test_an_answer_knows_nothing_of_its_batch_nor_of_the_cache(model, images) -> None:
+    together = model.describe(images, PROMPTS, NEW_TOKENS)
+    assert len(set(together)) == len(PROMPTS)
+    alone = [model.describe(image[None], [text], NEW_TOKENS)[0] for image, text in zip(images, PROMPTS, strict=True)]
+    assert together == alone
+    assert together == model.describe(images, PROMPTS, NEW_TOKENS, use_cache=False)
+    # Both the picture and the question matter, so the equalities above mean something.
+    assert model.describe(images.flip(0), PROMPTS, NEW_TOKENS) != together
+    assert model.describe(images, PROMPTS[::-1], NEW_TOKENS) != together
+
+
+def test_the_system_prompt_is_part_of_the_conversation(model, images, monkeypatch) -> None:
+    before = model.describe(images, PROMPTS, NEW_TOKENS)
+    monkeypatch.setattr(model.processor, "system", "answer in one word")
+    assert model.describe(images, PROMPTS, NEW_TOKENS) != before
+
+
+def test_an_answer_stops_at_its_own_end(model, images, monkeypatch) -> None:
+    ids, mask = model.processor.prompts_with_image(PROMPTS)
+    with torch.no_grad():
+        embeds = model.embed_with_images(ids, model.read_images(images))
+        free = model.answer(embeds, mask, NEW_TOKENS)
+        end = int(free[0, 2])
+        monkeypatch.setattr(model.processor, "end_id", end)
+        stopped = model.answer(embeds, mask, NEW_TOKENS)
+    for row, full in zip(stopped.tolist(), free.tolist(), strict=True):
+        length = full.index(end) + 1 if end in full else len(full)
+        assert row[:length] == full[:length]
+        assert set(row[length:]) <= {model.processor.pad_id}
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+@pytest.mark.parametrize("size", [None, (16, 48)])
+def test_a_picture_is_its_prompt_and_its_seed(model, guidance, size) -> None:
+    drawing = replace(model.config.drawing, guidance=guidance)
+    together = model.generate(CAPTIONS, 5, drawing, size)
+    assert together.shape == (3, 3, *(size or (32, 32)))
+    for i, caption in enumerate(CAPTIONS):
+        alone = model.generate([caption], 5 + i, drawing, size)
+        torch.testing.assert_close(together[i : i + 1], alone, rtol=0, atol=2e-4)
+    assert (together - model.generate(CAPTIONS[::-1], 5, drawing, size)).abs().max() > 0.01
+    assert (together - model.generate(CAPTIONS, 6, drawing, size)).abs().max() > 0.1
+
+
+def test_a_size_that_the_latents_cannot_have_is_refused(model) -> None:
+    with pytest.raises(ValueError, match="image size 20 x 32 is not a multiple of 8 pixels"):
+        model.generate(CAPTIONS[:1], image_size=(20, 32))
+
+
+def test_guidance_leads_away_from_the_negative_prompt(model) -> None:
+    """Guidance is linear: without one iteration's difference between prompts and negatives it changes nothing."""
+    guided = replace(model.config.drawing, guidance=3.0, negative_prompt=CAPTIONS[0])
+    plain = replace(model.config.drawing, guidance=1.0)
+    found = model.generate([CAPTIONS[0]], 0, guided)
+    torch.testing.assert_close(found, model.generate([CAPTIONS[0]], 0, plain), rtol=0, atol=2e-4)
+    assert (model.generate([CAPTIONS[1]], 0, guided) - model.generate([CAPTIONS[1]], 0, plain)).abs().max() > 0.01
+
+
+def test_a_redrawn_picture_is_its_source_its_instruction_and_its_seed(model, images) -> None:
+    instructions = [KEEP_PROMPT, "make it red", "make it blue", "add a circle"]
+    together = model.redraw(images, instructions, seed=2)
+    for i, instruction in enumerate(instructions):
+        alone = model.redraw(images[i : i + 1], [instruction], seed=2 + i)
+        torch.testing.assert_close(together[i : i + 1], alone, rtol=0, atol=2e-4)
+    assert (together - model.redraw(images.flip(0), instructions, seed=2)).abs().max() > 1e-3
+
+
+def test_losses_do_not_depend_on_padding(model) -> None:
+    """The sum over a padded batch is the sum of its rows, each alone and without padding."""
+    source = Scenes(num_samples=100)
+    samples = [source.sample("understanding", i, None) for i in range(4)]
+    samples[1] = replace(samples[1], question=samples[1].question + " tell me more about it", answer="red circle")
+    whole = model.processor.understanding(samples)
+    assert not whole.attention_mask.all()
+    with torch.no_grad():
+        together = model.understanding(whole)
+        alone = [model.understanding(model.processor.understanding([sample])) for sample in samples]
+    torch.testing.assert_close(together.loss_sum, sum(output.loss_sum for output in alone), rtol=1e-5, atol=1e-4)
+    assert together.loss_count == sum(output.loss_count for output in alone) > 4
