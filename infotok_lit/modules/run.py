@@ -9,6 +9,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
 from infotok_lit.models.checkpoint import CheckpointError, KeyMap, read_pickle
+from infotok_lit.models.families import family_loading
+from infotok_lit.models.unified import UnifiedModel
 
 CHECKPOINT_KEY = "infotok_lit"
 BASE_PREFIX = "base."
@@ -59,6 +61,12 @@ def base_weights(checkpoint: dict[str, Any]) -> dict[str, torch.Tensor]:
     """The base model's part of a run's state dict, under the base model's own names."""
     state = checkpoint["state_dict"]
     return {name.removeprefix(BASE_PREFIX): value for name, value in state.items() if name.startswith(BASE_PREFIX)}
+
+
+def rebuild_base(checkpoint: dict[str, Any]) -> UnifiedModel:
+    """The base model of a run's checkpoint, in evaluation mode; CheckpointError says what does not fit."""
+    saved = checkpoint[CHECKPOINT_KEY]
+    return family_loading(saved["family"]).rebuild(saved["config"], saved["tokenizer"], base_weights(checkpoint))
 
 
 def load_base_weights(base: nn.Module, path: Path) -> None:
