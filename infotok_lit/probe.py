@@ -1,15 +1,16 @@
 """Measure what the shared tokens hold: bits about the objects of unseen scenes, and about the texture behind them.
 
-Probes are trained on some scenes and measured on others, none of which the model was trained on. Every number is a lower
-bound on mutual information, in bits per image. A run brings its posteriors too: their means, and samples of them, whose
-structure and texture together stay below their rate.
+Probes are trained on some scenes and measured on others, none of which the model was trained on. Every number is a
+lower bound on mutual information, in bits per image. A run brings its posteriors too: their means, and samples of
+them, whose structure and texture together stay below their rate.
 """
 
 import argparse
 import json
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,8 +39,8 @@ def main(argv: Sequence[str]) -> int:
         base, heads, running = _load(arguments)
     except (ValueError, OSError) as error:
         parser.error(str(error))
-    with running, progress_bar(1.0) as bar:
-        rows = [row.to_dict() for row in measure(base, heads, options, bar.show)]
+    with progress_bar(1.0) as bar:
+        rows = [row.to_dict() for row in measure(base, heads, options, bar.show, running)]
     ceiling = _ceiling(options.scenes)
     result = {
         "infotok_lit": __version__,
@@ -54,26 +55,31 @@ def main(argv: Sequence[str]) -> int:
         write_whole(arguments.out, (json.dumps(result, indent=2) + "\n").encode())
     from rich.console import Console
 
-    Console().print(table(result))
+    for table in tables(result):
+        Console().print(table)
     return 0
 
 
-def _load(arguments: argparse.Namespace) -> "tuple[UnifiedModel, InfoTok | None, AbstractContextManager[Any]]":
-    """The model, the heads if it is a run, and in which context to call them."""
+def _load(
+    arguments: argparse.Namespace,
+) -> "tuple[UnifiedModel, InfoTok | None, Callable[[], AbstractContextManager[Any]]]":
+    """The model, the heads if it is a run, and the context to call them in."""
     run = _run(arguments)
     if run is None:
         choice = ModelChoice.from_arguments(arguments)
         base = choice.load()
-        return base, None, choice.running(base)
+        return base, None, partial(choice.running, base)
     if arguments.dtype != "float32":
         raise ValueError("a run is probed in float32: leave out --dtype, or export the run first")
+    import torch
+
     from infotok_lit.modules.heads import read_heads
     from infotok_lit.modules.run import read_run, rebuild_base
 
     checkpoint = read_run(run)
     device = chosen_device(arguments.device)
     base = rebuild_base(checkpoint).to(device)
-    return base, read_heads(checkpoint, base).to(device), nullcontext()
+    return base, read_heads(checkpoint, base).to(device), torch.inference_mode
 
 
 def _run(arguments: argparse.Namespace) -> Path | None:
@@ -93,25 +99,28 @@ def _ceiling(scenes: str) -> dict[str, float]:
     return ScenePrior(known[scenes]).entropy_bits()
 
 
-def table(result: dict[str, Any]) -> "Table":
-    """The result for people: a row per branch and features."""
+def tables(result: dict[str, Any]) -> "list[Table]":
+    """The result for people: a table per branch, with a row per part and a column per kind of features."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    ceiling = result["structure_ceiling"]
-    shown = Table(
-        box=SIMPLE_HEAD,
-        title=f"Bits per image on {result['test']} unseen {result['scenes']}, lower bounds (standard error)",
-        caption=f"all there is to know about the objects: {sum(ceiling.values()):.2f} bits",
-    )
-    parts = list(result["rows"][0]["parts"])
-    for column in ("", "structure", *parts[: len(ceiling)], "texture", *parts[len(ceiling) :], "rate"):
-        shown.add_column(column, justify="right" if column else "left", no_wrap=not column)
-    for row in result["rows"]:
-        cells = [row["structure"], *(row["parts"][part] for part in parts[: len(ceiling)])]
-        cells += [row["texture"], *(row["parts"][part] for part in parts[len(ceiling) :])]
-        rate = "" if row["rate_bits"] is None else f"{row['rate_bits']:.1f}"
-        shown.add_row(f"{row['branch']}: {row['features']}", *map(_cell, cells), rate)
+    ceiling = result["structure_ceiling"] | {"structure": sum(result["structure_ceiling"].values())}
+    shown = []
+    for branch in dict.fromkeys(row["branch"] for row in result["rows"]):
+        rows = [row for row in result["rows"] if row["branch"] == branch]
+        own = Table(box=SIMPLE_HEAD, title=f"{branch}: bits per image, at least (standard error)")
+        for column in ("", "of", *(row["features"] for row in rows)):
+            own.add_column(column, justify="right" if column else "left", no_wrap=True)
+        parts = list(rows[0]["parts"])
+        split = len(result["structure_ceiling"])
+        for name in ("structure", *parts[:split], "texture", *parts[split:]):
+            label = name if name in ("structure", "texture") else f"  {name}"
+            bits = [row["parts"].get(name) or row[name] for row in rows]
+            own.add_row(label, f"{ceiling[name]:.2f}" if name in ceiling else "", *map(_cell, bits))
+        if any(row["rate_bits"] is not None for row in rows):
+            rates = ["" if row["rate_bits"] is None else f"{row['rate_bits']:.1f}" for row in rows]
+            own.add_row("rate, at most", "", *rates)
+        shown.append(own)
     return shown
 
 

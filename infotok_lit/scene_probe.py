@@ -5,6 +5,7 @@ For the ablation: `measure(base, heads)` gives the rows, `ProbeRow.to_dict` prim
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,8 +16,8 @@ from torch import Tensor
 from infotok_lit.data.sample import Branch, GenerationSample
 from infotok_lit.data.scenes import Scenes
 from infotok_lit.metrics.probes import Split
-from infotok_lit.metrics.scene_information import SceneInformation, Truth, scene_information
-from infotok_lit.models.unified import Batch, BranchOutput, UnifiedModel
+from infotok_lit.metrics.scene_information import Features, SceneInformation, Truth, scene_information
+from infotok_lit.models.unified import Batch, BranchOutput, TokenLayout, UnifiedModel
 from infotok_lit.modules.determinism import isolated_rng, seed_of
 from infotok_lit.objective.infotok import InfoTok
 
@@ -66,7 +67,6 @@ class ProbeRow:
         return named | asdict(self.information)
 
 
-@torch.inference_mode()
 def collect(
     base: UnifiedModel,
     heads: InfoTok | None,
@@ -74,38 +74,44 @@ def collect(
     source: Scenes,
     options: ProbeOptions,
     progress: Progress,
-) -> tuple[dict[str, Tensor], float | None]:
-    """One branch's features of all scenes (n, F) by name, and the rate of its posterior in bits per image."""
+    running: Callable[[], AbstractContextManager[Any]],
+) -> tuple[dict[str, Features], float | None]:
+    """One branch's features of all scenes by name, and the rate of its posterior in bits per image."""
     device = next(base.parameters()).device
     found: dict[str, list[Tensor]] = {}
     rates = []
     for number, batch in enumerate(batches(base, branch, source, options.batch_size)):
         progress(number * options.batch_size / len(source), f"{branch}: tokens")
-        with isolated_rng(seed_of(options.seed, number), device):
+        with running(), isolated_rng(seed_of(options.seed, number), device):
             output = getattr(base, branch)(move_data_to_device(batch, device))
-            features = {TOKENS: on_canvas(output, output.tokens), MEAN_TOKEN: output.tokens.float().mean(1)}
+            mean_token = output.tokens.float().mean(1, keepdim=True)
+            features = {TOKENS: on_canvas(output, output.tokens), MEAN_TOKEN: mean_token}
             posterior = None if heads is None else heads.posterior(branch, output.tokens)
             if posterior is not None:
                 features[POSTERIOR_MEAN] = on_canvas(output, posterior.mean)
                 features[POSTERIOR_SAMPLE] = on_canvas(output, posterior.rsample())
                 rates.append(posterior.kl().sum((1, 2)) / math.log(2))
         for name, values in features.items():
-            found.setdefault(name, []).append(values.cpu())
+            # A tensor of inference mode could not train a probe; a copy from outside of it can.
+            found.setdefault(name, []).append(values.cpu().clone())
     rate = torch.cat(rates).mean().item() if rates else None
-    return {name: torch.cat(values) for name, values in found.items()}, rate
+    side = source.spec.image_size
+    return {name: _features(torch.cat(values), output.layout, side) for name, values in found.items()}, rate
 
 
 def measure(
     base: UnifiedModel,
     heads: InfoTok | None = None,
-    options: ProbeOptions = ProbeOptions(),  # noqa: B008 - frozen
+    options: ProbeOptions = ProbeOptions(),
     progress: Progress = lambda done, what: None,
+    running: Callable[[], AbstractContextManager[Any]] = torch.inference_mode,
 ) -> list[ProbeRow]:
     """Probe both branches of a model, which is in evaluation mode, where it is.
 
     Args:
         heads: those of a run, for its posteriors; None probes the tokens alone.
         progress: told how far it is.
+        running: makes the context that the model is called in.
 
     Raises:
         ValueError: too few scenes.
@@ -118,7 +124,7 @@ def measure(
     split = Split.of(options.train, options.test)
     rows = []
     for start, branch in enumerate(base.token_widths):
-        collected, rate = collect(base, heads, branch, source, options, _part(progress, start / 2, 1 / 4))
+        collected, rate = collect(base, heads, branch, source, options, _part(progress, start / 2, 1 / 4), running)
         for number, (name, features) in enumerate(collected.items()):
             progress(start / 2 + (1 + number / len(collected)) / 4, f"{branch}: {name}")
             information = scene_information(features, truth, split, options.hidden, options.seed)
@@ -128,11 +134,23 @@ def measure(
 
 
 def on_canvas(output: BranchOutput, values: Tensor) -> Tensor:
-    """(B, N, d) of the present tokens -> (B, places * (d + 1)) float32: 0 at hidden places, and which are present."""
+    """(B, N, d) of the present tokens -> (B, places, d + 1) float32: 0 at hidden places; last, which are present."""
     width = values.shape[2] + 1
     present = torch.cat([values, torch.ones_like(values[..., :1])], dim=2).float()
     canvas = present.new_zeros(len(values), output.layout.num_tokens, width)
-    return canvas.scatter(1, output.token_index.unsqueeze(2).expand(-1, -1, width), present).flatten(1)
+    return canvas.scatter(1, output.token_index.unsqueeze(2).expand(-1, -1, width), present)
+
+
+def _features(values: Tensor, layout: TokenLayout, side: int) -> Features:
+    """(n, places, d + 1) as on_canvas gives them, or (n, 1, d) of a mean token -> features.
+
+    Local features are those of a grid whose places are whole patches of the image, as in every model made for Scenes.
+    """
+    height, width = layout.grid
+    if values.shape[1] != layout.num_tokens or not height * width or side % height or side % width:
+        return Features(values.flatten(1))
+    placed = values[:, layout.num_extra :].unflatten(1, layout.grid)
+    return Features(values.flatten(1), placed[..., :-1], placed[..., -1] > 0)
 
 
 def batches(base: UnifiedModel, branch: Branch, source: Scenes, size: int) -> Iterator[Batch]:

@@ -1,8 +1,8 @@
 """How many bits about a known quantity Y can be read off features Z: a lower bound on I(Z; Y).
 
-For any q(Y | Z) that was fitted on other samples, I(Z; Y) >= E log2 q(Y | Z) / p(Y) (Barber and Agakov, 2003): H(Y) minus
-the cross entropy of q. Where p(Y) is known exactly, the mean of the log ratio over unseen samples estimates the bound
-without bias. Every q here contains p, so it starts at 0 bits and stays there if Z says nothing.
+For any q(Y | Z) that was fitted on other samples, I(Z; Y) >= E log2 q(Y | Z) / p(Y) (Barber and Agakov, 2003): H(Y)
+minus the cross entropy of q. Where p(Y) is known exactly, the mean of the log ratio over unseen samples estimates the
+bound without bias. Every q here contains p, so it starts at 0 bits and stays there if Z says nothing.
 
 Shapes: n samples, F features, k coordinates.
 """
@@ -45,8 +45,17 @@ class Bits:
     """Standard error of the mean."""
 
     @classmethod
-    def of(cls, per_sample: Tensor) -> "Bits":
-        """(n,) bits -> their mean."""
+    def of(cls, per_sample: Tensor, surprise: Tensor | None = None, entropy: float = 0.0) -> "Bits":
+        """(n,) bits -> their mean.
+
+        Args:
+            surprise: (n,) -log2 p(Y), whose exact mean is `entropy`: a control variate. Without it the number of
+                objects that the unseen scenes happen to have would be most of the error.
+        """
+        if surprise is not None:
+            luck = surprise - entropy
+            slope = torch.cov(torch.stack([per_sample, luck]))[0, 1] / luck.var().clamp(min=1e-9)
+            per_sample = per_sample - slope * luck
         return cls(per_sample.mean().item(), per_sample.std().item() / math.sqrt(len(per_sample)))
 
 
@@ -63,9 +72,15 @@ def coordinates(features: Tensor, split: Split) -> Tensor:
     standard = (features[:, varying] - train[:, varying].mean(0)) / spread[varying]
     if not varying.any():
         return features.new_zeros(len(features), 1)
-    _, _, axes = torch.linalg.svd(standard[split.train], full_matrices=False)
-    turned = standard @ axes.T
+    turned = standard @ _principal_axes(standard[split.train])
     return turned / turned[split.train].std()
+
+
+def _principal_axes(rows: Tensor) -> Tensor:
+    """(m, F) -> (F, min(m, F)), orthonormal columns."""
+    if len(rows) > rows.shape[1]:
+        return torch.linalg.eigh(rows.T.double() @ rows.double()).eigenvectors.to(rows.dtype)
+    return torch.linalg.svd(rows, full_matrices=False)[2].T
 
 
 def ridge(inputs: Tensor, targets: Tensor, split: Split) -> Tensor:
@@ -99,8 +114,8 @@ def classify(
 
     Args:
         inputs: (n, k) coordinates.
-        log_ratio: (logits (m, num_logits), which samples) -> (m, parts): log q(Y | Z) - log p(Y) in nats of each part of
-            Y; 0 for logits of 0.
+        log_ratio: (logits (m, num_logits), which samples) -> (m, parts): log q(Y | Z) - log p(Y) in nats of each part
+            of Y; 0 for logits of 0.
         hidden: width of one hidden layer; 0 for a linear probe.
 
     Returns:

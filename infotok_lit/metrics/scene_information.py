@@ -49,6 +49,18 @@ class Truth:
 
 
 @dataclass(frozen=True)
+class Features:
+    """What is probed, in the order of the scenes."""
+
+    values: Tensor
+    """(n, F)."""
+    local: Tensor | None = None
+    """(n, h, w, d): those of the values that have a place in the image; None if none has."""
+    present: Tensor | None = None
+    """(n, h, w) bool: where there are any; None if everywhere."""
+
+
+@dataclass(frozen=True)
 class SceneInformation:
     """Bits per image, of FACTORS and of TEXTURE_PARTS, and their sums."""
 
@@ -57,28 +69,27 @@ class SceneInformation:
     texture: Bits
 
 
-def scene_information(features: Tensor, truth: Truth, split: Split, hidden: int = 0, seed: int = 0) -> SceneInformation:
+def scene_information(
+    features: Features, truth: Truth, split: Split, hidden: int = 0, seed: int = 0
+) -> SceneInformation:
     """Lower bounds on I(features; part of the scene), measured on the test scenes.
 
     Args:
-        features: (n, F), in the order of the scenes.
         hidden: width of the structure probe's hidden layer; 0 for a linear one.
     """
-    inputs = coordinates(features, split)
-    structure = structure_bits(inputs, truth, split, hidden, seed)
-    texture = texture_bits(inputs, truth, split)
-    named = [*zip(FACTORS, structure.T, strict=True), *zip(TEXTURE_PARTS, texture.T, strict=True)]
-    parts = {name: Bits.of(per_scene) for name, per_scene in named}
-    return SceneInformation(parts, Bits.of(structure.sum(1)), Bits.of(texture.sum(1)))
+    inputs = coordinates(features.values, split)
+    ratio = StructureRatio(truth)
+    structure = classify(inputs, ratio, ratio.num_logits, split, hidden, seed) / math.log(2)
+    surprise, entropies = ratio.surprise(split.test) / math.log(2), truth.prior.entropy_bits()
+    texture = texture_bits(inputs, features, truth, split)
+    parts = {name: Bits.of(structure[:, i], surprise[:, i], entropies[name]) for i, name in enumerate(FACTORS)} | {
+        name: Bits.of(texture[:, i]) for i, name in enumerate(TEXTURE_PARTS)
+    }
+    total = Bits.of(structure.sum(1), surprise.sum(1), sum(entropies.values()))
+    return SceneInformation(parts, total, Bits.of(texture.sum(1)))
 
 
 # Structure
-
-
-def structure_bits(inputs: Tensor, truth: Truth, split: Split, hidden: int = 0, seed: int = 0) -> Tensor:
-    """(n, k) coordinates -> (test scenes, FACTORS) bits."""
-    ratio = StructureRatio(truth)
-    return classify(inputs, ratio, ratio.num_logits, split, hidden, seed) / math.log(2)
 
 
 class StructureRatio:
@@ -120,6 +131,19 @@ class StructureRatio:
         place = _log_ratio(taken.squeeze(2) @ self.places.T, self.place_prior, self.place[chosen])
         return torch.stack([place, *((ratio * present).sum(1) for ratio in per_object)], dim=1)
 
+    def surprise(self, chosen: slice) -> Tensor:
+        """(m, FACTORS) nats: -log p(factor), given those before it, of the true ones."""
+        shape, colour = self.shape[chosen], self.colour[chosen]
+        present = shape >= 0
+        cells = torch.arange(present.shape[1])
+        per_object = [
+            self.shape_prior[cells, shape.clamp(min=0)],
+            self.colour_prior[cells, shape.clamp(min=0), colour.clamp(min=0)],
+            torch.full(shape.shape, -math.log(self.widths[-1])),
+        ]
+        place = self.place_prior[self.place[chosen]]
+        return -torch.stack([place, *(torch.where(present, log, 0.0).sum(1) for log in per_object)], dim=1)
+
 
 def _log_ratio(logits: Tensor, log_prior: Tensor, truth: Tensor) -> Tensor:
     """log softmax(logits + log prior)[truth] - log prior[truth]; classes are last, and -1 reads the first of them."""
@@ -135,31 +159,76 @@ def _log(chance: Tensor) -> Tensor:
 # Texture
 
 
-def texture_bits(inputs: Tensor, truth: Truth, split: Split) -> Tensor:
-    """(n, k) coordinates -> (test scenes, TEXTURE_PARTS) bits.
+def texture_bits(inputs: Tensor, features: Features, truth: Truth, split: Split) -> Tensor:
+    """(test scenes, TEXTURE_PARTS) bits: frequencies and phases are read off a linear reconstruction of the waves.
 
-    The waves are reconstructed linearly; frequencies and phases are read off the reconstruction.
+    Args:
+        inputs: (n, k) coordinates of the features.
     """
     side = truth.prior.spec.image_size
-    waves = _spectrum(np.stack([texture.waves() for texture in truth.textures]), side // 2)
-    noise = _spectrum(np.stack([texture.noise for texture in truth.textures]), side // 4)
-    drawn = ridge(inputs, waves, split)
+    waves, noise = (
+        torch.from_numpy(np.stack(images)).float()
+        for images in ([item.waves() for item in truth.textures], [item.noise for item in truth.textures])
+    )
+    frequency, phase = (
+        torch.from_numpy(np.stack(numbers))
+        for numbers in ([item.frequency for item in truth.textures], [item.phase for item in truth.textures])
+    )
+    drawn = reconstruct(waves, side // 2, inputs, features, split)
     images = _from_spectrum(drawn, side)
-    frequency = torch.from_numpy(np.stack([texture.frequency for texture in truth.textures]))
-    phase = torch.from_numpy(np.stack([texture.phase for texture in truth.textures]))
+    kept = side // 4
+    predicted = reconstruct(noise, kept, inputs, features, split)
     parts = (
         frequency_nats(images, frequency, split),
         phase_nats(images, frequency, phase, split),
-        noise_nats(ridge(inputs, noise, split), _low(drawn, side // 4), _low(waves, side // 4), noise, split),
+        noise_nats(predicted, _low(drawn, kept), _spectrum(waves, kept), _spectrum(noise, kept), split),
     )
     return torch.stack([part.float() for part in parts], dim=1) / math.log(2)
+
+
+def reconstruct(images: Tensor, kept: int, inputs: Tensor, features: Features, split: Split) -> Tensor:
+    """Images (n, s, s) -> linear predictions of their lowest DCT components, (n, kept^2).
+
+    First each patch from the features at its place, by one map for all places, which a few scenes suffice to fit; then
+    what is left from all features.
+    """
+    target = _spectrum(images, kept)
+    near = torch.zeros_like(target) if features.local is None else _spectrum(patchwise(images, features, split), kept)
+    return near + ridge(inputs, target - near, split)
+
+
+def patchwise(images: Tensor, features: Features, split: Split) -> Tensor:
+    """Images (n, s, s) -> predictions of every patch from the local features there; 0 where there are none.
+
+    Raises:
+        ValueError: the grid of the features does not divide the image.
+    """
+    count, height, width, depth = features.local.shape
+    side = images.shape[1]
+    if side % height or side % width:
+        raise ValueError(f"features on a grid of {height} x {width} share no patches of {side} x {side} pixels")
+    patch = (side // height, side // width)
+    present = torch.ones(count, height, width, dtype=torch.bool) if features.present is None else features.present
+    known = features.local[split.train][present[split.train]]
+    # Where nothing is there is 0, also after centring: it is the mean of what is there.
+    centred = torch.where(present[..., None], features.local - known.mean(0), 0.0)
+    blocks = images.unflatten(2, (width, patch[1])).unflatten(1, (height, patch[0])).transpose(2, 3)
+    places = height * width
+    rows = coordinates(centred.flatten(0, 2), _scaled(split, places))
+    predicted = ridge(rows, blocks.flatten(3).flatten(0, 2), _scaled(split, places))
+    return predicted.unflatten(1, patch).unflatten(0, (count, height, width)).transpose(2, 3).reshape(images.shape)
+
+
+def _scaled(split: Split, factor: int) -> Split:
+    """The split of rows of which each sample has `factor`, one after another."""
+    return Split(*(slice(factor * part.start, factor * part.stop) for part in split))
 
 
 def frequency_nats(images: Tensor, frequency: Tensor, split: Split) -> Tensor:
     """(test scenes,): log q - log p of all W frequencies, which are uniform.
 
-    q: each frequency is drawn on its own from a softmax over a grid of 2 s x 2 s cells, of a P + b log P for the power P
-    of the reconstruction in a cell. That it cannot say which wave is which costs W log W nats at most.
+    q: each frequency is drawn on its own from a softmax over a grid of 2 s x 2 s cells, of a P + b log P for the power
+    P of the reconstruction in a cell. That it cannot say which wave is which costs W log W nats at most.
 
     Args:
         images: (n, s, s) reconstructions of the waves.
@@ -222,9 +291,9 @@ def noise_nats(predicted: Tensor, drawn: Tensor, waves: Tensor, noise: Tensor, s
     return 0.5 * (prior - error.square() / variance - variance.log()).sum(1)
 
 
-def _spectrum(images: np.ndarray, kept: int) -> Tensor:
-    """(n, s, s) -> (n, kept^2) float32: the lowest components of the orthonormal DCT."""
-    return torch.from_numpy(dctn(images, axes=(1, 2), norm="ortho")[:, :kept, :kept]).float().flatten(1)
+def _spectrum(images: Tensor, kept: int) -> Tensor:
+    """(n, s, s) -> (n, kept^2): the lowest components of the orthonormal DCT."""
+    return torch.from_numpy(dctn(images.numpy(), axes=(1, 2), norm="ortho")[:, :kept, :kept]).flatten(1)
 
 
 def _from_spectrum(components: Tensor, side: int) -> Tensor:
@@ -241,7 +310,7 @@ def _low(components: Tensor, kept: int) -> Tensor:
 
 
 def _amplitude(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """(n, s, s) -> (n, a, b) complex: amplitude and phase of a wave at each pair of frequencies (1 or n, a), (1 or n, b).
+    """(n, s, s) -> (n, a, b) complex: amplitude and phase at each pair of frequencies (1 or n, a), (1 or n, b).
 
     A lone wave of the background has amplitude 1 at its own frequency, and its phase.
     """

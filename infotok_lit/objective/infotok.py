@@ -107,7 +107,9 @@ class InfoTok(nn.Module):
 
     def posterior(self, branch: Branch, tokens: Tensor) -> Posterior | None:
         """What the branch's heads make of shared tokens (B, N, D); None where it has no posterior with a variance."""
-        head = self.heads[branch] if branch in self.heads else None
+        if branch not in self.heads:
+            return None
+        head = self.heads[branch]
         if not isinstance(head, BranchHeads) or head.projection.log_variance is None:
             return None
         with torch.autocast(tokens.device.type, enabled=False):
