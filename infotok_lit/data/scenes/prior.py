@@ -69,11 +69,22 @@ class ScenePrior:
     @cached_property
     def place_log2(self) -> np.ndarray:
         """(P,): log2 of each set's probability."""
-        per_cell = np.log2(self.allowed.sum((1, 2)) * len(self.spec.sizes))
-        log2_scenes = self.places @ per_cell
-        number = self.places.sum(1)
-        log2_total = {count: np.logaddexp2.reduce(log2_scenes[number == count]) for count in set(number.tolist())}
-        return log2_scenes - np.array([log2_total[count] for count in number.tolist()]) - np.log2(len(log2_total))
+        bits = self.number_bits()
+        return self._log2_scenes - np.array([bits[number] for number in self.places.sum(1).tolist()])
+
+    def number_bits(self) -> dict[int, float]:
+        """-log2 of the probability of any scene that has so many objects."""
+        numbers = self.places.sum(1)
+        per_number = {number: self._log2_scenes[numbers == number] for number in set(numbers.tolist())}
+        return {
+            number: float(np.logaddexp2.reduce(log2_scenes) + np.log2(len(per_number)))
+            for number, log2_scenes in per_number.items()
+        }
+
+    @cached_property
+    def _log2_scenes(self) -> np.ndarray:
+        """(P,): log2 of how many scenes there are on each set of cells."""
+        return self.places @ np.log2(self.allowed.sum((1, 2)) * len(self.spec.sizes))
 
     def entropy_bits(self) -> dict[str, float]:
         """H of each factor given those before it, in bits per scene; they add up to that of the whole scene."""
