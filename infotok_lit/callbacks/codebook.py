@@ -1,7 +1,6 @@
 """The codebook of discrete tokens: how often codes are used, and where in images."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import lightning.pytorch as pl
 import matplotlib

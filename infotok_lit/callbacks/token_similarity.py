@@ -90,7 +90,7 @@ class TokenSimilarity(pl.Callback):
         _log(pl_module, "val/cka", self._between, BRANCHES)
         if self.drift:
             names, *rows = (torch.cat(parts) for parts in zip(*self._now, strict=True))
-            self._log_drift(pl_module, names, dict(zip(BRANCHES, rows, strict=True)))
+            self._log_drift(trainer, pl_module, names, dict(zip(BRANCHES, rows, strict=True)))
 
     def state_dict(self) -> dict[str, Any]:
         """The tokens before training."""
@@ -113,10 +113,10 @@ class TokenSimilarity(pl.Callback):
         with isolated_rng(0, device), precision.val_step_context():
             return pl_module.base.understanding(to_read).tokens
 
-    def _log_drift(self, pl_module: pl.LightningModule, names: Tensor, now: Rows) -> None:
+    def _log_drift(self, trainer: pl.Trainer, pl_module: pl.LightningModule, names: Tensor, now: Rows) -> None:
         if not self.before:
-            if pl_module.global_step:
-                rank_zero_warn("TokenSimilarity: this run did not keep the tokens before training: no drift is logged")
+            if trainer.global_step or trainer.state.fn != "fit":
+                rank_zero_warn("TokenSimilarity: the tokens before training were not kept: no drift is logged")
                 return
             self.before = {"names": names, **now}
         places = {name: place for place, name in enumerate(self.before["names"].tolist())}
