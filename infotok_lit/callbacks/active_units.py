@@ -24,16 +24,17 @@ LOWEST_BITS = 1e-5
 class ActiveUnits(pl.Callback):
     """At each validation, draws the rate of every dimension of the posterior, the largest first; both branches.
 
-    A dimension is active if its mean KL over all tokens of the validation set exceeds 0.01 nats.
+    A dimension is active if its mean KL over the validation set exceeds 0.01 nats. Batches count by their images, as in
+    `val/<branch>/rate_bits_per_token`, which the dimensions add up to.
     """
 
     def __init__(self) -> None:
         self._sums: dict[Branch, Tensor] = {}
-        self._tokens: dict[Branch, int] = {}
+        self._images: dict[Branch, int] = {}
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Forget the last validation."""
-        self._sums, self._tokens = {}, {}
+        self._sums, self._images = {}, {}
 
     def on_validation_batch_end(
         self,
@@ -47,9 +48,9 @@ class ActiveUnits(pl.Callback):
         """Add up the bits of each dimension."""
         if outputs.unit_rates is None:
             return
-        branch, tokens = BRANCHES[dataloader_idx], outputs.tokens.shape[0] * outputs.tokens.shape[1]
-        self._sums[branch] = self._sums.get(branch, 0.0) + tokens * outputs.unit_rates.double()
-        self._tokens[branch] = self._tokens.get(branch, 0) + tokens
+        branch, images = BRANCHES[dataloader_idx], len(outputs.tokens)
+        self._sums[branch] = self._sums.get(branch, 0.0) + images * outputs.unit_rates
+        self._images[branch] = self._images.get(branch, 0) + images
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Merge the processes and draw."""
@@ -61,7 +62,7 @@ class ActiveUnits(pl.Callback):
     def _global_rates(self, branch: Branch) -> Tensor:
         """(d,) bits per token, over all processes."""
         sums = self._sums[branch]
-        total = global_sum(torch.cat([sums, sums.new_tensor([self._tokens[branch]])]))
+        total = global_sum(torch.cat([sums, sums.new_tensor([self._images[branch]])]))
         return (total[:-1] / total[-1]).cpu()
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from PIL.Image import Image
 
-from infotok_lit.callbacks.figures import BRANCH_COLOURS, GREY, panels, rendered
+from infotok_lit.callbacks.figures import BRANCH_COLOURS, GREY, log_axis, panels, rendered
 from infotok_lit.callbacks.history import MetricHistory, logs_now
 from infotok_lit.callbacks.pictures import publish
 from infotok_lit.modules.infotok_module import BRANCHES
@@ -37,8 +37,8 @@ class Constraints(pl.Callback):
         """Draw."""
         folder = trainer.log_dir
         if trainer.is_global_zero and self.history.rows and len(pl_module.infotok.constraints):
-            constraints = {branch: constraint for branch, constraint in pl_module.infotok.constraints.items()}
-            publish(trainer, folder, "train/constraints", draw_constraints(self.history, constraints))
+            picture = draw_constraints(self.history, dict(pl_module.infotok.constraints.items()))
+            publish(trainer, folder, "train/constraints", picture)
 
     def state_dict(self) -> dict[str, Any]:
         """The numbers, in primitives."""
@@ -59,7 +59,7 @@ def draw_constraints(history: MetricHistory, constraints: dict[Branch, Constrain
         colour = BRANCH_COLOURS[branch]
         _draw_limited(axes[0, column], branch, constraint, steps, np.array(gaps) + constraint.limit)
         axes[1, column].plot(steps, multipliers, color=colour)
-        axes[1, column].set_yscale("log")
+        log_axis(axes[1, column], min(multipliers), max(multipliers))
         axes[1, column].set_ylabel(f"factor of {constraint.term}", fontsize=9)
         axes[1, column].set_xlabel("step", fontsize=9)
     return rendered(figure)

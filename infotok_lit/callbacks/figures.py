@@ -4,6 +4,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 from PIL import Image
 
 from infotok_lit.objective.config import Branch
@@ -32,6 +33,14 @@ def tidy(axis: Axes) -> None:
     axis.grid(alpha=0.25, linewidth=0.6)
     axis.spines[["top", "right"]].set_visible(False)
     axis.tick_params(labelsize=9)
+
+
+def log_axis(axis: Axes, lowest: float, highest: float) -> None:
+    """A logarithmic y axis with plain numbers, also where it spans less than a decade."""
+    axis.set_yscale("log")
+    axis.yaxis.set_major_formatter("{x:g}")
+    axis.yaxis.set_minor_formatter("{x:g}" if highest < 10 * lowest else NullFormatter())
+    axis.tick_params(which="minor", labelsize=9)
 
 
 def rendered(figure: Figure) -> Image.Image:
