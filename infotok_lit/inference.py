@@ -92,11 +92,7 @@ class ModelChoice:
         import torch
 
         loading = family_loading(self.family)
-        device = self.device
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        elif device == "cuda" and not torch.cuda.is_available():
-            raise ValueError("there is no CUDA device here: leave out --device, or set it to cpu")
+        device = chosen_device(self.device)
         if self.size is None:
             model = loading.from_folder(self.path)
         else:
@@ -114,6 +110,17 @@ class ModelChoice:
         device, dtype = next(model.parameters()).device, getattr(torch, self.dtype)
         with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             yield device
+
+
+def chosen_device(name: str) -> str:
+    """One of DEVICES -> `cpu` or `cuda`; ValueError if there is none."""
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("there is no CUDA device here: leave out --device, or set it to cpu")
+    return name
 
 
 def known_parts() -> dict[str, list[str]]:
