@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-LEARNING_RATE, BATCH, EPOCHS, PATIENCE = 1e-2, 100, 60, 10
+LEARNING_RATE, BATCH, EPOCHS, PATIENCE = 1e-2, 100, 150, 15
 RIDGE_STRENGTHS = tuple(10.0**power for power in range(-2, 7))
 
 
@@ -110,7 +110,7 @@ def classify(
     hidden: int = 0,
     seed: int = 0,
 ) -> Tensor:
-    """Train a probe by Adam, keep what is best on the tuning samples, and measure.
+    """Train a probe by Adam, keep for each part what is best on the tuning samples, and measure.
 
     Args:
         inputs: (n, k) coordinates.
@@ -125,20 +125,23 @@ def classify(
     probe = _probe(inputs.shape[1], hidden, num_logits, generator)
     optimiser = torch.optim.Adam(probe.parameters(), lr=LEARNING_RATE / (10 if hidden else 1))
     train = torch.arange(len(inputs))[split.train]
-    best, most, since = probe(inputs[split.test]).detach(), 0.0, 0
+    best = log_ratio(probe(inputs[split.test]).detach(), split.test)
+    most, since = torch.zeros_like(best[0]), 0
     for _ in range(EPOCHS):
         for chosen in train[torch.randperm(len(train), generator=generator)].split(BATCH):
             optimiser.zero_grad()
             (-log_ratio(probe(inputs[chosen]), chosen).sum(1).mean()).backward()
             optimiser.step()
         with torch.no_grad():
-            tuned = log_ratio(probe(inputs[split.tune]), split.tune).sum(1).mean().item()
+            tuned = log_ratio(probe(inputs[split.tune]), split.tune).mean(0)
+            better = tuned > most
             since += 1
-            if tuned > most:
-                best, most, since = probe(inputs[split.test]), tuned, 0
+            if better.any():
+                best = torch.where(better, log_ratio(probe(inputs[split.test]), split.test), best)
+                most, since = torch.maximum(tuned, most), 0
         if since == PATIENCE:
             break
-    return log_ratio(best, split.test)
+    return best
 
 
 def calibrate(log_ratio: Callable[[Tensor], Tensor], start: tuple[float, ...]) -> Tensor:
