@@ -94,8 +94,10 @@ def test_the_quickstart_ends_with_pictures_a_table_and_stripped_weights(tmp_path
     for branch in ("understanding", "generation"):
         assert f"train/{branch}/rate_bits_per_token" in events.Tags()["scalars"]
     assert sorted(path.name.rsplit("_", 1)[0] for path in (run / "pictures").glob("*_0000002.png")) == [
+        "val_active_units",
         "val_answers",
         "val_drawings",
+        "val_information_plane",
         "val_token_rates",
     ]
     printed = capsys.readouterr().out
