@@ -18,6 +18,7 @@ COMMANDS = {
     "export": ("infotok_lit.export", "strip a run to an inference folder"),
     "describe": ("infotok_lit.describe", "ask a model about images"),
     "generate": ("infotok_lit.generate", "draw images from prompts"),
+    "ablate": ("infotok_lit.ablate", "compare variants over seeds, or search for good ones"),
     "bench": ("infotok_lit.bench", "time training steps per term, or (`bench inference`) the caches"),
 }
 """Subcommand -> the module whose main(argv) runs it, and a line of help."""

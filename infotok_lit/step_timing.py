@@ -143,11 +143,15 @@ class StepTimer:
     def _loss(self, batch: StepBatch, seed: int) -> Tensor:
         results = {}
         with self.precision.forward_context():
-            for index, branch in enumerate(BRANCHES):
+            for index, branch in enumerate(self.module.trained_branches):
                 # Anew for each branch: the objective's own draws must not shift the masks of the next branch.
                 torch.manual_seed(seed_of(seed, index))
                 results[branch] = self.module.run_branch(branch, batch[branch])
-            return torch.stack(list(self.module.loss_parts(results).values())).sum()
+            reconstruction = None
+            if self.module.task_weights.reconstruction:
+                torch.manual_seed(seed_of(seed, len(BRANCHES)))
+                reconstruction = self.module.run_reconstruction(batch["generation"])
+            return torch.stack(list(self.module.loss_parts(results, reconstruction).values())).sum()
 
     def _optimise(self, optimiser: AdamW) -> None:
         self.scaler.unscale_(optimiser)

@@ -24,7 +24,7 @@ from infotok_lit.models.showo2.config import DiffusionHeadConfig, SemanticConfig
 from infotok_lit.models.showo2.config import DrawingConfig as Showo2DrawingConfig
 from infotok_lit.models.showo2.config import config_of_size as config_of_showo2
 from infotok_lit.models.unified import UnifiedModel
-from infotok_lit.modules.infotok_module import InfoTokModule
+from infotok_lit.modules.infotok_module import InfoTokModule, TaskWeights
 from infotok_lit.modules.lora import LoraConfig
 from infotok_lit.modules.optimiser import OptimiserConfig
 from infotok_lit.objective.config import DecoderConfig, ObjectiveConfig, ProjectionConfig, Term
@@ -138,6 +138,7 @@ class TinyModule(InfoTokModule):
         dropout: float = 0.0,
         freeze: tuple[str, ...] = (),
         family: str = "harmon",
+        task_weights: TaskWeights = TaskWeights(),  # noqa: B008 - frozen
         unfreeze: tuple[str, ...] = (),
         lora: LoraConfig | None = None,
     ) -> None:
@@ -150,7 +151,13 @@ class TinyModule(InfoTokModule):
         )
         optimiser = OptimiserConfig(lr=lr, heads_lr=1e-3, warmup_steps=2)
         super().__init__(
-            objective=objective, optimiser=optimiser, freeze=freeze, unfreeze=unfreeze, lora=lora, answer_tokens=3
+            objective=objective,
+            optimiser=optimiser,
+            task_weights=task_weights,
+            freeze=freeze,
+            unfreeze=unfreeze,
+            lora=lora,
+            answer_tokens=3,
         )
         self.dropout = dropout
 

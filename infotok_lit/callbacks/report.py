@@ -16,6 +16,7 @@ TASK_ROWS = (
     ("  two objects, position", "val/generation/score/position", None),
     ("understanding loss (nats/token)", "val/understanding/loss", None),
     ("generation loss", "val/generation/loss", None),
+    ("reconstruction loss", "val/reconstruction/loss", None),
 )
 """Label, metric, metric of its chance level."""
 

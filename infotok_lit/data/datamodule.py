@@ -183,16 +183,25 @@ class UnifiedDataModule(LightningDataModule):
             num_replicas=self.trainer.world_size,
             rank=self.trainer.global_rank,
         )
-        dataset = BranchDataset(source, branch, self._seed, self._prompt_dropout)
+        dataset = BranchDataset(source, branch, self._seed, self._prompt_dropout, self._hard_negatives(branch, source))
         return self._loader(dataset, branch, sampler, batch_size, keep_workers=True)
 
     def _val_loader(self, branch: Branch) -> DataLoader:
         source = self._val[branch]
         count = min(self._val_samples, branch_length(source, branch))
         sampler = FixedSampler(count, self.trainer.world_size, self.trainer.global_rank)
-        return self._loader(
-            BranchDataset(source, branch, self._seed), branch, sampler, self._val_batch_size, keep_workers=False
-        )
+        dataset = BranchDataset(source, branch, self._seed, hard_negatives=self._hard_negatives(branch, source))
+        return self._loader(dataset, branch, sampler, self._val_batch_size, keep_workers=False)
+
+    def _hard_negatives(self, branch: Branch, source: Source) -> int:
+        """How many texts per image the module wants that its source knows to be false of it."""
+        wanted: int = self.trainer.lightning_module.hard_negatives(branch)
+        if wanted and type(source).hard_negatives is Source.hard_negatives:
+            rank_zero_warn(
+                f"{type(source).__name__} knows no hard negatives for {branch}, so negatives.from_data changes nothing "
+                "there; for free text use negatives.limit with negatives.kept nearest"
+            )
+        return wanted
 
     def _loader(
         self,

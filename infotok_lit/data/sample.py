@@ -1,6 +1,7 @@
 """One image with its text, before any model's template: what every data source yields."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,6 +23,8 @@ class UnderstandingSample:
     answer: str
     name: str
     """Where the sample comes from (file, row, scene index), for logs and errors."""
+    negatives: tuple[tuple[str, str], ...] = ()
+    """Questions with answers that are nearly true of the image, and false."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,8 @@ class GenerationSample:
     """Where a square crop starts along the longer side, as a fraction of the free room, in [0, 1)."""
     drop_prompt: bool = False
     """Train this sample on the unconditional prompt (classifier-free guidance)."""
+    negatives: tuple[str, ...] = ()
+    """Captions that are nearly true of the image, and false."""
 
 
 Sample = UnderstandingSample | GenerationSample
@@ -58,6 +63,13 @@ class Source(ABC):
     @abstractmethod
     def sample(self, branch: Branch, index: int, rng: np.random.Generator) -> Sample:
         """The index-th sample of a branch; BrokenSampleError if it cannot be used, which loaders report."""
+
+    def hard_negatives(self, branch: Branch, index: int) -> Sequence[str] | Sequence[tuple[str, str]]:
+        """Texts that are nearly true of a sample's image and false: captions, or questions with answers.
+
+        A source that knows such texts overrides this; which of them a sample brings is drawn anew in each epoch.
+        """
+        return ()
 
     def branch_length(self, branch: Branch) -> int:
         """How many samples serve a branch; a source in which not every row serves both overrides this."""

@@ -124,18 +124,22 @@ class BranchDataset(Dataset):
     also where they lie together, and no sample is drawn more often for lying behind them.
     """
 
-    def __init__(self, source: Source, branch: Branch, seed: int, prompt_dropout: float = 0.0) -> None:
+    def __init__(
+        self, source: Source, branch: Branch, seed: int, prompt_dropout: float = 0.0, hard_negatives: int = 0
+    ) -> None:
         """
         Args:
             source: Where the samples come from.
             branch: What they are for.
             seed: Non-negative; decides all random numbers together with the request.
             prompt_dropout: The share of generation samples that train without their prompt.
+            hard_negatives: How many of the texts that the source knows to be nearly true a sample brings, at most.
         """
         self._source = source
         self._branch = branch
         self._seed = seed
         self._prompt_dropout = prompt_dropout
+        self._hard_negatives = hard_negatives
         self._length = branch_length(source, branch)
 
     def __len__(self) -> int:
@@ -148,7 +152,7 @@ class BranchDataset(Dataset):
             rng = np.random.default_rng([self._seed, epoch, index, BRANCH_IDS[self._branch], attempt])
             chosen = int(rng.integers(self._length)) if attempt else index
             try:
-                return Draw(self._finish(self._source.sample(self._branch, chosen, rng), rng), skipped)
+                return Draw(self._finish(self._source.sample(self._branch, chosen, rng), chosen, rng), skipped)
             except BrokenSampleError as error:
                 skipped.append(str(error))
             except OSError as error:
@@ -158,9 +162,14 @@ class BranchDataset(Dataset):
             + "; ".join(list(dict.fromkeys(skipped))[:3])
         )
 
-    def _finish(self, sample: Sample, rng: np.random.Generator) -> Sample:
-        is_dropped = rng.random() < self._prompt_dropout
-        return replace(sample, drop_prompt=True) if is_dropped and isinstance(sample, GenerationSample) else sample
+    def _finish(self, sample: Sample, index: int, rng: np.random.Generator) -> Sample:
+        if rng.random() < self._prompt_dropout and isinstance(sample, GenerationSample):
+            sample = replace(sample, drop_prompt=True)
+        if not self._hard_negatives:
+            return sample
+        texts = self._source.hard_negatives(self._branch, index)
+        chosen = rng.permutation(len(texts))[: self._hard_negatives]
+        return replace(sample, negatives=tuple(texts[i] for i in chosen))
 
 
 def collate(build: Callable[[Sequence[Any], Sequence[str]], Any], draws: Sequence[Draw]) -> Any:

@@ -6,7 +6,10 @@ from hashlib import blake2b
 import torch
 from torch import Tensor
 
-from infotok_lit.models.unified import PairedText
+from infotok_lit.models.unified import NegativeTexts, PairedText
+
+Text = tuple[list[int], list[int]]
+"""Ids that are only context (a question, a caption) and ids that are a target (an answer)."""
 
 
 def pad(rows: Sequence[list[int]], value: int, left: bool = False) -> tuple[Tensor, Tensor]:
@@ -22,20 +25,39 @@ def pad(rows: Sequence[list[int]], value: int, left: bool = False) -> tuple[Tens
 
 
 def paired_text(
-    texts: Sequence[tuple[list[int], list[int]]], raw: Sequence[str], pad_id: int, max_length: int
+    texts: Sequence[Text],
+    raw: Sequence[str],
+    pad_id: int,
+    max_length: int,
+    negatives: Sequence[Sequence[Text]] = (),
 ) -> PairedText:
     """The text paired with each image, without template tokens.
 
     Args:
-        texts: per sample, ids that are only context (a question, a caption) and ids that are a target (an answer).
+        texts: one per sample.
         raw: the same texts as strings, which decide what counts as identical.
         max_length: longer texts are cut from the right.
+        negatives: per sample, any number of texts that are false of it.
     """
     ids, mask = pad([(context + target)[:max_length] for context, target in texts], pad_id)
     lengths = [(len(context), len(context) + len(target)) for context, target in texts]
     place = torch.arange(ids.shape[1])
     target_mask = torch.stack([(place >= start) & (place < end) for start, end in lengths])
-    return PairedText(ids, mask, target_mask, torch.tensor([text_key(text) for text in raw]))
+    keys = torch.tensor([text_key(text) for text in raw])
+    return PairedText(ids, mask, target_mask, keys, _negative_texts(negatives, pad_id, max_length))
+
+
+def _negative_texts(negatives: Sequence[Sequence[Text]], pad_id: int, max_length: int) -> NegativeTexts | None:
+    most = max((len(texts) for texts in negatives), default=0)
+    if most == 0:
+        return None
+    rows = [(context + target)[:max_length] for texts in negatives for context, target in texts]
+    ids, mask = pad(rows, pad_id)
+    is_text = torch.arange(most) < torch.tensor([[len(texts)] for texts in negatives])
+    shape = (*is_text.shape, ids.shape[1])
+    all_ids, all_masks = torch.full(shape, pad_id), torch.zeros(shape, dtype=torch.bool)
+    all_ids[is_text], all_masks[is_text] = ids, mask
+    return NegativeTexts(all_ids, all_masks)
 
 
 def text_key(text: str) -> int:

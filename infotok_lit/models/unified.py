@@ -17,9 +17,19 @@ from typing import Any, NamedTuple, Protocol
 from torch import Tensor, nn
 
 from infotok_lit.data.sample import Branch, GenerationSample, UnderstandingSample
+from infotok_lit.models.reconstruction import ReconstructionConfig
 
 TokenTransform = Callable[[Tensor], Tensor]
 """A map (B, N, D) -> (B, N, D) applied to the shared tokens where they leave the encoder."""
+
+
+class NegativeTexts(NamedTuple):
+    """Texts that are nearly true of each image and false, at most M per image; right-padded."""
+
+    ids: Tensor
+    """(B, M, S) int64 token ids."""
+    mask: Tensor
+    """(B, M, S) bool, False at padding; a row without any True is no text."""
 
 
 class PairedText(NamedTuple):
@@ -33,6 +43,8 @@ class PairedText(NamedTuple):
     """(B, S) bool, True where the token is an answer token (all False for generation)."""
     key: Tensor
     """(B,) int64 digest of the text: equal exactly for identical texts, on every machine."""
+    negatives: NegativeTexts | None = None
+    """None where no image of the batch has any."""
 
 
 class UnderstandingBatch(NamedTuple):
@@ -124,6 +136,18 @@ class BranchOutput:
     """None for continuous tokens."""
 
 
+@dataclass
+class ReconstructionOutput:
+    """What drawing images from what is understood of them costs."""
+
+    loss_sum: Tensor
+    """Scalar: the base model's own drawing loss, summed over the elements that it predicts."""
+    loss_count: Tensor
+    """Scalar: how many elements were summed."""
+    quantiser_loss: Tensor | None = None
+    """Scalar: what the quantiser itself asks to be minimised, already weighted; None for continuous tokens."""
+
+
 class Processor(Protocol):
     """Turns samples into a base model's batches: its chat template, tokenizer and image geometry. Deterministic."""
 
@@ -155,6 +179,8 @@ class UnifiedModel(nn.Module, ABC):
     processor: Processor
     config: Any
     """The family's configuration; its `image_size` and `drawing` are what calls fall back on."""
+    reconstruction_defaults: ReconstructionConfig
+    """How the family is trained to reconstruct, unless a call says otherwise."""
     official_aliases: tuple[str, ...] = ()
     """Official names that repeat another tensor; files that store a tensor once leave them out."""
 
@@ -165,6 +191,22 @@ class UnifiedModel(nn.Module, ABC):
     @abstractmethod
     def generation(self, batch: GenerationBatch, transform: TokenTransform | None = None) -> BranchOutput:
         """Text-to-image loss of the base model, summed over the elements that it predicts."""
+
+    @abstractmethod
+    def reconstruction(
+        self,
+        batch: GenerationBatch,
+        config: ReconstructionConfig,
+        reading: TokenTransform | None = None,
+        drawing: TokenTransform | None = None,
+    ) -> ReconstructionOutput:
+        """Loss of drawing the batch's images from what the model understands of them, not from their prompts.
+
+        Args:
+            config: what it leaves open is as in `reconstruction_defaults`.
+            reading: applied to the shared tokens of the images that are understood.
+            drawing: applied to the shared tokens of the images that are drawn.
+        """
 
     @abstractmethod
     def describe(

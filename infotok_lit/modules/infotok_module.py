@@ -18,7 +18,8 @@ from infotok_lit.data.datamodule import UnifiedDataModule
 from infotok_lit.metrics.code_usage import code_entropy_bits, code_usage_fraction
 from infotok_lit.metrics.scene_scores import QAExactMatch
 from infotok_lit.models.checkpoint import CheckpointError
-from infotok_lit.models.unified import Batch, BranchOutput, TokenLayout, UnifiedModel
+from infotok_lit.models.reconstruction import ReconstructionConfig
+from infotok_lit.models.unified import Batch, BranchOutput, GenerationBatch, TokenLayout, UnifiedModel
 from infotok_lit.modules.base_model import BaseModel
 from infotok_lit.modules.determinism import StepSeed, isolated_rng
 from infotok_lit.modules.finite import check_finite_gradients, check_finite_losses
@@ -39,15 +40,22 @@ CHECKPOINT_FORMAT = 1
 
 @dataclass(frozen=True)
 class TaskWeights:
-    """Weights of the base model's own two losses in the total.
+    """Weights of the base model's own losses in the total. What has weight 0 and serves no term is not computed.
 
     Args:
         understanding: Weight of the image-to-text loss.
         generation: Weight of the text-to-image loss.
+        reconstruction: Weight of drawing the generation batch's images from what the model understands of them.
     """
 
     understanding: float = 1.0
     generation: float = 1.0
+    reconstruction: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, weight in asdict(self).items():
+            if weight < 0:
+                raise ValueError(f"task_weights.{name} is {weight}; set it to 0 (off) or above")
 
 
 @dataclass(frozen=True)
@@ -69,6 +77,16 @@ class BranchResult:
             "code_usage_fraction": code_usage_fraction(found.codes, found.num_codes),
         }
         return self.objective.report | usage
+
+
+@dataclass(frozen=True)
+class ReconstructionResult:
+    """The reconstruction loss of one step."""
+
+    task_loss: Tensor
+    """A mean over the global batch: this rank's share."""
+    quantiser_loss: Tensor | None
+    """None for continuous tokens."""
 
 
 @dataclass(frozen=True)
@@ -95,11 +113,14 @@ class InfoTokModule(pl.LightningModule):
             folders and runs bring their own.
         tokenizer: Folder or hub name of the tokenizer; default: the one that init_from brings, or that of the size.
         image_size: Side of the images in pixels; default: that of the size.
+        reading_gradient_scale: Factor on the gradient that the image-to-text loss sends into the visual encoder;
+            default: that of the size.
         settings: Other entries of the model's configuration that differ from the size's, nested as in an exported
             config.json.
         objective: The InfoTok objective; its `terms` decide which heads exist.
         optimiser: AdamW and its schedule.
-        task_weights: Weights of the two task losses.
+        task_weights: Weights of the task losses.
+        reconstruction: How images are reconstructed, where that loss has a weight.
         freeze: Prefixes of the parameters that stay as they are, such as `llm.`; the autoencoder always does.
         unfreeze: Prefixes of parameters that are trained although `freeze` names them.
         lora: Low-rank adapters, trained whatever `freeze` says; export merges them into the weights. None for none.
@@ -118,10 +139,12 @@ class InfoTokModule(pl.LightningModule):
         parts: dict[str, str] | None = None,
         tokenizer: str | None = None,
         image_size: int | None = None,
+        reading_gradient_scale: float | None = None,
         settings: dict[str, Any] | None = None,
         objective: ObjectiveConfig = ObjectiveConfig(),  # noqa: B008 - frozen
         optimiser: OptimiserConfig = OptimiserConfig(),  # noqa: B008 - frozen
         task_weights: TaskWeights = TaskWeights(),
+        reconstruction: ReconstructionConfig = ReconstructionConfig(),  # noqa: B008 - frozen
         freeze: tuple[str, ...] = (),
         unfreeze: tuple[str, ...] = (),
         lora: LoraConfig | None = None,
@@ -129,11 +152,15 @@ class InfoTokModule(pl.LightningModule):
         answer_tokens: int = 32,
     ) -> None:
         super().__init__()
-        settings = dict(settings or {}) | ({} if image_size is None else {"image_size": image_size})
+        named = {"image_size": image_size, "grad_scale": reading_gradient_scale}
+        settings = dict(settings or {}) | {name: value for name, value in named.items() if value is not None}
         self.base_model = BaseModel(self.family, size, init_from, dict(parts or {}), tokenizer, settings)
         self.objective_config = objective
         self.optimiser_config = optimiser
         self.task_weights = task_weights
+        self.reconstruction = reconstruction
+        if not any((*asdict(task_weights).values(), *map(objective.active_terms, objective.branches))):
+            raise ValueError("nothing to train: all task_weights are 0, and objective.terms is empty")
         self.frozen = tuple(freeze)
         self.unfrozen = tuple(unfreeze)
         self.lora = lora
@@ -187,7 +214,18 @@ class InfoTokModule(pl.LightningModule):
         }
         return InfoTok(objective, widths)
 
+    def hard_negatives(self, branch: Branch) -> int:
+        """How many texts per image are asked of the data that it knows to be false of the image."""
+        return self.objective_config.negatives_from_data(branch)
+
     # One step
+
+    @property
+    def trained_branches(self) -> tuple[Branch, ...]:
+        """The branches that a training step computes: their own loss has a weight, or a term regularises them."""
+        return tuple(
+            branch for branch in BRANCHES if getattr(self.task_weights, branch) > 0 or branch in self.infotok.heads
+        )
 
     def run_branch(self, branch: Branch, batch: Batch) -> BranchResult:
         """One forward pass of one branch: the model's own loss, and the objective on the tokens it made."""
@@ -200,22 +238,36 @@ class InfoTokModule(pl.LightningModule):
         return BranchResult(output, task_loss, objective)
 
     def training_step(self, batch: Mapping[Branch, Batch], batch_idx: int) -> Tensor:
-        """L = L_i2t + L_t2i + lambda (L_u + L_g), Eq. 11."""
-        results = {branch: self.run_branch(branch, batch[branch]) for branch in BRANCHES}
+        """L = L_i2t + L_t2i + lambda (L_u + L_g), Eq. 11; and the reconstruction loss, where it has a weight."""
+        results = {branch: self.run_branch(branch, batch[branch]) for branch in self.trained_branches}
         for branch, result in results.items():
             self._warn_of_frozen_tokens(branch, result)
-        parts = self.loss_parts(results)
-        check_finite_losses(parts, batch, self.trainer)
+        reconstruction = self.run_reconstruction(batch["generation"]) if self.task_weights.reconstruction else None
+        parts = self.loss_parts(results, reconstruction)
+        check_finite_losses(parts, {**batch, "reconstruction": batch["generation"]}, self.trainer)
         total = torch.stack(list(parts.values())).sum()
         self.log("train/loss", total.detach(), prog_bar=True)
         if self._logs_this_step():
             for branch, result in results.items():
                 self._log_branch(branch, result)
+            if reconstruction is not None:
+                self.log("train/reconstruction/loss", reconstruction.task_loss.detach(), sync_dist=True)
             if isinstance(self.trainer.datamodule, UnifiedDataModule):
                 self.log("data/broken_samples", float(self.trainer.datamodule.broken_samples))
         return total
 
-    def loss_parts(self, results: Mapping[Branch, BranchResult]) -> dict[str, Tensor]:
+    def run_reconstruction(self, batch: GenerationBatch) -> ReconstructionResult:
+        """One forward pass that draws images from what the model understands of them.
+
+        An inline bottleneck noises both sets of shared tokens; their rate is priced in the branches' own passes.
+        """
+        reading, drawing = (self.infotok.transform(branch, priced=False) for branch in BRANCHES)
+        output = self.base.reconstruction(batch, self.reconstruction, reading, drawing)
+        return ReconstructionResult(global_mean(output.loss_sum.float(), output.loss_count), output.quantiser_loss)
+
+    def loss_parts(
+        self, results: Mapping[Branch, BranchResult], reconstruction: ReconstructionResult | None = None
+    ) -> dict[str, Tensor]:
         """Every summand of the total loss under a name."""
         parts = {}
         for branch, result in results.items():
@@ -223,6 +275,10 @@ class InfoTokModule(pl.LightningModule):
             parts |= {f"{branch}/{term}": value for term, value in result.objective.terms.items()}
             if result.output.codes is not None and result.output.codes.loss is not None:
                 parts[f"{branch}/quantiser"] = result.output.codes.loss
+        if reconstruction is not None:
+            parts["reconstruction/task"] = self.task_weights.reconstruction * reconstruction.task_loss
+            if reconstruction.quantiser_loss is not None:
+                parts["reconstruction/quantiser"] = reconstruction.quantiser_loss
         return parts
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -285,8 +341,12 @@ class InfoTokModule(pl.LightningModule):
         branch = BRANCHES[dataloader_idx]
         with isolated_rng(batch_idx, self.device):
             result = self.run_branch(branch, batch)
-        for name, value in {"loss": result.task_loss, **result.report()}.items():
-            mean = self.validation_means.setdefault(f"val/{branch}/{name}", MeanMetric().to(self.device))
+        values = {f"{branch}/{name}": value for name, value in {"loss": result.task_loss, **result.report()}.items()}
+        if branch == "generation" and self.task_weights.reconstruction:
+            with isolated_rng(batch_idx, self.device):
+                values["reconstruction/loss"] = self.run_reconstruction(batch).task_loss
+        for name, value in values.items():
+            mean = self.validation_means.setdefault(f"val/{name}", MeanMetric().to(self.device))
             mean.update(value, weight=len(batch.names))
         if branch == "generation":
             return None
@@ -363,6 +423,8 @@ def objective_inputs(output: BranchOutput, image: Tensor | None = None) -> Branc
         target_mask=output.text.target_mask,
         text_key=output.text.key,
         text_embedding=output.text_embedding.weight,
+        negative_ids=None if output.text.negatives is None else output.text.negatives.ids,
+        negative_mask=None if output.text.negatives is None else output.text.negatives.mask,
         latents=output.latents,
         latent_grid=output.latent_grid,
         noise_level=output.noise_level,

@@ -26,8 +26,8 @@ class Contrast:
         bound: a lower bound on I(Z~; T) in expectation. It keeps duplicates of the true text among the candidates:
             negatives must be drawn from p(T) for the bound to hold, and log_k - nats, with duplicates taken out, can
             exceed I (4 equally likely texts, a batch of 64: up to log 49 for a mutual information of log 4). For the
-            same reason it is over all texts where the loss takes some. Otherwise it equals log_k - nats. Never above
-            the log of the number of all texts.
+            same reason it is over all texts where the loss takes some, and without those that were made to be false.
+            Otherwise it equals log_k - nats. Never above the log of the number of all texts.
         paired: bool, False for an image without text.
     """
 
@@ -71,13 +71,23 @@ class Alignment(nn.Module):
     def forward(self, mean: Tensor, inputs: BranchInputs) -> Contrast:
         """Posterior means (B, N, d) -> the contrast against the texts of the global batch (a collective call)."""
         images = F.normalize(mean.mean(1), dim=-1)
-        own_text = mean_text(inputs, inputs.text_mask)
+        own_text = inputs.mean_text(inputs.text_mask)
         all_texts, all_keys, all_paired = self._candidates(own_text, inputs)
         mapped = F.normalize(self.text_map(all_texts), dim=-1)
         positive = torch.arange(len(images), device=images.device) + rank() * len(images)
         same_text = inputs.text_key[:, None] == all_keys
         negatives = choose(all_paired & ~same_text, own_text, all_texts, self.negatives)
-        return info_nce(images @ mapped.T / self.temperature, positive, negatives, all_paired)
+        false = self._from_data(images, inputs)
+        return info_nce(images @ mapped.T / self.temperature, positive, negatives, all_paired, false)
+
+    def _from_data(self, images: Tensor, inputs: BranchInputs) -> Tensor | None:
+        """(B, m): cosine / tau of each image with the texts that are false of it, -inf where there is none."""
+        if not self.negatives.from_data:
+            return None
+        texts, present = inputs.mean_negatives(self.negatives.from_data)
+        mapped = F.normalize(self.text_map(texts), dim=-1)
+        similarity = (mapped @ images[..., None]).squeeze(-1) / self.temperature
+        return similarity.masked_fill(~present, -torch.inf)
 
     def _candidates(self, own_text: Tensor, inputs: BranchInputs) -> tuple[Tensor, Tensor, Tensor]:
         """Mean texts (K, H), their keys (K,), and where there is one (K,): the global batch, then the queue."""
@@ -91,7 +101,9 @@ class Alignment(nn.Module):
         return texts, keys, paired
 
 
-def info_nce(similarity: Tensor, positive: Tensor, negatives: Tensor, paired: Tensor) -> Contrast:
+def info_nce(
+    similarity: Tensor, positive: Tensor, negatives: Tensor, paired: Tensor, false: Tensor | None = None
+) -> Contrast:
     """The contrast of each row's positive against its negatives.
 
     Args:
@@ -99,24 +111,18 @@ def info_nce(similarity: Tensor, positive: Tensor, negatives: Tensor, paired: Te
         positive: (B,) column of each row's own text.
         negatives: (B, K) bool: the column holds another text than the row's own, which the loss contrasts with.
         paired: (K,) bool: the column holds a text at all.
+        false: (B, m) cosine / tau of each row's own further negatives, which the loss contrasts with too; -inf: none.
     """
     is_positive = torch.arange(similarity.shape[1], device=positive.device) == positive[:, None]
     everyone = is_positive | paired
     candidates = is_positive | negatives
     score = similarity.gather(1, positive[:, None]).squeeze(1)
     has_text = paired[positive]
-    nats = torch.where(has_text, _log_sum_exp(similarity, candidates) - score, 0.0)
+    contrasted = similarity.masked_fill(~candidates, -torch.inf)
+    if false is not None:
+        contrasted = torch.cat([contrasted, false], dim=1)
+    nats = torch.where(has_text, contrasted.logsumexp(1) - score, 0.0)
     with torch.no_grad():
-        bound = everyone.sum(1).log() - (_log_sum_exp(similarity, everyone) - score)
-        log_k = candidates.sum(1).log()
+        bound = everyone.sum(1).log() - (similarity.masked_fill(~everyone, -torch.inf).logsumexp(1) - score)
+        log_k = contrasted.isfinite().sum(1).log()
     return Contrast(nats, log_k * has_text, bound * has_text, has_text)
-
-
-def _log_sum_exp(similarity: Tensor, candidates: Tensor) -> Tensor:
-    return similarity.masked_fill(~candidates, -torch.inf).logsumexp(1)
-
-
-def mean_text(inputs: BranchInputs, words: Tensor) -> Tensor:
-    """(B, H): the mean embedding of the chosen words (B, S) of each text, detached; 0 for a row without any."""
-    mask = words[..., None].float()
-    return (inputs.embedded_text() * mask).sum(1) / mask.sum(1).clamp(min=1)

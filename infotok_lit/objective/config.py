@@ -129,16 +129,21 @@ class NegativesConfig:
         limit: At most so many negatives per image; null takes all.
         kept: Which ones a limit keeps: `random`, drawn anew for every image and step, or `nearest` (hard negatives),
             those whose mean embeddings have the largest cosine with the true text's.
+        from_data: So many texts that the data knows to be nearly true of an image, and false, are its negatives beside
+            all others; 0 asks for none. Scenes has them: its own texts with one attribute changed.
     """
 
     queue_size: int = 0
     limit: int | None = None
     kept: Literal["random", "nearest"] = "random"
+    from_data: int = 0
 
     def __post_init__(self) -> None:
         _refuse_unknown("negatives.kept", self.kept, ("random", "nearest"))
         if self.queue_size < 0:
             raise ValueError(f"negatives.queue_size is {self.queue_size}; set it to 0 (off) or more.")
+        if self.from_data < 0:
+            raise ValueError(f"negatives.from_data is {self.from_data}; set it to 0 (off) or more.")
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"negatives.limit is {self.limit}; set it to 1 or more, or to null for all.")
         if self.limit is None and self.kept == "nearest":
@@ -252,6 +257,11 @@ class ObjectiveConfig:
     def weights(self, branch: Branch) -> BranchWeights:
         """alpha, beta and what else one branch has of its own."""
         return self.understanding if branch == "understanding" else self.generation
+
+    def negatives_from_data(self, branch: Branch) -> int:
+        """How many texts per image alignment asks the data for in a branch."""
+        aligned = self.estimator == "variational" and "alignment" in self.active_terms(branch)
+        return self.negatives.from_data if aligned else 0
 
     def coefficient(self, branch: Branch, term: Term) -> float:
         """The factor of a term in Eq. 10: 1 for C, beta for S, alpha for A."""

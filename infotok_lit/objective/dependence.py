@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from infotok_lit.objective.alignment import mean_text
 from infotok_lit.objective.config import Branch, ObjectiveConfig, Term
 from infotok_lit.objective.distributed import gather_rows
 from infotok_lit.objective.heads import BranchTerms
@@ -76,11 +75,11 @@ class DependenceTerms(nn.Module):
         if term == "compactness":
             return Partner(_flat(inputs.image, "image"), everywhere)
         if term == "alignment":
-            return Partner(mean_text(inputs, inputs.text_mask), inputs.text_mask.any(1))
+            return Partner(inputs.mean_text(inputs.text_mask), inputs.text_mask.any(1))
         if self.branch == "generation":
             return Partner(_flat(inputs.latents, "latents"), everywhere)
         answer = inputs.target_mask & inputs.text_mask
-        return Partner(mean_text(inputs, answer), answer.any(1))
+        return Partner(inputs.mean_text(answer), answer.any(1))
 
 
 def _flat(values: Tensor | None, name: str) -> Tensor:

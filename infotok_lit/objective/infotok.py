@@ -66,16 +66,23 @@ class InfoTok(nn.Module):
                 self.constraints[branch] = constraint
         self._inline: dict[Branch, InlineBottleneck] = {}
 
-    def transform(self, branch: Branch, noise: Tensor | None = None) -> InlineBottleneck | None:
+    def transform(self, branch: Branch, noise: Tensor | None = None, priced: bool = True) -> InlineBottleneck | None:
         """What the model must apply to the branch's shared tokens: None, or this step's inline bottleneck.
 
         The next `forward` of the branch takes its posterior; call this anew for every pass of the model, in validation
-        too, where the bounds hold for noisy tokens. `noise` (B, N, D) is standard normal, drawn if not given.
+        too, where the bounds hold for noisy tokens.
+
+        Args:
+            branch: whose tokens.
+            noise: (B, N, D) standard normal, drawn if not given.
+            priced: False for a further pass over a branch's tokens, which meets the same noise and no `forward`.
         """
         if self.config.bottleneck != "inline" or branch not in self.heads:
             return None
-        self._inline[branch] = InlineBottleneck(self.heads[branch].projection, noise)
-        return self._inline[branch]
+        inline = InlineBottleneck(self.heads[branch].projection, noise)
+        if priced:
+            self._inline[branch] = inline
+        return inline
 
     def forward(self, branch: Branch, inputs: BranchInputs, step: int, noise: Tensor | None = None) -> BranchObjective:
         """Loss and report of one branch; collective where several ranks train together.

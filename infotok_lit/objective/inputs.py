@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -36,6 +37,10 @@ class BranchInputs:
     """(B,) int64: equal exactly for identical texts."""
     text_embedding: Tensor
     """(vocabulary, H): the LLM's input embeddings. No gradient is ever sent into them."""
+    negative_ids: Tensor | None = None
+    """(B, M, S'): texts that are false of the image, for alignment alone; None where there are none."""
+    negative_mask: Tensor | None = None
+    """(B, M, S') bool, False at padding; a row without any True is no text."""
     latents: Tensor | None = None
     """(B, L, C): what generation predicts; None for understanding."""
     latent_grid: tuple[int, int] | None = None
@@ -60,6 +65,9 @@ class BranchInputs:
         }
         if self.noise_level is not None:
             expected["noise_level"] = self.tokens.shape[:1]
+        if self.negative_ids is not None:
+            expected["negative_ids"] = (self.tokens.shape[0], *self.negative_ids.shape[1:3])
+            expected["negative_mask"] = expected["negative_ids"]
         if self.image is not None:
             expected["image"] = (self.tokens.shape[0], *self.image.shape[1:2])
         for name, shape in expected.items():
@@ -73,8 +81,30 @@ class BranchInputs:
 
     def embedded_text(self) -> Tensor:
         """(B, S, H) float32: the detached embeddings of the text; those of id 0 at padding."""
-        ids = self.text_ids.masked_fill(~self.text_mask, 0)
-        return F.embedding(ids, self.text_embedding.detach()).float()
+        return self._embedded(self.text_ids, self.text_mask)
+
+    def mean_text(self, words: Tensor) -> Tensor:
+        """(B, H): the mean embedding of the chosen words (B, S) of each text, detached; 0 for a row without any."""
+        return _mean(self.embedded_text(), words)
+
+    def mean_negatives(self, count: int) -> tuple[Tensor, Tensor]:
+        """The first texts that are false of each image: their mean embeddings (B, m, H), and where there is one (B, m).
+
+        m is at most `count`, and 0 where the inputs hold none.
+        """
+        if self.negative_ids is None:
+            nothing = self.tokens.new_zeros(len(self.tokens), 0, dtype=torch.bool)
+            return self.text_embedding.new_zeros(*nothing.shape, self.text_embedding.shape[1]).float(), nothing
+        ids, mask = self.negative_ids[:, :count], self.negative_mask[:, :count]
+        return _mean(self._embedded(ids, mask), mask), mask.any(-1)
+
+    def _embedded(self, ids: Tensor, mask: Tensor) -> Tensor:
+        return F.embedding(ids.masked_fill(~mask, 0), self.text_embedding.detach()).float()
+
+
+def _mean(embedded: Tensor, words: Tensor) -> Tensor:
+    mask = words[..., None].float()
+    return (embedded * mask).sum(-2) / mask.sum(-2).clamp(min=1)
 
 
 def image_vector(pixel_values: Tensor) -> Tensor:

@@ -74,6 +74,9 @@ class Recorder(LightningModule):
         self.val_captions: list[str] = []
         self.noise: list[float] = []
 
+    def hard_negatives(self, branch: Branch) -> int:
+        return 0
+
     def training_step(self, batch: dict[str, UnderstandingBatch | GenerationBatch], batch_idx: int) -> Tensor:
         read, drawn = batch["understanding"], batch["generation"]
         self.steps.append((read.names, drawn.names, [*read.questions, *drawn.captions]))

@@ -161,3 +161,44 @@ def test_sources_may_count_by_branch():
     assert branch_length(Numbers(), "generation") == 10
     with pytest.raises(ValueError, match=r"Mixed has no samples for generation"):
         branch_length(Mixed(), "generation")
+
+
+class Knowing(Numbers):
+    """Knows five falsehoods about every image."""
+
+    def hard_negatives(self, branch, index):
+        return [(f"q{index}", str(i)) if branch == "understanding" else f"{index}: {i}" for i in range(5)]
+
+
+def test_some_of_what_a_source_knows_to_be_false_is_drawn_anew_in_each_epoch():
+    for branch in ("understanding", "generation"):
+        dataset = BranchDataset(Knowing(), branch, seed=0, hard_negatives=3)
+        drawn = [dataset[4, epoch].sample.negatives for epoch in range(500)]
+        known = set(Knowing().hard_negatives(branch, 4))
+        assert all(len(set(texts)) == len(texts) == 3 and set(texts) <= known for texts in drawn)
+        assert drawn == [dataset[4, epoch].sample.negatives for epoch in range(500)]
+        counts = Counter(chain(*drawn))
+        assert max(abs(count - 300) for count in counts.values()) < 4 * np.sqrt(500 * 0.6 * 0.4)
+        assert len(BranchDataset(Knowing(), branch, 0, hard_negatives=9)[4, 0].sample.negatives) == 5
+
+
+def test_falsehoods_are_neither_asked_for_nor_missed_unless_wanted(monkeypatch):
+    wanted = BranchDataset(Knowing(), "generation", seed=0, prompt_dropout=0.5, hard_negatives=2)
+    plain = BranchDataset(Knowing(), "generation", seed=0, prompt_dropout=0.5)
+    for index in range(10):
+        ours, theirs = wanted[index, 1].sample, plain[index, 1].sample
+        assert (ours.caption, ours.crop_offset, ours.drop_prompt) == (
+            theirs.caption,
+            theirs.crop_offset,
+            theirs.drop_prompt,
+        )
+        assert theirs.negatives == ()
+    assert BranchDataset(Numbers(), "generation", 0, hard_negatives=2)[3, 0].sample.negatives == ()
+    monkeypatch.setattr(Knowing, "hard_negatives", None)
+    assert plain[3, 0].sample.name == "3"
+
+
+def test_the_texts_of_a_replaced_sample_are_its_own():
+    dataset = BranchDataset(Knowing(10, broken=[3]), "generation", seed=0, hard_negatives=1)
+    sample = dataset[3, 0].sample
+    assert sample.negatives[0].split(":")[0] == sample.name != "3"

@@ -15,10 +15,13 @@ from torch import Tensor
 from infotok_lit.data.datamodule import UnifiedDataModule
 from infotok_lit.data.sample import Branch, Sample, Source, UnderstandingSample
 from infotok_lit.data.scenes import Scenes
+from infotok_lit.models.harmon import model as harmon
 from infotok_lit.models.harmon.draws import TrainingDraws
 from infotok_lit.models.harmon.model import Harmon
 from infotok_lit.models.openuni import model as openuni
+from infotok_lit.models.reconstruction import TemplateDraws, draw_templates
 from infotok_lit.models.showo2 import model as showo2
+from infotok_lit.modules.infotok_module import TaskWeights
 from infotok_lit.objective.distributed import rank, world_size
 from infotok_lit.objective.posterior import Posterior
 
@@ -130,8 +133,15 @@ def sliced_draws(monkeypatch) -> None:
 
         return draw
 
+    def templates(batch: int) -> TemplateDraws:
+        torch.manual_seed(3)
+        draws, mine = draw_templates(batch * world_size()), slice(batch * rank(), batch * (rank() + 1))
+        return TemplateDraws(draws.template[mine], draws.swap[mine])
+
     for family in (showo2, openuni):
         monkeypatch.setattr(family, "draw_training", sliced(family.draw_training))
+    for family in (harmon, showo2, openuni):
+        monkeypatch.setattr(family, "draw_templates", templates)
     monkeypatch.setattr(Harmon, "draw", draw)
     monkeypatch.setattr(Posterior, "rsample", sample)
 
@@ -161,12 +171,18 @@ def equal_draws(monkeypatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("terms", "bottleneck", "family"),
-    [(ALL, "projected", family) for family in FAMILIES] + [(ALL, "inline", "harmon"), ((), "projected", "harmon")],
+    ("terms", "bottleneck", "family", "weights"),
+    [
+        *((ALL, "projected", family, TaskWeights(reconstruction=1.0)) for family in FAMILIES),
+        (ALL, "inline", "harmon", TaskWeights(reconstruction=1.0)),
+        ((), "projected", "harmon", TaskWeights()),
+        ((), "projected", "harmon", TaskWeights(generation=0.0, reconstruction=1.0)),
+    ],
 )
-def test_two_halves_have_the_gradients_of_the_whole(tmp_path, sliced_draws, terms, bottleneck, family) -> None:
+def test_two_halves_have_the_gradients_of_the_whole(tmp_path, sliced_draws, terms, bottleneck, family, weights) -> None:
     for processes in (1, 2):
-        trainer(tmp_path, processes).fit(TinyModule(terms, bottleneck, family=family), data(processes))
+        module = TinyModule(terms, bottleneck, family=family, task_weights=weights)
+        trainer(tmp_path, processes).fit(module, data(processes))
     (whole,) = kept(tmp_path, 1)
     halves = kept(tmp_path, 2)
     # A mean of the halves' means would be wrong: they have different numbers of labels.

@@ -22,6 +22,7 @@ from infotok_lit.cli import main as command_line
 from infotok_lit.models.checkpoint import CheckpointError
 from infotok_lit.modules.finite import NonFiniteError
 from infotok_lit.modules.harmon import HarmonModule
+from infotok_lit.modules.infotok_module import TaskWeights
 from infotok_lit.modules.run import newest_checkpoint, read_run
 from infotok_lit.objective.config import BranchWeights, DualConfig, NegativesConfig
 from infotok_lit.training import last_checkpoint, main
@@ -72,17 +73,20 @@ def whole_runs(tmp_path_factory) -> dict[int, Run]:
 
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family != "harmon"])
 def test_every_family_resumes_as_if_nothing_had_happened(tmp_path, family) -> None:
-    whole = run(tmp_path / "whole", module=TinyModule(family=family))
+    def module() -> TinyModule:
+        return TinyModule(family=family, task_weights=TaskWeights(reconstruction=1.0))
+
+    whole = run(tmp_path / "whole", module=module())
     with pytest.raises(Crash):
-        fit(tmp_path / "crashed", None, Record(crash_at=5), module=TinyModule(family=family))
-    resumed = run(tmp_path / "crashed", newest(tmp_path / "crashed"), module=TinyModule(family=family))
+        fit(tmp_path / "crashed", None, Record(crash_at=5), module=module())
+    resumed = run(tmp_path / "crashed", newest(tmp_path / "crashed"), module=module())
     assert resumed.rows == whole.rows[4:]
     assert_equal(resumed.state, whole.state)
 
 
 def with_state() -> TinyModule:
-    """A module whose objective remembers things: past texts, and multipliers that it found."""
-    module = TinyModule(dropout=0.1)
+    """A module whose objective remembers things: past texts, and multipliers that it found; it also reconstructs."""
+    module = TinyModule(dropout=0.1, task_weights=TaskWeights(reconstruction=1.0))
     module.objective_config = replace(
         module.objective_config,
         negatives=NegativesConfig(queue_size=10, limit=5),
@@ -101,6 +105,7 @@ def test_what_the_objective_remembers_is_resumed(tmp_path) -> None:
     assert resumed.rows == whole.rows[8:]
     assert_equal(resumed.state, whole.state)
     metrics = whole.rows[-1][3]
+    assert "train/reconstruction/loss" in metrics
     assert metrics["train/understanding/constraint_multiplier"] not in (0.0, 1.0), "the multiplier has moved"
 
 

@@ -8,9 +8,13 @@ import torch
 from lightning.pytorch.loggers import CSVLogger
 from tiny import FAMILIES, TinyModule, scenes_data, tiny_model
 
+from infotok_lit.data.datamodule import UnifiedDataModule
+from infotok_lit.data.sample import Source
+from infotok_lit.data.scenes import Scenes
 from infotok_lit.modules.finite import NonFiniteError
 from infotok_lit.modules.infotok_module import BRANCHES
 from infotok_lit.modules.optimiser import OptimiserConfig, build_optimiser
+from infotok_lit.objective.config import NegativesConfig
 
 TERMS = ("compactness", "sufficiency", "alignment")
 
@@ -155,9 +159,38 @@ def test_noise_levels_are_reported_in_bands(tmp_path) -> None:
     assert not [name for name in run.logged_metrics if name.startswith("train/understanding/") and "/t_" in name]
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_false_texts_of_the_data_are_further_candidates(tmp_path, family) -> None:
+    """Scenes has at least three for a caption; a batch of one has no other negatives."""
+    module = TinyModule(TERMS, family=family)
+    negatives = replace(module.objective_config.negatives, from_data=3)
+    module.objective_config = replace(module.objective_config, negatives=negatives)
+    run = trainer(tmp_path, max_steps=1, val_check_interval=1)
+    run.fit(module, scenes_data(batch_size=1))
+    torch.testing.assert_close(run.logged_metrics["train/generation/alignment_log_k"].exp().item(), 4.0)
+    assert run.logged_metrics["train/understanding/alignment_log_k"] > 0
+    assert run.logged_metrics["train/generation/alignment_bound_nats"] == 0
+    # Four images to validate on: another three texts each, unless two of them have the same.
+    assert 4 < run.logged_metrics["val/generation/alignment_log_k"].exp() <= 7
+
+
+def test_a_source_that_knows_no_false_texts_is_named(tmp_path) -> None:
+    class Unknowing(Scenes):
+        hard_negatives = Source.hard_negatives
+
+    module = TinyModule(TERMS)
+    module.objective_config = replace(module.objective_config, negatives=NegativesConfig(from_data=3))
+    data = UnifiedDataModule(
+        Unknowing(), Unknowing(), val_samples=2, understanding_batch_size=2, generation_batch_size=2
+    )
+    with pytest.warns(UserWarning, match="Unknowing knows no hard negatives for generation.*kept nearest"):
+        trainer(tmp_path, max_steps=1, limit_val_batches=0).fit(module, data)
+
+
 def test_hsic_needs_no_heads(tmp_path, family) -> None:
     module = TinyModule(TERMS, family=family)
     module.objective_config = replace(module.objective_config, estimator="hsic")
+    torch.manual_seed(0)  # a step in which Harmon shows nothing of any image would have no gradient
     run = trainer(tmp_path)
     run.fit(module, scenes_data())
     assert not list(module.infotok.parameters())

@@ -1,11 +1,13 @@
 """InfoNCE against a double loop, and against mutual information that is known."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from infotok_lit.objective.alignment import Alignment, info_nce
+from infotok_lit.objective.config import ObjectiveConfig
 
 
 def loop_info_nce(similarity, keys, present):
@@ -129,3 +131,40 @@ def test_bound_finds_the_information_of_gaussians_below_its_ceiling_of_log_k(inf
     assert bounds.max().item() <= math.log(batch) + 1e-5
     if information > 3 * math.log(batch):
         assert bounds.mean().item() > 0.85 * math.log(batch)
+
+
+NUM_TEXTS, SEEN = 8, 0.8
+
+
+def channel_inputs(make_inputs, batch: int):
+    """One of eight equally likely words; the tokens show it with probability 0.8 and otherwise another one."""
+    word = torch.randint(NUM_TEXTS, (batch,))
+    mistake = torch.where(torch.rand(batch) < SEEN, 0, torch.randint(1, NUM_TEXTS, (batch,)))
+    shown = torch.nn.functional.one_hot((word + mistake) % NUM_TEXTS, 16).float()[:, None]
+    mask = torch.ones(batch, 1, dtype=torch.bool)
+    return replace(
+        make_inputs(batch=batch),
+        tokens=shown,
+        token_index=torch.zeros(batch, 1, dtype=torch.int64),
+        text_ids=word[:, None],
+        text_mask=mask,
+        target_mask=mask,
+        text_key=word,
+        text_embedding=torch.eye(NUM_TEXTS, 12),
+    )
+
+
+def test_the_trained_head_finds_the_information_of_a_channel_and_no_more(make_infotok, make_inputs):
+    known = math.log(NUM_TEXTS) + SEEN * math.log(SEEN) + (1 - SEEN) * math.log((1 - SEEN) / (NUM_TEXTS - 1))
+    infotok = make_infotok(ObjectiveConfig(terms=("alignment",), temperature=0.3))
+    optimizer = torch.optim.Adam(infotok.parameters(), lr=1e-2)
+    torch.manual_seed(0)
+    for step in range(200):
+        optimizer.zero_grad()
+        infotok("generation", channel_inputs(make_inputs, 64), step).loss.backward()
+        optimizer.step()
+    with torch.no_grad():
+        reports = [infotok("generation", channel_inputs(make_inputs, 256), 0).report for _ in range(60)]
+    bounds = torch.stack([report["alignment_bound_nats"] for report in reports])
+    error = bounds.std() / len(bounds) ** 0.5
+    assert 0.9 * known < bounds.mean() < known + 3 * error

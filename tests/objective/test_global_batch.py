@@ -29,13 +29,15 @@ VARIANTS = {
     "hsic": {"estimator": "hsic"},
     "hsic biased": {"estimator": "hsic", "hsic": HSICConfig(unbiased=False)},
     "negatives": {"negatives": NegativesConfig(queue_size=4, limit=6, kept="nearest")},
+    "from data": {"negatives": NegativesConfig(from_data=2)},
     "budget": {
         "understanding": BranchWeights(rate_budget_bits=2.0),
         "generation": BranchWeights(beta=2.0, sufficiency_target_nats=1.2),
         "dual": DualConfig(step_size=0.5),
     },
 }
-ROWS = ("tokens", "token_index", "text_ids", "text_mask", "target_mask", "text_key", "latents", "noise_level", "image")
+TEXT = ("text_ids", "text_mask", "target_mask", "text_key", "negative_ids", "negative_mask")
+ROWS = ("tokens", "token_index", *TEXT, "latents", "noise_level", "image")
 
 
 def build(variant: str) -> InfoTok:
@@ -110,6 +112,8 @@ def whole() -> tuple[BranchInputs, torch.Tensor]:
         target_mask=target_mask,
         text_key=torch.tensor([0, 1, 2, 1, 4, 5]),
         text_embedding=torch.randn(20, 12, generator=random),
+        negative_ids=torch.randint(20, (6, 3, 4), generator=random),
+        negative_mask=torch.arange(72).view(6, 3, 4) % 12 < 9,
         latents=torch.randn(6, 6, 5, generator=random),
         latent_grid=(2, 3),
         noise_level=torch.tensor([0.1, 0.2, 0.2, 0.2, 0.6, 1.0]),

@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 from itertools import permutations
+from itertools import product as cartesian
 from statistics import median
 
 import pytest
@@ -62,6 +63,32 @@ def test_equals_the_definition(n, unbiased):
     assert normalised_hsic(x, y, unbiased).item() == pytest.approx(by_definition(x, y, unbiased), rel=1e-4, abs=1e-5)
 
 
+def loop_hsic(k, l, distinct: bool) -> float:  # noqa: E741
+    """The estimators as what they are: means over pairs, triples and quadruples of samples, with or without repeats."""
+
+    def mean(size: int, product) -> float:
+        everyone = range(len(k))
+        indices = permutations(everyone, size) if distinct else cartesian(everyone, repeat=size)
+        values = [product(*index) for index in indices]
+        return sum(values) / len(values)
+
+    return (
+        mean(2, lambda i, j: k[i][j] * l[i][j])
+        - 2 * mean(3, lambda i, j, q: k[i][j] * l[i][q])
+        + mean(4, lambda i, j, q, r: k[i][j] * l[q][r])
+    )
+
+
+@pytest.mark.parametrize("unbiased", [True, False])
+@pytest.mark.parametrize("n", [4, 7])
+def test_equals_loops_over_the_samples(n, unbiased):
+    torch.manual_seed(n)
+    x, y = dependent(n)
+    k, l = loop_kernel(x).tolist(), loop_kernel(y).tolist()  # noqa: E741
+    both, of_x, of_y = (loop_hsic(*pair, distinct=unbiased) for pair in ((k, l), (k, k), (l, l)))
+    assert normalised_hsic(x, y, unbiased).item() == pytest.approx(both / math.sqrt(of_x * of_y), rel=1e-4, abs=1e-5)
+
+
 def test_the_sum_over_all_pairings_vanishes_for_the_unbiased_form_only():
     """The exact permutation null of Song et al.: on average over all pairings nothing is measured."""
     torch.manual_seed(0)
@@ -82,6 +109,18 @@ def test_dependence_stands_out_of_the_permutation_null_and_independence_does_not
 
     assert share_above(y) == 0.0
     assert 0.02 < share_above(independent) < 0.98
+
+
+@pytest.mark.parametrize("unbiased", [True, False])
+def test_the_permutation_null_rejects_independence_as_often_as_it_says(unbiased):
+    """At a level of 1 in 10: 120 pairs of independent samples, each among 39 pairings of its own."""
+    torch.manual_seed(0)
+    rejected = 0
+    for _ in range(120):
+        x, y = torch.randn(12, 2), torch.randn(12, 3)
+        values = [normalised_hsic(x, y[order], unbiased) for order in (torch.randperm(12) for _ in range(39))]
+        rejected += sum(value >= normalised_hsic(x, y, unbiased) for value in values) < 4
+    assert abs(rejected - 12) < 4 * math.sqrt(120 * 0.1 * 0.9)
 
 
 def test_the_unbiased_form_does_not_depend_on_the_batch_size_and_the_biased_one_does():

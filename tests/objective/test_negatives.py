@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from infotok_lit.objective.alignment import Alignment
-from infotok_lit.objective.config import NegativesConfig, ObjectiveConfig
+from infotok_lit.objective.config import BranchWeights, NegativesConfig, ObjectiveConfig
 from infotok_lit.objective.negatives import TextQueue, choose
 
 VOCABULARY = 20
@@ -143,3 +143,86 @@ def test_the_queue_is_in_the_checkpoint_of_the_branches_that_align(make_infotok)
     branches = ("understanding", "generation")
     assert names == {f"heads.{b}.alignment.queue.{part}" for b in branches for part in ("texts", "keys", "present")}
     assert not any("queue" in name for name in make_infotok(ObjectiveConfig()).state_dict())
+
+
+def with_false_texts(inputs, words: list[list[int]]):
+    """Adds, per image, false texts of one word each."""
+    most = max(map(len, words))
+    ids = torch.tensor([[[word, 0] for word in row] + [[0, 0]] * (most - len(row)) for row in words])
+    mask = torch.tensor([[[i < len(row), False] for i in range(most)] for row in words])
+    return replace(inputs, negative_ids=ids, negative_mask=mask)
+
+
+FALSE = [[11, 12], [], [13], [14, 15, 16]]
+
+
+@pytest.mark.parametrize("from_data", [1, 2, 9])
+def test_false_texts_are_contrasted_with_their_own_image_only(make_inputs, from_data):
+    alignment, mean = head(from_data=from_data), torch.randn(4, 4, 8)
+    keys = [0, 1, 2, 0]
+    inputs = with_false_texts(batch_of(make_inputs, 0, keys), FALSE)
+    contrast = alignment(mean, inputs)
+    others = [[k for k in keys if k != own] + FALSE[i][:from_data] for i, own in enumerate(keys)]
+    expected = loop_nats(alignment, mean, inputs.text_embedding, keys, others)
+    torch.testing.assert_close(contrast.nats, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(contrast.log_k, torch.tensor([1.0 + len(row) for row in others]).log())
+
+
+def test_false_texts_come_beside_a_limit_and_a_queue(make_inputs):
+    alignment, mean = head(from_data=3, limit=1, kept="nearest", queue_size=3), torch.randn(4, 4, 8)
+    alignment(mean, batch_of(make_inputs, 1, [5, 6, 7, 8]))
+    keys = [0, 1, 2, 3]
+    inputs = with_false_texts(batch_of(make_inputs, 0, keys), FALSE)
+    table = inputs.text_embedding
+
+    def nearest(own: int) -> int:
+        others = [k for k in [*keys, 6, 7, 8] if k != own]
+        return max(others, key=lambda k: torch.cosine_similarity(table[own], table[k], dim=0).item())
+
+    others = [[nearest(own), *FALSE[i]] for i, own in enumerate(keys)]
+    expected = loop_nats(alignment, mean, table, keys, others)
+    torch.testing.assert_close(alignment(mean, inputs).nats, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_bound_is_without_texts_that_were_made_to_be_false(make_inputs):
+    """They are not drawn from the distribution of texts, which the bound needs."""
+    inputs, mean = batch_of(make_inputs, 0, [0, 1, 2, 3]), torch.randn(4, 4, 8)
+    torch.testing.assert_close(
+        head(from_data=3)(mean, with_false_texts(inputs, FALSE)).bound, head()(mean, inputs).bound
+    )
+
+
+def test_unless_asked_for_false_texts_are_ignored(make_inputs):
+    inputs, mean = batch_of(make_inputs, 0, [0, 1, 2, 3]), torch.randn(4, 4, 8)
+    given, without = head()(mean, with_false_texts(inputs, FALSE)), head()(mean, inputs)
+    asked = head(from_data=2)(mean, inputs)
+    assert torch.equal(given.nats, without.nats) and torch.equal(asked.nats, without.nats)
+
+
+def test_an_image_without_text_is_no_anchor_for_false_texts_either(make_inputs):
+    inputs, mean = with_false_texts(batch_of(make_inputs, 0, [0, 1, 2, 3]), FALSE), torch.randn(4, 4, 8)
+    inputs.text_mask[0] = False
+    contrast = head(from_data=2)(mean, inputs)
+    assert contrast.nats[0] == contrast.log_k[0] == 0 and contrast.nats[3] > 0
+
+
+def test_gradients_reach_the_map_and_the_image_through_false_texts(make_inputs):
+    alignment, mean = head(from_data=2), torch.randn(1, 4, 8, requires_grad=True)
+    contrast = alignment(mean, with_false_texts(batch_of(make_inputs, 0, [0]), [[11, 12]]))
+    contrast.nats.sum().backward()
+    assert mean.grad.any() and alignment.text_map.weight.grad.any()
+    assert torch.isfinite(mean.grad).all()
+
+
+def test_which_branches_ask_the_data():
+    asked = NegativesConfig(from_data=3)
+    config = ObjectiveConfig(negatives=asked, branches=("generation",))
+    assert [config.negatives_from_data(b) for b in ("understanding", "generation")] == [0, 3]
+    for off in ({"terms": ("compactness",)}, {"estimator": "hsic"}, {"generation": BranchWeights(alpha=0.0)}):
+        assert ObjectiveConfig(negatives=asked, **off).negatives_from_data("generation") == 0
+
+
+def test_false_texts_of_another_shape_are_refused(make_inputs):
+    inputs = batch_of(make_inputs, 0, [0, 1, 2, 3])
+    with pytest.raises(ValueError, match=r"negative_ids must have shape \(4, 2, 2\), not \(3, 2, 2\)"):
+        with_false_texts(inputs, [[1, 2], [3], [4]])

@@ -57,6 +57,7 @@ REFUSED = {
     "dual ascent that stands": (lambda: DualConfig(step_size=0.0), "dual.step_size is 0.0"),
     "empty range": (lambda: DualConfig(lowest=2.0, highest=1.0), "set 0 < lowest < highest"),
     "negative queue": (lambda: NegativesConfig(queue_size=-1), "negatives.queue_size is -1"),
+    "fewer than none from the data": (lambda: NegativesConfig(from_data=-1), "negatives.from_data is -1"),
     "no negatives": (lambda: NegativesConfig(limit=0), "negatives.limit is 0"),
     "unknown choice": (lambda: NegativesConfig(kept="first"), "'first' is not known"),
     "nearest of all": (lambda: NegativesConfig(kept="nearest"), "set negatives.limit"),

@@ -1,5 +1,6 @@
 """Scenes as a data source: an endless supply of exactly labelled images that needs no download."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -9,6 +10,7 @@ from PIL import Image
 from infotok_lit.data.sample import Branch, GenerationSample, Sample, Source, UnderstandingSample
 from infotok_lit.data.scenes.generator import Scene
 from infotok_lit.data.scenes.grammar import CATEGORIES, Category, draw_captioned_scene, write_caption
+from infotok_lit.data.scenes.negatives import false_captions, false_exchanges
 from infotok_lit.data.scenes.questions import QUESTION_KINDS, QuestionKind, describe_scene, draw_question
 from infotok_lit.data.scenes.render import render
 from infotok_lit.data.scenes.spec import SPECS, SPLITS, Split
@@ -87,6 +89,13 @@ class Scenes(Source):
             return scene, write_caption(prompt), ""
         kind = self.question_kinds[rng.integers(len(self.question_kinds))]
         return draw_question(rng, self.spec, self.split, kind)
+
+    def hard_negatives(self, branch: Branch, index: int) -> Sequence[str] | Sequence[tuple[str, str]]:
+        """All false texts of the grammar that differ from the sample's own in one attribute."""
+        scene, text, answer = self.draw(branch, index)
+        if branch == "generation":
+            return false_captions(scene, text, self.spec, self.split)
+        return false_exchanges(scene, text, answer, self.spec, self.split)
 
     def sample(self, branch: Branch, index: int, rng: np.random.Generator | None = None) -> Sample:
         """The sample of an index. `rng` is not used: an index is the same scene in every epoch."""

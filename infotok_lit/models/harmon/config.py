@@ -93,6 +93,11 @@ class HarmonConfig:
     repetition_penalty: float = 1.0
     """Applied to already generated tokens when describing."""
 
+    @property
+    def token_pixels(self) -> int:
+        """Pixels per side of a token."""
+        return self.autoencoder.stride * self.mar.patch_size
+
     def to_dict(self) -> dict[str, Any]:
         """Primitives only, for config.json."""
         return asdict(self)

@@ -42,7 +42,7 @@ def build(config: HarmonConfig, tokenizer: str) -> Harmon:
         tokenizer: a folder, a hub name, or a size: a size names its tokenizer in a checkpoint, so that the checkpoint
             can be moved to another machine.
     """
-    step = config.autoencoder.stride * config.mar.patch_size
+    step = config.token_pixels
     if config.image_size % step:
         raise ValueError(f"image_size {config.image_size} is not a multiple of {step} pixels, the token size")
     num_image_tokens = (config.image_size // step) ** 2 + config.mar.num_buffers

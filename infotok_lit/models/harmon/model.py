@@ -6,7 +6,7 @@ E decoder width, H language-model width.
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -28,10 +28,20 @@ from infotok_lit.models.harmon.mar import Grid, MARDecoder, MAREncoder, places_w
 from infotok_lit.models.harmon.processor import HarmonProcessor
 from infotok_lit.models.harmon.token_diffusion import TokenDiffusion
 from infotok_lit.models.language_model import build_language_model
+from infotok_lit.models.reconstruction import (
+    ReconstructionConfig,
+    TemplateDraws,
+    choose_templates,
+    condition_pixels,
+    draw_templates,
+    graph_unless_stopped,
+    scale_gradient,
+)
 from infotok_lit.models.unified import (
     IMAGE_TOKEN_ID,
     BranchOutput,
     GenerationBatch,
+    ReconstructionOutput,
     TokenLayout,
     TokenTransform,
     UnderstandingBatch,
@@ -39,11 +49,23 @@ from infotok_lit.models.unified import (
 )
 
 
+class Drawn(NamedTuple):
+    """The loss of drawing hidden tokens, and what it saw."""
+
+    loss_sum: Tensor
+    loss_count: Tensor
+    tokens: Tensor
+    """(B, R + K, D): the shared tokens of the visible places, before any transform."""
+    visible: Tensor
+    """(B, K)."""
+
+
 class Harmon(UnifiedModel):
     """The whole model; weights are fresh until a checkpoint is loaded."""
 
     family = "harmon"
     title = "Harmon"
+    reconstruction_defaults = ReconstructionConfig(condition="same_res", gradient_scale=0.1, template_swap=0.1)
     official_aliases = ("llm.lm_head.weight",)
 
     def __init__(self, config: HarmonConfig, processor: HarmonProcessor) -> None:
@@ -93,7 +115,8 @@ class Harmon(UnifiedModel):
         """Next-token cross entropy (nats) summed over answer tokens; the head runs on those positions alone."""
         latents, grid = self.encode_images(batch.pixel_values)
         tokens = self.encoder(latents, grid)
-        embeds = self.embed_with_images(batch.input_ids, self.project_for_reading(tokens, transform))
+        seen = scale_gradient(self.project_for_reading(tokens, transform), self.config.grad_scale)
+        embeds = self.embed_with_images(batch.input_ids, seen)
         hidden = self.llm.model(inputs_embeds=embeds, attention_mask=batch.attention_mask).last_hidden_state
         labels = batch.labels[:, 1:]
         labelled = labels >= 0
@@ -106,9 +129,7 @@ class Harmon(UnifiedModel):
 
     def project_for_reading(self, tokens: Tensor, transform: TokenTransform | None = None) -> Tensor:
         """Shared tokens (B, R + L, D) -> what the language model reads, (B, L + R, H), buffers last."""
-        seen = self._buffers_last(self.project_in(tokens if transform is None else transform(tokens)))
-        scale = self.config.grad_scale
-        return seen if scale is None else seen.detach() + scale * (seen - seen.detach())
+        return self._buffers_last(self.project_in(tokens if transform is None else transform(tokens)))
 
     def embed_with_images(self, input_ids: Tensor, visual: Tensor) -> Tensor:
         """Embeddings (B, T, H) of ids whose image slots are filled with `visual`, in order."""
@@ -156,28 +177,64 @@ class Harmon(UnifiedModel):
     ) -> BranchOutput:
         """Token diffusion loss summed over hidden tokens and noise draws (squared error plus bits of the bound)."""
         latents, grid = self.encode_images(batch.pixel_values)
-        if draws is None:
-            draws = self.draw(*latents.shape[:2], latents.device)
-        visible = places_where(~draws.hidden)
-        tokens = self.encoder(latents, grid, visible)
-        seen = tokens if transform is None else transform(tokens)
-        conditioned = self.condition_on_text(seen, batch.input_ids, batch.attention_mask)
-        z = self.decoder(conditioned, grid, visible)
-        copies = self.config.mar.noise_draws
-        squared_error, bound = self.token_diffusion.losses(
-            latents[draws.hidden].repeat(copies, 1), z[draws.hidden].repeat(copies, 1), draws.timesteps, draws.noise
-        )
+        text = self.llm.get_input_embeddings()(batch.input_ids)
+        drawn = self.draw_hidden(latents, grid, text, batch.attention_mask, transform, draws)
         return BranchOutput(
-            squared_error.sum() + bound.sum(),
-            torch.tensor(len(bound), device=bound.device),
-            tokens,
-            with_buffers(visible, self.config.mar.num_buffers),
+            drawn.loss_sum,
+            drawn.loss_count,
+            drawn.tokens,
+            with_buffers(drawn.visible, self.config.mar.num_buffers),
             self._layout(grid),
             batch.text,
             self.llm.get_input_embeddings(),
             latents,
             grid,
         )
+
+    def reconstruction(
+        self,
+        batch: GenerationBatch,
+        config: ReconstructionConfig,
+        reading: TokenTransform | None = None,
+        drawing: TokenTransform | None = None,
+        templates: TemplateDraws | None = None,
+        draws: TrainingDraws | None = None,
+    ) -> ReconstructionOutput:
+        """Token diffusion loss given the shared tokens of the whole image; the gradient is scaled after projection."""
+        config = config.over(self.reconstruction_defaults)
+        latents, grid = self.encode_images(batch.pixel_values)
+        copies = condition_pixels(batch.pixel_values, config, self.config.token_pixels)
+        shown = (latents, grid) if copies is batch.pixel_values else self.encode_images(copies)
+        with graph_unless_stopped(config.gradient_scale):
+            visual = scale_gradient(self.project_for_reading(self.encoder(*shown), reading), config.gradient_scale)
+        requests = choose_templates(draw_templates(len(latents)) if templates is None else templates, config)
+        ids, mask = self.processor.prompts_to_reconstruct(requests, num_image_tokens=visual.shape[1])
+        text = self.embed_with_images(ids.to(visual.device), visual)
+        drawn = self.draw_hidden(latents, grid, text, mask.to(visual.device), drawing, draws)
+        return ReconstructionOutput(drawn.loss_sum, drawn.loss_count)
+
+    def draw_hidden(
+        self,
+        latents: Tensor,
+        grid: Grid,
+        text: Tensor,
+        attention_mask: Tensor,
+        transform: TokenTransform | None = None,
+        draws: TrainingDraws | None = None,
+    ) -> Drawn:
+        """The loss of drawing hidden latents (B, L, C), given the others and right-padded embeddings (B, T, H)."""
+        if draws is None:
+            draws = self.draw(*latents.shape[:2], latents.device)
+        visible = places_where(~draws.hidden)
+        tokens = self.encoder(latents, grid, visible)
+        conditioned = self.condition_on(tokens if transform is None else transform(tokens), text, attention_mask)
+        z = self.decoder(conditioned, grid, visible)
+        copies = self.config.mar.noise_draws
+        squared_error, bound = self.token_diffusion.losses(
+            latents[draws.hidden].repeat(copies, 1), z[draws.hidden].repeat(copies, 1), draws.timesteps, draws.noise
+        )
+        loss_sum = squared_error.sum() + bound.sum()
+        return Drawn(loss_sum, torch.tensor(len(bound), device=bound.device), tokens, visible)
 
     def draw(self, batch: int, places: int, device: torch.device) -> TrainingDraws:
         """The randomness of one generation loss."""
@@ -188,7 +245,10 @@ class Harmon(UnifiedModel):
 
     def condition_on_text(self, tokens: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Add the language model's correction, given right-padded text, to shared tokens (B, R + K, D)."""
-        text = self.llm.get_input_embeddings()(input_ids)
+        return self.condition_on(tokens, self.llm.get_input_embeddings()(input_ids), attention_mask)
+
+    def condition_on(self, tokens: Tensor, text: Tensor, attention_mask: Tensor) -> Tensor:
+        """`condition_on_text` with the text as embeddings (B, T, H)."""
         visual = self._buffers_last(self.project_in(tokens))
         mask = followed_by_ones(attention_mask, visual.shape[1])
         hidden = self.llm.model(
@@ -336,7 +396,7 @@ class Harmon(UnifiedModel):
 
     def grid_of(self, height: int, width: int) -> Grid:
         """The token grid of an image size in pixels; ValueError if it is not a whole number of tokens."""
-        step = self.config.autoencoder.stride * self.config.mar.patch_size
+        step = self.config.token_pixels
         if height % step or width % step:
             raise ValueError(f"image size {height} x {width} is not a multiple of {step} pixels, the token size")
         return height // step, width // step

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from infotok_lit.data.sample import GenerationSample, UnderstandingSample
 from infotok_lit.models.pixels import crop_to_square, pad_to_square, to_pixels
-from infotok_lit.models.text_batch import pad, paired_text
+from infotok_lit.models.text_batch import Text, pad, paired_text
 from infotok_lit.models.tokenizer import Tokenizer, single_id
 from infotok_lit.models.unified import (
     IGNORE_INDEX,
@@ -50,13 +50,14 @@ class HarmonProcessor:
         sequences = [self._reading_sequence(sample) for sample in samples]
         ids, mask = pad([ids for ids, _ in sequences], self.pad_id)
         labels, _ = pad([labels for _, labels in sequences], IGNORE_INDEX)
-        texts = [(self._text(sample.question), self._text(sample.answer) + [self.end_id]) for sample in samples]
+        texts = [self._exchange(sample.question, sample.answer) for sample in samples]
+        negatives = [[self._exchange(*exchange) for exchange in sample.negatives] for sample in samples]
         return UnderstandingBatch(
             torch.stack([to_pixels(pad_to_square(sample.image, PADDING_GREY), self.image_size) for sample in samples]),
             ids,
             mask,
             labels,
-            self._paired_text(texts, [f"{sample.question}\n{sample.answer}" for sample in samples]),
+            self._paired_text(texts, [f"{sample.question}\n{sample.answer}" for sample in samples], negatives),
             [sample.question for sample in samples],
             [sample.answer for sample in samples],
             [sample.name for sample in samples],
@@ -69,11 +70,12 @@ class HarmonProcessor:
         ids, mask = pad([self._drawing_ids(prompt) for prompt in prompts], self.pad_id)
         # What an image shows does not depend on whether the model was told: a dropped prompt keeps its paired text.
         captions = [sample.caption.strip() for sample in samples]
+        negatives = [[(self._text(text), []) for text in sample.negatives] for sample in samples]
         return GenerationBatch(
             torch.stack([to_pixels(crop_to_square(s.image, s.crop_offset), self.image_size) for s in samples]),
             ids,
             mask,
-            self._paired_text([(self._text(caption), []) for caption in captions], captions),
+            self._paired_text([(self._text(caption), []) for caption in captions], captions, negatives),
             captions,
             [sample.name for sample in samples],
             list(skipped),
@@ -90,6 +92,14 @@ class HarmonProcessor:
         """Ids and mask (B, T) of drawing prompts; followed by as many unconditional ones if asked."""
         texts = [prompt.strip() for prompt in prompts] + [""] * (len(prompts) if unconditional else 0)
         return pad([self._drawing_ids(text) for text in texts], self.pad_id)
+
+    def prompts_to_reconstruct(self, requests: Sequence[str], num_image_tokens: int) -> tuple[Tensor, Tensor]:
+        """Ids and mask (B, T) of one image each and a request to describe it; "" gives the unconditional text."""
+        slots = [IMAGE_TOKEN_ID] * num_image_tokens
+        # The official code replaces the line break before the request together with it.
+        texts = [f"\n{request}" if request else UNCONDITIONAL_PROMPT for request in requests]
+        opening = self._encode(USER_START) + slots
+        return pad([opening + self._encode(text + ASSISTANT_START) for text in texts], self.pad_id)
 
     def decode(self, ids: Tensor) -> list[str]:
         """Answers of generated ids (B, T), without anything from the end of the turn on."""
@@ -113,8 +123,13 @@ class HarmonProcessor:
     def _drawing_prompt(self, caption: str) -> str:
         return DRAWING_PROMPT.format(caption=caption) if caption else UNCONDITIONAL_PROMPT
 
-    def _paired_text(self, texts: Sequence[tuple[list[int], list[int]]], raw: Sequence[str]) -> PairedText:
-        return paired_text(texts, raw, self.pad_id, self.max_length)
+    def _exchange(self, question: str, answer: str) -> Text:
+        return self._text(question), self._text(answer) + [self.end_id]
+
+    def _paired_text(
+        self, texts: Sequence[Text], raw: Sequence[str], negatives: Sequence[Sequence[Text]]
+    ) -> PairedText:
+        return paired_text(texts, raw, self.pad_id, self.max_length, negatives)
 
     def _text(self, text: str) -> list[int]:
         return self._encode(text.strip())

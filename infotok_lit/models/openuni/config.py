@@ -108,6 +108,8 @@ class OpenUniConfig:
     num_queries: int = 256
     latent_scale: float = 0.41407
     """Latents are multiplied by this, so that they have about unit variance."""
+    grad_scale: float | None = None
+    """Factor on the gradient that understanding sends into the vision tower; None leaves it alone."""
     image_size: int = 512
     """Side of the square images that are drawn, in pixels."""
     max_caption: int = 128

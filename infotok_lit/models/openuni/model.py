@@ -26,10 +26,20 @@ from infotok_lit.models.openuni.flow import TrainingDraws, add_noise, draw_train
 from infotok_lit.models.openuni.keys import vlm_from_official, vlm_to_official
 from infotok_lit.models.openuni.processor import KEEP_PROMPT, OpenUniProcessor
 from infotok_lit.models.openuni.vlm import build_vlm, image_tokens, read_queries
+from infotok_lit.models.reconstruction import (
+    ReconstructionConfig,
+    TemplateDraws,
+    choose_templates,
+    condition_pixels,
+    draw_templates,
+    graph_unless_stopped,
+    scale_gradient,
+)
 from infotok_lit.models.unified import (
     IMAGE_TOKEN_ID,
     BranchOutput,
     GenerationBatch,
+    ReconstructionOutput,
     TokenLayout,
     TokenTransform,
     UnderstandingBatch,
@@ -68,6 +78,7 @@ class OpenUni(UnifiedModel):
 
     family = "openuni"
     title = "OpenUni"
+    reconstruction_defaults = ReconstructionConfig(condition="same_res", gradient_scale=0.0, template_swap=0.0)
 
     def __init__(self, config: OpenUniConfig, processor: OpenUniProcessor) -> None:
         super().__init__()
@@ -127,7 +138,8 @@ class OpenUni(UnifiedModel):
     def understanding(self, batch: UnderstandingBatch, transform: TokenTransform | None = None) -> BranchOutput:
         """Next-token cross entropy (nats) summed over answer tokens; the head runs on those positions alone."""
         tokens = self.read_images(batch.pixel_values)
-        embeds = self.embed_with_images(batch.input_ids, tokens if transform is None else transform(tokens))
+        seen = scale_gradient(tokens if transform is None else transform(tokens), self.config.grad_scale)
+        embeds = self.embed_with_images(batch.input_ids, seen)
         body = self.vlm.model.language_model
         hidden = body(inputs_embeds=embeds, attention_mask=batch.attention_mask, use_cache=False).last_hidden_state
         labels = batch.labels[:, 1:]
@@ -190,6 +202,29 @@ class OpenUni(UnifiedModel):
         """
         embeds = self.embed_with_images(input_ids, tokens)
         return self.condition_on(embeds[:, -max_length:], attention_mask[:, -max_length:])
+
+    def reconstruction(
+        self,
+        batch: GenerationBatch,
+        config: ReconstructionConfig,
+        reading: TokenTransform | None = None,
+        drawing: TokenTransform | None = None,
+        templates: TemplateDraws | None = None,
+        draws: TrainingDraws | None = None,
+    ) -> ReconstructionOutput:
+        """Squared error of the velocity, given the vision tower's tokens of the image in the place of a prompt."""
+        config = config.over(self.reconstruction_defaults)
+        requests = choose_templates(draw_templates(len(batch.names)) if templates is None else templates, config)
+        ids, mask = self.processor.prompts_to_reconstruct(requests)
+        copies = condition_pixels(batch.pixel_values, config, self.config.autoencoder.stride)
+        with graph_unless_stopped(config.gradient_scale):
+            tokens = self.read_images(copies)
+            seen = scale_gradient(tokens if reading is None else reading(tokens), config.gradient_scale)
+        embeds = self.embed_with_images(ids.to(seen.device), seen)
+        condition = self.condition_on(embeds, mask.to(seen.device), drawing)
+        latents = self.encode_images(batch.pixel_values)
+        loss = self.flow_loss(latents, condition.condition, draws)
+        return ReconstructionOutput(loss, torch.tensor(latents.numel(), device=loss.device))
 
     def redrawing_loss(
         self,

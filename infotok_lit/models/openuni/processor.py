@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from infotok_lit.data.sample import GenerationSample, UnderstandingSample
 from infotok_lit.models.pixels import crop_to_square, pad_to_square, to_pixels
-from infotok_lit.models.text_batch import pad, paired_text
+from infotok_lit.models.text_batch import Text, pad, paired_text
 from infotok_lit.models.tokenizer import Tokenizer, single_id
 from infotok_lit.models.unified import IGNORE_INDEX, IMAGE_TOKEN_ID, GenerationBatch, UnderstandingBatch
 
@@ -66,11 +66,11 @@ class OpenUniProcessor:
 
     def understanding(self, samples: Sequence[UnderstandingSample], skipped: Sequence[str] = ()) -> UnderstandingBatch:
         """Collate samples to read; images are centred on a grey square."""
-        prompts = [self._question_ids(sample.question) for sample in samples]
-        answers = [self._encode(sample.answer.strip()) + [self.end_id] for sample in samples]
+        texts = [self._exchange(sample.question, sample.answer) for sample in samples]
+        negatives = [[self._exchange(*exchange) for exchange in sample.negatives] for sample in samples]
+        prompts, answers = [self._question_ids(sample.question) for sample in samples], [answer for _, answer in texts]
         ids, mask = pad([prompt + answer for prompt, answer in zip(prompts, answers, strict=True)], self.pad_id)
         labelled = [[IGNORE_INDEX] * len(prompt) + answer for prompt, answer in zip(prompts, answers, strict=True)]
-        questions = [self._encode(sample.question.strip()) for sample in samples]
         raw = [f"{sample.question}\n{sample.answer}" for sample in samples]
         squares = [pad_to_square(sample.image, PADDING_GREY) for sample in samples]
         return UnderstandingBatch(
@@ -78,7 +78,7 @@ class OpenUniProcessor:
             ids,
             mask,
             pad(labelled, IGNORE_INDEX)[0],
-            paired_text(list(zip(questions, answers, strict=True)), raw, self.pad_id, MAX_PAIRED_TEXT),
+            paired_text(texts, raw, self.pad_id, MAX_PAIRED_TEXT, negatives),
             [sample.question for sample in samples],
             [sample.answer for sample in samples],
             [sample.name for sample in samples],
@@ -90,11 +90,13 @@ class OpenUniProcessor:
         prompts = [self._drawing_ids("" if s.drop_prompt else s.caption)[: self.max_caption] for s in samples]
         ids, mask = pad(prompts, self.pad_id)
         captions = [sample.caption.strip() for sample in samples]
+        texts = [(self._encode(caption), []) for caption in captions]
+        negatives = [[(self._encode(text), []) for text in sample.negatives] for sample in samples]
         return GenerationBatch(
             torch.stack([to_pixels(crop_to_square(s.image, s.crop_offset), self.image_size) for s in samples]),
             ids,
             mask,
-            paired_text([(self._encode(text), []) for text in captions], captions, self.pad_id, MAX_PAIRED_TEXT),
+            paired_text(texts, captions, self.pad_id, MAX_PAIRED_TEXT, negatives),
             captions,
             [sample.name for sample in samples],
             list(skipped),
@@ -116,6 +118,10 @@ class OpenUniProcessor:
     def prompts_to_redraw(self, instructions: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Ids and mask (B, T) of instructions to change one image each; right-padded."""
         return pad([self._redrawing_ids(instruction) for instruction in instructions], self.pad_id)
+
+    def prompts_to_reconstruct(self, requests: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Ids and mask (B, T) of requests to describe one image each; "" gives the unconditional text."""
+        return self.prompts_to_redraw([request or UNCONDITIONAL_PROMPT for request in requests])
 
     def decode(self, ids: Tensor) -> list[str]:
         """Answers of generated ids (B, T), without anything from the end of the turn on."""
@@ -145,6 +151,9 @@ class OpenUniProcessor:
     def _drawing_ids(self, caption: str) -> list[int]:
         text = DRAWING_PROMPT.format(caption=caption.strip()) if caption else UNCONDITIONAL_PROMPT
         return self._encode(TURN.format(text=text) + IMAGE_START)
+
+    def _exchange(self, question: str, answer: str) -> Text:
+        return self._encode(question.strip()), self._encode(answer.strip()) + [self.end_id]
 
     def _encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False)

@@ -137,6 +137,8 @@ class Showo2Config:
     quantiser: QuantiserConfig = field(default_factory=QuantiserConfig)
     latent_scale: float = 1.0
     """Latents are multiplied by this; Wan latents are already normalised."""
+    grad_scale: float | None = None
+    """Factor on the gradient that understanding sends into the visual encoder; None leaves it alone."""
     image_size: int = 432
     """Side of the square images that the processor makes, in pixels."""
 

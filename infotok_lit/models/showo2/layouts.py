@@ -122,6 +122,12 @@ def official_prompt(markers: Markers, fixed: Chat, question: list[int], slots: i
     return [markers.start, *fixed.system, *fixed.user, *image(markers, slots), *question, *fixed.assistant]
 
 
+def reconstructing(markers: Markers, fixed: Chat, request: list[int], condition_slots: int, slots: int) -> Layout:
+    """An image that is understood, a request to describe it, and as the answer the same image, drawn."""
+    prompt = chat_prompt(markers, fixed, request, condition_slots)
+    return _unlabelled([*prompt, *image(markers, slots), markers.end])
+
+
 def interleaved(markers: Markers, prefix: list[int], texts: Sequence[list[int]], slots: int, slot_label: int) -> Layout:
     """A story: each text is followed by its image.
 

@@ -8,7 +8,7 @@ channels, D language-model width.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,15 @@ from infotok_lit.models.block_transform import BlockTransform
 from infotok_lit.models.checkpoint import KeyMap
 from infotok_lit.models.image_noise import ImageNoise
 from infotok_lit.models.language_model import build_language_model
+from infotok_lit.models.reconstruction import (
+    ReconstructionConfig,
+    TemplateDraws,
+    choose_templates,
+    condition_pixels,
+    draw_templates,
+    graph_unless_stopped,
+    scale_gradient,
+)
 from infotok_lit.models.showo2.attention import OMNI_ATTENTION, Mask, build_mask, image_of_position
 from infotok_lit.models.showo2.autoencoder import build_autoencoder
 from infotok_lit.models.showo2.config import PATCH_SIZE, DrawingConfig, Showo2Config
@@ -35,6 +44,7 @@ from infotok_lit.models.unified import (
     IMAGE_TOKEN_ID,
     BranchOutput,
     GenerationBatch,
+    ReconstructionOutput,
     TokenCodes,
     TokenLayout,
     TokenTransform,
@@ -62,11 +72,23 @@ class Hidden:
     """(B, M, 2)."""
 
 
+class NoisyPath(NamedTuple):
+    """Latents on their way from noise to an image."""
+
+    noisy: Tensor
+    """(n, C, 2 gh, 2 gw)."""
+    velocity: Tensor
+    """(n, C, 2 gh, 2 gw): the targets."""
+    time: Tensor
+    """(n,)."""
+
+
 class Showo2(UnifiedModel):
     """The whole model; weights are fresh until a checkpoint is loaded."""
 
     family = "showo2"
     title = "Show-o2"
+    reconstruction_defaults = ReconstructionConfig(condition="low_res", gradient_scale=0.1, template_swap=0.1)
 
     def __init__(self, config: Showo2Config, processor: Showo2Processor) -> None:
         super().__init__()
@@ -138,14 +160,19 @@ class Showo2(UnifiedModel):
         regions = find_regions(input_ids) if regions is None else regions
         shared = self.encoder(latents)
         embedded_time = self.time_embed(time)
-        embeds = self.llm.get_input_embeddings()(input_ids.masked_fill(input_ids == IMAGE_TOKEN_ID, 0))
         seen = shared.tokens if transform is None else transform(shared.tokens)
-        embeds = insert_images(embeds, regions, self.time_to_token(embedded_time), seen)
-        mask = build_mask(regions, input_ids.shape[1])
+        embeds = insert_images(self._embed_text(input_ids), regions, self.time_to_token(embedded_time), seen)
+        return self._read(embeds, regions, shared, embedded_time)
+
+    def _embed_text(self, input_ids: Tensor) -> Tensor:
+        return self.llm.get_input_embeddings()(input_ids.masked_fill(input_ids == IMAGE_TOKEN_ID, 0))
+
+    def _read(self, embeds: Tensor, regions: Tensor, shared: SharedTokens, time: Tensor) -> Hidden:
+        mask = build_mask(regions, embeds.shape[1])
         states = self.llm.model(inputs_embeds=embeds, attention_mask=mask, use_cache=False).last_hidden_state
-        slot = image_of_position(regions, input_ids.shape[1])
+        slot = image_of_position(regions, embeds.shape[1])
         first = torch.arange(len(regions), device=slot.device).unsqueeze(1) * regions.shape[1]
-        return Hidden(states, shared, embedded_time, torch.where(slot >= 0, slot + first, -1), mask, regions)
+        return Hidden(states, shared, time, torch.where(slot >= 0, slot + first, -1), mask, regions)
 
     def velocities(self, hidden: Hidden) -> Tensor:
         """(B, T, 4 C): what the diffusion head predicts at every position."""
@@ -174,7 +201,8 @@ class Showo2(UnifiedModel):
                 "set it to 1, as in every official stage"
             )
         latents = self.encode_images(batch.pixel_values)
-        hidden = self.read_sequence(batch.input_ids, latents, latents.new_ones(len(latents)), transform)
+        scaled = _scaled(transform, self.config.grad_scale)
+        hidden = self.read_sequence(batch.input_ids, latents, latents.new_ones(len(latents)), scaled)
         loss_sum, loss_count = self.text_loss(hidden.states, batch.labels)
         return self._output(loss_sum, loss_count, hidden, latents, batch)
 
@@ -204,13 +232,65 @@ class Showo2(UnifiedModel):
     ) -> BranchOutput:
         """Squared error of the velocity, summed over the channels of image tokens."""
         clean = self.encode_images(batch.pixel_values)
+        path = self._noisy(clean, draws)
+        hidden = self.read_sequence(batch.input_ids, path.noisy, path.time, transform)
+        loss_sum, loss_count = self.flow_loss(hidden, path.velocity)
+        return self._output(loss_sum, loss_count, hidden, clean, batch, path.time)
+
+    def reconstruction(
+        self,
+        batch: GenerationBatch,
+        config: ReconstructionConfig,
+        reading: TokenTransform | None = None,
+        drawing: TokenTransform | None = None,
+        templates: TemplateDraws | None = None,
+        draws: TrainingDraws | None = None,
+    ) -> ReconstructionOutput:
+        """Squared error of the velocity, over the drawn image only, given the fused tokens of its clean copy.
+
+        There is no official form for Show-o2: this is Show-o's, with a smaller copy, because both images would
+        otherwise lie in one latent space at one size, where copying is easiest.
+        """
+        config = config.over(self.reconstruction_defaults)
+        clean = self.encode_images(batch.pixel_values)
+        copies = condition_pixels(batch.pixel_values, config, self.config.token_pixels)
+        shown = clean if copies is batch.pixel_values else self.encode_images(copies)
+        requests = choose_templates(draw_templates(len(clean)) if templates is None else templates, config)
+        slots = (1 + latents.shape[2] * latents.shape[3] // PATCH_SIZE**2 for latents in (shown, clean))
+        ids, _ = self.processor.prompts_to_reconstruct(requests, *slots)
+        path = self._noisy(clean, draws)
+        with graph_unless_stopped(config.gradient_scale):
+            condition = self.encoder(shown)
+            seen = _scaled(reading, config.gradient_scale)(condition.tokens)
+        hidden = self.read_pair(ids.to(clean.device), seen, path.noisy, path.time, drawing)
+        is_drawn = torch.tensor([False, True], device=clean.device).repeat(len(clean))
+        loss_sum, loss_count = self._velocity_error(hidden, path.velocity, is_drawn)
+        losses = [loss for loss in (condition.loss, hidden.shared.loss) if loss is not None]
+        return ReconstructionOutput(loss_sum, loss_count, torch.stack(losses).mean() if losses else None)
+
+    def read_pair(
+        self,
+        input_ids: Tensor,
+        condition: Tensor,
+        latents: Tensor,
+        time: Tensor,
+        transform: TokenTransform | None = None,
+    ) -> Hidden:
+        """Run the language model over text with two images: tokens (B, N, D) of a clean one, then noisy latents."""
+        regions = find_regions(input_ids)
+        shared = self.encoder(latents)
+        times = self.time_embed(torch.stack([torch.ones_like(time), time], dim=1).flatten())
+        as_tokens = self.time_to_token(times)
+        embeds = insert_images(self._embed_text(input_ids), regions[:, :1], as_tokens[0::2], condition)
+        seen = shared.tokens if transform is None else transform(shared.tokens)
+        embeds = insert_images(embeds, regions[:, 1:], as_tokens[1::2], seen)
+        return self._read(embeds, regions, shared, times)
+
+    def _noisy(self, clean: Tensor, draws: TrainingDraws | None) -> NoisyPath:
         draws = draw_training(clean.shape, clean.device) if draws is None else draws
         tokens_per_image = clean.shape[2] * clean.shape[3] // PATCH_SIZE**2 + 1
         time = training_time(draws.normal, 0.0, tokens_per_image if self.config.training_time.shifted else None)
-        noisy, velocity = on_path(clean, draws.noise, time)
-        hidden = self.read_sequence(batch.input_ids, noisy, time, transform)
-        loss_sum, loss_count = self.flow_loss(hidden, velocity)
-        return self._output(loss_sum, loss_count, hidden, clean, batch, time)
+        return NoisyPath(*on_path(clean, draws.noise, time), time)
 
     def flow_loss(self, hidden: Hidden, velocity: Tensor, counted: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Squared error summed over (token, channel), and their number.
@@ -219,12 +299,14 @@ class Showo2(UnifiedModel):
             velocity: (n, C, 2 gh, 2 gw): the targets.
             counted: (n,) bool: images that count; default: all.
         """
-        predicted = self.velocities(hidden)
-        taken = self.token_positions(hidden)
-        used = torch.ones(len(velocity), dtype=torch.bool, device=taken.device) if counted is None else counted
-        taken &= used[hidden.image.clamp(min=0)]
-        present = used & (hidden.regions[..., 1].flatten() > 0)
-        error = predicted[taken].float() - to_runs(velocity[present]).flatten(0, 1)
+        counted = torch.ones(len(velocity), dtype=torch.bool, device=velocity.device) if counted is None else counted
+        present = counted & (hidden.regions[..., 1].flatten() > 0)
+        return self._velocity_error(hidden, velocity[present], counted)
+
+    def _velocity_error(self, hidden: Hidden, velocity: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
+        """As `flow_loss`, with the targets of the images that count alone."""
+        taken = self.token_positions(hidden) & counted[hidden.image.clamp(min=0)]
+        error = self.velocities(hidden)[taken].float() - to_runs(velocity).flatten(0, 1)
         return error.square().sum(), torch.tensor(error.numel(), device=error.device)
 
     @torch.no_grad()
@@ -345,6 +427,10 @@ class Showo2(UnifiedModel):
     def _own_weights(self) -> dict[str, Tensor]:
         others = ("autoencoder.", "encoder.quantiser.")
         return {name: value for name, value in self.state_dict().items() if not name.startswith(others)}
+
+
+def _scaled(transform: TokenTransform | None, scale: float | None) -> TokenTransform:
+    return lambda tokens: scale_gradient(tokens if transform is None else transform(tokens), scale)
 
 
 def _projection(width_in: int, width_out: int) -> nn.Sequential:

@@ -23,8 +23,9 @@ from infotok_lit.models.showo2.layouts import (
     image,
     official_prompt,
     pretraining,
+    reconstructing,
 )
-from infotok_lit.models.text_batch import pad, paired_text
+from infotok_lit.models.text_batch import Text, pad, paired_text
 from infotok_lit.models.tokenizer import Tokenizer, single_id
 from infotok_lit.models.unified import IGNORE_INDEX, GenerationBatch, UnderstandingBatch
 
@@ -76,14 +77,15 @@ class Showo2Processor:
         layouts = [self._reading(sample) for sample in samples]
         ids, mask = pad([layout.ids for layout in layouts], self.pad_id)
         labels, _ = pad([layout.labels for layout in layouts], IGNORE_INDEX)
-        texts = [(self._text(sample.question), self._text(sample.answer) + [self.end_id]) for sample in samples]
+        texts = [self._exchange(sample.question, sample.answer) for sample in samples]
+        negatives = [[self._exchange(*exchange) for exchange in sample.negatives] for sample in samples]
         raw = [f"{sample.question}\n{sample.answer}" for sample in samples]
         return UnderstandingBatch(
             torch.stack([to_pixels(fit_on_square(s.image, self.image_size), self.image_size) for s in samples]),
             ids,
             mask,
             labels,
-            paired_text(texts, raw, self.pad_id, 2 * self.prompts.max_text),
+            paired_text(texts, raw, self.pad_id, 2 * self.prompts.max_text, negatives),
             [sample.question for sample in samples],
             [sample.answer for sample in samples],
             [sample.name for sample in samples],
@@ -94,11 +96,13 @@ class Showo2Processor:
         """Collate samples to draw; images are cropped at the centre, as in the official code."""
         ids, mask = self._drawing_batch(["" if s.drop_prompt else s.caption for s in samples], None)
         captions = [sample.caption.strip() for sample in samples]
+        texts = [(self._text(caption), []) for caption in captions]
+        negatives = [[(self._text(text), []) for text in sample.negatives] for sample in samples]
         return GenerationBatch(
             torch.stack([to_pixels(centre_crop(s.image, self.image_size), self.image_size) for s in samples]),
             ids,
             mask,
-            paired_text([(self._text(text), []) for text in captions], captions, self.pad_id, self.prompts.max_caption),
+            paired_text(texts, captions, self.pad_id, self.prompts.max_caption, negatives),
             captions,
             [sample.name for sample in samples],
             list(skipped),
@@ -114,6 +118,14 @@ class Showo2Processor:
     ) -> tuple[Tensor, Tensor]:
         """Ids and mask (B, T) of drawing prompts, followed by as many unconditional ones if asked; right-padded."""
         return self._drawing_batch([*prompts, *[""] * (len(prompts) if unconditional else 0)], num_image_tokens)
+
+    def prompts_to_reconstruct(
+        self, requests: Sequence[str], condition_slots: int, slots: int
+    ) -> tuple[Tensor, Tensor]:
+        """Ids and mask (B, T) of images that are understood, requests to describe them, and the images to draw."""
+        texts = [self._encode(request) for request in requests]
+        layouts = [reconstructing(self.markers, self.chat, text, condition_slots, slots) for text in texts]
+        return pad([layout.ids for layout in layouts], self.pad_id)
 
     def decode(self, ids: Tensor) -> list[str]:
         """Answers of generated ids (B, T), without anything from the end of the turn on."""
@@ -139,6 +151,9 @@ class Showo2Processor:
         slots = slots or self.num_image_tokens
         texts = [self._encode(clean_caption(caption.strip()))[: self.prompts.max_caption] for caption in captions]
         return pad([drawing(self.markers, text, slots).ids for text in texts], self.pad_id)
+
+    def _exchange(self, question: str, answer: str) -> Text:
+        return self._text(question), self._text(answer) + [self.end_id]
 
     def _text(self, text: str) -> list[int]:
         return self._encode(text.strip())[: self.prompts.max_text]

@@ -1,0 +1,158 @@
+"""From a study to its runs: which `fit` commands there are, and where each leaves its files.
+
+A variant's folder carries a digest of everything that decides its results but the seed, so that a changed configuration
+is another variant, and runs of different configurations are never mixed.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from infotok_lit.command_line import write_whole
+from infotok_lit.study.config import Row, Study
+
+RUN_FOLDER = "run"
+"""Below a cell's folder: what `fit` itself writes."""
+POINT_FILE = "point.json"
+"""Below a point's folder: which point it is."""
+DIGEST_LENGTH = 8
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of `fit` or `validate`.
+
+    Args:
+        key: Its folder below the study's, which also is its name in Optuna's storage.
+        variant: The row's name, or the point's.
+        seed: Its seed.
+        folder: Its folder.
+        arguments: The command line after `python -m infotok_lit`.
+        last_step: The step under which its last validation is logged.
+    """
+
+    key: str
+    variant: str
+    seed: int
+    folder: Path
+    arguments: tuple[str, ...]
+    last_step: int
+
+    @property
+    def label(self) -> str:
+        """What a person calls it."""
+        return f"{self.variant}, seed {self.seed}"
+
+    @property
+    def run_folder(self) -> Path:
+        """Where `fit` writes."""
+        return self.folder / RUN_FOLDER
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one Optuna trial stands for: a row's cell, or a point of a search with its cells, one per seed.
+
+    Args:
+        key: Its folder below the study's.
+        folder: Its folder.
+        cells: What it runs, one after the other.
+        params: The point, by dimension; None for a row.
+    """
+
+    key: str
+    folder: Path
+    cells: tuple[Cell, ...]
+    params: Mapping[str, Any] | None = None
+
+    def write_point(self) -> None:
+        """Leave a note of which point this is."""
+        if self.params is not None:
+            write_whole(self.folder / POINT_FILE, (json.dumps(dict(self.params), indent=2) + "\n").encode())
+
+
+def row_cells(study: Study) -> list[Cell]:
+    """The cells of the rows, seed by seed, so that an early look compares rows and not one row's seeds."""
+    keys = {name: f"rows/{name}-{digest(study, row)}" for name, row in study.rows.items()}
+    return [make_cell(study, keys[name], name, row, seed) for seed in study.seeds for name, row in study.rows.items()]
+
+
+def row_jobs(study: Study) -> list[Job]:
+    """One job for each cell of the rows."""
+    return [Job(cell.key, cell.folder, (cell,)) for cell in row_cells(study)]
+
+
+def point_job(study: Study, params: Mapping[str, Any]) -> Job:
+    """The job of a point of the search: all of its seeds."""
+    row = point_row(study, params)
+    name = digest(study, row)
+    key = f"points/{name}"
+    cells = tuple(make_cell(study, key, f"point {name}", row, seed) for seed in study.seeds)
+    return Job(key, Path(study.out, key), cells, params)
+
+
+def point_row(study: Study, params: Mapping[str, Any]) -> Row:
+    """What a point lays over the study's configuration."""
+    start, configs, overrides = study.search.row, [], {}
+    for name, dimension in study.search.space.items():
+        chosen = dimension.row(name, params[name])
+        configs += chosen.configs
+        overrides |= chosen.overrides
+    return Row([*start.configs, *configs], {**start.overrides, **overrides}, start.train)
+
+
+def make_cell(study: Study, variant_key: str, variant: str, row: Row, seed: int) -> Cell:
+    """The cell of a variant and a seed."""
+    key = f"{variant_key}/seed_{seed}"
+    folder = Path(study.out, key)
+    arguments = (*_common_arguments(study, row), *(_option(name, seed) for name in study.seeded), _logger(folder))
+    return Cell(key, variant, seed, folder, arguments, last_step=study.steps - 1 if row.train else 0)
+
+
+def digest(study: Study, row: Row) -> str:
+    """Some hexadecimal digits that stand for everything that decides a variant's results, but for the seed.
+
+    Raises:
+        FileNotFoundError: for a configuration file that does not exist.
+    """
+    contents = [_read(path) for path in _configs(study, row)]
+    arguments = [argument for argument in _common_arguments(study, row) if argument not in _configs(study, row)]
+    what = json.dumps([contents, arguments, study.seeded], sort_keys=True, default=str)
+    return hashlib.sha256(what.encode()).hexdigest()[:DIGEST_LENGTH]
+
+
+def _common_arguments(study: Study, row: Row) -> list[str]:
+    configs = [part for path in _configs(study, row) for part in ("--config", path)]
+    budget = {
+        "trainer.max_steps": study.steps,
+        "trainer.val_check_interval": study.validation_interval,
+    }
+    overrides = budget | study.overrides | row.overrides
+    return ["fit" if row.train else "validate", *configs, *(_option(*item) for item in overrides.items())]
+
+
+def _configs(study: Study, row: Row) -> list[str]:
+    return [*study.configs, *row.configs]
+
+
+def _option(name: str, value: Any) -> str:
+    return f"--{name}={value if isinstance(value, str) else json.dumps(value)}"
+
+
+def _logger(folder: Path) -> str:
+    # Whatever the configuration logs to: the report reads event files, and each run has its own folder.
+    init_args = {"save_dir": str(folder / RUN_FOLDER), "name": "", "version": ""}
+    return _option(
+        "trainer.logger", {"class_path": "lightning.pytorch.loggers.TensorBoardLogger", "init_args": init_args}
+    )
+
+
+def _read(path: str) -> Any:
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no configuration file at {path} (paths are as seen from {Path.cwd()})")
+    return yaml.safe_load(Path(path).read_text())

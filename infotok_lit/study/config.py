@@ -1,0 +1,196 @@
+"""What a study is made of, in primitives: the signature of these classes is the command line and its help."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One variant: what is laid over the study's own configuration.
+
+    Args:
+        configs: Configuration files laid over those of the study, in this order.
+        overrides: Dotted names of `fit` with their values, such as `model.init_args.objective.weight: 0.1`.
+        train: False measures the model as it is, with `validate` instead of `fit`.
+    """
+
+    configs: list[str] = field(default_factory=list)
+    overrides: dict[str, Any] = field(default_factory=dict)
+    train: bool = True
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A column of the table.
+
+    Args:
+        tag: Name under which the runs log it, such as `val/understanding/answers/overall`; the last value counts.
+        better: Whether more is better, less, or neither (`none`: reported, not judged).
+        optional: True where some rows have no such number, such as a rate without compactness. A run that lacks any
+            other metric has failed.
+    """
+
+    tag: str
+    better: Literal["higher", "lower", "none"] = "higher"
+    optional: bool = False
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """One dimension of a search space: a range, or choices of the setting that names it, or named variants.
+
+    Args:
+        low: Lower end of a range.
+        high: Upper end of a range, included.
+        log: Sample the range on a logarithmic scale.
+        integer: The range holds whole numbers only.
+        choices: Values to choose from: numbers, words, booleans or null.
+        variants: Named variants to choose from, each a set of overlays and overrides; for settings that belong
+            together, such as a schedule and its length. The name of the dimension then is a label.
+    """
+
+    low: float | None = None
+    high: float | None = None
+    log: bool = False
+    integer: bool = False
+    choices: list[Any] | None = None
+    variants: dict[str, Row] | None = None
+
+    def __post_init__(self) -> None:
+        ranged = self.low is not None or self.high is not None
+        if sum((ranged, self.choices is not None, self.variants is not None)) != 1:
+            raise ValueError("a dimension needs exactly one of: low and high, choices, variants")
+        if ranged and (self.low is None or self.high is None or not self.low < self.high):
+            raise ValueError(f"a range needs low < high, got low {self.low} and high {self.high}")
+        if self.log and not (ranged and self.low > 0):
+            raise ValueError("log needs a range with low above 0")
+        if self.integer and not (ranged and self.low == int(self.low) and self.high == int(self.high)):
+            raise ValueError("integer needs a range with whole ends")
+        if not ranged and not (self.choices or self.variants):
+            raise ValueError("choices and variants must not be empty")
+        if any(not isinstance(choice, bool | int | float | str | None) for choice in self.choices or []):
+            raise ValueError(f"choices must be numbers, words, booleans or null, got {self.choices}; use variants")
+
+    @property
+    def options(self) -> list[Any] | None:
+        """The values that Optuna chooses from; None for a range."""
+        return list(self.variants) if self.variants is not None else self.choices
+
+    def row(self, name: str, value: Any) -> Row:
+        """What a value of this dimension, which is called `name`, does to a run."""
+        return self.variants[value] if self.variants is not None else Row(overrides={name: value})
+
+
+@dataclass(frozen=True)
+class Search:
+    """A sweep: points of a search space, each measured on every seed of the study.
+
+    Args:
+        space: Dimension by name: the dotted name of a setting of `fit`, or a label if it has variants.
+        objectives: Names of the metrics that the front is about, usually understanding and generation.
+        sampler: `grid` (all combinations of choices), `random`, or the multi-objective `tpe` and `nsga2`, which learn
+            from the points that are done.
+        trials: How many points; null, for `grid` only, means all of them.
+        seed: Seed of the sampler.
+        row: What every point starts from, beside the study's own configuration.
+    """
+
+    space: dict[str, Dimension]
+    objectives: list[str]
+    sampler: Literal["grid", "random", "tpe", "nsga2"] = "tpe"
+    trials: int | None = None
+    seed: int = 0
+    row: Row = field(default_factory=Row)
+
+    def __post_init__(self) -> None:
+        if not self.space:
+            raise ValueError("search.space is empty; name a setting to vary")
+        if self.sampler == "grid":
+            ranges = [name for name, dimension in self.space.items() if dimension.options is None]
+            if ranges:
+                raise ValueError(f"search.sampler is grid: give choices instead of a range for {', '.join(ranges)}")
+        elif self.trials is None:
+            raise ValueError(f"search.sampler is {self.sampler}: say how many points with search.trials")
+        if self.trials is not None and self.trials < 1:
+            raise ValueError(f"search.trials is {self.trials}; set it to 1 or more")
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study: rows (variants) times seeds, and optionally a search, all with the same data and steps.
+
+    Args:
+        name: Name of the study in Optuna's storage.
+        out: Folder of everything that the study leaves. Machines that share a study share this folder.
+        configs: Configuration files of every run, as for `fit --config`; paths are as seen from the working folder.
+        metrics: Columns of the table, by name.
+        rows: Variants by name, in the table's order.
+        seeds: Every row runs once with each.
+        steps: Optimiser steps of every run (`trainer.max_steps`).
+        validate_every: Optimiser steps between validations; must divide `steps`; null validates once, at the end.
+        overrides: Dotted names of `fit` with their values, for every run.
+        seeded: Dotted names of `fit` that take the seed of a run.
+        references: Rows that the others are compared with, seed by seed; null takes the first row.
+        curves: What the learning curves show besides the metrics: tags that the runs log.
+        confidence: Level of the confidence intervals.
+        search: A sweep, beside the rows or instead of them.
+        storage: Optuna's storage: a database URL, or the path of a journal file; null keeps `journal.log` in `out`.
+        keep_checkpoints: False deletes a run's checkpoints when it has finished; exports stay.
+    """
+
+    name: str
+    out: str
+    configs: list[str]
+    metrics: dict[str, Metric]
+    steps: int
+    rows: dict[str, Row] = field(default_factory=dict)
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    validate_every: int | None = None
+    overrides: dict[str, Any] = field(default_factory=dict)
+    seeded: list[str] = field(default_factory=lambda: ["seed_everything", "data.init_args.seed"])
+    references: list[str] | None = None
+    curves: list[str] = field(default_factory=lambda: ["train/understanding/loss", "train/generation/loss"])
+    confidence: float = 0.95
+    search: Search | None = None
+    storage: str | None = None
+    keep_checkpoints: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.rows and self.search is None:
+            raise ValueError("nothing to run: give rows, or a search")
+        if not self.metrics or not self.seeds:
+            raise ValueError("give at least one of metrics and one of seeds")
+        if len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
+            raise ValueError(f"seeds must be different and not negative, got {self.seeds}")
+        if self.steps < 1 or self.steps % self.validation_interval:
+            raise ValueError(f"validate_every is {self.validate_every}; it must divide steps, {self.steps}")
+        if not 0 < self.confidence < 1:
+            raise ValueError(f"confidence is {self.confidence}; set it between 0 and 1")
+        for name in self.rows:
+            if not name or set(name) - NAME_CHARACTERS:
+                raise ValueError(f"row {name!r}: a name becomes a folder; use letters, digits, and any of _ . -")
+        _check_known("references", self.references or [], self.rows)
+        if self.search is not None:
+            _check_known("search.objectives", self.search.objectives, self.metrics)
+            for name in self.search.objectives:
+                if self.metrics[name].better == "none" or self.metrics[name].optional:
+                    raise ValueError(f"search.objectives: {name} must be better higher or lower, and not optional")
+
+    @property
+    def validation_interval(self) -> int:
+        """Optimiser steps between validations."""
+        return self.steps if self.validate_every is None else max(self.validate_every, 1)
+
+    @property
+    def compared_with(self) -> list[str]:
+        """The rows that the others are compared with."""
+        return list(self.rows)[:1] if self.references is None else self.references
+
+
+def _check_known(what: str, given: list[str], known: Mapping[str, object]) -> None:
+    unknown = [name for name in given if name not in known]
+    if unknown:
+        raise ValueError(f"{what}: {', '.join(unknown)} is not one of {', '.join(known) or 'none'}")

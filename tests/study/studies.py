@@ -1,0 +1,106 @@
+"""Small studies whose runs are stand-ins, with known results."""
+
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import yaml
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+from infotok_lit.study.config import Metric, Row, Study
+from infotok_lit.study.run import Resources, run_study
+
+STAND_IN = Path(__file__).with_name("stand_in.py")
+STEPS = 4
+METRICS = {
+    "answers": Metric("val/understanding/answers/overall"),
+    "loss": Metric("val/generation/loss", better="lower"),
+    "rate": Metric("val/understanding/rate", better="none", optional=True),
+}
+
+
+@dataclass
+class Bench:
+    """A folder with prepared event files, and the command that plays `fit` with them."""
+
+    home: Path
+
+    @property
+    def prefix(self) -> tuple[str, ...]:
+        return (sys.executable, "-S", str(STAND_IN), str(self.home))
+
+    def study(self, variants: list[str], seeds: tuple[int, ...] = (0, 1), **settings) -> Study:
+        """A study with a row per variant; what they log is prepared, and `plain` only validates."""
+        for variant in variants:
+            for seed in seeds:
+                self.prepare(variant, seed)
+        config = self.home / "base.yaml"
+        if not config.exists():
+            config.write_text(yaml.safe_dump({"model": {"lr": 0.1}}))
+        rows = {name: Row(overrides={"stub.variant": name}, train=name != "plain") for name in variants}
+        given = {"configs": [str(config)], "metrics": METRICS, "steps": STEPS, "rows": rows, "seeds": list(seeds)}
+        return Study(name="test", out=str(self.home / "out"), **given | settings)
+
+    def prepare(self, variant: str, seed: int, values: dict[str, float] | None = None) -> None:
+        """What the run of a variant with a seed will have logged."""
+        values = known_values(variant, seed) if values is None else values
+        last = STEPS - 1 if variant != "plain" else 0
+        folder = self.home / "events"
+        folder.mkdir(exist_ok=True)
+        curves = {tag: {0: value + 1, last: value} for tag, value in values.items()}
+        write_events(folder / f"{variant}-{seed}", curves)
+
+    def run(self, study: Study, workers: int = 1, **resources) -> bool:
+        return run_study(study, Resources(workers, prefix=self.prefix, **resources))
+
+    def notes(self) -> list[list[str]]:
+        """What the stand-ins noted: [start, folder, pid, fresh or resumed, threads], [end, folder, pid]."""
+        path = self.home / "notes"
+        return [line.split() for line in path.read_text().splitlines()] if path.exists() else []
+
+    def starts(self) -> Counter:
+        """How often each cell was started, by its folder below the study's, without the digest."""
+        return Counter(self.cell(note[1]) for note in self.notes() if note[0] == "start")
+
+    def cell(self, run: str) -> tuple[str, int]:
+        """(variant, seed) of a run folder."""
+        variant, seed = Path(run).parts[-3:-1]
+        return variant.rpartition("-")[0] or variant, int(seed.removeprefix("seed_"))
+
+    def overlaps(self) -> bool:
+        """Whether some cell was ever run by two at once."""
+        running: set[str] = set()
+        for note in self.notes():
+            if note[0] == "start":
+                if note[1] in running:
+                    return True
+                running.add(note[1])
+            else:
+                running.discard(note[1])
+        return False
+
+
+def known_values(variant: str, seed: int) -> dict[str, float]:
+    """Some values for each metric, different for each variant and seed, as float32 holds them."""
+    rng = np.random.default_rng([seed, *variant.encode()])
+    values = {metric.tag: float(np.float32(rng.normal())) for metric in METRICS.values()}
+    if variant == "plain":
+        del values[METRICS["rate"].tag]
+    return values
+
+
+def write_events(path: Path, curves: dict[str, dict[int, float]]) -> None:
+    """An event file at `path`, written by TensorBoard's own writer."""
+    folder = path.with_name(path.name + ".writing")
+    writer = EventFileWriter(str(folder))
+    for tag, curve in curves.items():
+        for step, value in curve.items():
+            summary = Summary(value=[Summary.Value(tag=tag, simple_value=value)])
+            writer.add_event(Event(wall_time=float(step), step=step, summary=summary))
+    writer.close()
+    next(folder.iterdir()).rename(path)
+    folder.rmdir()

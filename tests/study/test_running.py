@@ -1,0 +1,272 @@
+"""Cells are shared out, skipped, tried again and resumed: once each, whoever dies and whoever comes along."""
+
+import multiprocessing
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from study.studies import METRICS, Bench
+
+from infotok_lit.study import queue, work
+from infotok_lit.study.cells import row_cells
+from infotok_lit.study.config import Study
+from infotok_lit.study.record import LOG_FILE, read_record
+
+FORK = multiprocessing.get_context("fork")
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch) -> None:
+    monkeypatch.setattr(work, "IDLE_SECONDS", 0.05)
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 200.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+def start(bench: Bench, study: Study, workers: int = 1) -> multiprocessing.Process:
+    """Another call of `ablate` on the same study."""
+    process = FORK.Process(target=bench.run, args=(study, workers))
+    process.start()
+    return process
+
+
+def states(study: Study) -> dict[tuple[str, int], str]:
+    records = {(cell.variant, cell.seed): read_record(cell.folder) for cell in row_cells(study)}
+    return {cell: "waiting" if record is None else record.state for cell, record in records.items()}
+
+
+def test_every_cell_runs_once_and_a_second_call_runs_nothing(bench) -> None:
+    study = bench.study(["plain", "a", "b"], seeds=(0, 1, 2))
+    assert bench.run(study, workers=2)
+    assert set(bench.starts().values()) == {1} and len(bench.starts()) == 9
+    assert bench.run(study, workers=2)
+    assert len(bench.notes()) == 18
+
+
+def test_a_row_without_training_is_validated(bench) -> None:
+    study = bench.study(["plain", "a"], seeds=(0,))
+    assert bench.run(study)
+    commands = {cell.variant: read_record(cell.folder).command for cell in row_cells(study)}
+    assert [commands[name][len(bench.prefix)] for name in ("plain", "a")] == ["validate", "fit"]
+
+
+def test_new_rows_and_seeds_and_changed_rows_run_and_nothing_else(bench) -> None:
+    bench.run(bench.study(["plain", "a"]))
+    bench.run(bench.study(["plain", "a", "b"], seeds=(0, 1, 2)))
+    assert set(bench.starts().values()) == {1} and len(bench.starts()) == 9
+    study = bench.study(["plain", "a", "b"], seeds=(0, 1, 2))
+    changed = replace(study.rows["a"], overrides={**study.rows["a"].overrides, "model.lr": 0.2})
+    bench.run(replace(study, rows={**study.rows, "a": changed}))
+    assert bench.starts() == {(v, s): 2 if v == "a" else 1 for v in ("plain", "a", "b") for s in (0, 1, 2)}
+
+
+def test_a_failing_cell_is_reported_and_stops_nothing_and_is_tried_by_the_next_call(bench, capsys) -> None:
+    study = bench.study(["fails", "a"])
+    assert not bench.run(study)
+    assert states(study) == {("fails", 0): "failed", ("a", 0): "finished", ("fails", 1): "failed", ("a", 1): "finished"}
+    shown = capsys.readouterr().err
+    failed = row_cells(study)[0].folder
+    assert "something broke" in shown and "fit ended with exit status 3" in shown
+    assert str(failed / LOG_FILE) in shown.replace("\n", "")
+    (bench.home / "mended").touch()
+    assert bench.run(study)
+    assert bench.starts() == {("fails", 0): 2, ("a", 0): 1, ("fails", 1): 2, ("a", 1): 1}
+    assert [attempt.outcome for attempt in read_record(failed).attempts] == ["exit status 3", "exit status 0"]
+
+
+@pytest.mark.parametrize("values", [{METRICS["loss"].tag: 1.0}, {m.tag: float("nan") for m in METRICS.values()}])
+def test_a_run_that_ends_well_without_its_metrics_has_failed(bench, values) -> None:
+    study = bench.study(["a"], seeds=(0,))
+    bench.prepare("a", 0, values)
+    assert not bench.run(study)
+    assert "answers/overall" in read_record(row_cells(study)[0].folder).reason
+
+
+def test_killed_with_its_runs_a_study_goes_on_where_it_was(bench) -> None:
+    study = bench.study(["a", "waits", "b"], seeds=(0,))
+    call = start(bench, study)
+    wait_until(lambda: ("waits", 0) in bench.starts())
+    run = int(bench.notes()[-1][2])
+    os.kill(call.pid, signal.SIGKILL)
+    call.join()
+    os.kill(run, signal.SIGKILL)
+    assert states(study)["waits", 0] == "running", "nobody could tidy up"
+    assert bench.run(study)
+    assert bench.starts() == {("a", 0): 1, ("waits", 0): 2, ("b", 0): 1}
+    assert [note[3] for note in bench.notes() if note[0] == "start" and bench.cell(note[1])[0] == "waits"] == [
+        "fresh",
+        "resumed",
+    ]
+
+
+def test_a_run_that_outlives_its_killed_study_is_waited_for(bench) -> None:
+    """Two processes in one folder would spoil each other's files."""
+    study = bench.study(["waits", "b"], seeds=(0,))
+    call = start(bench, study)
+    wait_until(lambda: ("waits", 0) in bench.starts())
+    os.kill(call.pid, signal.SIGKILL)
+    call.join()
+    second = start(bench, study)
+    wait_until(lambda: ["end", "b"] in [[note[0], bench.cell(note[1])[0]] for note in bench.notes()])
+    time.sleep(0.3)
+    assert second.is_alive() and bench.starts()["waits", 0] == 1
+    (bench.home / "gate").touch()
+    second.join(200)
+    assert second.exitcode == 0 and states(study)["waits", 0] == "finished"
+    assert not bench.overlaps()
+
+
+def test_interrupted_politely_the_runs_end_too(bench) -> None:
+    study = bench.study(["waits", "b"], seeds=(0,))
+    call = start(bench, study)
+    wait_until(lambda: ("waits", 0) in bench.starts())
+    run = int(bench.notes()[-1][2])
+    os.kill(call.pid, signal.SIGINT)
+    call.join(200)
+    assert call.exitcode not in (0, None)
+    assert states(study) == {("waits", 0): "interrupted", ("b", 0): "waiting"}
+    with pytest.raises(ProcessLookupError):
+        os.kill(run, 0)
+    assert bench.run(study)
+    assert states(study) == {("waits", 0): "finished", ("b", 0): "finished"}
+
+
+def test_a_resumed_run_that_has_nothing_left_to_validate_is_begun_anew(bench) -> None:
+    study = bench.study(["dies_late"], seeds=(0,))
+    assert not bench.run(study)
+    assert bench.run(study)
+    attempts = read_record(row_cells(study)[0].folder).attempts
+    assert [attempt.resumed for attempt in attempts] == [False, True, False]
+
+
+def test_a_checkpoint_that_was_cut_off_is_not_resumed_from(bench) -> None:
+    study = bench.study(["waits"], seeds=(0,))
+    (bench.home / "gate").touch()
+    checkpoints = row_cells(study)[0].run_folder / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    (checkpoints / "last.ckpt").write_bytes(b"PK\x03\x04 and no more")
+    assert bench.run(study)
+    assert bench.notes()[0][3] == "fresh"
+
+
+def storages(folder: Path) -> dict[str, str | None]:
+    return {"journal": None, "sqlite": f"sqlite:///{folder}/study.db"}
+
+
+@pytest.mark.parametrize("storage", ["journal", "sqlite"])
+def test_calls_that_start_at_once_share_the_cells(bench, storage) -> None:
+    study = bench.study(["plain", "a", "b", "c"], seeds=(0, 1, 2, 3), storage=storages(bench.home)[storage])
+    calls = [start(bench, study, workers) for workers in (1, 2, 1)]
+    for call in calls:
+        call.join(200)
+    assert [call.exitcode for call in calls] == [0, 0, 0]
+    assert set(bench.starts().values()) == {1} and len(bench.starts()) == 16
+    assert set(states(study).values()) == {"finished"}
+
+
+@pytest.mark.parametrize("storage", ["journal", "sqlite"])
+def test_a_call_takes_over_what_a_killed_one_leaves(bench, storage) -> None:
+    study = bench.study(["waits", "a", "b"], seeds=(0, 1), storage=storages(bench.home)[storage])
+    first = start(bench, study)
+    wait_until(lambda: ("waits", 0) in bench.starts())
+    second = start(bench, study)
+    wait_until(lambda: ("waits", 1) in bench.starts())
+    run = next(int(note[2]) for note in bench.notes() if bench.cell(note[1]) == ("waits", 0))
+    os.kill(first.pid, signal.SIGKILL)
+    first.join()
+    os.kill(run, signal.SIGKILL)
+    (bench.home / "gate").touch()
+    second.join(200)
+    assert second.exitcode == 0
+    assert set(states(study).values()) == {"finished"}
+    assert {cell: count for cell, count in bench.starts().items() if count > 1} == {("waits", 0): 2}
+    assert not [line for line in bench.notes() if line[0] == "end" and int(line[2]) == run]
+
+
+def test_jobs_that_were_queued_twice_run_once(bench) -> None:
+    """Two calls may look into an empty queue at the same moment; here the second one acts on what it saw then."""
+    study = bench.study(["a", "b"])
+    original = queue.JobQueue.fill
+
+    def fill_twice(self, jobs, *rest) -> None:
+        empty = self._trials
+        self._trials = lambda: []
+        original(self, jobs, *rest)
+        original(self, jobs, *rest)
+        self._trials = empty
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(queue.JobQueue, "fill", fill_twice)
+        assert bench.run(study, workers=3)
+    assert set(bench.starts().values()) == {1} and len(bench.starts()) == 4
+
+
+def test_a_worker_that_dies_between_taking_a_cell_and_signing_for_it_is_noticed(bench, monkeypatch) -> None:
+    study = bench.study(["a"], seeds=(0,))
+    with monkeypatch.context() as patch:
+        patch.setattr(queue.JobQueue, "owner", lambda _: os.kill(os.getpid(), signal.SIGKILL))
+        call = start(bench, study)
+        call.join(200)
+    monkeypatch.setattr(queue, "GRACE", queue.GRACE * 0)
+    assert bench.run(study)
+    assert bench.starts() == {("a", 0): 1}
+
+
+def test_a_finished_cell_whose_files_were_deleted_runs_again(bench) -> None:
+    study = bench.study(["a", "b"], seeds=(0,))
+    bench.run(study)
+    shutil.rmtree(row_cells(study)[0].folder)
+    assert bench.run(study)
+    assert bench.starts() == {("a", 0): 2, ("b", 0): 1}
+
+
+def test_finished_cells_outlive_the_storage(bench) -> None:
+    study = bench.study(["a", "b"], seeds=(0,))
+    bench.run(study)
+    (bench.home / "out" / "journal.log").unlink()
+    assert bench.run(study)
+    assert set(bench.starts().values()) == {1}
+
+
+@pytest.mark.parametrize(
+    ("workers", "threads", "expected"), [(2, None, "1"), (2, 3, "3"), (1, 2, "2"), (1, None, "inherited")]
+)
+def test_runs_get_their_share_of_the_machine(bench, monkeypatch, workers, threads, expected) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "inherited")
+    bench.run(bench.study(["a"], seeds=(0,)), workers=workers, threads=threads)
+    assert bench.notes()[0][4] == expected
+
+
+def test_workers_take_turns_in_the_gpus() -> None:
+    from infotok_lit.study.run import Resources
+
+    shares = Resources(workers=3, gpus=["0", "1"])
+    assert [shares.environment(worker)["CUDA_VISIBLE_DEVICES"] for worker in range(3)] == ["0", "1", "0"]
+
+
+def test_checkpoints_go_where_that_is_wished(bench) -> None:
+    study = bench.study(["waits"], seeds=(0, 1))
+    (bench.home / "gate").touch()
+    kept = replace(study, seeds=[0])
+    bench.run(kept)
+    bench.run(replace(study, keep_checkpoints=False))
+    left = [any(cell.run_folder.rglob("*.ckpt")) for cell in row_cells(study)]
+    assert left == [True, False]
+
+
+def test_a_cell_can_be_run_again_by_hand(bench) -> None:
+    study = bench.study(["a"], seeds=(3,))
+    bench.run(study, threads=2)
+    cell = row_cells(study)[0]
+    assert os.system(f"sh {cell.folder / 'command.sh'}") == 0
+    first, _, second, _ = bench.notes()
+    assert (first[1], first[4]) == (second[1], second[4])
