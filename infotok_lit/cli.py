@@ -19,6 +19,7 @@ COMMANDS = {
     "describe": ("infotok_lit.describe", "ask a model about images"),
     "generate": ("infotok_lit.generate", "draw images from prompts"),
     "ablate": ("infotok_lit.ablate", "compare variants over seeds, or search for good ones"),
+    "probe": ("infotok_lit.probe", "measure what the tokens of a model hold about Scenes, in bits"),
     "bench": ("infotok_lit.bench", "time training steps per term, or (`bench inference`) the caches"),
 }
 """Subcommand -> the module whose main(argv) runs it, and a line of help."""

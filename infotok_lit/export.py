@@ -150,17 +150,14 @@ def main(argv: Sequence[str]) -> int:
     if arguments.out.exists() and not arguments.force:
         parser.error(f"{arguments.out} exists; choose another folder, or replace it with --force")
     from infotok_lit.models.checkpoint import CheckpointError
-    from infotok_lit.models.families import family_loading
-    from infotok_lit.modules.run import base_weights, find_checkpoint, read_run
+    from infotok_lit.modules.run import find_checkpoint, read_run, rebuild_base
 
     try:
         path = find_checkpoint(arguments.ckpt) or arguments.ckpt
         if not path.is_file():
             raise FileNotFoundError(f"there is no checkpoint of a run at {path}")
         checkpoint = read_run(path)
-        saved = checkpoint["infotok_lit"]
-        loading = family_loading(saved["family"])
-        base = loading.rebuild(saved["config"], saved["tokenizer"], base_weights(checkpoint))
+        base = rebuild_base(checkpoint)
     except (CheckpointError, FileNotFoundError, ValueError) as error:
         parser.error(str(error))
     export_model(

@@ -101,11 +101,7 @@ class ModelChoice:
         import torch
 
         loading = family_loading(self.family)
-        device = self.device
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        elif device == "cuda" and not torch.cuda.is_available():
-            raise ValueError("there is no CUDA device here: leave out --device, or set it to cpu")
+        device = chosen_device(self.device)
         if self.size is None:
             model = loading.from_folder(self.path)
         else:
@@ -123,6 +119,17 @@ class ModelChoice:
         device, dtype = next(model.parameters()).device, getattr(torch, self.dtype)
         with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             yield device
+
+
+def chosen_device(name: str) -> str:
+    """One of DEVICES -> `cpu` or `cuda`; ValueError if there is none."""
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("there is no CUDA device here: leave out --device, or set it to cpu")
+    return name
 
 
 def labels(choices: Sequence[ModelChoice]) -> list[str]:

@@ -1,5 +1,6 @@
 """Pictures for TensorBoard and for the run folder: grids of images with words under them."""
 
+import io
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +10,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+
+from infotok_lit.command_line import write_whole
 
 TILE = 160
 """Side of a tile in pixels, unless a grid has its own."""
@@ -56,7 +59,9 @@ def publish(trainer: pl.Trainer, folder: str | None, name: str, picture: Image.I
     if folder is not None:
         path = Path(folder) / "pictures" / f"{name.replace('/', '_')}_{step:07d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(path)
+        content = io.BytesIO()
+        picture.save(content, "PNG")
+        write_whole(path, content.getvalue())
 
 
 def _tile(image: np.ndarray, side: int) -> Image.Image:

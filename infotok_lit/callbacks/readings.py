@@ -32,7 +32,7 @@ class Readings(pl.Callback):
         self,
         trainer: pl.Trainer,
         pl_module: pl.LightningModule,
-        outputs: Reading | None,
+        outputs: Reading,
         batch: UnderstandingBatch,
         batch_idx: int,
         dataloader_idx: int = 0,

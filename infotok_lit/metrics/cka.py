@@ -92,6 +92,7 @@ class LinearCKA(Metric):
     Args:
         width_x: p.
         width_y: q.
+        sync_on_compute: Merge the ranks' sums; False where every rank is given all rows.
     """
 
     # The sums of two batches do not add up where their shifts differ, so torchmetrics must not add them.
@@ -100,8 +101,8 @@ class LinearCKA(Metric):
     shift_x: Tensor
     shift_y: Tensor
 
-    def __init__(self, width_x: int, width_y: int) -> None:
-        super().__init__()
+    def __init__(self, width_x: int, width_y: int, sync_on_compute: bool = True) -> None:
+        super().__init__(sync_on_compute=sync_on_compute)
         self.widths = {"x": width_x, "y": width_y}
         self._add("count", ())
         for side, width in self.widths.items():

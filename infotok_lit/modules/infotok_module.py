@@ -19,17 +19,17 @@ from infotok_lit.metrics.code_usage import code_entropy_bits, code_usage_fractio
 from infotok_lit.metrics.scene_scores import QAExactMatch
 from infotok_lit.models.checkpoint import CheckpointError
 from infotok_lit.models.reconstruction import ReconstructionConfig
-from infotok_lit.models.unified import Batch, BranchOutput, GenerationBatch, TokenLayout, UnifiedModel
+from infotok_lit.models.unified import Batch, BranchOutput, GenerationBatch, TokenCodes, TokenLayout, UnifiedModel
 from infotok_lit.modules.base_model import BaseModel
 from infotok_lit.modules.determinism import StepSeed, isolated_rng
 from infotok_lit.modules.finite import check_finite_gradients, check_finite_losses
+from infotok_lit.modules.heads import build_heads
 from infotok_lit.modules.lora import LoraConfig, add_adapters, merged
 from infotok_lit.modules.optimiser import OptimiserConfig, build_optimiser, freeze, warmup_cosine
 from infotok_lit.modules.part_gradients import part_gradient_norms
 from infotok_lit.modules.run import CHECKPOINT_KEY
 from infotok_lit.objective.config import Branch, ObjectiveConfig
 from infotok_lit.objective.distributed import global_mean
-from infotok_lit.objective.heads import Widths
 from infotok_lit.objective.infotok import BranchObjective, InfoTok
 from infotok_lit.objective.inputs import BranchInputs, image_vector
 from infotok_lit.objective.report import collapse_message, gradient_norms
@@ -91,12 +91,19 @@ class ReconstructionResult:
 
 @dataclass(frozen=True)
 class Reading:
-    """What validation reads from one understanding batch."""
+    """What validation learns from one batch of one branch."""
 
-    answers: list[str]
+    answers: list[str] | None
+    """The model's answers; None for generation."""
+    tokens: Tensor
+    """(B, N, D): the shared tokens."""
+    layout: TokenLayout
     token_rates: Tensor | None
     """(B, N) bits per token, None without a posterior."""
-    layout: TokenLayout
+    unit_rates: Tensor | None
+    """(d,) bits per token that each dimension carries, the mean of this rank's tokens; None without a posterior."""
+    codes: TokenCodes | None
+    """None for continuous tokens."""
 
 
 class InfoTokModule(pl.LightningModule):
@@ -203,16 +210,7 @@ class InfoTokModule(pl.LightningModule):
 
     def build_heads(self, objective: ObjectiveConfig) -> InfoTok:
         """Fresh training-only heads for the base model."""
-        widths = {
-            branch: Widths(
-                self.base.token_widths[branch],
-                self.base.latent_width,
-                self.base.text_width,
-                self.base.num_extras[branch],
-            )
-            for branch in BRANCHES
-        }
-        return InfoTok(objective, widths)
+        return build_heads(objective, self.base)
 
     def hard_negatives(self, branch: Branch) -> int:
         """How many texts per image are asked of the data that it knows to be false of the image."""
@@ -336,7 +334,7 @@ class InfoTokModule(pl.LightningModule):
 
     # Validation
 
-    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Reading | None:
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Reading:
         """Losses and information of one branch on fixed random draws, and for understanding the answers."""
         branch = BRANCHES[dataloader_idx]
         with isolated_rng(batch_idx, self.device):
@@ -348,11 +346,12 @@ class InfoTokModule(pl.LightningModule):
         for name, value in values.items():
             mean = self.validation_means.setdefault(f"val/{name}", MeanMetric().to(self.device))
             mean.update(value, weight=len(batch.names))
-        if branch == "generation":
-            return None
-        answers = self.base.describe(batch.pixel_values, batch.questions, self.answer_tokens)
-        self.answer_score.update(answers, batch.answers, batch.questions)
-        return Reading(answers, result.objective.token_rates, result.output.layout)
+        answers = None
+        if branch == "understanding":
+            answers = self.base.describe(batch.pixel_values, batch.questions, self.answer_tokens)
+            self.answer_score.update(answers, batch.answers, batch.questions)
+        output, rates = result.output, result.objective
+        return Reading(answers, output.tokens, output.layout, rates.token_rates, rates.unit_rates, output.codes)
 
     def on_validation_epoch_end(self) -> None:
         """Log the means over all batches and ranks, and the exact match of the answers."""

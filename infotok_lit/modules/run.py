@@ -9,6 +9,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
 from infotok_lit.models.checkpoint import CheckpointError, KeyMap, read_pickle
+from infotok_lit.models.families import family_loading
+from infotok_lit.models.unified import UnifiedModel
 from infotok_lit.modules.lora import LoraConfig, merged_state
 
 CHECKPOINT_KEY = "infotok_lit"
@@ -62,6 +64,12 @@ def base_weights(checkpoint: dict[str, Any]) -> dict[str, torch.Tensor]:
     base = {name.removeprefix(BASE_PREFIX): value for name, value in state.items() if name.startswith(BASE_PREFIX)}
     lora = checkpoint[CHECKPOINT_KEY].get("lora")
     return base if lora is None else merged_state(base, LoraConfig(**lora))
+
+
+def rebuild_base(checkpoint: dict[str, Any]) -> UnifiedModel:
+    """The base model of a run's checkpoint, in evaluation mode; CheckpointError says what does not fit."""
+    saved = checkpoint[CHECKPOINT_KEY]
+    return family_loading(saved["family"]).rebuild(saved["config"], saved["tokenizer"], base_weights(checkpoint))
 
 
 def load_base_weights(base: nn.Module, path: Path) -> None:

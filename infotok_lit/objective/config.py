@@ -1,7 +1,8 @@
 """What the objective is made of, in primitives: the signature of these classes is the command line and its help."""
 
-from dataclasses import dataclass, field
-from typing import Literal, get_args
+from collections.abc import Mapping
+from dataclasses import dataclass, field, is_dataclass
+from typing import Any, Literal, get_args, get_type_hints
 
 Branch = Literal["understanding", "generation"]
 Term = Literal["compactness", "sufficiency", "alignment"]
@@ -253,6 +254,12 @@ class ObjectiveConfig:
             raise ValueError("bottleneck inline is noise priced by its rate; add compactness to terms.")
         if not any(self.active_terms(branch) for branch in self.branches):
             raise ValueError("every term that is on has weight 0; raise alpha or beta, or set terms to [].")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "ObjectiveConfig":
+        """The inverse of dataclasses.asdict; what is missing keeps its default."""
+        parts = {name: part for name, part in get_type_hints(cls).items() if is_dataclass(part) and name in values}
+        return cls(**{**values, **{name: part(**values[name]) for name, part in parts.items()}})
 
     def weights(self, branch: Branch) -> BranchWeights:
         """alpha, beta and what else one branch has of its own."""

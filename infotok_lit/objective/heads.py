@@ -40,6 +40,8 @@ class BranchTerms:
     """Raw numbers, detached and global."""
     token_rates: Tensor | None
     """(B, N) bits per token, detached; None without a posterior."""
+    unit_rates: Tensor | None = None
+    """(d,) bits per token that each dimension carries, the mean of this rank's tokens; None without a posterior."""
 
 
 class BranchHeads(nn.Module):
@@ -65,10 +67,11 @@ class BranchHeads(nn.Module):
         """The terms, what is measured on the way, and the rate of every token."""
         terms: dict[Term, TermNats] = {}
         report: dict[str, Tensor] = {}
-        token_rates = None
+        token_rates = unit_rates = None
         if posterior.log_variance is not None:
             kl = posterior.kl()
             token_rates = kl.detach().sum(-1) / math.log(2)
+            unit_rates = kl.detach().mean((0, 1)) / math.log(2)
             report |= rate_report(kl.detach())
             if self.with_compactness:
                 terms["compactness"] = compactness(kl)
@@ -82,7 +85,7 @@ class BranchHeads(nn.Module):
         if inputs.noise_level is not None:
             report |= noise_band_report(inputs.noise_level, token_rates, terms)
         reduced = {name: term.reduce(self.reduction, inputs.num_places) for name, term in terms.items()}
-        return BranchTerms(reduced, report, token_rates)
+        return BranchTerms(reduced, report, token_rates, unit_rates)
 
 
 def _decoder(branch: Branch, config: ObjectiveConfig, widths: Widths, latent_width: int) -> nn.Module:

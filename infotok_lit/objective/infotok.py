@@ -33,6 +33,8 @@ class BranchObjective:
     """Raw numbers, detached, global; names and units in `report.REPORT_UNITS`."""
     token_rates: Tensor | None
     """(B, N): bits per token of the local batch, detached; None where no term draws a sample."""
+    unit_rates: Tensor | None = None
+    """(d,): bits per token that each dimension carries, over the local batch; None where `token_rates` is."""
 
 
 class InfoTok(nn.Module):
@@ -108,7 +110,17 @@ class InfoTok(nn.Module):
         report = measured.report | weight_report(terms, multiplier)
         if branch in self.constraints:
             report |= self.constraints[branch].observe(report)
-        return BranchObjective(loss, terms, report, measured.token_rates)
+        return BranchObjective(loss, terms, report, measured.token_rates, measured.unit_rates)
+
+    def posterior(self, branch: Branch, tokens: Tensor) -> Posterior | None:
+        """What the branch's heads make of shared tokens (B, N, D); None where it has no posterior with a variance."""
+        if branch not in self.heads:
+            return None
+        head = self.heads[branch]
+        if not isinstance(head, BranchHeads) or head.projection.log_variance is None:
+            return None
+        with torch.autocast(tokens.device.type, enabled=False):
+            return head.projection(tokens)
 
     def _measure(self, branch: Branch, inputs: BranchInputs, noise: Tensor | None) -> BranchTerms:
         if self.config.estimator == "hsic":

@@ -143,7 +143,8 @@ def test_dropout_is_on(whole_runs, tmp_path) -> None:
 
 def fit_in_a_process(folder: Path, checkpoint: Path | None, pause_at: int) -> subprocess.Popen:
     arguments = [str(folder), "none" if checkpoint is None else str(checkpoint), str(pause_at)]
-    environment = os.environ | {"PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"}
+    folders = os.pathsep.join(map(str, (TESTS, TESTS.parent)))
+    environment = os.environ | {"PYTHONPATH": folders, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen([sys.executable, fit_tiny.__file__, *arguments], env=environment)
 
 

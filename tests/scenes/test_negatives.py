@@ -17,7 +17,7 @@ from infotok_lit.data.scenes import (
 from infotok_lit.data.scenes.negatives import answer_question, false_captions, false_exchanges
 from infotok_lit.data.scenes.render import render
 from infotok_lit.data.scenes.scoring import score
-from infotok_lit.data.scenes.spec import HELD_OUT_COMBINATIONS, SPLITS
+from infotok_lit.data.scenes.spec import HELD_OUT_COMBINATIONS, HELD_OUT_PLACEMENTS, SPLITS
 
 SPEC = SPECS["scenes32"]
 COUNT = 60
@@ -43,6 +43,11 @@ def attributes(caption: str) -> list[tuple]:
     return [(prompt.count, prompt.relation), *((m.shape, m.colour) for m in prompt.objects)]
 
 
+def names_held_out(text: str) -> bool:
+    words = text.replace("?", "")
+    return any(f"{first} {second}" in words for first, second in HELD_OUT_COMBINATIONS | HELD_OUT_PLACEMENTS)
+
+
 @pytest.mark.parametrize("spec", sorted(SPECS))
 @pytest.mark.parametrize("split", SPLITS)
 def test_captions_are_false_in_one_attribute(spec, split) -> None:
@@ -62,8 +67,7 @@ def test_captions_are_false_in_one_attribute(spec, split) -> None:
                 differing = [i for old, new in pairs for i in range(2) if old[i] != new[i]]
                 assert len(differing) == 1, (caption, text)
             changed |= {(category, len(text.split()) - len(caption.split())) for text in negatives}
-            named = any(f"{c} {s}" in text for text in negatives for c, s in HELD_OUT_COMBINATIONS)
-            assert not named or split == "held_out"
+            assert not any(map(names_held_out, negatives)) or split == "held_out"
     assert {category for category, _ in changed} == set(CATEGORIES)
 
 
@@ -114,8 +118,7 @@ def test_exchanges_differ_in_one_word_and_name_nothing_held_out(kind) -> None:
             for asked, answered in negatives:
                 words = f"{asked} {answered}".replace("left of", "left").replace("right of", "right").split()
                 assert sum(old != new for old, new in zip(truth, words, strict=True)) == 1
-                named = any(f"{c} {s}" in f"{asked} {answered}" for c, s in HELD_OUT_COMBINATIONS)
-                assert not named or split == "held_out"
+                assert not names_held_out(f"{asked} {answered}") or split == "held_out"
 
 
 EXCHANGES = {
@@ -180,3 +183,22 @@ def test_full_descriptions_are_changed_in_one_word_of_an_object():
         changed = [pair for pair in zip(caption.split(), text.split(), strict=True) if pair[0] != pair[1]]
         assert len(changed) == 1
     assert not any("blue circle" in text for text in false_captions(PAIR, caption, SPEC, "train"))
+
+
+@pytest.mark.parametrize("spec", sorted(SPECS))
+def test_dense_captions_have_false_neighbours(spec) -> None:
+    source = Scenes(spec, dense_captions=1.0)
+    for index in range(20):
+        _, caption, _ = source.draw("generation", index)
+        phrases = set(caption.split(" and "))
+        negatives = source.hard_negatives("generation", index)
+        assert len(set(negatives)) == len(negatives) > 4 * len(phrases)
+        assert all(len(set(text.split(" and ")) - phrases) == 1 for text in negatives)
+        assert not any(map(names_held_out, negatives))
+
+
+def test_a_triangle_is_never_said_to_be_where_none_is_ever_shown() -> None:
+    shown = scene(top_right="large red circle", bottom_left="small purple triangle")
+    question = "where is the purple triangle?"
+    places = {split: {a for _, a in false_exchanges(shown, question, "bottom left", SPEC, split)} for split in SPLITS}
+    assert places == {"train": {"bottom right"}, "val": {"bottom right"}, "held_out": {"top left", "bottom right"}}

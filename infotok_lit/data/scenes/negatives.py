@@ -12,6 +12,7 @@ from infotok_lit.data.scenes.scoring import satisfies
 from infotok_lit.data.scenes.spec import (
     COLOURS,
     HELD_OUT_COMBINATIONS,
+    HELD_OUT_PLACEMENTS,
     RADIUS,
     SHAPES,
     SIZES,
@@ -31,7 +32,8 @@ def false_captions(scene: Scene, caption: str, spec: SceneSpec, split: Split) ->
 
     A full description has no false neighbour but those in which one word for an attribute of an object is another.
 
-    Outside "held_out" none names a held-out combination: that it is only ever named in vain would be learned.
+    Outside "held_out" none names a held-out combination or placement: that it is only ever named in vain would be
+    learned.
     """
     if caption == describe_scene(scene, spec):
         return [text for text in _one_word_changed(caption) if _may_be_named(text, split)]
@@ -48,11 +50,11 @@ def false_exchanges(scene: Scene, question: str, answer: str, spec: SceneSpec, s
     for text in _one_word_changed(f"{question}\n{answer}"):
         asked, answered = text.split("\n")
         truth = answer_question(scene, asked, spec)
-        if truth not in (None, answered) and _may_be_named(text, split):
+        if truth not in (None, answered):
             found.append((asked, answered))
     if question_kind(question) == "place":
         found += [(question, place) for place in _neighbouring_places(answer, spec)]
-    return found
+    return [(asked, answered) for asked, answered in found if _may_be_named(f"{asked} {answered}", split)]
 
 
 def is_shown(scene: Scene, caption: str, spec: SceneSpec) -> bool:
@@ -127,7 +129,8 @@ def _neighbouring_places(place: str, spec: SceneSpec) -> list[str]:
 
 
 def _may_be_named(text: str, split: Split) -> bool:
-    return split == "held_out" or not any(f"{colour} {shape}" in text for colour, shape in HELD_OUT_COMBINATIONS)
+    held_out, words = HELD_OUT_COMBINATIONS | HELD_OUT_PLACEMENTS, text.replace("?", "")
+    return split == "held_out" or not any(f"{first} {second}" in words for first, second in held_out)
 
 
 def _only(values: list[str]) -> str | None:

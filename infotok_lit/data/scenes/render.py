@@ -1,5 +1,6 @@
 """Renders a scene: saturated anti-aliased shapes over a grey texture."""
 
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -10,7 +11,9 @@ from infotok_lit.data.scenes.spec import PALETTE, RADIUS, SceneSpec, Shape
 _SQUARE_SIDE = 0.88  # half side over radius: the square then covers about the circle's area
 _CROSS_ARM = 0.32  # half width of an arm over radius
 _TRIANGLE_BASE = 0.85  # distance of the base below the centre over radius; the apex is one radius above
-_NUM_WAVES = 4
+NUM_WAVES = 4
+MAX_FREQUENCY = np.pi / 2
+"""Of a wave of the background, on each axis, in radians per pixel: half of what pixels can hold."""
 _WAVE_SHARE = 0.6  # of the texture's amplitude; the rest is independent noise per pixel
 
 
@@ -43,17 +46,37 @@ def _pixel_centres(image_size: int) -> np.ndarray:
     return np.arange(image_size, dtype=np.float64) + 0.5
 
 
-def background(image_size: int, texture: float, seed: int) -> np.ndarray:
-    """A grey texture (image_size, image_size) in [0, 255]: random plane waves plus noise, around mid grey."""
+@dataclass(frozen=True)
+class Texture:
+    """The random numbers of a background, all independent and uniform over their ranges."""
+
+    noise: np.ndarray
+    """(image_size, image_size) in [-1, 1]."""
+    frequency: np.ndarray
+    """(2, waves) in [-MAX_FREQUENCY, MAX_FREQUENCY], radians per pixel down and across."""
+    phase: np.ndarray
+    """(waves,) in [0, 2 pi]."""
+
+    def waves(self) -> np.ndarray:
+        """(image_size, image_size): the sum of sin(frequency . pixel centre + phase), with a mean square of 1/2."""
+        grid = _pixel_centres(len(self.noise))
+        # sin(a + b) = sin a cos b + cos a sin b: a wave over the image from its two axes, as one matrix product.
+        rows, columns = self.frequency[0, :, None] * grid + self.phase[:, None], self.frequency[1, :, None] * grid
+        return (np.sin(rows).T @ np.cos(columns) + np.cos(rows).T @ np.sin(columns)) / NUM_WAVES**0.5
+
+
+def draw_texture(image_size: int, seed: int) -> Texture:
+    """The texture of a seed."""
     rng = np.random.default_rng(seed)
     noise = rng.uniform(-1, 1, (image_size, image_size))
-    frequency = rng.uniform(-np.pi / 2, np.pi / 2, (2, _NUM_WAVES, 1))
-    phase = rng.uniform(0, 2 * np.pi, (_NUM_WAVES, 1))
-    grid = _pixel_centres(image_size)
-    # sin(a + b) = sin a cos b + cos a sin b: a wave over the image from its two axes, as one matrix product.
-    rows, columns = frequency[0] * grid + phase, frequency[1] * grid
-    waves = (np.sin(rows).T @ np.cos(columns) + np.cos(rows).T @ np.sin(columns)) / _NUM_WAVES**0.5
-    pattern = _WAVE_SHARE * waves + (1 - _WAVE_SHARE) * noise
+    frequency = rng.uniform(-MAX_FREQUENCY, MAX_FREQUENCY, (2, NUM_WAVES))
+    return Texture(noise, frequency, phase=rng.uniform(0, 2 * np.pi, NUM_WAVES))
+
+
+def background(image_size: int, texture: float, seed: int) -> np.ndarray:
+    """A grey texture (image_size, image_size) in [0, 255]: random plane waves plus noise, around mid grey."""
+    drawn = draw_texture(image_size, seed)
+    pattern = _WAVE_SHARE * drawn.waves() + (1 - _WAVE_SHARE) * drawn.noise
     return np.clip(127.5 * (1 + texture * pattern), 0, 255)
 
 

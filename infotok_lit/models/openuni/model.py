@@ -193,16 +193,6 @@ class OpenUni(UnifiedModel):
         loss = self.flow_loss(latents, condition.condition, draws)
         return self._generation_output(loss, latents, condition, batch)
 
-    def condition_on_images(
-        self, input_ids: Tensor, attention_mask: Tensor, tokens: Tensor, max_length: int = MAX_INSTRUCTION
-    ) -> Condition:
-        """What the meta queries make of instructions (B, T) about one image each, read as tokens (B, N, H).
-
-        Texts that are longer than `max_length` lose their start, as in the official code.
-        """
-        embeds = self.embed_with_images(input_ids, tokens)
-        return self.condition_on(embeds[:, -max_length:], attention_mask[:, -max_length:])
-
     def reconstruction(
         self,
         batch: GenerationBatch,
@@ -225,6 +215,16 @@ class OpenUni(UnifiedModel):
         latents = self.encode_images(batch.pixel_values)
         loss = self.flow_loss(latents, condition.condition, draws)
         return ReconstructionOutput(loss, torch.tensor(latents.numel(), device=loss.device))
+
+    def condition_on_images(
+        self, input_ids: Tensor, attention_mask: Tensor, tokens: Tensor, max_length: int = MAX_INSTRUCTION
+    ) -> Condition:
+        """What the meta queries make of instructions (B, T) about one image each, read as tokens (B, N, H).
+
+        Texts that are longer than `max_length` lose their start, as in the official code.
+        """
+        embeds = self.embed_with_images(input_ids, tokens)
+        return self.condition_on(embeds[:, -max_length:], attention_mask[:, -max_length:])
 
     def redrawing_loss(
         self,

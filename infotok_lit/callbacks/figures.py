@@ -1,0 +1,49 @@
+"""How figures look: matplotlib without global state, colours that colour-blind people can tell apart."""
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
+from PIL import Image
+
+from infotok_lit.objective.config import Branch
+
+BRANCH_COLOURS: dict[Branch, str] = {"understanding": "#0072B2", "generation": "#D55E00"}
+"""Okabe and Ito's blue and vermilion."""
+GREY = "#666666"
+PANEL = (4.4, 3.3)
+"""Inches of width and height of one panel."""
+DPI = 110
+
+
+def panels(rows: int, columns: int, title: str) -> tuple[Figure, np.ndarray]:
+    """A figure and its axes (rows, columns)."""
+    figure = Figure(figsize=(columns * PANEL[0], rows * PANEL[1] + 0.4), dpi=DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title, fontsize=12)
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for axis in axes.flat:
+        tidy(axis)
+    return figure, axes
+
+
+def tidy(axis: Axes) -> None:
+    """A light grid, and no frame where there are no numbers."""
+    axis.grid(alpha=0.25, linewidth=0.6)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.tick_params(labelsize=9)
+
+
+def log_axis(axis: Axes, lowest: float, highest: float) -> None:
+    """A logarithmic y axis with plain numbers, also where it spans less than a decade."""
+    axis.set_yscale("log")
+    axis.yaxis.set_major_formatter("{x:g}")
+    axis.yaxis.set_minor_formatter("{x:g}" if highest < 10 * lowest else NullFormatter())
+    axis.tick_params(which="minor", labelsize=9)
+
+
+def rendered(figure: Figure) -> Image.Image:
+    """The figure as an RGB picture."""
+    figure.canvas.draw()
+    return Image.fromarray(np.asarray(figure.canvas.buffer_rgba())[..., :3].copy())

@@ -1,0 +1,138 @@
+"""Linear CKA of the shared tokens: how alike are those of reading and of drawing, and how far have they moved."""
+
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from PIL import Image
+from torch import Tensor
+
+from infotok_lit.callbacks.pictures import to_uint8
+from infotok_lit.data.sample import UnderstandingSample
+from infotok_lit.metrics.cka import LinearCKA
+from infotok_lit.models.text_batch import text_key
+from infotok_lit.models.unified import GenerationBatch
+from infotok_lit.modules.determinism import isolated_rng
+from infotok_lit.modules.infotok_module import BRANCHES, Reading
+from infotok_lit.objective.config import Branch
+from infotok_lit.objective.distributed import gather_rows
+
+GENERATION = BRANCHES.index("generation")
+QUESTION = "What is this?"
+"""Tokens of reading do not depend on it."""
+Rows = dict[Branch, Tensor]
+"""Branch -> (n, D) mean tokens of the same images."""
+
+
+class TokenSimilarity(pl.Callback):
+    """At each validation, logs linear CKA between the tokens of understanding and of generation for the same images.
+
+    The images are those of the generation branch, as it sees them; the understanding branch reads them too. Each image
+    is one sample: the mean of its tokens that are present (extra ones, such as Harmon's buffers, included), in float32.
+    So widths and numbers of tokens may differ. The tokens of generation are those of training, hidden or noisy as they
+    are there, under the same random numbers in each validation. Rows are gathered, so the value is that of all
+    processes' images at once.
+
+    Logged under `val/cka/...`: `debiased`, the one to read; `biased`, Kornblith's; `shuffled`, the biased one's chance
+    level; effective dimensions and the share of the largest channel of either side.
+
+    Args:
+        drift: Compare the tokens with those before training as well, under `val/cka_drift/<branch>/...`. Needs the
+            validation before training, `trainer.num_sanity_val_steps: -1`; those tokens become part of the checkpoint.
+    """
+
+    def __init__(self, drift: bool = False) -> None:
+        self.drift = drift
+        self.before: dict[str, Tensor] = {}
+        self._between: LinearCKA | None = None
+        self._now: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Refuse a drift from tokens that nobody will measure."""
+        if stage == "fit" and self.drift and trainer.num_sanity_val_steps != float("inf"):
+            raise ValueError(
+                "TokenSimilarity: drift compares with the validation before training: set trainer.num_sanity_val_steps "
+                "to -1, or drift to false"
+            )
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start anew."""
+        self._between, self._now = None, []
+
+    @torch.no_grad()
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Reading,
+        batch: GenerationBatch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Read the images of a generation batch, and add their mean tokens."""
+        if dataloader_idx != GENERATION:
+            return
+        drawn = outputs.tokens.float().mean(1)
+        read = self._read(trainer, pl_module, batch).float().mean(1)
+        names = torch.tensor([text_key(name) for name in batch.names], device=drawn.device)
+        names, read, drawn = gather_rows(names, read, drawn)
+        if self._between is None:
+            self._between = LinearCKA(read.shape[1], drawn.shape[1], sync_on_compute=False).to(drawn.device)
+        self._between.update(read, drawn)
+        if self.drift:
+            self._now.append((names.cpu(), read.cpu(), drawn.cpu()))
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Log."""
+        if self._between is None:
+            return
+        _log(pl_module, "val/cka", self._between, BRANCHES)
+        if self.drift:
+            names, *rows = (torch.cat(parts) for parts in zip(*self._now, strict=True))
+            self._log_drift(trainer, pl_module, names, dict(zip(BRANCHES, rows, strict=True)))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The tokens before training."""
+        return {"before": self.before}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on comparing with the tokens before the run."""
+        self.before = state_dict["before"]
+
+    def _read(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: GenerationBatch) -> Tensor:
+        """(B, N, D): the tokens of understanding for the images of a generation batch."""
+        pictures = [Image.fromarray(picture) for picture in to_uint8(batch.pixel_values)]
+        samples = [
+            UnderstandingSample(picture, QUESTION, answer=caption, name=name)
+            for picture, caption, name in zip(pictures, batch.captions, batch.names, strict=True)
+        ]
+        precision, device = trainer.precision_plugin, pl_module.device
+        to_read = precision.convert_input(pl_module.base.processor.understanding(samples))
+        to_read = pl_module.transfer_batch_to_device(to_read, device, 0)
+        with isolated_rng(0, device), precision.val_step_context():
+            return pl_module.base.understanding(to_read).tokens
+
+    def _log_drift(self, trainer: pl.Trainer, pl_module: pl.LightningModule, names: Tensor, now: Rows) -> None:
+        if not self.before:
+            if trainer.global_step or trainer.state.fn != "fit":
+                rank_zero_warn("TokenSimilarity: the tokens before training were not kept: no drift is logged")
+                return
+            self.before = {"names": names, **now}
+        places = {name: place for place, name in enumerate(self.before["names"].tolist())}
+        if not all(name in places for name in names.tolist()):
+            rank_zero_warn("TokenSimilarity: the validation images are not those before training: no drift is logged")
+            return
+        same = torch.tensor([places[name] for name in names.tolist()])
+        for branch, rows in now.items():
+            metric = LinearCKA(rows.shape[1], rows.shape[1], sync_on_compute=False)
+            metric.update(self.before[branch][same], rows)
+            _log(pl_module, f"val/cka_drift/{branch}", metric, ("before", "now"))
+
+
+def _log(pl_module: pl.LightningModule, prefix: str, metric: LinearCKA, sides: tuple[str, str]) -> None:
+    """Log what can be computed, with the sides by name: `rank_x` becomes, say, `rank_understanding`."""
+    for name, value in metric.compute().items():
+        ending = {"_x": f"_{sides[0]}", "_y": f"_{sides[1]}"}.get(name[-2:])
+        if not torch.isnan(value):
+            pl_module.log(f"{prefix}/{name[:-2] + ending if ending else name}", value.float().to(pl_module.device))
