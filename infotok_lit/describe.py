@@ -1,4 +1,4 @@
-"""Ask a model about images: one line per answer, `image<TAB>prompt<TAB>answer`."""
+"""Ask models about images: one line per answer, `image<TAB>prompt<TAB>answer`; several models answer side by side."""
 
 import argparse
 import glob
@@ -8,13 +8,14 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from infotok_lit.command_line import at_least, progress_bar
-from infotok_lit.inference import ModelChoice
+from infotok_lit.command_line import ProgressBar, at_least, progress_bar
+from infotok_lit.inference import ModelChoice, labels
 
 if TYPE_CHECKING:
     from infotok_lit.data.sample import UnderstandingSample
+    from infotok_lit.models.unified import UnifiedModel
 
 DEFAULT_PROMPT = "Describe the image in detail."
 IMAGE_SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".pgm", ".tif", ".tiff", ".webp"))
@@ -24,28 +25,81 @@ CONTROL_CHARACTERS = r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+"
 """Would be taken for the end of a field or of a line, or for an order to the terminal."""
 
 
+class Reply(NamedTuple):
+    """What a model answers to a prompt about an image file."""
+
+    image: str
+    prompt: str
+    answer: str
+
+
 def main(argv: Sequence[str]) -> int:
     """`describe --model DIR --image X`; 1 if an image could not be read."""
     parser = _parser()
     arguments = parser.parse_args(argv[1:])
     try:
-        choice = ModelChoice.from_arguments(arguments)
-        images = find_images(arguments.image)
-        model = choice.load()
+        choices = ModelChoice.each_from_arguments(arguments)
+        reader = Reader(find_images(arguments.image), arguments.prompt or [DEFAULT_PROMPT])
+        model = choices[0].load()
     except (ValueError, OSError) as error:
         parser.error(str(error))
-    prompts = arguments.prompt or [DEFAULT_PROMPT]
-    total, done = len(images) * len(prompts), 0
-    reader = Reader(images, prompts)
-    with progress_bar(total, shown=total > 1) as bar, choice.running(model) as device:
-        for samples in batches(reader, arguments.batch_size):
-            batch = model.processor.understanding(samples)
-            answers = model.describe(batch.pixel_values.to(device), batch.questions, arguments.max_new_tokens)
-            for sample, answer in zip(samples, answers, strict=True):
-                bar.write(_line(sample.name, sample.question, answer, arguments.json))
-            done += len(samples)
-            bar.show(done + len(reader.broken) * len(prompts), samples[-1].name)
+    total = len(reader) * len(choices)
+    with progress_bar(total, shown=total > 1) as bar:
+        if len(choices) == 1:
+            for row in ask(choices[0], model, reader, arguments, bar):
+                bar.write(_json(row._asdict()) if arguments.json else _tabbed(row))
+            return 1 if reader.broken else 0
+        columns = [list(ask(choices[0], model, reader, arguments, bar))]
+        for done, choice in enumerate(choices[1:], 1):
+            # One model at a time.
+            del model
+            model = choice.load()
+            columns.append(list(ask(choice, model, reader, arguments, bar, done * len(reader))))
+    show_side_by_side(labels(choices), columns, arguments.json)
     return 1 if reader.broken else 0
+
+
+def ask(
+    choice: ModelChoice,
+    model: "UnifiedModel",
+    reader: "Reader",
+    arguments: argparse.Namespace,
+    bar: ProgressBar,
+    before: int = 0,
+) -> Iterator[Reply]:
+    """The model's answer to every question, as they come.
+
+    Args:
+        before: questions that the bar counts as done already.
+    """
+    done = before
+    for samples in batches(reader, arguments.batch_size):
+        batch = model.processor.understanding(samples)
+        with choice.running(model) as device:
+            answers = model.describe(batch.pixel_values.to(device), batch.questions, arguments.max_new_tokens)
+        for sample, answer in zip(samples, answers, strict=True):
+            yield Reply(sample.name, sample.question, answer)
+        done += len(samples)
+        bar.show(done + len(reader.broken) * len(reader.prompts), samples[-1].name)
+
+
+def show_side_by_side(names: Sequence[str], columns: Sequence[Sequence[Reply]], as_json: bool) -> None:
+    """Write a table to a terminal, and else one line per question, with the names of the columns first.
+
+    Args:
+        columns: for each model, its replies; all in one order.
+    """
+    rows = [(replies[0], [reply.answer for reply in replies]) for replies in zip(*columns, strict=True)]
+    if as_json:
+        for asked, answers in rows:
+            given = dict(zip(names, answers, strict=True))
+            sys.stdout.write(_json({"image": asked.image, "prompt": asked.prompt, "answers": given}) + "\n")
+        return
+    lines = [("image", "prompt", *names), *((asked.image, asked.prompt, *answers) for asked, answers in rows)]
+    if sys.stdout.isatty():
+        _draw_table(lines)
+    else:
+        sys.stdout.writelines(f"{_tabbed(line)}\n" for line in lines)
 
 
 class Reader:
@@ -56,6 +110,10 @@ class Reader:
         self.prompts = prompts
         self.broken: list[Path] = []
 
+    def __len__(self) -> int:
+        """How many questions there are if every image can be read."""
+        return len(self.images) * len(self.prompts)
+
     def __iter__(self) -> Iterator["UnderstandingSample"]:
         from infotok_lit.data.image_file import read_image
         from infotok_lit.data.sample import BrokenSampleError, UnderstandingSample
@@ -64,8 +122,9 @@ class Reader:
             try:
                 image = read_image(path)
             except BrokenSampleError as error:
-                self.broken.append(path)
-                sys.stderr.write(f"infotok_lit: {error}\n")
+                if path not in self.broken:
+                    self.broken.append(path)
+                    sys.stderr.write(f"infotok_lit: {error}\n")
                 continue
             for prompt in self.prompts:
                 yield UnderstandingSample(image, question=prompt, answer="", name=str(path))
@@ -104,15 +163,35 @@ def find_images(given: Sequence[str]) -> list[Path]:
     return found
 
 
-def _line(image: str, prompt: str, answer: str, as_json: bool) -> str:
-    if as_json:
-        return json.dumps({"image": image, "prompt": prompt, "answer": answer}, ensure_ascii=False)
-    return "\t".join(re.sub(CONTROL_CHARACTERS, " ", field) for field in (image, prompt, answer))
+def _draw_table(lines: Sequence[Sequence[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    head, *body = ([Text(_printable(text)) for text in line] for line in lines)
+    table = Table(show_lines=True)
+    for name in head:
+        table.add_column(name)
+    for row in body:
+        table.add_row(*row)
+    Console().print(table)
+
+
+def _json(content: dict[str, Any]) -> str:
+    return json.dumps(content, ensure_ascii=False)
+
+
+def _tabbed(fields: Sequence[str]) -> str:
+    return "\t".join(_printable(field) for field in fields)
+
+
+def _printable(text: str) -> str:
+    return re.sub(CONTROL_CHARACTERS, " ", text)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m infotok_lit describe", description=__doc__)
-    ModelChoice.add_arguments(parser)
+    ModelChoice.add_arguments(parser, several=True)
     parser.add_argument(
         "--image",
         required=True,

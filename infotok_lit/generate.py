@@ -1,4 +1,4 @@
-"""Draw images from prompts: one to a PNG file, several to a folder with a manifest.json."""
+"""Draw images from prompts: one to a PNG file, several to a folder with a manifest.json; several models' to a grid."""
 
 import argparse
 import io
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from infotok_lit.command_line import ShowProgress, at_least, progress_bar, write_whole
-from infotok_lit.inference import ModelChoice
+from infotok_lit.inference import ModelChoice, labels
 from infotok_lit.models.families import family_config
 
 if TYPE_CHECKING:
@@ -41,22 +41,68 @@ def main(argv: Sequence[str]) -> int:
     parser = _parser()
     arguments = parser.parse_args(argv[1:])
     try:
-        choice = ModelChoice.from_arguments(arguments)
-        overrides = drawing_overrides(choice.family, arguments)
+        choices = ModelChoice.each_from_arguments(arguments)
+        options = [drawing_overrides(choice.family, arguments) for choice in choices]
         pictures = plan(read_prompts(arguments.prompt, arguments.prompts), arguments.images_per_prompt, arguments.seed)
-        check_target(arguments.out, len(pictures), arguments.force)
-        model = choice.load()
+        check_target(arguments.out, len(pictures), arguments.force, len(choices))
+        model = choices[0].load()
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        with progress_bar(len(pictures)) as bar, choice.running(model):
-            drawing = replace(model.config.drawing, **overrides)
-            drawn = draw(model, pictures, drawing, arguments.size, arguments.batch_size, bar.show)
-            write = write_file if is_file(arguments.out) else write_folder
-            write(arguments.out, pictures, drawn)
+        with progress_bar(len(pictures) * len(choices)) as bar:
+            drawn = drawn_by(choices[0], model, options[0], pictures, arguments, bar.show)
+            if len(choices) == 1:
+                write = write_file if is_file(arguments.out) else write_folder
+                write(arguments.out, pictures, drawn)
+            else:
+                columns = [list(drawn)]
+                for choice, own in zip(choices[1:], options[1:], strict=True):
+                    # One model at a time.
+                    del model, drawn
+                    model, before = choice.load(), len(columns) * len(pictures)
+                    drawn = drawn_by(choice, model, own, pictures, arguments, bar.show, before)
+                    columns.append(list(drawn))
+                write_whole(arguments.out, _png(side_by_side(labels(choices), pictures, columns)))
     except (ValueError, OSError) as error:
         parser.error(str(error))
-    count = "" if len(pictures) == 1 else f"{len(pictures)} images to "
+    count = "" if len(pictures) == 1 or len(choices) > 1 else f"{len(pictures)} images to "
     sys.stdout.write(f"wrote {count}{arguments.out}\n")
     return 0
+
+
+def drawn_by(
+    choice: ModelChoice,
+    model: "UnifiedModel",
+    options: dict[str, Any],
+    pictures: Sequence[Picture],
+    arguments: argparse.Namespace,
+    show_progress: ShowProgress,
+    before: int = 0,
+) -> "Iterator[np.ndarray]":
+    """The pictures of one model in order, (height, width, 3) uint8 each.
+
+    Args:
+        before: pictures of other models that the progress counts as done already.
+    """
+    drawing = replace(model.config.drawing, **options)
+
+    def show(done: float, what: str) -> None:
+        show_progress(before + done, what)
+
+    with choice.running(model):
+        yield from draw(model, pictures, drawing, arguments.size, arguments.batch_size, show)
+
+
+def side_by_side(
+    names: Sequence[str], pictures: Sequence[Picture], columns: "Sequence[Sequence[np.ndarray]]"
+) -> "np.ndarray":
+    """A grid with one row per picture and one column per model; under each image, its model and its prompt."""
+    import numpy as np
+
+    from infotok_lit.callbacks.pictures import TILE, captioned_grid
+
+    images = [image for row in zip(*columns, strict=True) for image in row]
+    texts = [f"{name}: {picture.prompt} (seed {picture.seed})" for picture in pictures for name in names]
+    tile = max(TILE, *(max(image.shape[:2]) for image in images))
+    return np.asarray(captioned_grid(images, texts, len(columns), tile))
 
 
 def plan(prompts: Sequence[str], images_per_prompt: int, seed: int) -> list[Picture]:
@@ -116,14 +162,16 @@ def is_file(out: Path) -> bool:
     return out.suffix.lower() == PNG and not out.is_dir()
 
 
-def check_target(out: Path, count: int, force: bool) -> None:
+def check_target(out: Path, count: int, force: bool, models: int = 1) -> None:
     """Refuse an --out that does not suit the number of images or would overwrite something.
 
     Raises:
         ValueError: saying which, and the mend.
     """
+    if models > 1 and not is_file(out):
+        raise ValueError(f"the images of {models} models become one picture: call --out a {PNG} file, not {out}")
     if is_file(out):
-        if count > 1:
+        if count > 1 and models == 1:
             raise ValueError(f"{count} images do not fit into the file {out}: give --out a folder")
         if out.exists() and not force:
             raise ValueError(f"{out} exists; choose another file, or replace it with --force")
@@ -188,10 +236,12 @@ def _png(image: "np.ndarray") -> bytes:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m infotok_lit generate", description=__doc__)
-    ModelChoice.add_arguments(parser)
+    ModelChoice.add_arguments(parser, several=True)
     parser.add_argument("--prompt", action="append", metavar="P", help="what to draw; repeatable")
     parser.add_argument("--prompts", type=Path, metavar="FILE.txt", help="more prompts, one a line")
-    parser.add_argument("--out", required=True, type=Path, help="x.png for one image, or a folder")
+    parser.add_argument(
+        "--out", required=True, type=Path, help="x.png for one image or for several models, or a folder"
+    )
     parser.add_argument("--force", action="store_true", help="replace images that are there")
     parser.add_argument("--seed", type=at_least(0), default=0, help="of the first image; image i has seed + i")
     parser.add_argument("--images_per_prompt", type=at_least(1), default=1, help="default: 1")

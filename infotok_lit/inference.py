@@ -1,7 +1,7 @@
 """Which model an inference command runs, and on what. Nothing heavy is imported before `load`."""
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,15 +34,17 @@ class ModelChoice:
     dtype: str
 
     @staticmethod
-    def add_arguments(parser: argparse.ArgumentParser) -> None:
-        """The options that choose a model."""
+    def add_arguments(parser: argparse.ArgumentParser, several: bool = False) -> None:
+        """The options that choose a model, or with `several` at least one."""
         group = parser.add_argument_group("model")
+        what = "an exported folder; or an official checkpoint (file or folder), with the options that follow"
         group.add_argument(
             "--model",
             required=True,
             type=Path,
             metavar="DIR|FILE",
-            help="an exported folder; or an official checkpoint (file or folder), with the options that follow",
+            help=f"{what}; several are put side by side" if several else what,
+            **({"nargs": "+", "action": "extend"} if several else {}),
         )
         group.add_argument("--family", choices=families(), help="official checkpoint: its family")
         group.add_argument("--model_size", metavar="SIZE", help="official checkpoint: its size, such as 0.5b")
@@ -81,6 +83,13 @@ class ModelChoice:
             arguments.device,
             arguments.dtype,
         )
+
+    @classmethod
+    def each_from_arguments(cls, arguments: argparse.Namespace) -> "list[ModelChoice]":
+        """The choices where several may be given; ValueError as for one."""
+        return [
+            cls.from_arguments(argparse.Namespace(**{**vars(arguments), "model": path})) for path in arguments.model
+        ]
 
     def load(self) -> "UnifiedModel":
         """The model in evaluation mode: read on the CPU, then moved.
@@ -121,6 +130,12 @@ def chosen_device(name: str) -> str:
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("there is no CUDA device here: leave out --device, or set it to cpu")
     return name
+
+
+def labels(choices: Sequence[ModelChoice]) -> list[str]:
+    """What tells models apart: the names of their folders, or where those are equal, their paths."""
+    names = [choice.path.resolve().name for choice in choices]
+    return [name if names.count(name) == 1 else str(choice.path) for name, choice in zip(names, choices, strict=True)]
 
 
 def known_parts() -> dict[str, list[str]]:

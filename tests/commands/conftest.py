@@ -61,6 +61,21 @@ def exported(model, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def models() -> dict[str, UnifiedModel]:
+    """One model of every family."""
+    return {family: talkative(family, TINY_CONFIGS[family](0.0)) for family in FAMILIES}
+
+
+@pytest.fixture(scope="session")
+def folders(models, tmp_path_factory) -> dict[str, Path]:
+    """Family -> its model's exported folder, which is called like the family."""
+    folder = tmp_path_factory.mktemp("families")
+    for family, model in models.items():
+        export_model(model, folder / family, {})
+    return {family: folder / family for family in models}
+
+
+@pytest.fixture(scope="session")
 def kl16_model() -> UnifiedModel:
     return talkative("harmon", with_kl16())
 

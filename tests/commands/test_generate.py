@@ -69,7 +69,7 @@ def test_one_image_goes_to_the_file_in_the_size_asked_for(model, exported, tmp_p
 OWN_OPTIONS = {
     "harmon": {"guidance_schedule": "linear", "temperature": 0.5},
     "showo2": {"time_shift": 0.5},
-    "openuni": {"time_shift": 0.5},
+    "openuni": {"time_shift": 0.5, "negative_prompt": "a blue square"},
 }
 
 
