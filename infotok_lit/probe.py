@@ -109,7 +109,7 @@ def tables(result: dict[str, Any]) -> "list[Table]":
     for branch in dict.fromkeys(row["branch"] for row in result["rows"]):
         rows = [row for row in result["rows"] if row["branch"] == branch]
         own = Table(box=SIMPLE_HEAD, title=f"{branch}: bits per image, at least (standard error)")
-        for column in ("", "of", *(row["features"] for row in rows)):
+        for column in ("", "of", *(row["features"].replace(" ", "\n") for row in rows)):
             own.add_column(column, justify="right" if column else "left", no_wrap=True)
         parts = list(rows[0]["parts"])
         split = len(result["structure_ceiling"])
@@ -119,7 +119,7 @@ def tables(result: dict[str, Any]) -> "list[Table]":
             own.add_row(label, f"{ceiling[name]:.2f}" if name in ceiling else "", *map(_cell, bits))
         if any(row["rate_bits"] is not None for row in rows):
             rates = ["" if row["rate_bits"] is None else f"{row['rate_bits']:.1f}" for row in rows]
-            own.add_row("rate, at most", "", *rates)
+            own.add_row("rate (most)", "", *rates)
         shown.append(own)
     return shown
 

@@ -89,10 +89,12 @@ def test_the_quickstart_ends_with_pictures_a_table_and_stripped_weights(tmp_path
     assert main(["fit", *FRESH, *SHORT]) == 0
     run = tmp_path / "runs" / "quickstart" / "version_0"
     events = scalars(run)
-    for tag in ("val/drawings", "val/answers", "val/token_rates"):
+    for tag in ("val/drawings", "val/answers", "val/token_rates", "val/active_units", "val/information_plane"):
         assert len(events.Images(tag)) == 2, f"{tag} before and after training"
     for branch in ("understanding", "generation"):
         assert f"train/{branch}/rate_bits_per_token" in events.Tags()["scalars"]
+        assert f"val/cka_drift/{branch}/debiased" in events.Tags()["scalars"]
+    assert "val/cka/debiased" in events.Tags()["scalars"]
     assert sorted(path.name.rsplit("_", 1)[0] for path in (run / "pictures").glob("*_0000002.png")) == [
         "val_active_units",
         "val_answers",

@@ -190,7 +190,7 @@ def test_a_phase_in_white_noise_has_its_known_information(sigma):
 
 
 def test_a_frequency_in_white_noise_has_at_most_the_information_of_its_exact_posterior():
-    """The exact posterior on a fine grid, with the phase integrated out: exp(-energy / 2 s^2) I0(|correlation| / s^2)."""
+    """The exact posterior on a fine grid, phases integrated out: exp(-energy / 2 s^2) I0(|correlation| / s^2)."""
     sigma = 6.0
     images, frequency, phase = waves_in_noise(sigma)
     found = Bits.of(frequency_nats(images, frequency, SPLIT) / math.log(2))

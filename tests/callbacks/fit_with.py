@@ -1,0 +1,58 @@
+"""Fits the tiny model with callbacks, on few Scenes."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny import TinyModule, scenes_data
+
+from infotok_lit.data.datamodule import UnifiedDataModule
+
+
+def fit(
+    folder: Path,
+    callbacks: Sequence[pl.Callback],
+    module: TinyModule | None = None,
+    steps: int = 4,
+    checkpoint: Path | None = None,
+    data: UnifiedDataModule | None = None,
+    **options: Any,
+) -> pl.Trainer:
+    """A validation, then steps of which every second is logged and followed by a checkpoint and a validation."""
+    pl.seed_everything(0, verbose=False)
+    defaults: dict[str, Any] = {
+        "accelerator": "cpu",
+        "devices": 1,
+        "max_steps": steps,
+        "max_epochs": 1,
+        "val_check_interval": 2,
+        "check_val_every_n_epoch": None,
+        "num_sanity_val_steps": -1,
+        "log_every_n_steps": 2,
+        "logger": TensorBoardLogger(folder, "log"),
+        "callbacks": [*callbacks, ModelCheckpoint(every_n_train_steps=2, save_top_k=-1, save_on_train_epoch_end=False)],
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    trainer = pl.Trainer(**{**defaults, **options})
+    module = TinyModule() if module is None else module
+    trainer.fit(module, scenes_data(val_samples=8) if data is None else data, ckpt_path=checkpoint)
+    return trainer
+
+
+def events(trainer: pl.Trainer) -> EventAccumulator:
+    """What a trainer's TensorBoard logger wrote."""
+    for logger in trainer.loggers:
+        logger.experiment.flush()
+    found = EventAccumulator(trainer.log_dir, size_guidance={"images": 0, "scalars": 0})
+    found.Reload()
+    return found
+
+
+def pictures(trainer: pl.Trainer) -> list[str]:
+    """The names of the PNG files of a run."""
+    return sorted(path.name for path in Path(trainer.log_dir, "pictures").glob("*.png"))
