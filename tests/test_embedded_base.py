@@ -1,4 +1,4 @@
-"""The bases that ship: small enough, complete, and able to do what their cards say on scenes that they have not seen."""
+"""The bases that ship: small enough, complete, and able to do what their cards say on unseen scenes."""
 
 import pytest
 import torch
@@ -7,7 +7,6 @@ from infotok_lit.assets import embedded_base
 from infotok_lit.data.scenes import Scenes
 from infotok_lit.metrics.scene_scores import QAExactMatch, SceneScore
 from infotok_lit.models.families import load_folder
-
 
 SHIPPED = ("harmon", "openuni")
 LEAST_DRAWN = {"harmon": 0.75, "openuni": 0.15}
