@@ -10,41 +10,33 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser
-
-
-def main(argv: Sequence[str]) -> int:
-    """`ablate --config FILE [--workers N] [--report_only true] [overrides]`; 1 if something failed or is missing."""
-    from dataclasses import fields
+    from jsonargparse import ArgumentParser, Namespace
 
     from infotok_lit.study.config import Study
 
-    parser = _parser()
+
+def main(argv: Sequence[str]) -> int:
+    """`ablate --config FILE [--workers N] [--report_only true] [overrides]`; 1 if something did not finish."""
+    parser = build_parser()
     arguments = parser.instantiate_classes(parser.parse_args(list(argv[1:])))
-    study = Study(**{field.name: arguments[field.name] for field in fields(Study)})
-    from infotok_lit.study.report import write_report
-
-    signal.signal(signal.SIGTERM, _interrupt)
-    complete = True
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        if not arguments.report_only:
-            from infotok_lit.study.run import Resources, run_study
+        study = read_study(arguments)
+        complete = arguments.report_only or _run(study, arguments)
+        from infotok_lit.study.report import write_report
 
-            complete = run_study(study, Resources(arguments.workers, arguments.threads, arguments.gpus))
+        report = write_report(study)
     except (OSError, ValueError) as error:
         parser.error(str(error))
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; the same call goes on from here\n")
         return 130
-    sys.stdout.write(f"{write_report(study)}\n")
+    sys.stdout.write(f"{report}\n")
     return 0 if complete else 1
 
 
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
-
-
-def _parser() -> "ArgumentParser":
+def build_parser() -> "ArgumentParser":
+    """The command line: what belongs to this machine, and the settings of a study."""
     from jsonargparse import ArgumentParser
 
     from infotok_lit.study.config import Study
@@ -57,3 +49,18 @@ def _parser() -> "ArgumentParser":
     parser.add_argument("--report_only", type=bool, default=False, help="run nothing, report what there is")
     parser.add_class_arguments(Study)
     return parser
+
+
+def read_study(arguments: "Namespace") -> "Study":
+    """The study that instantiated arguments describe; ValueError if its settings do not fit together."""
+    from dataclasses import fields
+
+    from infotok_lit.study.config import Study
+
+    return Study(**{field.name: arguments[field.name] for field in fields(Study)})
+
+
+def _run(study: "Study", arguments: "Namespace") -> bool:
+    from infotok_lit.study.run import Resources, run_study
+
+    return run_study(study, Resources(arguments.workers, arguments.threads, arguments.gpus))

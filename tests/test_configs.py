@@ -21,7 +21,9 @@ from infotok_lit.training import InfoTokCLI, main
 
 ROOT = Path(__file__).parents[1]
 PHOTOS = ROOT / "tests" / "fixtures" / "photos"
-CONFIGS = sorted([*ROOT.glob("configs/**/*.yaml"), *ASSETS.glob("*.yaml")])
+STUDIES = [*ROOT.glob("configs/ablation/*.yaml"), *ROOT.glob("configs/sweep/*.yaml")]
+"""What `ablate` reads: tests/study/test_ablate.py is about them."""
+CONFIGS = sorted({*ROOT.glob("configs/**/*.yaml"), *ASSETS.glob("*.yaml")} - set(STUDIES))
 ON_ANY_MACHINE = ["--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.num_nodes=1"]
 HEAVY = {"torch", "lightning", "transformers", "diffusers", "numpy", "jsonargparse", "yaml", "PIL", "rich"}
 

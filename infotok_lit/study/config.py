@@ -106,8 +106,9 @@ class Search:
     row: Row = field(default_factory=Row)
 
     def __post_init__(self) -> None:
-        if not self.space:
-            raise ValueError("search.space is empty; name a setting to vary")
+        if not self.space or not self.objectives:
+            empty = "objectives" if self.space else "space"
+            raise ValueError(f"search.{empty} is empty; name at least one")
         if self.sampler == "grid":
             ranges = [name for name, dimension in self.space.items() if dimension.options is None]
             if ranges:
@@ -165,12 +166,14 @@ class Study:
             raise ValueError("give at least one of metrics and one of seeds")
         if len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
             raise ValueError(f"seeds must be different and not negative, got {self.seeds}")
-        if self.steps < 1 or self.steps % self.validation_interval:
+        if self.steps < 1:
+            raise ValueError(f"steps is {self.steps}; set it to 1 or more")
+        if self.validation_interval < 1 or self.steps % self.validation_interval:
             raise ValueError(f"validate_every is {self.validate_every}; it must divide steps, {self.steps}")
         if not 0 < self.confidence < 1:
             raise ValueError(f"confidence is {self.confidence}; set it between 0 and 1")
         for name in self.rows:
-            if not name or set(name) - NAME_CHARACTERS:
+            if set(name) - NAME_CHARACTERS or not name.strip("."):
                 raise ValueError(f"row {name!r}: a name becomes a folder; use letters, digits, and any of _ . -")
         _check_known("references", self.references or [], self.rows)
         if self.search is not None:
@@ -182,7 +185,7 @@ class Study:
     @property
     def validation_interval(self) -> int:
         """Optimiser steps between validations."""
-        return self.steps if self.validate_every is None else max(self.validate_every, 1)
+        return self.steps if self.validate_every is None else self.validate_every
 
     @property
     def compared_with(self) -> list[str]:

@@ -99,7 +99,7 @@ def search_queue(study: Study, storage: BaseStorage, planned: Sequence[Job] | No
         load_if_exists=True,
     )
     trials.sampler = make_sampler(search, offset=len(trials.get_trials(deepcopy=False)))
-    trials.set_metric_names(search.objectives)
+    trials.set_user_attr("objectives", search.objectives)
     values = partial(objective_values, study)
     if planned is None:
         queue: JobQueue = LearningQueue(trials, storage, points.of_trial, values, search)

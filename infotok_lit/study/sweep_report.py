@@ -28,14 +28,7 @@ def write_sweep_report(study: Study, jobs: Sequence[Job], entries: Sequence[Entr
     write_figure(out / "dimensions.png", dimensions_figure(study, points))
     parts = [head, "### Pareto front", markdown(*_front_for_people(study, points))]
     if len(study.search.objectives) > 1:
-        rows = [
-            (
-                row,
-                {entry.metric: entry.estimate for entry in entries if entry.row == row and entry.estimate is not None},
-            )
-            for row in study.rows
-        ]
-        write_figure(out / "front.png", front_figure(study, points, rows))
+        write_figure(out / "front.png", front_figure(study, points, _estimates(study, entries)))
         parts.append("![Pareto front](front.png)")
     return "\n\n".join([*parts, "![Dimensions](dimensions.png)"])
 

@@ -22,9 +22,9 @@ def main(home: Path, arguments: list[str]) -> int:
     variant, seed = options.get("stub.variant", "plain"), options["seed_everything"]
     resumed = options.get("ckpt_path") == "last"
     note(home, f"start {run} {os.getpid()} {'resumed' if resumed else 'fresh'} {os.environ.get('OMP_NUM_THREADS')}")
-    print(f"stand-in for {arguments[0]}: {variant}, seed {seed}")
+    sys.stdout.write(f"stand-in for {arguments[0]}: {variant}, seed {seed}\n")
     if variant.startswith("fails") and not (home / "mended").exists():
-        print("something broke")
+        sys.stdout.write("something broke\n")
         return 3
     if variant.startswith("waits") and not resumed:
         checkpoint(run)

@@ -1,0 +1,149 @@
+"""The command itself: the studies that ship, real runs from start to table, and what is said of mistakes."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from infotok_lit.ablate import build_parser, main, read_study
+from infotok_lit.fit_setup import FitSetup
+from infotok_lit.study.cells import Cell, point_job, row_cells
+from infotok_lit.study.config import Dimension, Study
+
+ROOT = Path(__file__).parents[2]
+STUDIES = sorted([*ROOT.glob("configs/ablation/*.yaml"), *ROOT.glob("configs/sweep/*.yaml")])
+
+
+def shipped(path: Path, *overrides: str) -> Study:
+    parser = build_parser()
+    return read_study(parser.instantiate_classes(parser.parse_args(["--config", str(path), *overrides])))
+
+
+def sample_cells(study: Study) -> list[Cell]:
+    """One cell of each row, and of points that try every end and every choice of each dimension once."""
+    cells = [cell for cell in row_cells(study) if cell.seed == study.seeds[0]]
+    if study.search is not None:
+        values = {name: ends(dimension) for name, dimension in study.search.space.items()}
+        for number in range(max(map(len, values.values()))):
+            point = {name: options[number % len(options)] for name, options in values.items()}
+            cells.append(point_job(study, point).cells[0])
+    return cells
+
+
+def ends(dimension: Dimension) -> list:
+    return [dimension.low, dimension.high] if dimension.options is None else dimension.options
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_cell_of_a_study_that_ships_can_be_run(path, monkeypatch) -> None:
+    monkeypatch.chdir(ROOT)
+    study = shipped(path)
+    for cell in sample_cells(study):
+        setup = FitSetup(cell.arguments[1:])
+        assert setup.trainer.max_steps == study.steps
+        assert setup.config.seed_everything == study.seeds[0]
+        assert setup.config.data.init_args.seed == study.seeds[0]
+
+
+def test_the_ablation_has_the_papers_rows_and_the_controls(monkeypatch) -> None:
+    monkeypatch.chdir(ROOT)
+    study = shipped(ROOT / "configs" / "ablation" / "scenes32.yaml")
+    cells = {cell.variant: FitSetup(cell.arguments[1:]) for cell in row_cells(study) if cell.seed == 0}
+    terms = {name: "".join(term[0] for term in setup.model.objective_config.terms) for name, setup in cells.items()}
+    assert terms == {
+        "base": "",
+        "finetune": "",
+        "C": "c",
+        "CS": "cs",
+        "CSA": "csa",
+        "inline": "c",
+        "HSIC": "csa",
+        "noise": "c",
+        "dropout": "",
+    }
+    assert [name for name, row in study.rows.items() if not row.train] == ["base"]
+    noise = cells["noise"].model
+    inline = cells["inline"].model.objective_config
+    assert noise.optimiser_config.heads_lr == 0, "its strength stays"
+    assert noise.objective_config.projection.initial_std == inline.projection.initial_std
+    assert cells["dropout"].model.base_model.settings["mar"]["dropout"] > 0
+
+
+def test_small_real_runs_from_start_to_table(tmp_path, monkeypatch, capsys) -> None:
+    """Two runs at a time, of the embedded model: one that only measures, and one of two steps."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    overlay = {
+        "data": {"init_args": dict.fromkeys(("understanding_batch_size", "generation_batch_size"), 2)},
+        "trainer": {"callbacks": [], "num_sanity_val_steps": 0, "log_every_n_steps": 1, "accelerator": "cpu"},
+    }
+    overlay["data"]["init_args"] |= {"val_samples": 4, "val_batch_size": 4}
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(overlay))
+    study = {
+        "name": "small",
+        "out": str(tmp_path / "out"),
+        "configs": ["configs/harmon/scenes32.yaml", str(tmp_path / "small.yaml")],
+        "steps": 2,
+        "seeds": [5],
+        "rows": {"base": {"train": False}, "CS": {"configs": ["configs/objective/cs.yaml"]}},
+        "metrics": {
+            "answers": {"tag": "val/understanding/answers/overall"},
+            "loss": {"tag": "val/generation/loss", "better": "lower"},
+        },
+        "keep_checkpoints": False,
+    }
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
+    arguments = ["ablate", "--config", str(tmp_path / "study.yaml"), "--workers", "2"]
+    assert main(arguments) == 0
+    report = capsys.readouterr().out.strip()
+    assert report == str(tmp_path / "out" / "report.md")
+    with open(tmp_path / "out" / "table.csv", newline="") as file:
+        table = {(line["row"], line["metric"]): float(line["mean"]) for line in csv.DictReader(file)}
+    for row, step in (("base", 0), ("CS", 1)):
+        (folder,) = (tmp_path / "out" / "rows").glob(f"{row}-*/seed_5")
+        events = EventAccumulator(str(folder / "run"))
+        events.Reload()
+        assert [event.step for event in events.Scalars("val/generation/loss")] == [step]
+        assert table[row, "loss"] == events.Scalars("val/generation/loss")[-1].value
+        record = json.loads((folder / "cell.json").read_text())
+        assert record["environment"] == {"OMP_NUM_THREADS": "1"} and record["attempts"][0]["versions"]["torch"]
+        assert not list(folder.rglob("*.ckpt"))
+    assert table["base", "loss"] != table["CS", "loss"]
+    assert main(arguments) == 0, "and there is nothing left to do"
+    assert "started" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"stepps": 3}, "stepps"),
+        ({"rows": {"a": {"confgs": []}}}, "confgs"),
+        ({"metrics": {"x": {"tag": "y", "better": "more"}}}, "more"),
+        ({"references": ["b"]}, "references: b is not one of a"),
+        ({"configs": ["nowhere.yaml"]}, "no configuration file at nowhere.yaml"),
+        ({"search": {"space": {"x": {"low": 1}}, "objectives": ["m"], "trials": 1}}, "low < high"),
+        ({"workers": 0}, "workers is 0"),
+    ],
+)
+def test_mistakes_are_named(tmp_path, capsys, change, said) -> None:
+    study = {"name": "n", "out": str(tmp_path / "out"), "configs": [], "steps": 2, "rows": {"a": {}}}
+    study["metrics"] = {"m": {"tag": "val/m"}}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study | change))
+    with pytest.raises(SystemExit) as stopped:
+        main(["ablate", "--config", str(tmp_path / "study.yaml")])
+    assert stopped.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_help_loads_no_model_code(tmp_path) -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "infotok_lit", "ablate", "--help"]
+    answer = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)})
+    assert answer.returncode == 0 and "--workers" in answer.stdout and "--search.space" in answer.stdout
+    loaded = {line.rsplit("|", 1)[-1].strip().split(".")[0] for line in answer.stderr.splitlines()}
+    assert "jsonargparse" in loaded
+    assert not loaded & {"torch", "lightning", "optuna", "matplotlib", "tensorboard", "scipy", "numpy"}

@@ -1,0 +1,158 @@
+"""Sweeps: the points are those of the space, each is measured once, and the front is that of what was logged."""
+
+import csv
+import itertools
+import json
+import multiprocessing
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import optuna
+import pytest
+from study.studies import METRICS, Bench
+from study.test_front import brute_force
+
+from infotok_lit.study import work
+from infotok_lit.study.config import Dimension, Row, Search, Study
+from infotok_lit.study.record import read_record
+from infotok_lit.study.report import write_report
+from infotok_lit.study.search import known_points, planned_jobs, search_name
+
+SPACE = {
+    "model.lr": Dimension(low=1e-4, high=1e-1, log=True),
+    "model.width": Dimension(low=1, high=3, integer=True),
+    "schedule": Dimension(
+        variants={
+            "constant": Row(),
+            "warmup": Row(overrides={"model.multiplier": "warmup", "model.warmup_steps": 5}),
+        }
+    ),
+}
+CHOICES = {"model.lr": Dimension(choices=[0.1, 0.2, None]), "model.kind": Dimension(choices=["mlp", "linear"])}
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch) -> None:
+    monkeypatch.setattr(work, "IDLE_SECONDS", 0.05)
+
+
+def swept(bench: Bench, space: dict, variant: str = "x", seeds: tuple[int, ...] = (0, 1), **search) -> Study:
+    """A study with a search whose runs all log what the variant's do."""
+    for seed in seeds:
+        bench.prepare(variant, seed)
+    row = Row(overrides={"stub.variant": variant})
+    return bench.study([], seeds, search=Search(space, ["answers", "loss"], row=row, **search))
+
+
+def trials(study: Study) -> list[optuna.trial.FrozenTrial]:
+    backend = optuna.storages.journal.JournalFileBackend(f"{study.out}/journal.log")
+    return optuna.load_study(study_name=search_name(study), storage=optuna.storages.JournalStorage(backend)).trials
+
+
+def test_a_grid_is_every_combination_once(bench) -> None:
+    study = swept(bench, CHOICES, sampler="grid")
+    assert bench.run(study, workers=2)
+    points = [tuple(job.params[name] for name in CHOICES) for job in known_points(study)]
+    assert Counter(points) == Counter(itertools.product([0.1, 0.2, None], ["mlp", "linear"]))
+    assert set(bench.starts().values()) == {1} and len(bench.starts()) == 12
+    assert len(planned_jobs(swept(bench, CHOICES, sampler="grid", trials=4))) == 4
+
+
+def test_random_points_follow_from_the_seed_and_more_of_them_go_on(bench) -> None:
+    def points(count: int, seed: int) -> list[dict]:
+        study = swept(bench, SPACE, sampler="random", trials=count, seed=seed)
+        return [job.params for job in planned_jobs(study)]
+
+    assert points(12, seed=3)[:6] == points(6, seed=3) != points(6, seed=4)
+    for point in points(12, seed=3):
+        assert 1e-4 <= point["model.lr"] <= 1e-1 and point["model.width"] in (1, 2, 3)
+        assert point["schedule"] in ("constant", "warmup")
+
+
+def test_a_points_settings_reach_the_command(bench) -> None:
+    study = swept(bench, SPACE, sampler="random", trials=8)
+    for job in planned_jobs(study):
+        for cell, seed in zip(job.cells, (0, 1), strict=True):
+            assert f"--model.lr={job.params['model.lr']}" in cell.arguments
+            assert f"--model.width={job.params['model.width']}" in cell.arguments
+            assert ("--model.multiplier=warmup" in cell.arguments) == (job.params["schedule"] == "warmup")
+            assert not any(argument.startswith("--schedule") for argument in cell.arguments)
+            assert f"--seed_everything={seed}" in cell.arguments
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe", "nsga2"])
+def test_calls_at_the_same_time_measure_so_many_points_and_no_more(bench, sampler) -> None:
+    study = swept(bench, SPACE, seeds=(0,), sampler=sampler, trials=8)
+    fork = multiprocessing.get_context("fork")
+    calls = [fork.Process(target=bench.run, args=(study, workers)) for workers in (2, 1)]
+    for call in calls:
+        call.start()
+    for call in calls:
+        call.join(200)
+    assert [call.exitcode for call in calls] == [0, 0]
+    complete = [trial for trial in trials(study) if trial.state == optuna.trial.TrialState.COMPLETE]
+    assert len(complete) == 8
+    assert set(bench.starts().values()) == {1}
+    assert {json.dumps(trial.params, sort_keys=True) for trial in complete} == {
+        json.dumps(job.params, sort_keys=True) for job in known_points(study)
+    }
+    assert bench.run(study) and len(bench.starts()) == len(known_points(study))
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe"])
+def test_optuna_is_told_the_means_over_seeds(bench, sampler) -> None:
+    study = swept(bench, SPACE, variant="z", seeds=(0, 1, 2), sampler=sampler, trials=3)
+    for seed in (0, 1, 2):
+        bench.prepare("z", seed, {METRICS[name].tag: [0.0, 0.5, 4.0][seed] for name in ("answers", "loss")})
+    bench.run(study)
+    assert all(trial.values == [1.5, 1.5] for trial in trials(study))
+
+
+@pytest.mark.parametrize("sampler", ["grid", "tpe"])
+def test_a_failed_point_is_tried_by_the_next_call(bench, sampler) -> None:
+    study = swept(bench, CHOICES, variant="fails", seeds=(0,), sampler=sampler, trials=3)
+    assert not bench.run(study)
+    points = {job.key for job in known_points(study)}
+    (bench.home / "mended").touch()
+    assert bench.run(study)
+    assert {job.key for job in known_points(study)} == points
+    assert all(read_record(cell.folder).state == "finished" for job in known_points(study) for cell in job.cells)
+
+
+def test_a_sampler_that_knows_only_few_points_comes_to_an_end(bench) -> None:
+    study = swept(bench, {"model.kind": Dimension(choices=["mlp", "linear"])}, seeds=(0,), sampler="tpe", trials=9)
+    assert bench.run(study, workers=3)
+    assert set(bench.starts().values()) == {1} and len(bench.starts()) <= 2
+
+
+def test_tables_and_the_front_are_those_of_the_event_files(bench) -> None:
+    study = swept(bench, CHOICES, seeds=(0, 1), sampler="grid")
+    bench.run(study)
+    rng = np.random.default_rng(5)
+    expected = {}
+    for job in known_points(study):
+        values = rng.normal(size=(2, 2)).astype(np.float32).astype(float)
+        for cell, (answers, loss) in zip(job.cells, values, strict=True):
+            for path in cell.run_folder.glob("events*"):
+                path.unlink()
+            bench.prepare("again", cell.seed, {METRICS["answers"].tag: answers, METRICS["loss"].tag: loss})
+            (bench.home / "events" / f"again-{cell.seed}").rename(cell.run_folder / "events.out.tfevents.9.x")
+        expected[job.key] = values.mean(0)
+    out = write_report(study).parent
+    lines = read(out / "points.csv")
+    assert {line["folder"]: (float(line["answers"]), float(line["loss"])) for line in lines} == {
+        key: pytest.approx(tuple(means)) for key, means in expected.items()
+    }
+    keys = list(expected)
+    front = {keys[i] for i in brute_force(np.array(list(expected.values())), ["maximize", "minimize"])}
+    assert {line["folder"] for line in lines if line["on_front"] == "True"} == front
+    assert {line["folder"] for line in read(out / "front.csv")} == front
+    assert (out / "front.png").stat().st_size > 5000 and (out / "dimensions.png").stat().st_size > 5000
+    text = (out / "report.md").read_text()
+    assert all(f"| {Path(key).name} |" in text for key in front) and text.count("\n| ") == len(front) + 2
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
