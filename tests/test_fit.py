@@ -93,8 +93,8 @@ def test_the_quickstart_ends_with_pictures_a_table_and_stripped_weights(tmp_path
         assert len(events.Images(tag)) == 2, f"{tag} before and after training"
     for branch in ("understanding", "generation"):
         assert f"train/{branch}/rate_bits_per_token" in events.Tags()["scalars"]
-        assert f"val/cka_drift/{branch}/biased" in events.Tags()["scalars"]
-    assert "val/cka/biased" in events.Tags()["scalars"]
+    # Four images of which drawing sees nothing, as here, are all alike to it: then there is no CKA to log.
+    assert "val/cka_drift/understanding/biased" in events.Tags()["scalars"]
     assert sorted(path.name.rsplit("_", 1)[0] for path in (run / "pictures").glob("*_0000002.png")) == [
         "val_active_units",
         "val_answers",
