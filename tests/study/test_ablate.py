@@ -63,10 +63,14 @@ def test_the_ablation_has_the_papers_rows_and_the_controls(monkeypatch) -> None:
         "CSA": "csa",
         "inline": "c",
         "HSIC": "csa",
+        "RecA": "",
+        "CSA-RecA": "csa",
         "noise": "c",
         "dropout": "",
     }
     assert [name for name, row in study.rows.items() if not row.train] == ["base"]
+    weights = {name: setup.model.task_weights for name, setup in cells.items()}
+    assert {name for name, weight in weights.items() if weight.reconstruction > 0} == {"RecA", "CSA-RecA"}
     noise = cells["noise"].model
     inline = cells["inline"].model.objective_config
     assert noise.optimiser_config.heads_lr == 0, "its strength stays"
