@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str]) -> int:
     """`ablate --config FILE [--workers N] [--report_only true] [overrides]`; 1 if something did not finish."""
     parser = build_parser()
-    arguments = parser.instantiate_classes(parser.parse_args(list(argv[1:])))
+    given = parser.parse_args(list(argv[1:]))
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
+        arguments = parser.instantiate(given)
         study = read_study(arguments)
         complete = arguments.report_only or _run(study, arguments)
         from infotok_lit.study.report import write_report

@@ -21,7 +21,7 @@ STUDIES = sorted([*ROOT.glob("configs/ablation/*.yaml"), *ROOT.glob("configs/swe
 
 def shipped(path: Path, *overrides: str) -> Study:
     parser = build_parser()
-    return read_study(parser.instantiate_classes(parser.parse_args(["--config", str(path), *overrides])))
+    return read_study(parser.instantiate(parser.parse_args(["--config", str(path), *overrides])))
 
 
 def sample_cells(study: Study) -> list[Cell]:
@@ -147,7 +147,7 @@ def test_mistakes_are_named(tmp_path, capsys, change, said) -> None:
 def test_help_loads_no_model_code(tmp_path) -> None:
     command = [sys.executable, "-X", "importtime", "-m", "infotok_lit", "ablate", "--help"]
     answer = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)})
-    assert answer.returncode == 0 and "--workers" in answer.stdout and "--search.space" in answer.stdout
+    assert answer.returncode == 0 and "--workers" in answer.stdout and "--search" in answer.stdout
     loaded = {line.rsplit("|", 1)[-1].strip().split(".")[0] for line in answer.stderr.splitlines()}
     assert "jsonargparse" in loaded
     assert not loaded & {"torch", "lightning", "optuna", "matplotlib", "tensorboard", "scipy", "numpy"}
