@@ -18,7 +18,7 @@ from infotok_lit.objective.report import ACTIVE_NATS
 
 ACTIVE_BITS = ACTIVE_NATS / math.log(2)
 LOWEST_BITS = 1e-5
-"""Where the axis ends."""
+"""Where the axis ends at the latest."""
 
 
 class ActiveUnits(pl.Callback):
@@ -78,11 +78,12 @@ def _draw_panel(axis: Axes, branch: Branch, bits: Tensor) -> None:
     active = int((bits > ACTIVE_BITS).sum())
     places, heights = range(1, len(bits) + 1), bits.clamp(min=LOWEST_BITS)
     colour = BRANCH_COLOURS[branch]
-    axis.fill_between(places, LOWEST_BITS, heights, step="mid", color=colour, alpha=0.25)
+    lowest = max(LOWEST_BITS, min(ACTIVE_BITS, float(bits.min())) / 3)
+    axis.fill_between(places, lowest, heights, step="mid", color=colour, alpha=0.25)
     axis.step(places, heights, where="mid", color=colour)
     axis.axhline(ACTIVE_BITS, color=GREY, linestyle="--", linewidth=1, label="active above 0.01 nats")
     axis.set_yscale("log")
-    axis.set_ylim(LOWEST_BITS, max(10 * ACTIVE_BITS, 2 * float(bits.max())))
+    axis.set_ylim(lowest, max(10 * ACTIVE_BITS, 2 * float(bits.max())))
     axis.set_xlim(0.5, len(bits) + 0.5)
     axis.set_title(f"{branch}: {active} of {len(bits)} active, {float(bits.sum()):.2f} bits/token", fontsize=11)
     axis.set_xlabel("dimension, sorted", fontsize=9)

@@ -59,7 +59,7 @@ def draw_constraints(history: MetricHistory, constraints: dict[Branch, Constrain
         colour = BRANCH_COLOURS[branch]
         _draw_limited(axes[0, column], branch, constraint, steps, np.array(gaps) + constraint.limit)
         axes[1, column].plot(steps, multipliers, color=colour)
-        log_axis(axes[1, column], min(multipliers), max(multipliers))
+        log_axis(axes[1, column], "y", min(multipliers), max(multipliers))
         axes[1, column].set_ylabel(f"factor of {constraint.term}", fontsize=9)
         axes[1, column].set_xlabel("step", fontsize=9)
     return rendered(figure)

@@ -1,5 +1,7 @@
 """How figures look: matplotlib without global state, colours that colour-blind people can tell apart."""
 
+from typing import Literal
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -35,12 +37,13 @@ def tidy(axis: Axes) -> None:
     axis.tick_params(labelsize=9)
 
 
-def log_axis(axis: Axes, lowest: float, highest: float) -> None:
-    """A logarithmic y axis with plain numbers, also where it spans less than a decade."""
-    axis.set_yscale("log")
-    axis.yaxis.set_major_formatter("{x:g}")
-    axis.yaxis.set_minor_formatter("{x:g}" if highest < 10 * lowest else NullFormatter())
-    axis.tick_params(which="minor", labelsize=9)
+def log_axis(axis: Axes, name: Literal["x", "y"], lowest: float, highest: float) -> None:
+    """A logarithmic axis with plain numbers, also where it spans less than a decade."""
+    axis.set(**{f"{name}scale": "log"})
+    scaled = axis.xaxis if name == "x" else axis.yaxis
+    scaled.set_major_formatter("{x:g}")
+    scaled.set_minor_formatter("{x:g}" if highest < 10 * lowest else NullFormatter())
+    axis.tick_params(axis=name, which="minor", labelsize=8)
 
 
 def rendered(figure: Figure) -> Image.Image:

@@ -13,7 +13,7 @@ from matplotlib.colors import Normalize
 from PIL.Image import Image
 from torch import Tensor
 
-from infotok_lit.callbacks.figures import BRANCH_COLOURS, GREY, panels, rendered
+from infotok_lit.callbacks.figures import BRANCH_COLOURS, GREY, log_axis, panels, rendered
 from infotok_lit.callbacks.history import MetricHistory, logs_now
 from infotok_lit.callbacks.pictures import publish
 from infotok_lit.data.scenes.answer_entropy import answer_bits, answer_entropy_bits
@@ -163,8 +163,8 @@ class InformationPlane(pl.Callback):
         return [measure for measure in MEASURES if there(measure)] or [m for m in (OWN_LOSS,) if there(m)]
 
     def _draw_panel(self, axis: Axes, branch: Branch, measure: Relevance, colours: ScalarMappable) -> None:
-        steps, rates, relevance = self.points(self.training, "train", branch, measure)
-        axis.plot(rates, relevance, color=GREY, linewidth=0.7, alpha=0.6, label="training batches")
+        _, trained_rates, trained = self.points(self.training, "train", branch, measure)
+        axis.plot(trained_rates, trained, color=GREY, linewidth=0.7, alpha=0.6, label="training batches")
         steps, rates, relevance = self.points(self.validation, "val", branch, measure)
         axis.plot(rates, relevance, color=BRANCH_COLOURS[branch], linewidth=1.4, label="validation")
         axis.scatter(rates, relevance, c=steps, norm=colours.norm, cmap=colours.cmap, edgecolor="white", s=46, zorder=3)
@@ -172,6 +172,13 @@ class InformationPlane(pl.Callback):
         axis.set_xlabel(f"rate, bits per {self.unit}: upper bound on I(Z\u0303; I)", fontsize=9)
         axis.set_ylabel(self._relevance_axis(branch, measure), fontsize=9)
         axis.legend(fontsize=8, frameon=False)
+        all_rates = np.concatenate([rates, trained_rates])
+        log_axis(axis, "x", all_rates.min(), all_rates.max())
+        # Where 0 means nothing, the first steps lie far below it, and all that matters just above.
+        absolute = measure is ALIGNMENT or self._is_absolute(branch, measure)
+        if absolute and min(relevance.min(initial=0), trained.min(initial=0)) < -2:
+            axis.set_yscale("symlog", linthresh=1)
+            axis.yaxis.set_major_formatter("{x:g}")
 
     def _relevance_axis(self, branch: Branch, measure: Relevance) -> str:
         if measure is OWN_LOSS and branch == "understanding":
