@@ -85,7 +85,7 @@ def test_a_points_settings_reach_the_command(bench) -> None:
 def test_calls_at_the_same_time_measure_so_many_points_and_no_more(bench, sampler) -> None:
     study = swept(bench, SPACE, seeds=(0,), sampler=sampler, trials=8)
     fork = multiprocessing.get_context("fork")
-    calls = [fork.Process(target=bench.run, args=(study, workers)) for workers in (2, 1)]
+    calls = [fork.Process(target=bench.run, args=(study, workers), daemon=True) for workers in (2, 1)]
     for call in calls:
         call.start()
     for call in calls:
