@@ -75,7 +75,8 @@ def test_the_ablation_has_the_papers_rows_and_the_controls(monkeypatch) -> None:
     inline = cells["inline"].model.objective_config
     assert noise.optimiser_config.heads_lr == 0, "its strength stays"
     assert noise.objective_config.projection.initial_std == inline.projection.initial_std
-    assert cells["dropout"].model.base_model.settings["mar"]["dropout"] > 0
+    dropout = cells["dropout"].model.base_model
+    assert dropout.build().config.mar.dropout == 0.1, "the shipped weights are read, with the dropout asked for"
 
 
 def test_small_real_runs_from_start_to_table(tmp_path, monkeypatch, capsys) -> None:

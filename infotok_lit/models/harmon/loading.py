@@ -1,7 +1,7 @@
 """Building Harmon from an exported folder, from official checkpoints, or fresh."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -114,6 +114,8 @@ def read_official(weights: Path, parts: Mapping[str, Path], config: HarmonConfig
 
 def differing_parts(found: HarmonConfig, wanted: HarmonConfig) -> list[str]:
     """The entries in which two Harmons differ so that weights of one do not fit the other."""
+    # Dropout has no weights, and acts in training only.
+    found = replace(found, mar=replace(found.mar, dropout=wanted.mar.dropout))
     return [name for name in ("autoencoder", "mar", "llm") if getattr(found, name) != getattr(wanted, name)]
 
 
