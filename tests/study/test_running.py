@@ -15,6 +15,7 @@ from study.studies import METRICS, Bench
 from infotok_lit.study import queue, work
 from infotok_lit.study.cells import row_cells
 from infotok_lit.study.config import Study
+from infotok_lit.study.lock import try_lock
 from infotok_lit.study.record import LOG_FILE, read_record
 
 FORK = multiprocessing.get_context("fork")
@@ -115,6 +116,7 @@ def test_a_run_that_outlives_its_killed_study_is_waited_for(bench) -> None:
     wait_until(lambda: ("waits", 0) in bench.starts())
     os.kill(call.pid, signal.SIGKILL)
     call.join()
+    assert try_lock(row_cells(study)[0].folder) is None, "the run has inherited the lock"
     second = start(bench, study)
     wait_until(lambda: ["end", "b"] in [[note[0], bench.cell(note[1])[0]] for note in bench.notes()])
     time.sleep(0.3)
