@@ -108,7 +108,7 @@ def tables(result: dict[str, Any]) -> "list[Table]":
     shown = []
     for branch in dict.fromkeys(row["branch"] for row in result["rows"]):
         rows = [row for row in result["rows"] if row["branch"] == branch]
-        own = Table(box=SIMPLE_HEAD, title=f"{branch}: bits per image, at least (\u00b1 standard error)")
+        own = Table(box=SIMPLE_HEAD, title=f"{branch}: bits per image, at least", caption="\u00b1 standard error")
         for column in ("", "of", *(row["features"].replace(" ", "\n") for row in rows)):
             own.add_column(column, justify="right" if column else "left", no_wrap=True)
         parts = list(rows[0]["parts"])
@@ -125,7 +125,8 @@ def tables(result: dict[str, Any]) -> "list[Table]":
 
 
 def _cell(bits: dict[str, float]) -> str:
-    return f"{bits['mean']:.2f} \u00b1{bits['error']:.1f}"
+    # Adding 0 turns a rounded -0 into 0.
+    return f"{round(bits['mean'], 2) + 0.0:.2f} \u00b1{bits['error']:.1f}"
 
 
 def _parser() -> argparse.ArgumentParser:

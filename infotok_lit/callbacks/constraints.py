@@ -69,6 +69,8 @@ def _draw_limited(axis: Axes, branch: Branch, constraint: Constraint, steps: lis
     name, unit = ("budget", "bits per token") if constraint.quantity == RATE else ("target", "nats per element")
     axis.plot(steps, values, color=BRANCH_COLOURS[branch], label="measured, per logged step")
     axis.axhline(constraint.limit, color=GREY, linestyle="--", linewidth=1, label=f"{name}: {constraint.limit:g}")
+    if constraint.quantity == RATE:
+        log_axis(axis, "y", min(*values, constraint.limit), max(*values, constraint.limit))
     axis.set_title(branch, fontsize=11, color=BRANCH_COLOURS[branch])
     axis.set_ylabel(f"{'rate' if constraint.quantity == RATE else 'sufficiency'}, {unit}", fontsize=9)
     axis.legend(fontsize=8, frameon=False)

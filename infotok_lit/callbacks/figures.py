@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from PIL import Image
 
 from infotok_lit.objective.config import Branch
@@ -41,9 +41,10 @@ def log_axis(axis: Axes, name: Literal["x", "y"], lowest: float, highest: float)
     """A logarithmic axis with plain numbers, also where it spans less than a decade."""
     axis.set(**{f"{name}scale": "log"})
     scaled = axis.xaxis if name == "x" else axis.yaxis
+    span = highest / max(lowest, 1e-9)
+    scaled.set_major_locator(MaxNLocator(5) if span < 10 else LogLocator(subs=(1, 2, 5) if span < 300 else (1,)))
     scaled.set_major_formatter("{x:g}")
-    scaled.set_minor_formatter("{x:g}" if highest < 10 * lowest else NullFormatter())
-    axis.tick_params(axis=name, which="minor", labelsize=8)
+    scaled.set_minor_formatter(NullFormatter())
 
 
 def rendered(figure: Figure) -> Image.Image:
