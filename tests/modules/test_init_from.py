@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from infotok_lit.assets import embedded_base
+from infotok_lit.cli import main as command_line
 from infotok_lit.export import export_model
 from infotok_lit.models.checkpoint import CheckpointError
 from infotok_lit.models.families import load_folder
@@ -23,6 +24,14 @@ def test_the_embedded_base_by_name_and_by_folder() -> None:
         loaded = weights(HarmonModule(init_from=source))
         assert loaded.keys() == expected.keys()
         assert all(torch.equal(loaded[name], expected[name]) for name in expected)
+
+
+def test_a_size_without_an_embedded_base_is_one_message(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert command_line(["fit", "--model.init_args.size", "0.5b"]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("infotok_lit: no base of family harmon and size 0.5b ships with the package, only harmon_")
+    assert said.endswith("set model.init_from to weights of your own, or to null for random ones")
 
 
 def test_an_official_file_alone(tmp_path) -> None:
