@@ -15,7 +15,7 @@ def embedded_base(family: str, size: str) -> Path:
     if not folder.is_dir():
         shipped = ", ".join(sorted(path.parent.name for path in ASSETS.glob("*/config.json")))
         raise MissingFileError(
-            f"no base of family {family} and size {size} ships with the package, only {shipped}: set model.init_from to "
-            "weights of your own, or to null for random ones"
+            f"no base of family {family} and size {size} ships with the package, only {shipped}: set model.init_from "
+            "to weights of your own, or to null for random ones"
         )
     return folder
