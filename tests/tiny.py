@@ -24,9 +24,10 @@ from infotok_lit.models.showo2.config import DiffusionHeadConfig, SemanticConfig
 from infotok_lit.models.showo2.config import DrawingConfig as Showo2DrawingConfig
 from infotok_lit.models.showo2.config import config_of_size as config_of_showo2
 from infotok_lit.models.unified import UnifiedModel
-from infotok_lit.modules.infotok_module import InfoTokModule, TaskWeights
+from infotok_lit.modules.infotok_module import InfoTokModule
 from infotok_lit.modules.lora import LoraConfig
 from infotok_lit.modules.optimiser import OptimiserConfig
+from infotok_lit.modules.task_weights import TaskWeights
 from infotok_lit.objective.config import DecoderConfig, ObjectiveConfig, ProjectionConfig, Term
 
 

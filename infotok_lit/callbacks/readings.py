@@ -8,7 +8,8 @@ from torch.nn import functional as F
 
 from infotok_lit.callbacks.pictures import captioned_grid, publish, to_uint8
 from infotok_lit.models.unified import UnderstandingBatch
-from infotok_lit.modules.infotok_module import BRANCHES, Reading
+from infotok_lit.modules.infotok_module import BRANCHES
+from infotok_lit.modules.results import Reading
 
 UNDERSTANDING = BRANCHES.index("understanding")
 OPACITY = 0.55

@@ -14,7 +14,8 @@ from infotok_lit.metrics.cka import LinearCKA
 from infotok_lit.models.text_batch import text_key
 from infotok_lit.models.unified import GenerationBatch
 from infotok_lit.modules.determinism import isolated_rng
-from infotok_lit.modules.infotok_module import BRANCHES, Reading
+from infotok_lit.modules.infotok_module import BRANCHES
+from infotok_lit.modules.results import Reading
 from infotok_lit.objective.config import Branch
 from infotok_lit.objective.distributed import gather_rows
 

@@ -5,7 +5,7 @@ A training checkpoint holds `base.*`, which is the model, and `infotok.*`, which
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import lightning.pytorch as pl
@@ -15,11 +15,10 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 
 from infotok_lit.data.datamodule import UnifiedDataModule
-from infotok_lit.metrics.code_usage import code_entropy_bits, code_usage_fraction
 from infotok_lit.metrics.scene_scores import QAExactMatch
 from infotok_lit.models.checkpoint import CheckpointError
 from infotok_lit.models.reconstruction import ReconstructionConfig
-from infotok_lit.models.unified import Batch, BranchOutput, GenerationBatch, TokenCodes, TokenLayout, UnifiedModel
+from infotok_lit.models.unified import Batch, GenerationBatch, UnifiedModel
 from infotok_lit.modules.base_model import BaseModel
 from infotok_lit.modules.determinism import StepSeed, isolated_rng
 from infotok_lit.modules.finite import check_finite_gradients, check_finite_losses
@@ -27,83 +26,17 @@ from infotok_lit.modules.heads import build_heads
 from infotok_lit.modules.lora import LoraConfig, add_adapters, merged
 from infotok_lit.modules.optimiser import OptimiserConfig, build_optimiser, freeze, warmup_cosine
 from infotok_lit.modules.part_gradients import part_gradient_norms
+from infotok_lit.modules.results import BranchResult, Reading, ReconstructionResult, objective_inputs
 from infotok_lit.modules.run import CHECKPOINT_KEY
+from infotok_lit.modules.task_weights import TaskWeights
 from infotok_lit.objective.config import Branch, ObjectiveConfig
 from infotok_lit.objective.distributed import global_mean
-from infotok_lit.objective.infotok import BranchObjective, InfoTok
-from infotok_lit.objective.inputs import BranchInputs, image_vector
+from infotok_lit.objective.infotok import InfoTok
+from infotok_lit.objective.inputs import image_vector
 from infotok_lit.objective.report import collapse_message, gradient_norms
 
 BRANCHES: tuple[Branch, ...] = ("understanding", "generation")
 CHECKPOINT_FORMAT = 1
-
-
-@dataclass(frozen=True)
-class TaskWeights:
-    """Weights of the base model's own losses in the total. What has weight 0 and serves no term is not computed.
-
-    Args:
-        understanding: Weight of the image-to-text loss.
-        generation: Weight of the text-to-image loss.
-        reconstruction: Weight of drawing the generation batch's images from what the model understands of them.
-    """
-
-    understanding: float = 1.0
-    generation: float = 1.0
-    reconstruction: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name, weight in asdict(self).items():
-            if weight < 0:
-                raise ValueError(f"task_weights.{name} is {weight}; set it to 0 (off) or above")
-
-
-@dataclass(frozen=True)
-class BranchResult:
-    """One branch of one step."""
-
-    output: BranchOutput
-    task_loss: Tensor
-    """The model's own loss, a mean over the global batch: this rank's share."""
-    objective: BranchObjective
-
-    def report(self) -> dict[str, Tensor]:
-        """What there is to know about the tokens: the objective's report, and for codes how they are used."""
-        found = self.output.codes
-        if found is None:
-            return self.objective.report
-        usage = {
-            "code_entropy_bits": code_entropy_bits(found.codes, found.num_codes),
-            "code_usage_fraction": code_usage_fraction(found.codes, found.num_codes),
-        }
-        return self.objective.report | usage
-
-
-@dataclass(frozen=True)
-class ReconstructionResult:
-    """The reconstruction loss of one step."""
-
-    task_loss: Tensor
-    """A mean over the global batch: this rank's share."""
-    quantiser_loss: Tensor | None
-    """None for continuous tokens."""
-
-
-@dataclass(frozen=True)
-class Reading:
-    """What validation learns from one batch of one branch."""
-
-    answers: list[str] | None
-    """The model's answers; None for generation."""
-    tokens: Tensor
-    """(B, N, D): the shared tokens."""
-    layout: TokenLayout
-    token_rates: Tensor | None
-    """(B, N) bits per token, None without a posterior."""
-    unit_rates: Tensor | None
-    """(d,) bits per token that each dimension carries, the mean of this rank's tokens; None without a posterior."""
-    codes: TokenCodes | None
-    """None for continuous tokens."""
 
 
 class InfoTokModule(pl.LightningModule):
@@ -150,7 +83,7 @@ class InfoTokModule(pl.LightningModule):
         settings: dict[str, Any] | None = None,
         objective: ObjectiveConfig = ObjectiveConfig(),  # noqa: B008 - frozen
         optimiser: OptimiserConfig = OptimiserConfig(),  # noqa: B008 - frozen
-        task_weights: TaskWeights = TaskWeights(),
+        task_weights: TaskWeights = TaskWeights(),  # noqa: B008 - frozen
         reconstruction: ReconstructionConfig = ReconstructionConfig(),  # noqa: B008 - frozen
         freeze: tuple[str, ...] = (),
         unfreeze: tuple[str, ...] = (),
@@ -408,24 +341,3 @@ class InfoTokModule(pl.LightningModule):
 
 
 _RECOMPUTED = ("warmup_steps", "final_factor")
-
-
-def objective_inputs(output: BranchOutput, image: Tensor | None = None) -> BranchInputs:
-    """What the objective reads, from what a model gives; `image` (B, F) where its estimator asks for it."""
-    return BranchInputs(
-        tokens=output.tokens,
-        token_index=output.token_index,
-        num_extra=output.layout.num_extra,
-        grid=output.layout.grid,
-        text_ids=output.text.ids,
-        text_mask=output.text.mask,
-        target_mask=output.text.target_mask,
-        text_key=output.text.key,
-        text_embedding=output.text_embedding.weight,
-        negative_ids=None if output.text.negatives is None else output.text.negatives.ids,
-        negative_mask=None if output.text.negatives is None else output.text.negatives.mask,
-        latents=output.latents,
-        latent_grid=output.latent_grid,
-        noise_level=output.noise_level,
-        image=image,
-    )

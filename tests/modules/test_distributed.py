@@ -21,7 +21,7 @@ from infotok_lit.models.harmon.model import Harmon
 from infotok_lit.models.openuni import model as openuni
 from infotok_lit.models.reconstruction import TemplateDraws, draw_templates
 from infotok_lit.models.showo2 import model as showo2
-from infotok_lit.modules.infotok_module import TaskWeights
+from infotok_lit.modules.task_weights import TaskWeights
 from infotok_lit.objective.distributed import rank, world_size
 from infotok_lit.objective.posterior import Posterior
 

@@ -11,7 +11,9 @@ from tiny import FAMILIES, TinyModule, scenes_data
 from infotok_lit.models.reconstruction import ReconstructionConfig
 from infotok_lit.modules.finite import NonFiniteError
 from infotok_lit.modules.harmon import HarmonModule
-from infotok_lit.modules.infotok_module import BRANCHES, TaskWeights, objective_inputs
+from infotok_lit.modules.infotok_module import BRANCHES
+from infotok_lit.modules.results import objective_inputs
+from infotok_lit.modules.task_weights import TaskWeights
 from infotok_lit.objective.config import ObjectiveConfig
 
 ALONE = TaskWeights(understanding=1.0, generation=0.0, reconstruction=1.0)

@@ -22,8 +22,8 @@ from infotok_lit.cli import main as command_line
 from infotok_lit.models.checkpoint import CheckpointError
 from infotok_lit.modules.finite import NonFiniteError
 from infotok_lit.modules.harmon import HarmonModule
-from infotok_lit.modules.infotok_module import TaskWeights
 from infotok_lit.modules.run import newest_checkpoint, read_run
+from infotok_lit.modules.task_weights import TaskWeights
 from infotok_lit.objective.config import BranchWeights, DualConfig, NegativesConfig
 from infotok_lit.training import last_checkpoint, main
 
