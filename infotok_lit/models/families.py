@@ -43,7 +43,7 @@ class FamilyLoading(Protocol):
         """The configuration of a size; ValueError if there is none."""
 
     def of_size(self, size: str, tokenizer: str | None, settings: Mapping[str, Any]) -> "UnifiedModel":
-        """A fresh model; `settings` change entries of the size's configuration (settings.py)."""
+        """A fresh model; `settings` change entries of the size's configuration (model_config.py)."""
 
     def rebuild(self, config: dict[str, Any], tokenizer: str, state: dict[str, "Tensor"]) -> "UnifiedModel":
         """The model of a training checkpoint, in evaluation mode; `state` has our own parameter names."""
@@ -83,9 +83,9 @@ def family_loading(family: str) -> FamilyLoading:
 
 def load_folder(folder: Path) -> "UnifiedModel":
     """The model in an exported folder, in evaluation mode."""
-    from infotok_lit.models.folder import read_config
+    from infotok_lit.models.folder import read_folder
 
-    family, _ = read_config(folder)
+    family, _ = read_folder(folder)
     return family_loading(family).from_folder(folder)
 
 

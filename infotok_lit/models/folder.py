@@ -31,7 +31,7 @@ def exported_family(folder: Path) -> str | None:
         return None
 
 
-def read_config(folder: Path) -> tuple[str, dict[str, Any]]:
+def read_folder(folder: Path) -> tuple[str, dict[str, Any]]:
     """The family and the configuration in a folder's config.json.
 
     Raises:
@@ -51,3 +51,19 @@ def read_config(folder: Path) -> tuple[str, dict[str, Any]]:
     if version != FORMAT:
         raise CheckpointError(f"{path} has format {version}; this version of infotok_lit reads format {FORMAT}")
     return family, config
+
+
+def read_config(folder: Path, family: str, title: str) -> dict[str, Any]:
+    """The configuration in a folder; CheckpointError if it holds another family than this, `title` in messages."""
+    found, config = read_folder(folder)
+    if found != family:
+        from infotok_lit.models.checkpoint import CheckpointError
+
+        raise CheckpointError(f"{folder} holds a {found} model, not {title}")
+    return config
+
+
+def first_existing(folder: Path, *names: str) -> Path:
+    """The first of the files that is there; the first name where none is, for the error that follows."""
+    paths = [folder / name for name in names]
+    return next((path for path in paths if path.exists()), paths[0])

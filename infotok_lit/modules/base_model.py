@@ -9,7 +9,6 @@ from infotok_lit.assets import embedded_base
 from infotok_lit.models.checkpoint import CheckpointError
 from infotok_lit.models.families import FamilyLoading, family_config, family_loading
 from infotok_lit.models.folder import exported_family
-from infotok_lit.models.settings import with_settings
 from infotok_lit.models.unified import UnifiedModel
 from infotok_lit.modules.run import find_checkpoint, load_base_weights
 
@@ -56,7 +55,7 @@ class BaseModel:
         if self.init_from is None:
             return self._fresh()
         source = embedded_base(self.family, self.size) if self.init_from == EMBEDDED else Path(self.init_from)
-        wanted = with_settings(self._loading.config_of_size(self.size), self.settings)
+        wanted = self._loading.config_of_size(self.size).with_settings(self.settings)
         if exported_family(source) is not None:
             found, official = self._loading.read_exported(source)
             self._check_same(found, wanted, source)

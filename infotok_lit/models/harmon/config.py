@@ -1,9 +1,10 @@
 """The sizes of Harmon: everything that is needed to build the network, as plain numbers."""
 
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
 
 from infotok_lit.models.language_model_config import LanguageModelConfig
+from infotok_lit.models.model_config import ModelConfig
 
 
 @dataclass(frozen=True)
@@ -77,8 +78,10 @@ class DrawingConfig:
 
 
 @dataclass(frozen=True)
-class HarmonConfig:
+class HarmonConfig(ModelConfig):
     """A whole Harmon."""
+
+    title: ClassVar[str] = "Harmon"
 
     autoencoder: AutoencoderConfig
     mar: MARConfig
@@ -97,33 +100,6 @@ class HarmonConfig:
     def token_pixels(self) -> int:
         """Pixels per side of a token."""
         return self.autoencoder.stride * self.mar.patch_size
-
-    def to_dict(self) -> dict[str, Any]:
-        """Primitives only, for config.json."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "HarmonConfig":
-        """Inverse of to_dict.
-
-        Raises:
-            ValueError: for an unknown or missing entry, which the message names.
-        """
-        parts = {
-            "autoencoder": AutoencoderConfig,
-            "mar": MARConfig,
-            "llm": LanguageModelConfig,
-            "drawing": DrawingConfig,
-        }
-        try:
-            built = {name: build(**_tuples(values[name])) for name, build in parts.items() if name in values}
-            return cls(**{**values, **built})
-        except TypeError as error:
-            raise ValueError(f"config.json does not describe a Harmon model: {error}") from error
-
-
-def _tuples(values: dict[str, Any]) -> dict[str, Any]:
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
 Size = Literal["scenes32", "0.5b", "1.5b"]

@@ -9,12 +9,11 @@ from typing import Any
 from torch import Tensor
 
 from infotok_lit.assets import SCENES_TOKENIZER
-from infotok_lit.models.checkpoint import CheckpointError, read_weights
-from infotok_lit.models.folder import read_config
+from infotok_lit.models.checkpoint import read_weights
+from infotok_lit.models.folder import first_existing, read_config
 from infotok_lit.models.harmon.config import HarmonConfig, Size, config_of_size
 from infotok_lit.models.harmon.model import Harmon
 from infotok_lit.models.harmon.processor import HarmonProcessor
-from infotok_lit.models.settings import with_settings
 from infotok_lit.models.tokenizer import load_tokenizer
 
 TOKENIZERS: dict[Size, str] = {
@@ -32,7 +31,7 @@ def of_size(size: Size, tokenizer: str | None = None, settings: Mapping[str, Any
         tokenizer: a folder, a name on the Hugging Face hub, or a size, for its own; default: the one of `size`.
         settings: entries of the configuration that differ from the size's.
     """
-    return build(with_settings(config_of_size(size), settings), tokenizer or size)
+    return build(config_of_size(size).with_settings(settings), tokenizer or size)
 
 
 def build(config: HarmonConfig, tokenizer: str) -> Harmon:
@@ -58,12 +57,9 @@ def from_folder(folder: Path) -> Harmon:
 
 def read_exported(folder: Path) -> "tuple[HarmonConfig, OfficialWeights]":
     """The configuration and the weights in an exported folder; CheckpointError if it holds another family."""
-    family, values = read_config(folder)
-    if family != Harmon.family:
-        raise CheckpointError(f"{folder} holds a {family} model, not Harmon")
-    config = HarmonConfig.from_dict(values)
-    weights = _first_existing(folder, "harmon.safetensors", "harmon.pth")
-    autoencoder = _first_existing(folder, "kl16.safetensors", "kl16.ckpt")
+    config = HarmonConfig.from_dict(read_config(folder, Harmon.family, Harmon.title))
+    weights = first_existing(folder, "harmon.safetensors", "harmon.pth")
+    autoencoder = first_existing(folder, "kl16.safetensors", "kl16.ckpt")
     return config, read_official(weights, {"autoencoder": autoencoder}, config)
 
 
@@ -124,9 +120,3 @@ def rebuild(config: dict[str, Any], tokenizer: str, state: dict[str, Tensor]) ->
     model = build(HarmonConfig.from_dict(config), tokenizer)
     model.load_state_dict(state)
     return model.eval()
-
-
-def _first_existing(folder: Path, *names: str) -> Path:
-    """The first of the files that is there; the first name where none is, for the error that follows."""
-    paths = [folder / name for name in names]
-    return next((path for path in paths if path.exists()), paths[0])

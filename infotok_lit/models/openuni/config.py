@@ -1,9 +1,10 @@
 """The sizes of OpenUni: everything that is needed to build the network, as plain numbers."""
 
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Literal
 
 from infotok_lit.models.language_model_config import LanguageModelConfig
+from infotok_lit.models.model_config import ModelConfig
 
 
 @dataclass(frozen=True)
@@ -96,8 +97,10 @@ class DrawingConfig:
 
 
 @dataclass(frozen=True)
-class OpenUniConfig:
+class OpenUniConfig(ModelConfig):
     """A whole OpenUni."""
+
+    title: ClassVar[str] = "OpenUni"
 
     vision: VisionConfig
     llm: LanguageModelConfig
@@ -118,37 +121,6 @@ class OpenUniConfig:
         "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。"
     )
     """System prompt of conversations about images: InternVL3's own."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Primitives only, for config.json."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "OpenUniConfig":
-        """Inverse of to_dict.
-
-        Raises:
-            ValueError: for an unknown or missing entry, which the message names.
-        """
-        try:
-            built = {name: build(**_tuples(values[name])) for name, build in _PARTS.items() if name in values}
-            return cls(**{**values, **built})
-        except TypeError as error:
-            raise ValueError(f"this does not describe an OpenUni model: {error}") from error
-
-
-_PARTS = {
-    "vision": VisionConfig,
-    "llm": LanguageModelConfig,
-    "connector": ConnectorConfig,
-    "transformer": DiffusionTransformerConfig,
-    "autoencoder": AutoencoderConfig,
-    "drawing": DrawingConfig,
-}
-
-
-def _tuples(values: dict[str, Any]) -> dict[str, Any]:
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
 Size = Literal["scenes32", "b-512", "l-512", "l-1024"]

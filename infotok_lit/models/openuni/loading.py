@@ -10,11 +10,10 @@ from torch import Tensor
 
 from infotok_lit.assets import SCENES_TOKENIZER
 from infotok_lit.models.checkpoint import CheckpointError, State, read_weights
-from infotok_lit.models.folder import read_config
+from infotok_lit.models.folder import first_existing, read_config
 from infotok_lit.models.openuni.config import OpenUniConfig, Size, config_of_size
 from infotok_lit.models.openuni.model import OWN_PARTS, OpenUni
 from infotok_lit.models.openuni.processor import OpenUniProcessor, add_missing_tokens
-from infotok_lit.models.settings import with_settings
 from infotok_lit.models.tokenizer import load_tokenizer
 
 TOKENIZERS: dict[Size, str] = {
@@ -35,7 +34,7 @@ def of_size(size: Size, tokenizer: str | None = None, settings: Mapping[str, Any
         tokenizer: a folder, a name on the Hugging Face hub, or a size, for its own; default: the one of `size`.
         settings: entries of the configuration that differ from the size's.
     """
-    return build(with_settings(config_of_size(size), settings), tokenizer or size)
+    return build(config_of_size(size).with_settings(settings), tokenizer or size)
 
 
 def build(config: OpenUniConfig, tokenizer: str) -> OpenUni:
@@ -67,15 +66,12 @@ def from_folder(folder: Path) -> OpenUni:
 
 def read_exported(folder: Path) -> "tuple[OpenUniConfig, OfficialWeights]":
     """The configuration and the weights in an exported folder; CheckpointError if it holds another family."""
-    family, values = read_config(folder)
-    if family != OpenUni.family:
-        raise CheckpointError(f"{folder} holds a {family} model, not OpenUni")
-    config = OpenUniConfig.from_dict(values)
+    config = OpenUniConfig.from_dict(read_config(folder, OpenUni.family, OpenUni.title))
     parts = {
-        "vlm": _first_existing(folder, "internvl3.safetensors", "internvl3.ckpt"),
-        "autoencoder": _first_existing(folder, "dc_ae.safetensors", "dc_ae.ckpt"),
+        "vlm": first_existing(folder, "internvl3.safetensors", "internvl3.ckpt"),
+        "autoencoder": first_existing(folder, "dc_ae.safetensors", "dc_ae.ckpt"),
     }
-    return config, read_official(_first_existing(folder, "openuni.safetensors", "openuni.pth"), parts, config)
+    return config, read_official(first_existing(folder, "openuni.safetensors", "openuni.pth"), parts, config)
 
 
 def from_official(weights: Path, size: Size, parts: Mapping[str, Path], tokenizer: str | None) -> OpenUni:
@@ -159,9 +155,3 @@ def _refuse_unknown(state: State, weights: Path) -> None:
         raise CheckpointError(
             f"the weights in {weights} do not fit: {len(unknown)} unexpected: {', '.join(unknown[:5])}"
         )
-
-
-def _first_existing(folder: Path, *names: str) -> Path:
-    """The first of the files that is there; the first name where none is, for the error that follows."""
-    paths = [folder / name for name in names]
-    return next((path for path in paths if path.exists()), paths[0])

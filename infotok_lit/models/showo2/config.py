@@ -1,10 +1,11 @@
 """The sizes of Show-o2: everything that is needed to build the network, as plain numbers."""
 
 import math
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Literal
 
 from infotok_lit.models.language_model_config import LanguageModelConfig
+from infotok_lit.models.model_config import ModelConfig
 
 PATCH_SIZE = 2
 """Latent pixels per side of a token."""
@@ -124,8 +125,10 @@ class PromptConfig:
 
 
 @dataclass(frozen=True)
-class Showo2Config:
+class Showo2Config(ModelConfig):
     """A whole Show-o2."""
+
+    title: ClassVar[str] = "Show-o2"
 
     autoencoder: AutoencoderConfig
     semantic: SemanticConfig
@@ -151,39 +154,6 @@ class Showo2Config:
     def num_image_tokens(self) -> int:
         """Language-model slots of one image: the time, then the grid."""
         return 1 + (self.image_size // self.token_pixels) ** 2
-
-    def to_dict(self) -> dict[str, Any]:
-        """Primitives only, for config.json."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "Showo2Config":
-        """Inverse of to_dict.
-
-        Raises:
-            ValueError: for an unknown or missing entry, which the message names.
-        """
-        try:
-            built = {name: build(**_tuples(values[name])) for name, build in _PARTS.items() if name in values}
-            return cls(**{**values, **built})
-        except TypeError as error:
-            raise ValueError(f"this does not describe a Show-o2 model: {error}") from error
-
-
-_PARTS = {
-    "autoencoder": AutoencoderConfig,
-    "semantic": SemanticConfig,
-    "llm": LanguageModelConfig,
-    "diffusion_head": DiffusionHeadConfig,
-    "drawing": DrawingConfig,
-    "training_time": TrainingTimeConfig,
-    "prompts": PromptConfig,
-    "quantiser": QuantiserConfig,
-}
-
-
-def _tuples(values: dict[str, Any]) -> dict[str, Any]:
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
 Size = Literal["scenes32", "1.5b", "1.5b-hq", "7b"]

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from infotok_lit.assets import SCENES_TOKENIZER
-from infotok_lit.models.checkpoint import CheckpointError, read_weights
-from infotok_lit.models.folder import read_config
-from infotok_lit.models.settings import with_settings
+from infotok_lit.models.checkpoint import read_weights
+from infotok_lit.models.folder import first_existing, read_config
 from infotok_lit.models.showo2.config import Showo2Config, Size, config_of_size
 from infotok_lit.models.showo2.keys import EMBEDDINGS, LM_HEAD
 from infotok_lit.models.showo2.model import Showo2
@@ -36,7 +35,7 @@ def of_size(size: Size, tokenizer: str | None = None, settings: Mapping[str, Any
         tokenizer: a folder, a name on the Hugging Face hub, or a size, for its own; default: the one of `size`.
         settings: entries of the configuration that differ from the size's.
     """
-    return build(with_settings(config_of_size(size), settings), tokenizer or size)
+    return build(config_of_size(size).with_settings(settings), tokenizer or size)
 
 
 def build(config: Showo2Config, tokenizer: str) -> Showo2:
@@ -64,16 +63,13 @@ def from_folder(folder: Path) -> Showo2:
 
 def read_exported(folder: Path) -> "tuple[Showo2Config, OfficialWeights]":
     """The configuration and the weights in an exported folder; CheckpointError if it holds another family."""
-    family, values = read_config(folder)
-    if family != Showo2.family:
-        raise CheckpointError(f"{folder} holds a {family} model, not Show-o2")
-    config = Showo2Config.from_dict(values)
-    weights = _first_existing(folder, "showo2.safetensors", "showo2.pth")
-    autoencoder = _first_existing(folder, "wan_vae.safetensors", "wan_vae.ckpt")
+    config = Showo2Config.from_dict(read_config(folder, Showo2.family, Showo2.title))
+    weights = first_existing(folder, "showo2.safetensors", "showo2.pth")
+    autoencoder = first_existing(folder, "wan_vae.safetensors", "wan_vae.ckpt")
     official = read_official(weights, {"autoencoder": autoencoder}, config)
     if config.quantiser.kind == "none":
         return config, official
-    quantiser = read_weights(_first_existing(folder, "quantiser.safetensors", "quantiser.ckpt"))
+    quantiser = read_weights(first_existing(folder, "quantiser.safetensors", "quantiser.ckpt"))
     return config, replace(official, quantiser=quantiser)
 
 
@@ -149,9 +145,3 @@ def _warn_of_untied_head(state: Mapping[str, Tensor], source: Path) -> None:
             "embedding table is used for both. To keep them apart, set settings.llm.tie_word_embeddings to false",
             stacklevel=2,
         )
-
-
-def _first_existing(folder: Path, *names: str) -> Path:
-    """The first of the files that is there; the first name where none is, for the error that follows."""
-    paths = [folder / name for name in names]
-    return next((path for path in paths if path.exists()), paths[0])

@@ -1,9 +1,10 @@
 """The sizes of Toy; imports nothing heavy, because the command line reads it."""
 
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
 
 from infotok_lit.models.language_model_config import LanguageModelConfig
+from infotok_lit.models.model_config import ModelConfig
 
 Size = Literal["scenes32"]
 PARTS: dict[str, str] = {}
@@ -18,8 +19,10 @@ class DrawingConfig:
 
 
 @dataclass(frozen=True)
-class ToyConfig:
+class ToyConfig(ModelConfig):
     """A whole Toy."""
+
+    title: ClassVar[str] = "Toy"
 
     llm: LanguageModelConfig
     drawing: DrawingConfig = field(default_factory=DrawingConfig)
@@ -29,19 +32,6 @@ class ToyConfig:
     """Frequencies per axis and block that a latent keeps."""
     image_size: int = 32
     """Side of the square images, in pixels."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Primitives only, for config.json."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "ToyConfig":
-        """Inverse of to_dict; ValueError for an unknown or missing entry, which the message names."""
-        try:
-            parts = {"llm": LanguageModelConfig(**values["llm"]), "drawing": DrawingConfig(**values["drawing"])}
-            return cls(**{**values, **parts})
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"this does not describe a Toy: {error}") from error
 
 
 def config_of_size(size: Size) -> ToyConfig:

@@ -9,9 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from infotok_lit.assets import SCENES_TOKENIZER
-from infotok_lit.models.checkpoint import CheckpointError, read_weights
-from infotok_lit.models.folder import read_config
-from infotok_lit.models.settings import with_settings
+from infotok_lit.models.checkpoint import read_weights
+from infotok_lit.models.folder import first_existing, read_config
 from infotok_lit.models.tokenizer import load_tokenizer
 from infotok_lit.models.toy.config import ToyConfig, config_of_size
 from infotok_lit.models.toy.model import KEYS, Toy
@@ -30,7 +29,7 @@ def build(config: ToyConfig, tokenizer: str) -> Toy:
 
 def of_size(size: str, tokenizer: str | None = None, settings: Mapping[str, Any] = MappingProxyType({})) -> Toy:
     """A fresh Toy of a size; `settings` change entries of its configuration."""
-    return build(with_settings(config_of_size(size), settings), tokenizer or size)
+    return build(config_of_size(size).with_settings(settings), tokenizer or size)
 
 
 def rebuild(config: dict[str, Any], tokenizer: str, state: dict[str, Tensor]) -> Toy:
@@ -63,12 +62,8 @@ def read_official(weights: Path, parts: Mapping[str, Path], config: ToyConfig) -
 
 def read_exported(folder: Path) -> tuple[ToyConfig, OfficialWeights]:
     """The configuration and the weights in an exported folder."""
-    family, values = read_config(folder)
-    if family != Toy.family:
-        raise CheckpointError(f"{folder} holds a {family} model, not Toy")
-    config = ToyConfig.from_dict(values)
-    names = [folder / "toy.safetensors", folder / "toy.pth"]
-    return config, read_official(next((path for path in names if path.exists()), names[0]), {}, config)
+    config = ToyConfig.from_dict(read_config(folder, Toy.family, Toy.title))
+    return config, read_official(first_existing(folder, "toy.safetensors", "toy.pth"), {}, config)
 
 
 def from_folder(folder: Path) -> Toy:
