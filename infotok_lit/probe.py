@@ -32,10 +32,10 @@ def main(argv: Sequence[str]) -> int:
     """`probe --model DIR_OR_RUN [--scenes scenes64] [--out probe.json]`."""
     parser = _parser()
     arguments = parser.parse_args(argv[1:])
-    from infotok_lit.scene_probe import ProbeOptions, measure
+    from infotok_lit.modules.scene_probe import ProbeOptions, measure
 
-    options = ProbeOptions(**{name: getattr(arguments, name) for name in asdict(ProbeOptions())})
     try:
+        options = ProbeOptions(**{name: getattr(arguments, name) for name in asdict(ProbeOptions())})
         base, heads, running = _load(arguments)
     except (ValueError, OSError) as error:
         parser.error(str(error))
@@ -140,5 +140,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--batch_size", type=at_least(1), default=50, help="scenes at a time; default: 50")
     parser.add_argument("--seed", type=at_least(0), default=0, help="of scenes and random numbers; default: 0")
+    parser.add_argument("--texture", type=float, help="strength of the background in [0, 1]; default: the family's own")
+    parser.add_argument("--jitter", type=float, help="most pixels off a cell's centre; default: the family's own")
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="also write the numbers here")
     return parser

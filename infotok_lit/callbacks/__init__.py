@@ -8,6 +8,7 @@ from infotok_lit.callbacks.export import ExportInference
 from infotok_lit.callbacks.information_plane import InformationPlane
 from infotok_lit.callbacks.readings import Readings
 from infotok_lit.callbacks.report import FinalReport
+from infotok_lit.callbacks.scene_probes import SceneProbes
 from infotok_lit.callbacks.token_similarity import TokenSimilarity
 
 __all__ = [
@@ -19,5 +20,6 @@ __all__ = [
     "FinalReport",
     "InformationPlane",
     "Readings",
+    "SceneProbes",
     "TokenSimilarity",
 ]

@@ -25,6 +25,8 @@ INFORMATION_ROWS = (
     ("active units (fraction)", "active_units_fraction"),
     ("sufficiency S (nats/element)", "sufficiency_nats_per_element"),
     ("alignment bound (nats)", "alignment_bound_nats"),
+    ("structure in the tokens (bits/image)", "probe/structure_bits"),
+    ("texture in the tokens (bits/image)", "probe/texture_bits"),
 )
 """Label, name in the objective's report."""
 

@@ -113,6 +113,11 @@ class UnifiedDataModule(LightningDataModule):
         return [self._val_loader(branch) for branch in BRANCH_IDS]
 
     @property
+    def validation_sources(self) -> dict[Branch, Source]:
+        """What each branch is validated on."""
+        return dict(self._val)
+
+    @property
     def broken_samples(self) -> int:
         """How many broken samples training has skipped so far, in this process."""
         return self._tally.broken

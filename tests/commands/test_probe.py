@@ -13,7 +13,7 @@ from infotok_lit.data.scenes import Scenes
 from infotok_lit.models.unified import BranchOutput, TokenLayout
 from infotok_lit.modules.heads import read_heads
 from infotok_lit.modules.run import read_run, rebuild_base
-from infotok_lit.scene_probe import ProbeOptions, collect, measure, on_canvas
+from infotok_lit.modules.scene_probe import ProbeOptions, collect, measure, on_canvas
 
 FEW = ["--train", "60", "--test", "20", "--batch_size", "40", "--device", "cpu"]
 PARTS = ["place", "shape", "colour", "size", "frequency", "phase", "noise"]
@@ -108,6 +108,7 @@ def test_tokens_lie_where_they_belong_and_hidden_places_are_zero():
         (["--model", "nowhere"], "there is no model at nowhere"),
         (["--model", ".", "--train", "3"], "3 is not 50 or more"),
         (["--model", ".", "--scenes", "scenes16"], "scenes16"),
+        (["--model", ".", "--texture", "1.5"], "texture must lie in [0, 1], got 1.5"),
     ],
 )
 def test_wrong_arguments_are_refused_by_name(arguments, said, tmp_path, monkeypatch, capsys):

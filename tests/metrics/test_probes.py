@@ -10,6 +10,7 @@ from scipy.special import i0e
 from torch import Tensor
 
 from infotok_lit.data.scenes.prior import ScenePrior
+from infotok_lit.data.scenes.render import background
 from infotok_lit.data.scenes.source import Scenes
 from infotok_lit.data.scenes.spec import SPECS
 from infotok_lit.metrics.probes import Bits, Split, classify, coordinates, ridge
@@ -132,6 +133,20 @@ def test_a_gaussian_channel_of_the_noise_carries_its_capacity(truth):
     # A linear map of 64 features from 640 scenes errs by about a tenth more than the best one.
     assert_bound(found.parts["noise"], kept**2 / 2 * math.log2(1 + ratio), slack=kept**2 / 2 * math.log2(1.12))
     assert abs(found.structure.mean) < 0.1 and abs(found.parts["phase"].mean) < 0.1
+
+
+@pytest.mark.parametrize("texture", [0.0, 0.1, 0.6])
+def test_the_strength_of_the_texture_decides_what_a_noisy_camera_sees_of_it(texture, truth):
+    """Backgrounds as rendered, in Gaussian noise; given the waves, each component of theirs is a Gaussian channel."""
+    kept, camera = 8, 15.0
+    images = np.stack([background(32, texture, scene.texture_seed) for scene in truth.scenes])
+    components = torch.from_numpy(dctn(images, axes=(1, 2), norm="ortho")[:, :kept, :kept]).float().flatten(1)
+    found = measured(components + camera * noise(COUNT, kept**2), truth)
+    capacity = kept**2 / 2 * math.log2(1 + (127.5 * texture * 0.4 / camera) ** 2 / 3)
+    # A map from so few scenes finds most of it, not all.
+    assert_bound(found.parts["noise"], capacity, slack=0.4 * capacity)
+    if texture == 0:
+        assert abs(found.texture.mean) < 0.05
 
 
 def test_knowing_the_waves_uncovers_the_noise_beneath_them(truth):

@@ -1,10 +1,7 @@
-"""What the shared tokens of a model hold about Scenes, by probes: bits of structure and bits of texture.
-
-For the ablation: `measure(base, heads)` gives the rows, `ProbeRow.to_dict` primitives.
-"""
+"""What the shared tokens of a model hold about Scenes, by probes: bits of structure and bits of texture."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -22,6 +19,7 @@ from infotok_lit.modules.determinism import isolated_rng, seed_of
 from infotok_lit.objective.infotok import InfoTok
 
 TOKENS, MEAN_TOKEN, POSTERIOR_MEAN, POSTERIOR_SAMPLE = "tokens", "mean token", "posterior mean", "posterior sample"
+FEATURES = (TOKENS, MEAN_TOKEN, POSTERIOR_MEAN, POSTERIOR_SAMPLE)
 SCENES_SEED = 20_000
 """Added to the seed, so that the probes' scenes are none that a validation has seen."""
 
@@ -38,8 +36,15 @@ class ProbeOptions:
         train: How many scenes fit the probes.
         test: How many other scenes measure them.
         hidden: Width of the hidden layer of the probes of the objects; 0 for linear ones.
-        batch_size: Scenes that the model sees at a time.
+        batch_size: Scenes that the model sees at a time. Harmon hides the same share of all images of a batch, so few
+            large batches see few shares, and the standard errors leave that out.
         seed: Decides the scenes and all random numbers.
+        texture: Strength of the scenes' background; None for the family's own. It should be that of the data which the
+            model was trained on: what tokens hold of a background depends on how faint it is.
+        jitter: The most pixels that an object moves from its cell's centre; None for the family's own.
+
+    Raises:
+        ValueError: too few scenes, or a number that Scenes refuses.
     """
 
     scenes: str = "scenes32"
@@ -48,6 +53,27 @@ class ProbeOptions:
     hidden: int = 0
     batch_size: int = 50
     seed: int = 0
+    texture: float | None = None
+    jitter: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.train < 50 or self.test < 2:
+            raise ValueError(f"probes need 50 scenes to train and 2 to test, not {self.train} and {self.test}")
+        if self.hidden < 0 or self.batch_size < 1 or self.seed < 0:
+            raise ValueError("probes: batch_size must be at least 1, and hidden and seed not negative")
+        self.source()
+
+    def source(self) -> Scenes:
+        """The scenes to probe with, of the split `val`, whose distribution is known exactly."""
+        return Scenes(
+            self.scenes,
+            "val",
+            self.train + self.test,
+            SCENES_SEED + self.seed,
+            self.texture,
+            self.jitter,
+            question_kinds=("description",),
+        )
 
 
 @dataclass(frozen=True)
@@ -56,7 +82,7 @@ class ProbeRow:
 
     branch: Branch
     features: str
-    """TOKENS, MEAN_TOKEN, POSTERIOR_MEAN or POSTERIOR_SAMPLE."""
+    """One of FEATURES."""
     rate_bits: float | None
     """Bits per image: what a posterior sample cannot exceed; None for features without noise."""
     information: SceneInformation
@@ -105,26 +131,25 @@ def measure(
     options: ProbeOptions = ProbeOptions(),
     progress: Progress = lambda done, what: None,
     running: Callable[[], AbstractContextManager[Any]] = torch.inference_mode,
+    kinds: Collection[str] = FEATURES,
 ) -> list[ProbeRow]:
     """Probe both branches of a model, which is in evaluation mode, where it is.
+
+    To be called where gradients are computed, for the probes are trained.
 
     Args:
         heads: those of a run, for its posteriors; None probes the tokens alone.
         progress: told how far it is.
         running: makes the context that the model is called in.
-
-    Raises:
-        ValueError: too few scenes.
+        kinds: which of FEATURES to probe; those of a posterior are there if the heads have one.
     """
-    if options.train < 50 or options.test < 2:
-        raise ValueError(f"probes need 50 scenes to train and 2 to test, not {options.train} and {options.test}")
-    total, seed = options.train + options.test, SCENES_SEED + options.seed
-    source = Scenes(options.scenes, "val", total, seed, question_kinds=("description",))
-    truth = Truth.of([source.draw("understanding", index)[0] for index in range(total)], source.spec)
+    source = options.source()
+    truth = Truth.of([source.draw("understanding", index)[0] for index in range(len(source))], source.spec)
     split = Split.of(options.train, options.test)
     rows = []
     for start, branch in enumerate(base.token_widths):
-        collected, rate = collect(base, heads, branch, source, options, _part(progress, start / 2, 1 / 4), running)
+        found, rate = collect(base, heads, branch, source, options, _part(progress, start / 2, 1 / 4), running)
+        collected = {name: features for name, features in found.items() if name in kinds}
         for number, (name, features) in enumerate(collected.items()):
             progress(start / 2 + (1 + number / len(collected)) / 4, f"{branch}: {name}")
             information = scene_information(features, truth, split, options.hidden, options.seed)

@@ -1,0 +1,87 @@
+"""Logs what the tokens of a trained model hold about Scenes: bits of structure and bits of texture."""
+
+from dataclasses import replace
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+
+from infotok_lit.data.datamodule import UnifiedDataModule
+from infotok_lit.data.scenes import Scenes
+from infotok_lit.modules.determinism import isolated_rng
+from infotok_lit.modules.scene_probe import POSTERIOR_MEAN, POSTERIOR_SAMPLE, TOKENS, ProbeOptions, ProbeRow, measure
+
+PREFIXES = {TOKENS: "probe", POSTERIOR_MEAN: "probe/posterior_mean", POSTERIOR_SAMPLE: "probe/posterior_sample"}
+"""Features that are probed -> under which name."""
+
+
+class SceneProbes(pl.Callback):
+    """When training has reached its last step, and in `validate`, probes what the tokens hold about unseen Scenes.
+
+    Logged under `val/<branch>/probe/`: `structure_bits` and `texture_bits` per image, both lower bounds, with their
+    standard errors `structure_error` and `texture_error`; and where the heads have a posterior, the same for its mean
+    and a sample, under `posterior_mean/` and `posterior_sample/`. The scenes are of the family that validation shows,
+    with its texture and jitter, but always of the split `val`, as the probes need to know their distribution.
+
+    The first process measures while the others wait. Training is not disturbed.
+
+    Args:
+        train: How many scenes fit the probes.
+        test: How many other scenes measure them.
+        hidden: Width of the hidden layer of the probes of the objects; 0 for linear ones.
+        batch_size: Scenes that the model sees at a time. Harmon hides the same share of all images of a batch, so few
+            large batches would see few shares.
+        seed: Decides the scenes and all random numbers.
+    """
+
+    def __init__(
+        self, train: int = 1000, test: int = 500, hidden: int = 0, batch_size: int = 10, seed: int = 0
+    ) -> None:
+        self.options = ProbeOptions(train=train, test=test, hidden=hidden, batch_size=batch_size, seed=seed)
+        self._measured = False
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Take the family, texture and jitter of the validation data; ValueError for data that has none."""
+        if not isinstance(trainer.datamodule, UnifiedDataModule):
+            raise ValueError("SceneProbes: needs a UnifiedDataModule that validates on Scenes")
+        specs = {}
+        for branch, source in trainer.datamodule.validation_sources.items():
+            if not isinstance(source, Scenes):
+                raise ValueError(
+                    f"SceneProbes: {branch} is validated on {type(source).__name__}, of which no structure and texture "
+                    "are known: take the callback out of trainer.callbacks, or validate on infotok_lit.data.Scenes"
+                )
+            specs[branch] = (source.name, source.spec)
+        if len(set(specs.values())) > 1:
+            raise ValueError(
+                "SceneProbes: both branches are probed on the same scenes, but data.val and data.generation_val differ "
+                "in spec, texture or jitter: make them equal"
+            )
+        name, spec = next(iter(specs.values()))
+        self.options = replace(self.options, scenes=name, texture=spec.texture, jitter=spec.jitter)
+        self._measured = False
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Measure and log, if this is the last validation."""
+        last = trainer.state.fn == "validate" or trainer.global_step >= trainer.max_steps
+        if trainer.sanity_checking or not last:
+            return
+        rows = self._measure(pl_module) if trainer.is_global_zero else []
+        for row in trainer.strategy.broadcast(rows):
+            for name, bits in (("structure", row.information.structure), ("texture", row.information.texture)):
+                prefix = f"val/{row.branch}/{PREFIXES[row.features]}/{name}"
+                pl_module.log_dict({f"{prefix}_bits": bits.mean, f"{prefix}_error": bits.error})
+        self._measured = True
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Say so if nothing was measured."""
+        if not self._measured:
+            rank_zero_warn(
+                "SceneProbes: nothing was probed, because no validation came at the last step. Let "
+                "trainer.val_check_interval divide trainer.max_steps, or use `validate` with this run's checkpoint"
+            )
+
+    def _measure(self, pl_module: pl.LightningModule) -> list[ProbeRow]:
+        # Validation runs without gradients, which the probes need; the model is still called without.
+        with isolated_rng(self.options.seed, pl_module.device), torch.inference_mode(False), torch.enable_grad():
+            return measure(pl_module.base, pl_module.infotok, self.options, kinds=tuple(PREFIXES))
