@@ -79,6 +79,21 @@ def test_the_ablation_has_the_papers_rows_and_the_controls(monkeypatch) -> None:
     assert dropout.build().config.mar.dropout == 0.1, "the shipped weights are read, with the dropout asked for"
 
 
+def test_the_study_with_scarce_data_validates_and_probes_under_the_texture_of_training(monkeypatch) -> None:
+    monkeypatch.chdir(ROOT)
+    study = shipped(ROOT / "configs" / "ablation" / "scarce_scenes32.yaml")
+    (cell,) = (cell for cell in row_cells(study) if (cell.variant, cell.seed) == ("CSA", 2))
+    config = FitSetup(cell.arguments[1:]).config
+    train, val = (config.data.init_args[split].init_args for split in ("train", "val"))
+    assert (train.num_samples, train.seed, train.split, val.split) == (1000, 2, "train", "held_out")
+    assert train.texture == val.texture == 0.6
+    callbacks = [callback.class_path.rpartition(".")[2] for callback in config.trainer.callbacks]
+    assert callbacks == ["ModelCheckpoint", "Drawings", "ExportInference", "SceneProbes"], "added to those of a cell"
+    probed = {metric.tag for metric in study.metrics.values() if "/probe/" in metric.tag}
+    branches, kinds = ("understanding", "generation"), ("structure_bits", "texture_bits")
+    assert probed == {f"val/{branch}/probe/{kind}" for branch in branches for kind in kinds}
+
+
 def test_small_real_runs_from_start_to_table(tmp_path, monkeypatch, capsys) -> None:
     """Two runs at a time, of the embedded model: one that only measures, and one of two steps."""
     monkeypatch.chdir(ROOT)
