@@ -199,11 +199,13 @@ _SIZES: dict[str, Showo2Config] = {
             num_key_value_heads=4,
             vocab_size=448,
             max_position_embeddings=4096,
+            # Sequences have some 40 positions; with 1e6, drawing took a third longer to reach the same loss.
+            rope_theta=100.0,
             # About 1 / sqrt(width), as in the embedded Harmon.
             initializer_range=0.09,
         ),
         diffusion_head=DiffusionHeadConfig(width=128, mlp_width=384, depth=4, heads=4, kv_heads=4, head_dim=32),
-        drawing=DrawingConfig(iterations=20, guidance=3.0),
+        drawing=DrawingConfig(iterations=20, guidance=2.0),
         # The Scenes tokenizer knows no English beyond its grammar, so a system prompt would be long and empty.
         prompts=PromptConfig(describing="training", system=""),
         latent_scale=0.5,
