@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from infotok_lit.study.config import Study
 from infotok_lit.study.events import Curve
@@ -44,7 +45,8 @@ def means_figure(study: Study, results: Sequence[CellResult], entries: Sequence[
                 mean, margin = entry.estimate.mean, entry.estimate.margin
                 axes.errorbar(mean, rows.index(entry.row), xerr=margin, fmt="o", color="C0", capsize=3, zorder=2)
         axes.set_yticks(range(len(rows)), rows)
-        axes.invert_yaxis()
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.set_title(name)
     return figure
 
@@ -58,6 +60,7 @@ def row_curves_figure(row: str, results: Sequence[CellResult], tags: Sequence[st
                 _draw_curve(axes, result.curves[tag], f"seed {result.cell.seed}")
         _finish_curves(axes, tag)
     figure.suptitle(row)
+    _add_legend(figure)
     return figure
 
 
@@ -70,10 +73,11 @@ def mean_curves_figure(variants: Mapping[str, Sequence[CellResult]], tags: Seque
             steps = sorted(set.intersection(*map(set, curves))) if curves else []
             if steps:
                 values = np.array([[curve[step] for step in steps] for curve in curves])
-                colour = colormaps["tab10"](number % 10)
+                colour = colormaps["tab20"](number % 20)
                 _draw_curve(axes, dict(zip(steps, values.mean(0), strict=True)), variant, colour)
                 axes.fill_between(steps, values.min(0), values.max(0), color=colour, alpha=0.15, linewidth=0)
         _finish_curves(axes, tag)
+    _add_legend(figure)
     return figure
 
 
@@ -108,5 +112,13 @@ def _draw_curve(axes: Axes, curve: Curve, label: str, colour: object = None) -> 
 def _finish_curves(axes: Axes, tag: str) -> None:
     axes.set_title(tag, fontsize=9)
     axes.set_xlabel("step", fontsize=8)
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(fontsize=7)
+
+
+def _add_legend(figure: Figure) -> None:
+    """One legend beside all panels, as a row is drawn alike in each."""
+    named = {}
+    for axes in figure.axes:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            named.setdefault(label, handle)
+    if named:
+        figure.legend(named.values(), named.keys(), loc="outside right upper", fontsize=8)
