@@ -79,13 +79,20 @@ def ignore_expected_warnings() -> None:
         warnings.filterwarnings("ignore", message=rf".*{message}")
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run `fit` or `validate`; without a --config it is the quickstart's, and overrides apply to it."""
+def run(argv: Sequence[str]) -> InfoTokCLI:
+    """Run `fit` or `validate`; without a --config it is the quickstart's, and overrides apply to it.
+
+    Args:
+        argv: the subcommand and its arguments, as on the command line.
+
+    Returns:
+        what ran, for Python code that looks further: its `trainer`, `model` and `datamodule`.
+    """
     arguments = list(argv)
     if not any(argument.startswith(("--config", "-c")) for argument in arguments):
         arguments[1:1] = ["--config", str(QUICKSTART_CONFIG)]
     ignore_expected_warnings()
-    InfoTokCLI(
+    return InfoTokCLI(
         InfoTokModule,
         UnifiedDataModule,
         subclass_mode_model=True,
@@ -98,4 +105,9 @@ def main(argv: Sequence[str]) -> int:
         auto_configure_optimizers=False,
         args=arguments,
     )
+
+
+def main(argv: Sequence[str]) -> int:
+    """`fit` and `validate` of the command line."""
+    run(argv)
     return 0
