@@ -170,10 +170,16 @@ class InfoTokModule(pl.LightningModule):
 
     def training_step(self, batch: Mapping[Branch, Batch], batch_idx: int) -> Tensor:
         """L = L_i2t + L_t2i + lambda (L_u + L_g), Eq. 11; and the reconstruction loss, where it has a weight."""
-        results = {branch: self.run_branch(branch, batch[branch]) for branch in self.trained_branches}
-        for branch, result in results.items():
-            self._warn_of_frozen_tokens(branch, result)
-        reconstruction = self.run_reconstruction(batch["generation"]) if self.task_weights.reconstruction else None
+        # What one branch draws must not shift another's: runs that differ in their terms alone share their noise.
+        seeds = dict(zip((*BRANCHES, "reconstruction"), torch.randint(2**31, (3,)).tolist(), strict=True))
+        results, reconstruction = {}, None
+        for branch in self.trained_branches:
+            with isolated_rng(seeds[branch], self.device):
+                results[branch] = self.run_branch(branch, batch[branch])
+            self._warn_of_frozen_tokens(branch, results[branch])
+        if self.task_weights.reconstruction:
+            with isolated_rng(seeds["reconstruction"], self.device):
+                reconstruction = self.run_reconstruction(batch["generation"])
         parts = self.loss_parts(results, reconstruction)
         check_finite_losses(parts, {**batch, "reconstruction": batch["generation"]}, self.trainer)
         total = torch.stack(list(parts.values())).sum()

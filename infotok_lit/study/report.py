@@ -58,14 +58,22 @@ def _write_rows(study: Study, results: Sequence[CellResult], entries: Sequence[E
     differences = [difference_table(study, entries, reference) for reference in study.compared_with]
     write_figure(out / "table.png", tables_figure([means_table(study, entries), *differences]))
     write_figure(out / "means.png", means_figure(study, results, entries))
-    tags = list(dict.fromkeys([*(metric.tag for metric in study.metrics.values()), *study.curves]))
+    tags = _tags_over_steps(study, results)
     by_row = {row: [result for result in results if result.cell.variant == row] for row in study.rows}
-    write_figure(out / "curves.png", mean_curves_figure(by_row, tags))
-    for row, own in by_row.items():
-        write_figure(out / "curves" / f"{row}.png", row_curves_figure(row, own, tags))
+    if tags:
+        write_figure(out / "curves.png", mean_curves_figure(by_row, tags))
+        for row, own in by_row.items():
+            write_figure(out / "curves" / f"{row}.png", row_curves_figure(row, own, tags))
     tables = [means_table(study, entries, emphasis="**"), *differences]
     shown = [f"## {table.title}\n\n{markdown(table.header, table.lines)}" for table in tables]
-    return "\n\n".join([*shown, _reading(study), "![Means](means.png)", "![Learning curves](curves.png)"])
+    pictures = ["![Means](means.png)", *(["![Learning curves](curves.png)"] if tags else [])]
+    return "\n\n".join([*shown, _reading(study), *pictures])
+
+
+def _tags_over_steps(study: Study, results: Sequence[CellResult]) -> list[str]:
+    """The tags that some run has at more than one step; the others are in the figure of means."""
+    tags = dict.fromkeys([*(metric.tag for metric in study.metrics.values()), *study.curves])
+    return [tag for tag in tags if any(len(result.curves.get(tag, {})) > 1 for result in results)]
 
 
 def _budget(study: Study) -> str:

@@ -71,6 +71,16 @@ def test_every_trainable_parameter_gets_a_gradient(family, terms, bottleneck) ->
         assert not list(module.infotok.parameters())
 
 
+def test_the_task_losses_do_not_depend_on_the_noise_of_the_heads(family, tmp_path) -> None:
+    losses = []
+    for terms in ((), TERMS):
+        pl.seed_everything(0)
+        fit = trainer(tmp_path / str(len(terms)), max_steps=1, limit_val_batches=0)
+        fit.fit(TinyModule(terms, family=family), scenes_data())
+        losses.append([fit.logged_metrics[f"train/{branch}/loss"].item() for branch in BRANCHES])
+    assert losses[0] == losses[1]
+
+
 def test_plain_fine_tuning_is_the_sum_of_the_task_losses() -> None:
     module = TinyModule(())
     module.configure_model()
