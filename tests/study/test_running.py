@@ -35,9 +35,15 @@ def wait_until(condition: Callable[[], bool], seconds: float = 200.0) -> None:
 
 def start(bench: Bench, study: Study, workers: int = 1) -> multiprocessing.Process:
     """Another call of `ablate` on the same study."""
-    process = FORK.Process(target=bench.run, args=(study, workers), daemon=True)
+    process = FORK.Process(target=_run_interruptible, args=(bench, study, workers), daemon=True)
     process.start()
     return process
+
+
+def _run_interruptible(bench: Bench, study: Study, workers: int) -> None:
+    # A shell that starts the tests in the background has them ignore SIGINT.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    bench.run(study, workers)
 
 
 def states(study: Study) -> dict[tuple[str, int], str]:
