@@ -199,7 +199,8 @@ _SIZES: dict[str, Showo2Config] = {
             num_key_value_heads=4,
             vocab_size=448,
             max_position_embeddings=4096,
-            # Sequences have some 40 positions; with 1e6, drawing took a third longer to reach the same loss.
+            # Sequences have some 40 positions. With 1e6, drawing alone had a loss of 0.29 after 600 steps,
+            # with 100 of 0.22.
             rope_theta=100.0,
             # About 1 / sqrt(width), as in the embedded Harmon.
             initializer_range=0.09,
