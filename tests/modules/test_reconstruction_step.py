@@ -170,32 +170,29 @@ def test_reading_gradient_scale_is_a_setting() -> None:
 
 def test_one_step_of_two_accumulated_batches_at_half_weight_is_the_published_cycle(tmp_path) -> None:
     """Two batches to reconstruct, two to read, one update from the mean of the four: 2 : 2 : 0."""
-    cycle = configured()
-    data, seeds = scenes_data(), []
+    cycle, passes = configured(), []
     ours = TinyModule((), task_weights=TaskWeights(0.5, 0.0, 0.5), lr=1e-2)
     run = trainer(tmp_path, max_steps=1, accumulate_grad_batches=2, limit_val_batches=0)
     kept = {}
     ours.on_before_optimizer_step = lambda optimizer: kept.update(
         {name: p.grad.clone() for name, p in ours.base.named_parameters() if p.grad is not None}
     )
-    seen, original = [], ours.training_step
+    run_branch, run_reconstruction = ours.run_branch, ours.run_reconstruction
 
-    def watched(batch, batch_idx):
-        seeds.append(torch.initial_seed())
-        seen.append(batch)
-        return original(batch, batch_idx)
+    def reading(branch, batch):
+        passes.append((torch.initial_seed(), lambda: cycle.run_branch(branch, batch).task_loss))
+        return run_branch(branch, batch)
 
-    ours.training_step = watched
-    run.fit(ours, data)
-    losses = []
-    for seed, batch in zip(seeds, seen, strict=True):
+    def reconstruction(batch):
+        passes.append((torch.initial_seed(), lambda: cycle.run_reconstruction(batch).task_loss))
+        return run_reconstruction(batch)
+
+    ours.run_branch, ours.run_reconstruction = reading, reconstruction
+    run.fit(ours, scenes_data())
+    assert len(passes) == 4
+    for seed, replayed in passes:
         torch.manual_seed(seed)
-        reading = cycle.run_branch("understanding", batch["understanding"]).task_loss
-        losses.append((cycle.run_reconstruction(batch["generation"]).task_loss, reading))
-    micro_batches = [pair[0] for pair in losses] + [pair[1] for pair in losses]
-    assert len(micro_batches) == 4
-    for loss in micro_batches:
-        (loss / 4).backward()
+        (replayed() / 4).backward()
     for name, parameter in cycle.base.named_parameters():
         torch.testing.assert_close(kept.get(name), parameter.grad, rtol=1e-4, atol=1e-7, msg=name)
 
