@@ -170,6 +170,8 @@ _SIZES: dict[str, OpenUniConfig] = {
             vocab_size=448,
             max_position_embeddings=4096,
             tie_word_embeddings=False,
+            # As in the embedded Show-o2.
+            rope_theta=100.0,
             # About 1 / sqrt(width), as in the other embedded models.
             initializer_range=0.09,
         ),
