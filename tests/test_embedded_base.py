@@ -31,7 +31,7 @@ def test_it_answers_questions(base) -> None:
     metric = QAExactMatch()
     metric.update(base.describe(batch.pixel_values, batch.questions, 32), batch.answers, batch.questions)
     scores = metric.compute()
-    assert scores["overall"] > 0.78, "measured: 0.925, 0.905 and 0.862 on 1,000 questions"
+    assert scores["overall"] > 0.8, "measured: 0.925, 0.905 and 0.862 on 1,000 questions"
     assert scores["overall"] > scores["chance"] + 0.3
 
 
