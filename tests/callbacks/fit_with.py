@@ -1,16 +1,19 @@
 """Fits the tiny model with callbacks, on few Scenes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import TinyModule, scenes_data
 
 from infotok_lit.data.datamodule import UnifiedDataModule
+
+Logged = dict[str, torch.Tensor]
 
 
 def fit(
@@ -56,3 +59,37 @@ def events(trainer: pl.Trainer) -> EventAccumulator:
 def pictures(trainer: pl.Trainer) -> list[str]:
     """The names of the PNG files of a run."""
     return sorted(path.name for path in Path(trainer.log_dir, "pictures").glob("*.png"))
+
+
+class Keep(pl.Callback):
+    """Leaves what each rank logged under a part of a name in a folder."""
+
+    def __init__(self, folder: Path, part: str) -> None:
+        self.folder = folder
+        self.part = part
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        logged = {name: value for name, value in trainer.callback_metrics.items() if self.part in name}
+        torch.save(logged, self.folder / f"{trainer.global_rank}_of_{trainer.world_size}.pt")
+
+
+def validate_in_one_and_two_processes(
+    folder: Path, make: Callable[[], tuple[pl.Callback, TinyModule]], part: str
+) -> tuple[Logged, Logged, Logged]:
+    """What one process logs under `part` of a name, and the first and the second of two."""
+    for processes in (1, 2):
+        callback, module = make()
+        trainer = pl.Trainer(
+            default_root_dir=folder,
+            accelerator="cpu",
+            devices=processes,
+            strategy="ddp_fork" if processes > 1 else "auto",
+            callbacks=[callback, Keep(folder, part)],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.validate(module, scenes_data(val_samples=8), verbose=False)
+    names = ("0_of_1", "0_of_2", "1_of_2")
+    return tuple(torch.load(folder / f"{name}.pt", weights_only=True) for name in names)

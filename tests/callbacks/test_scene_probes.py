@@ -5,8 +5,8 @@ from pathlib import Path
 import lightning.pytorch as pl
 import pytest
 import torch
-from fit_with import events, fit
-from tiny import FAMILIES, TinyModule, scenes_data
+from fit_with import events, fit, validate_in_one_and_two_processes
+from tiny import FAMILIES, TinyModule
 
 from infotok_lit.callbacks import SceneProbes
 from infotok_lit.data.datamodule import UnifiedDataModule
@@ -114,31 +114,10 @@ def test_too_few_scenes_are_refused_at_once():
         SceneProbes(train=20, test=10)
 
 
-class Keep(pl.Callback):
-    """Leaves what each rank logged in a folder."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        torch.save(probed(trainer.callback_metrics), self.folder / f"{trainer.global_rank}_of_{trainer.world_size}.pt")
-
-
 def test_two_processes_log_what_one_does(tmp_path):
-    for processes in (1, 2):
-        trainer = pl.Trainer(
-            default_root_dir=tmp_path,
-            accelerator="cpu",
-            devices=processes,
-            strategy="ddp_fork" if processes > 1 else "auto",
-            callbacks=[SceneProbes(**FEW), Keep(tmp_path)],
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-        )
-        trainer.validate(TinyModule(()), scenes_data(val_samples=8), verbose=False)
-    whole, *halves = (
-        torch.load(tmp_path / name, weights_only=True) for name in ("0_of_1.pt", "0_of_2.pt", "1_of_2.pt")
-    )
+    def make() -> tuple[SceneProbes, TinyModule]:
+        return SceneProbes(**FEW), TinyModule(())
+
+    whole, *halves = validate_in_one_and_two_processes(tmp_path, make, "/probe/")
     assert len(whole) == 8
     assert halves == [whole, whole]

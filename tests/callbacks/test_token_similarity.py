@@ -1,12 +1,10 @@
 """Logged CKA against its definition on Gram matrices, drift, and two processes against one."""
 
-from pathlib import Path
-
 import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
-from fit_with import fit
+from fit_with import fit, validate_in_one_and_two_processes
 from tiny import FAMILIES, TinyModule, scenes_data
 
 from infotok_lit.callbacks import TokenSimilarity
@@ -87,35 +85,13 @@ def test_drift_needs_the_validation_before_training(tmp_path):
         fit(tmp_path, [TokenSimilarity(drift=True)], num_sanity_val_steps=0)
 
 
-class Keep(pl.Callback):
-    """Leaves what each rank logged in a folder."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        logged = {name: value for name, value in trainer.callback_metrics.items() if name.startswith("val/cka")}
-        torch.save(logged, self.folder / f"{trainer.global_rank}_of_{trainer.world_size}.pt")
-
-
 def test_two_processes_log_the_value_of_all_their_images(tmp_path):
     """With OpenUni, whose tokens of drawing have no randomness."""
-    for processes in (1, 2):
-        trainer = pl.Trainer(
-            default_root_dir=tmp_path,
-            accelerator="cpu",
-            devices=processes,
-            strategy="ddp_fork" if processes > 1 else "auto",
-            callbacks=[TokenSimilarity(), Keep(tmp_path)],
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
-        trainer.validate(TinyModule(family="openuni"), scenes_data(val_samples=8), verbose=False)
-    whole, *halves = (
-        torch.load(tmp_path / name, weights_only=True) for name in ("0_of_1.pt", "0_of_2.pt", "1_of_2.pt")
-    )
+
+    def make() -> tuple[TokenSimilarity, TinyModule]:
+        return TokenSimilarity(), TinyModule(family="openuni")
+
+    whole, *halves = validate_in_one_and_two_processes(tmp_path, make, "val/cka")
     assert whole
     for half in halves:
         torch.testing.assert_close(half, whole, rtol=1e-4, atol=1e-5)
