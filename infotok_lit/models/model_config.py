@@ -37,14 +37,18 @@ class ModelConfig:
 
 
 def _build(kind: type, values: Mapping[str, Any]) -> Any:
+    """A dataclass from primitives; TypeError for what it does not have."""
     hints = get_type_hints(kind)
     parts = {field.name for field in fields(kind) if is_dataclass(hints[field.name])}
-    return kind(
-        **{
-            name: _build(hints[name], value) if name in parts else tuple(value) if isinstance(value, list) else value
-            for name, value in values.items()
-        }
-    )
+    built = dict(values)
+    for name, value in values.items():
+        if isinstance(value, list):
+            built[name] = tuple(value)
+        if name in parts:
+            if not isinstance(value, Mapping):
+                raise TypeError(f"{name} is {value!r}, where entries with values are expected")
+            built[name] = _build(hints[name], value)
+    return kind(**built)
 
 
 def _merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -64,7 +64,7 @@ class Harmon(UnifiedModel):
     """The whole model; weights are fresh until a checkpoint is loaded."""
 
     family = "harmon"
-    title = "Harmon"
+    title = HarmonConfig.title
     reconstruction_defaults = ReconstructionConfig(condition="same_res", gradient_scale=0.1, template_swap=0.1)
     official_aliases = ("llm.lm_head.weight",)
 

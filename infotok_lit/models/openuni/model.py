@@ -77,7 +77,7 @@ class OpenUni(UnifiedModel):
     """The whole model; weights are fresh until a checkpoint is loaded."""
 
     family = "openuni"
-    title = "OpenUni"
+    title = OpenUniConfig.title
     reconstruction_defaults = ReconstructionConfig(condition="same_res", gradient_scale=0.0, template_swap=0.0)
 
     def __init__(self, config: OpenUniConfig, processor: OpenUniProcessor) -> None:

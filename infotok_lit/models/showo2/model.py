@@ -87,7 +87,7 @@ class Showo2(UnifiedModel):
     """The whole model; weights are fresh until a checkpoint is loaded."""
 
     family = "showo2"
-    title = "Show-o2"
+    title = Showo2Config.title
     reconstruction_defaults = ReconstructionConfig(condition="low_res", gradient_scale=0.1, template_swap=0.1)
 
     def __init__(self, config: Showo2Config, processor: Showo2Processor) -> None:

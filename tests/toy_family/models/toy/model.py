@@ -37,7 +37,7 @@ class Toy(UnifiedModel):
     """The whole model; weights are fresh until a checkpoint is loaded."""
 
     family = "toy"
-    title = "Toy"
+    title = ToyConfig.title
     reconstruction_defaults = ReconstructionConfig(condition="same_res", gradient_scale=1.0, template_swap=0.0)
 
     def __init__(self, config: ToyConfig, processor: ToyProcessor) -> None:

@@ -1,0 +1,46 @@
+"""Configurations as primitives: every size survives JSON, settings change what they name, and nothing else is taken."""
+
+import json
+from dataclasses import replace
+from typing import get_args
+
+import pytest
+
+from infotok_lit.models.families import families, family_config
+
+SIZES = [(family, size) for family in families() for size in get_args(family_config(family).Size)]
+
+
+@pytest.mark.parametrize(("family", "size"), SIZES)
+def test_every_size_survives_a_config_json(family, size) -> None:
+    config = family_config(family).config_of_size(size)
+    assert type(config).from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_settings_change_what_they_name_alone() -> None:
+    config = family_config("harmon").config_of_size("scenes32")
+    changed = config.with_settings({"image_size": 64, "mar": {"default_grid": [8, 8]}})
+    assert changed == replace(config, image_size=64, mar=replace(config.mar, default_grid=(8, 8)))
+
+
+@pytest.mark.parametrize("family", families())
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"colour": 1}, "'colour'"),
+        ({"llm": {"rope": 1.0}}, "'rope'"),
+        ({"llm": 3}, "llm is 3, where entries with values are expected"),
+    ],
+)
+def test_what_does_not_exist_is_refused_by_name(family, settings, said) -> None:
+    config = family_config(family).config_of_size("scenes32")
+    with pytest.raises(ValueError, match=rf"this does not describe a model of {config.title}: .*{said}"):
+        config.with_settings(settings)
+
+
+def test_what_is_missing_is_named() -> None:
+    config = family_config("showo2").config_of_size("scenes32")
+    values = config.to_dict()
+    del values["semantic"]
+    with pytest.raises(ValueError, match="'semantic'"):
+        type(config).from_dict(values)
