@@ -5,5 +5,9 @@ class ExplainedError(Exception):
     """Something is wrong with the user's files, data or settings; the message names it and says what to do."""
 
 
+class SettingsError(ExplainedError, ValueError):
+    """Settings that describe no model."""
+
+
 class MissingFileError(ExplainedError, FileNotFoundError):
     """A file or folder that was asked for is not there."""

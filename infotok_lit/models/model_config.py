@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields, is_dataclass
 from typing import Any, ClassVar, Self, get_type_hints
 
+from infotok_lit.errors import SettingsError
+
 
 class ModelConfig:
     """The base of a family's configuration: a frozen dataclass of primitives, tuples, and dataclasses of these."""
@@ -20,18 +22,18 @@ class ModelConfig:
         """Inverse of to_dict.
 
         Raises:
-            ValueError: for an unknown or missing entry, which the message names.
+            SettingsError: for an unknown or missing entry, which the message names.
         """
         try:
             return _build(cls, values)
         except TypeError as error:
-            raise ValueError(f"this does not describe a model of {cls.title}: {error}") from error
+            raise SettingsError(f"this does not describe a model of {cls.title}: {error}") from error
 
     def with_settings(self, settings: Mapping[str, Any]) -> Self:
         """The same with the entries of `settings`, nested as in an exported config.json.
 
         Raises:
-            ValueError: for an entry that there is not; the message names it.
+            SettingsError: for an entry that there is not; the message names it.
         """
         return self.from_dict(_merged(self.to_dict(), settings))
 

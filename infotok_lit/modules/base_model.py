@@ -90,5 +90,6 @@ class BaseModel:
         differing = self._loading.differing_parts(found, wanted)
         if differing:
             raise CheckpointError(
-                f"{source} holds another {self.family} model than model.size asks for: {', '.join(differing)} differ"
+                f"{source} holds another {self.family} model than model.size and model.settings ask for: "
+                f"{', '.join(differing)} differ"
             )

@@ -6,6 +6,8 @@ from typing import get_args
 
 import pytest
 
+from infotok_lit.cli import main
+from infotok_lit.errors import SettingsError
 from infotok_lit.models.families import families, family_config
 
 SIZES = [(family, size) for family in families() for size in get_args(family_config(family).Size)]
@@ -34,7 +36,7 @@ def test_settings_change_what_they_name_alone() -> None:
 )
 def test_what_does_not_exist_is_refused_by_name(family, settings, said) -> None:
     config = family_config(family).config_of_size("scenes32")
-    with pytest.raises(ValueError, match=rf"this does not describe a model of {config.title}: .*{said}"):
+    with pytest.raises(SettingsError, match=rf"this does not describe a model of {config.title}: .*{said}"):
         config.with_settings(settings)
 
 
@@ -42,5 +44,12 @@ def test_what_is_missing_is_named() -> None:
     config = family_config("showo2").config_of_size("scenes32")
     values = config.to_dict()
     del values["semantic"]
-    with pytest.raises(ValueError, match="'semantic'"):
+    with pytest.raises(SettingsError, match="'semantic'"):
         type(config).from_dict(values)
+
+
+def test_on_the_command_line_it_is_one_message(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["fit", "--model.init_args.settings", "{llm: 3}"]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("infotok_lit: this does not describe a model of Harmon: llm is 3")

@@ -54,7 +54,7 @@ def test_an_exported_folder_brings_its_tokenizer(tmp_path) -> None:
 
 def test_another_size_is_refused_before_anything_large_is_built() -> None:
     with pytest.raises(
-        CheckpointError, match="another harmon model than model.size asks for: autoencoder, mar, llm differ"
+        CheckpointError, match="than model.size and model.settings ask for: autoencoder, mar, llm differ"
     ):
         HarmonModule(size="1.5b", init_from=str(BASE)).configure_model()
 
