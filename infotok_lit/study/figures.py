@@ -73,7 +73,8 @@ def mean_curves_figure(variants: Mapping[str, Sequence[CellResult]], tags: Seque
             steps = sorted(set.intersection(*map(set, curves))) if curves else []
             if steps:
                 values = np.array([[curve[step] for step in steps] for curve in curves])
-                colour = colormaps["tab20"](number % 20)
+                # Of its ten pairs of a dark and a light colour, the dark ones first.
+                colour = colormaps["tab20"]((2 * number + number // 10) % 20)
                 _draw_curve(axes, dict(zip(steps, values.mean(0), strict=True)), variant, colour)
                 axes.fill_between(steps, values.min(0), values.max(0), color=colour, alpha=0.15, linewidth=0)
         _finish_curves(axes, tag)
