@@ -21,6 +21,7 @@ from infotok_lit.models.harmon.model import Harmon
 from infotok_lit.models.openuni import model as openuni
 from infotok_lit.models.reconstruction import TemplateDraws, draw_templates
 from infotok_lit.models.showo2 import model as showo2
+from infotok_lit.modules.lora import LoraConfig
 from infotok_lit.modules.task_weights import TaskWeights
 from infotok_lit.objective.distributed import rank, world_size
 from infotok_lit.objective.posterior import Posterior
@@ -211,6 +212,28 @@ def test_every_choice_of_terms_trains_under_ddp(tmp_path, terms, bottleneck) -> 
     trainer(tmp_path, 2, steps=2).fit(TinyModule(terms, bottleneck, freeze=("llm.",)), data(2))
     first, second = (half["gradients"] for half in kept(tmp_path, 2))
     torch.testing.assert_close(first, second, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("family", "freeze", "options"),
+    [
+        ("openuni", ("vlm.",), {}),
+        ("openuni", ("vlm.",), {"unfreeze": ("vlm.model.multi_modal_projector.",)}),
+        ("openuni", ("vlm.", "transformer."), {"lora": LoraConfig(("vlm.model.language_model.*",), rank=2)}),
+        ("harmon", ("encoder.",), {"lora": LoraConfig(("llm.model.*",), rank=2)}),
+        ("showo2", ("llm.",), {"lora": LoraConfig(("llm.model.*",), rank=2)}),
+    ],
+)
+def test_frozen_parts_and_adapters_train_under_ddp(tmp_path, sliced_draws, family, freeze, options) -> None:
+    """As above, where part of the model has no gradient; then a second step, which DDP refuses if one was missing."""
+    for processes in (1, 2):
+        module = TinyModule(ALL, family=family, freeze=freeze, **options)
+        trainer(tmp_path, processes, steps=2).fit(module, data(processes))
+    (whole,) = kept(tmp_path, 1)
+    reached = {name for name, gradient in whole["gradients"].items() if name.startswith("base.") and gradient.any()}
+    assert reached and any(".lora_B." in name for name in reached) == ("lora" in options)
+    for half in kept(tmp_path, 2):
+        torch.testing.assert_close(half["gradients"], whole["gradients"], rtol=1e-3, atol=1e-6)
 
 
 def test_validation_logs_the_numbers_of_one_process(tmp_path, equal_draws, monkeypatch) -> None:
