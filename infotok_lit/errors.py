@@ -6,7 +6,11 @@ class ExplainedError(Exception):
 
 
 class SettingsError(ExplainedError, ValueError):
-    """Settings that describe no model."""
+    """Settings that no model, or no run, can have."""
+
+
+class DataError(ExplainedError, ValueError):
+    """Data that cannot be read as a whole; a single broken sample is skipped instead."""
 
 
 class MissingFileError(ExplainedError, FileNotFoundError):

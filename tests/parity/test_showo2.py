@@ -6,6 +6,7 @@ from golden import DECODED_IMAGE, SAMPLING_CHAIN, Golden
 from showo2_replay import build, build_vae, layouts
 from torch import Tensor
 
+from infotok_lit.models.language_model import text_loss
 from infotok_lit.models.showo2.attention import build_mask, dense_mask
 from infotok_lit.models.showo2.autoencoder import WanVAE
 from infotok_lit.models.showo2.config import DrawingConfig
@@ -114,7 +115,7 @@ def test_masks(golden: Golden, flex: bool) -> None:
 def test_reading(golden: Golden, model: Showo2, case: str, names: tuple[str, ...]) -> None:
     hidden, labels = read(golden, model, case, names)
     golden.check(case, "logits", model.llm.lm_head(hidden.states))
-    golden.check(case, "loss_ntp", mean(model.text_loss(hidden.states, labels)))
+    golden.check(case, "loss_ntp", mean(text_loss(model.llm.lm_head, hidden.states, labels)))
     if case == "d_mmu":
         golden.check(case, "hidden", hidden.states)
 
@@ -151,7 +152,7 @@ def test_joint_loss(golden: Golden, model: Showo2, case: str, minimum: float) ->
     # Images that are clean by design take no flow loss.
     counted = torch.tensor([True, True, minimum < 1, minimum < 1])
     text, flow = (
-        mean(model.text_loss(hidden.states, recorded["labels"])),
+        mean(text_loss(model.llm.lm_head, hidden.states, recorded["labels"])),
         mean(model.flow_loss(hidden, velocity, counted)),
     )
     golden.check(case, "loss_ntp", text)
@@ -182,7 +183,7 @@ def test_interleaved(golden: Golden, model: Showo2) -> None:
     hidden = model.read_sequence(recorded["ids"], noisy, time)
     assert torch.equal(hidden.regions, recorded["regions"]), "the second sequence has an idle slot"
     golden.check(case, "logits", model.llm.lm_head(hidden.states))
-    golden.check(case, "loss_ntp", mean(model.text_loss(hidden.states, recorded["labels"])))
+    golden.check(case, "loss_ntp", mean(text_loss(model.llm.lm_head, hidden.states, recorded["labels"])))
     golden.check(case, "v_pred_all", model.velocities(hidden))
     golden.check(case, "loss_flow", mean(model.flow_loss(hidden, velocity)))
 

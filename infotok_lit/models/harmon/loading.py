@@ -9,11 +9,13 @@ from typing import Any
 from torch import Tensor
 
 from infotok_lit.assets import SCENES_TOKENIZER
+from infotok_lit.errors import SettingsError
 from infotok_lit.models.checkpoint import read_weights
 from infotok_lit.models.folder import first_existing, read_config
 from infotok_lit.models.harmon.config import HarmonConfig, Size, config_of_size
 from infotok_lit.models.harmon.model import Harmon
 from infotok_lit.models.harmon.processor import HarmonProcessor
+from infotok_lit.models.token_grid import token_grid
 from infotok_lit.models.tokenizer import load_tokenizer
 
 TOKENIZERS: dict[Size, str] = {
@@ -41,10 +43,8 @@ def build(config: HarmonConfig, tokenizer: str) -> Harmon:
         tokenizer: a folder, a hub name, or a size: a size names its tokenizer in a checkpoint, so that the checkpoint
             can be moved to another machine.
     """
-    step = config.token_pixels
-    if config.image_size % step:
-        raise ValueError(f"image_size {config.image_size} is not a multiple of {step} pixels, the token size")
-    num_image_tokens = (config.image_size // step) ** 2 + config.mar.num_buffers
+    rows, columns = token_grid(config.image_size, config.image_size, config.token_pixels)
+    num_image_tokens = rows * columns + config.mar.num_buffers
     loaded = load_tokenizer(TOKENIZERS.get(tokenizer, tokenizer))
     return Harmon(config, HarmonProcessor(loaded, config.image_size, num_image_tokens))
 
@@ -93,7 +93,7 @@ def read_official(weights: Path, parts: Mapping[str, Path], config: HarmonConfig
     """Read official weight files; a conversion that holds `vae.*` keys needs no autoencoder file.
 
     Raises:
-        ValueError: if the model needs an autoencoder file and none is given.
+        SettingsError: if the model needs an autoencoder file and none is given.
     """
     state = read_weights(weights)
     if config.autoencoder.kind != "kl16":
@@ -102,7 +102,7 @@ def read_official(weights: Path, parts: Mapping[str, Path], config: HarmonConfig
     if inside:
         return OfficialWeights(state, str(weights), inside, str(weights))
     if "autoencoder" not in parts:
-        raise ValueError(
+        raise SettingsError(
             f"{weights} holds no image autoencoder: set `autoencoder` to the official kl16.ckpt (wusize/harmon)"
         )
     return OfficialWeights(state, str(weights), read_weights(parts["autoencoder"]), str(parts["autoencoder"]))

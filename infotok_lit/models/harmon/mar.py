@@ -15,8 +15,7 @@ from infotok_lit.models.harmon.vit import (
     position_table,
     resize_positions,
 )
-
-Grid = tuple[int, int]
+from infotok_lit.models.token_grid import Grid
 
 
 class MAREncoder(nn.Module):

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import DynamicCache, LogitsProcessorList, RepetitionPenaltyLogitsProcessor
 
 from infotok_lit.models.checkpoint import KeyMap
@@ -24,10 +23,10 @@ from infotok_lit.models.harmon.language_model import (
     compact_positions,
     followed_by_ones,
 )
-from infotok_lit.models.harmon.mar import Grid, MARDecoder, MAREncoder, places_where, with_buffers
+from infotok_lit.models.harmon.mar import MARDecoder, MAREncoder, places_where, with_buffers
 from infotok_lit.models.harmon.processor import HarmonProcessor
 from infotok_lit.models.harmon.token_diffusion import TokenDiffusion
-from infotok_lit.models.language_model import build_language_model
+from infotok_lit.models.language_model import build_language_model, embed_with_images, text_loss
 from infotok_lit.models.reconstruction import (
     ReconstructionConfig,
     TemplateDraws,
@@ -37,8 +36,8 @@ from infotok_lit.models.reconstruction import (
     graph_unless_stopped,
     scale_gradient,
 )
+from infotok_lit.models.token_grid import Grid, token_grid
 from infotok_lit.models.unified import (
-    IMAGE_TOKEN_ID,
     BranchOutput,
     GenerationBatch,
     ReconstructionOutput,
@@ -118,13 +117,10 @@ class Harmon(UnifiedModel):
         seen = scale_gradient(self.project_for_reading(tokens, transform), self.config.grad_scale)
         embeds = self.embed_with_images(batch.input_ids, seen)
         hidden = self.llm.model(inputs_embeds=embeds, attention_mask=batch.attention_mask).last_hidden_state
-        labels = batch.labels[:, 1:]
-        labelled = labels >= 0
-        logits = self.llm.lm_head(hidden[:, :-1][labelled])
-        loss = F.cross_entropy(logits.float(), labels[labelled], reduction="sum")
+        loss_sum, loss_count = text_loss(self.llm.lm_head, hidden, batch.labels)
         index = torch.arange(tokens.shape[1], device=tokens.device).expand(len(tokens), -1)
         return BranchOutput(
-            loss, labelled.sum(), tokens, index, self._layout(grid), batch.text, self.llm.get_input_embeddings()
+            loss_sum, loss_count, tokens, index, self._layout(grid), batch.text, self.llm.get_input_embeddings()
         )
 
     def project_for_reading(self, tokens: Tensor, transform: TokenTransform | None = None) -> Tensor:
@@ -133,15 +129,7 @@ class Harmon(UnifiedModel):
 
     def embed_with_images(self, input_ids: Tensor, visual: Tensor) -> Tensor:
         """Embeddings (B, T, H) of ids whose image slots are filled with `visual`, in order."""
-        slots = input_ids == IMAGE_TOKEN_ID
-        num_slots, num_visual = int(slots.sum()), visual.shape[0] * visual.shape[1]
-        if num_slots != num_visual:
-            raise ValueError(
-                f"the text has {num_slots} image slots for {num_visual} visual tokens: the image size and the "
-                "processor's disagree, or max_length cut an image off"
-            )
-        embeds = self.llm.get_input_embeddings()(input_ids.masked_fill(slots, 0))
-        return embeds.masked_scatter(slots.unsqueeze(-1), visual.to(embeds.dtype))
+        return embed_with_images(self.llm.get_input_embeddings(), input_ids, visual)
 
     @torch.no_grad()
     def describe(
@@ -395,8 +383,5 @@ class Harmon(UnifiedModel):
         return TokenLayout(self.config.mar.num_buffers, grid)
 
     def grid_of(self, height: int, width: int) -> Grid:
-        """The token grid of an image size in pixels; ValueError if it is not a whole number of tokens."""
-        step = self.config.token_pixels
-        if height % step or width % step:
-            raise ValueError(f"image size {height} x {width} is not a multiple of {step} pixels, the token size")
-        return height // step, width // step
+        """The token grid of an image size in pixels; SettingsError if it is not a whole number of tokens."""
+        return token_grid(height, width, self.config.token_pixels)

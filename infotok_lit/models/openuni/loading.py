@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from infotok_lit.assets import SCENES_TOKENIZER
+from infotok_lit.errors import SettingsError
 from infotok_lit.models.checkpoint import CheckpointError, State, read_weights
 from infotok_lit.models.folder import first_existing, read_config
 from infotok_lit.models.openuni.config import OpenUniConfig, Size, config_of_size
@@ -46,7 +47,7 @@ def build(config: OpenUniConfig, tokenizer: str) -> OpenUni:
     """
     loaded = add_missing_tokens(load_tokenizer(TOKENIZERS.get(tokenizer, tokenizer)))
     if len(loaded) > config.llm.vocab_size:
-        raise ValueError(f"the tokenizer has {len(loaded)} tokens, the language model only {config.llm.vocab_size}")
+        raise SettingsError(f"the tokenizer has {len(loaded)} tokens, the language model only {config.llm.vocab_size}")
     processor = OpenUniProcessor(
         loaded,
         config.image_size,
@@ -105,7 +106,7 @@ def read_official(weights: Path, parts: Mapping[str, Path], config: OpenUniConfi
     """Read official weight files; a file that holds a part itself needs no other file for it.
 
     Raises:
-        ValueError: naming a part that is needed and not given, or what the main file lacks.
+        SettingsError: naming a part that is needed and not given, or what the main file lacks.
     """
     state = read_weights(weights)
     absent = [part for part in REQUIRED if not any(name.startswith(part) for name in state)]
@@ -145,7 +146,7 @@ def _part(
     if inside:
         return inside, str(weights)
     if part not in parts:
-        raise ValueError(f"{weights} holds no {part}: set `{part}` to {where}")
+        raise SettingsError(f"{weights} holds no {part}: set `{part}` to {where}")
     return read_weights(parts[part]), str(parts[part])
 
 

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from diffusers import SanaTransformer2DModel
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from infotok_lit.models.block_transform import BlockTransform
 from infotok_lit.models.checkpoint import KeyMap
 from infotok_lit.models.image_noise import ImageNoise
+from infotok_lit.models.language_model import embed_with_images, text_loss
 from infotok_lit.models.openuni.autoencoder import build_autoencoder
 from infotok_lit.models.openuni.config import DiffusionTransformerConfig, DrawingConfig, OpenUniConfig
 from infotok_lit.models.openuni.connector import after_connector, before_connector, build_connector, build_projector
@@ -35,8 +35,8 @@ from infotok_lit.models.reconstruction import (
     graph_unless_stopped,
     scale_gradient,
 )
+from infotok_lit.models.token_grid import Grid, token_grid
 from infotok_lit.models.unified import (
-    IMAGE_TOKEN_ID,
     BranchOutput,
     GenerationBatch,
     ReconstructionOutput,
@@ -46,7 +46,6 @@ from infotok_lit.models.unified import (
     UnifiedModel,
 )
 
-Grid = tuple[int, int]
 OWN_PARTS = ("meta_queries", "connector.", "projector.", "transformer.")
 """Prefixes of what an OpenUni checkpoint holds; vision-language model and autoencoder have files of their own."""
 
@@ -127,13 +126,7 @@ class OpenUni(UnifiedModel):
 
     def embed_with_images(self, input_ids: Tensor, tokens: Tensor) -> Tensor:
         """Embeddings (B, T, H) of ids whose image slots are filled with tokens (B, N, H), in order."""
-        slots = input_ids == IMAGE_TOKEN_ID
-        if int(slots.sum()) != tokens.shape[0] * tokens.shape[1]:
-            raise ValueError(
-                f"the text has {int(slots.sum())} image slots for {tokens.shape[0] * tokens.shape[1]} visual tokens"
-            )
-        embeds = self._embeddings(input_ids.masked_fill(slots, 0))
-        return embeds.masked_scatter(slots.unsqueeze(-1), tokens.to(embeds.dtype))
+        return embed_with_images(self._embeddings, input_ids, tokens)
 
     def understanding(self, batch: UnderstandingBatch, transform: TokenTransform | None = None) -> BranchOutput:
         """Next-token cross entropy (nats) summed over answer tokens; the head runs on those positions alone."""
@@ -142,13 +135,10 @@ class OpenUni(UnifiedModel):
         embeds = self.embed_with_images(batch.input_ids, seen)
         body = self.vlm.model.language_model
         hidden = body(inputs_embeds=embeds, attention_mask=batch.attention_mask, use_cache=False).last_hidden_state
-        labels = batch.labels[:, 1:]
-        labelled = labels >= 0
-        logits = self.vlm.lm_head(hidden[:, :-1][labelled])
-        loss = F.cross_entropy(logits.float(), labels[labelled], reduction="sum")
+        loss_sum, loss_count = text_loss(self.vlm.lm_head, hidden, batch.labels)
         side = self.config.vision.grid_side
         return BranchOutput(
-            loss, labelled.sum(), tokens, _places(tokens), TokenLayout(0, (side, side)), batch.text, self._embeddings
+            loss_sum, loss_count, tokens, _places(tokens), TokenLayout(0, (side, side)), batch.text, self._embeddings
         )
 
     @torch.no_grad()
@@ -369,11 +359,8 @@ class OpenUni(UnifiedModel):
             self.transformer.disable_gradient_checkpointing()
 
     def grid_of(self, height: int, width: int) -> Grid:
-        """The latent grid of an image size in pixels; ValueError if it is not a whole number of latent positions."""
-        step = self.config.autoencoder.stride
-        if height % step or width % step:
-            raise ValueError(f"image size {height} x {width} is not a multiple of {step} pixels")
-        return height // step, width // step
+        """The latent grid of an image size in pixels; SettingsError if it is not a whole number of latent positions."""
+        return token_grid(height, width, self.config.autoencoder.stride)
 
     def _connect(self, queries: Tensor) -> Tensor:
         for layer in self.connector.layers:

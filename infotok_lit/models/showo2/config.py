@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 
 from infotok_lit.models.language_model_config import LanguageModelConfig
 from infotok_lit.models.model_config import ModelConfig
+from infotok_lit.models.token_grid import token_grid
 
 PATCH_SIZE = 2
 """Latent pixels per side of a token."""
@@ -153,7 +154,8 @@ class Showo2Config(ModelConfig):
     @property
     def num_image_tokens(self) -> int:
         """Language-model slots of one image: the time, then the grid."""
-        return 1 + (self.image_size // self.token_pixels) ** 2
+        rows, columns = token_grid(self.image_size, self.image_size, self.token_pixels)
+        return 1 + rows * columns
 
 
 Size = Literal["scenes32", "1.5b", "1.5b-hq", "7b"]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from infotok_lit.assets import SCENES_TOKENIZER
+from infotok_lit.errors import SettingsError
 from infotok_lit.models.checkpoint import read_weights
 from infotok_lit.models.folder import first_existing, read_config
 from infotok_lit.models.showo2.config import Showo2Config, Size, config_of_size
@@ -45,13 +46,9 @@ def build(config: Showo2Config, tokenizer: str) -> Showo2:
         tokenizer: a folder, a hub name, or a size: a size names its tokenizer in a checkpoint, so that the checkpoint
             can be moved to another machine.
     """
-    if config.image_size % config.token_pixels:
-        raise ValueError(
-            f"image_size {config.image_size} is not a multiple of {config.token_pixels} pixels, the token size"
-        )
     loaded = add_missing_tokens(load_tokenizer(TOKENIZERS.get(tokenizer, tokenizer)))
     if len(loaded) > config.llm.vocab_size:
-        raise ValueError(f"the tokenizer has {len(loaded)} tokens, the language model only {config.llm.vocab_size}")
+        raise SettingsError(f"the tokenizer has {len(loaded)} tokens, the language model only {config.llm.vocab_size}")
     return Showo2(config, Showo2Processor(loaded, config.image_size, config.num_image_tokens, config.prompts))
 
 
@@ -107,7 +104,7 @@ def read_official(weights: Path, parts: Mapping[str, Path], config: Showo2Config
     """Read official weight files.
 
     Raises:
-        ValueError: if the model needs an autoencoder file and none is given.
+        SettingsError: if the model needs an autoencoder file and none is given.
     """
     state = read_weights(weights)
     if config.llm.tie_word_embeddings:
@@ -115,7 +112,7 @@ def read_official(weights: Path, parts: Mapping[str, Path], config: Showo2Config
     if config.autoencoder.kind != "wan":
         return OfficialWeights(state, str(weights), None, "")
     if "autoencoder" not in parts:
-        raise ValueError(
+        raise SettingsError(
             f"{weights} holds no image autoencoder: set `autoencoder` to Wan2.1_VAE.pth (Wan-AI/Wan2.1-T2V-14B)"
         )
     return OfficialWeights(state, str(weights), read_weights(parts["autoencoder"]), str(parts["autoencoder"]))

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from infotok_lit.errors import SettingsError
 from infotok_lit.models.block_transform import BlockTransform
 from infotok_lit.models.checkpoint import KeyMap
 from infotok_lit.models.image_noise import ImageNoise
-from infotok_lit.models.language_model import build_language_model
+from infotok_lit.models.language_model import build_language_model, text_loss
 from infotok_lit.models.reconstruction import (
     ReconstructionConfig,
     TemplateDraws,
@@ -40,6 +41,7 @@ from infotok_lit.models.showo2.keys import showo2_keys, wan_keys
 from infotok_lit.models.showo2.processor import Showo2Processor
 from infotok_lit.models.showo2.quantiser import SharedTokens
 from infotok_lit.models.showo2.sequence import find_regions, insert_images
+from infotok_lit.models.token_grid import Grid, token_grid
 from infotok_lit.models.unified import (
     IMAGE_TOKEN_ID,
     BranchOutput,
@@ -51,8 +53,6 @@ from infotok_lit.models.unified import (
     UnderstandingBatch,
     UnifiedModel,
 )
-
-Grid = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -193,25 +193,18 @@ class Showo2(UnifiedModel):
         """Next-token cross entropy (nats) summed over answer tokens, given clean images.
 
         Raises:
-            ValueError: if images to read are to be noised, which is not part of this loss.
+            SettingsError: if images to read are to be noised, which is not part of this loss.
         """
         if self.config.training_time.understanding_min < 1:
-            raise ValueError(
+            raise SettingsError(
                 "training_time.understanding_min below 1 adds a flow loss to reading, which fine-tuning does not have: "
                 "set it to 1, as in every official stage"
             )
         latents = self.encode_images(batch.pixel_values)
         scaled = _scaled(transform, self.config.grad_scale)
         hidden = self.read_sequence(batch.input_ids, latents, latents.new_ones(len(latents)), scaled)
-        loss_sum, loss_count = self.text_loss(hidden.states, batch.labels)
+        loss_sum, loss_count = text_loss(self.llm.lm_head, hidden.states, batch.labels)
         return self._output(loss_sum, loss_count, hidden, latents, batch)
-
-    def text_loss(self, states: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Cross entropy (nats) summed over labelled tokens, and their number; the head runs on these alone."""
-        labels = labels[:, 1:]
-        labelled = labels >= 0
-        logits = self.llm.lm_head(states[:, :-1][labelled])
-        return F.cross_entropy(logits.float(), labels[labelled], reduction="sum"), labelled.sum()
 
     @torch.no_grad()
     def describe(
@@ -376,11 +369,8 @@ class Showo2(UnifiedModel):
             self.llm.activation_checkpointing_disable()
 
     def grid_of(self, height: int, width: int) -> Grid:
-        """The token grid of an image size in pixels; ValueError if it is not a whole number of tokens."""
-        step = self.config.token_pixels
-        if height % step or width % step:
-            raise ValueError(f"image size {height} x {width} is not a multiple of {step} pixels, the token size")
-        return height // step, width // step
+        """The token grid of an image size in pixels; SettingsError if it is not a whole number of tokens."""
+        return token_grid(height, width, self.config.token_pixels)
 
     def _output(
         self,
