@@ -8,6 +8,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from infotok_lit.data.datamodule import UnifiedDataModule
 from infotok_lit.data.scenes import Scenes
+from infotok_lit.errors import SettingsError
 from infotok_lit.modules.determinism import isolated_rng
 from infotok_lit.modules.scene_probe import POSTERIOR_MEAN, POSTERIOR_SAMPLE, TOKENS, ProbeOptions, ProbeRow, measure
 
@@ -41,19 +42,19 @@ class SceneProbes(pl.Callback):
         self._measured = False
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Take the family, texture and jitter of the validation data; ValueError for data that has none."""
+        """Take the family, texture and jitter of the validation data; SettingsError for data that has none."""
         if not isinstance(trainer.datamodule, UnifiedDataModule):
-            raise ValueError("SceneProbes: needs a UnifiedDataModule that validates on Scenes")
+            raise SettingsError("SceneProbes: needs a UnifiedDataModule that validates on Scenes")
         specs = {}
         for branch, source in trainer.datamodule.validation_sources.items():
             if not isinstance(source, Scenes):
-                raise ValueError(
+                raise SettingsError(
                     f"SceneProbes: {branch} is validated on {type(source).__name__}, of which no structure and texture "
                     "are known: take the callback out of trainer.callbacks, or validate on infotok_lit.data.Scenes"
                 )
             specs[branch] = (source.name, source.spec)
         if len(set(specs.values())) > 1:
-            raise ValueError(
+            raise SettingsError(
                 "SceneProbes: both branches are probed on the same scenes, but data.val and data.generation_val differ "
                 "in spec, texture or jitter: make them equal"
             )

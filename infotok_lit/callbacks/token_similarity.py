@@ -10,6 +10,7 @@ from torch import Tensor
 
 from infotok_lit.callbacks.pictures import to_uint8
 from infotok_lit.data.sample import UnderstandingSample
+from infotok_lit.errors import SettingsError
 from infotok_lit.metrics.cka import LinearCKA
 from infotok_lit.models.text_batch import text_key
 from infotok_lit.models.unified import GenerationBatch
@@ -52,7 +53,7 @@ class TokenSimilarity(pl.Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Refuse a drift from tokens that nobody will measure."""
         if stage == "fit" and self.drift and trainer.num_sanity_val_steps != float("inf"):
-            raise ValueError(
+            raise SettingsError(
                 "TokenSimilarity: drift compares with the validation before training: set trainer.num_sanity_val_steps "
                 "to -1, or drift to false"
             )

@@ -4,7 +4,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.utilities import CombinedLoader, rank_zero_warn
 from torch.utils.data import DataLoader
 
@@ -18,6 +18,7 @@ from infotok_lit.data.stream import (
     branch_length,
     collate,
 )
+from infotok_lit.errors import SettingsError
 from infotok_lit.models.unified import Processor
 
 _RESUMABLE = {
@@ -65,9 +66,9 @@ class UnifiedDataModule(LightningDataModule):
         super().__init__()
         _check_counts(understanding_batch_size, generation_batch_size, val_batch_size, val_samples)
         if not (0 <= prompt_dropout <= 1 and 0 <= max_broken_share <= 1):
-            raise ValueError("prompt_dropout and max_broken_share are shares: give them between 0 and 1")
+            raise SettingsError("prompt_dropout and max_broken_share are shares: give them between 0 and 1")
         if num_workers < 0 or seed < 0:
-            raise ValueError("num_workers and seed must not be negative")
+            raise SettingsError("num_workers and seed must not be negative")
         drawn = train if generation_train is None else generation_train
         self._train: dict[Branch, Source] = {"understanding": train, "generation": drawn}
         self._val: dict[Branch, Source] = {
@@ -88,8 +89,14 @@ class UnifiedDataModule(LightningDataModule):
         self._forget()
 
     def setup(self, stage: str) -> None:
-        """Start anew; Lightning restores a checkpoint's state after this."""
+        """Start anew; Lightning restores a checkpoint's state after this.
+
+        Raises:
+            SettingsError: for a fit that would not end, or would overfit a batch in Lightning's way.
+        """
         self._forget()
+        if stage == "fit" and self.trainer is not None:
+            _refuse_other_ends(self.trainer)
         seen_in_training = [branch for branch in BRANCH_IDS if self._val[branch] is self._train[branch]]
         if seen_in_training and stage in ("fit", "validate"):
             rank_zero_warn(
@@ -99,12 +106,6 @@ class UnifiedDataModule(LightningDataModule):
 
     def train_dataloader(self) -> CombinedLoader:
         """Endless: training ends at `trainer.max_steps`."""
-        if self.trainer.max_steps == -1:
-            raise ValueError("the training data has no end: say when to stop with trainer.max_steps")
-        if self.trainer.overfit_batches:
-            raise ValueError(
-                "trainer.overfit_batches would replace the endless stream: leave it out and train on a small source"
-            )
         self._warn_of_changes()
         return CombinedLoader({branch: self._train_loader(branch) for branch in BRANCH_IDS}, mode="min_size")
 
@@ -234,4 +235,13 @@ class UnifiedDataModule(LightningDataModule):
 
 def _check_counts(*counts: int) -> None:
     if min(counts) < 1:
-        raise ValueError("batch sizes and val_samples must be at least 1")
+        raise SettingsError("batch sizes and val_samples must be at least 1")
+
+
+def _refuse_other_ends(trainer: Trainer) -> None:
+    if trainer.max_steps == -1:
+        raise SettingsError("the training data has no end: say when to stop with trainer.max_steps")
+    if trainer.overfit_batches:
+        raise SettingsError(
+            "trainer.overfit_batches would replace the endless stream: leave it out and train on a small source"
+        )

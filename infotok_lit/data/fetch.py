@@ -15,6 +15,8 @@ from typing import BinaryIO
 import fsspec
 from filelock import FileLock
 
+from infotok_lit.errors import DataError
+
 log = logging.getLogger(__name__)
 
 PIPE = "pipe:"
@@ -48,12 +50,12 @@ def local_copy(address: str, cache: Path) -> Path:
     """The local file behind a path, `pipe:COMMAND` or URL. What is fetched stays in the cache under its address.
 
     Raises:
-        ValueError: There is no such file, or it could not be fetched; the message has the reason.
+        DataError: There is no such file, or it could not be fetched; the message has the reason.
     """
     if not address.startswith(PIPE) and "://" not in address:
         path = Path(address)
         if not path.is_file():
-            raise ValueError(f"there is no shard {path}")
+            raise DataError(f"there is no shard {path}")
         return path
     target = cache / f"{hashlib.sha256(address.encode()).hexdigest()[:32]}.tar"
     fetch = _run_command if address.startswith(PIPE) else _download
@@ -90,7 +92,7 @@ def _run_command(address: str, file: BinaryIO) -> None:
     done = subprocess.run(command, shell=True, stdout=file, stderr=subprocess.PIPE)
     if done.returncode:
         said = done.stderr.decode(errors="replace").strip()[-500:] or "nothing"
-        raise ValueError(f"the shard command {command!r} ended with exit code {done.returncode} and said: {said}")
+        raise DataError(f"the shard command {command!r} ended with exit code {done.returncode} and said: {said}")
 
 
 def _download(address: str, file: BinaryIO) -> None:
@@ -98,4 +100,4 @@ def _download(address: str, file: BinaryIO) -> None:
         with fsspec.open(address, "rb") as remote:
             shutil.copyfileobj(remote, file, length=1 << 20)
     except Exception as error:  # every protocol of fsspec has its own errors, a missing package among them
-        raise ValueError(f"the shard {address} cannot be fetched: {error or type(error).__name__}") from error
+        raise DataError(f"the shard {address} cannot be fetched: {error or type(error).__name__}") from error

@@ -14,6 +14,7 @@ from infotok_lit.data.image_file import read_image
 from infotok_lit.data.packed_rows import PackedRows
 from infotok_lit.data.row_text import RowText, read_row_text
 from infotok_lit.data.sample import Branch, BrokenSampleError, GenerationSample, Sample, Source, UnderstandingSample
+from infotok_lit.errors import DataError
 
 log = logging.getLogger(__name__)
 
@@ -80,13 +81,13 @@ class ImageTextSource(Source):
         return len(self._rows)
 
     def branch_length(self, branch: Branch) -> int:
-        """How many rows serve a branch; ValueError if none does."""
+        """How many rows serve a branch; DataError if none does."""
         count = len(self._rows_of[branch])
         if not count:
             fields = f'"{self._options.caption_key}" or "captions"'
             if branch == "understanding":
                 fields += ', "qa", "question" with "answer", or "conversations"'
-            raise ValueError(
+            raise DataError(
                 f"{self._label}: none of its {len(self)} rows can train {branch}, which needs an image and {fields}. "
                 f"Add them, or give {branch} another source."
             )
@@ -175,19 +176,19 @@ def _branches(row: Mapping[str, Any], options: SampleOptions) -> tuple[Branch, .
 def _rows(path: Path) -> Iterator[Mapping[str, Any]]:
     """The rows of an annotation file, or of all those in a folder, in the order of their names."""
     if not path.exists():
-        raise ValueError(f"there is no annotation file or folder {path}")
+        raise DataError(f"there is no annotation file or folder {path}")
     files = sorted(file for file in path.iterdir() if file.suffix in (".json", ".jsonl")) if path.is_dir() else [path]
     if not files:
-        raise ValueError(f"the folder {path} holds no .json or .jsonl file with annotations")
+        raise DataError(f"the folder {path} holds no .json or .jsonl file with annotations")
     count = 0
     for file in files:
         for row in _rows_of_jsonl(file) if file.suffix == ".jsonl" else _rows_of_json(file):
             if not isinstance(row, dict):
-                raise ValueError(f"{file}: every row must be a JSON object, not {str(row)[:40]!r}")
+                raise DataError(f"{file}: every row must be a JSON object, not {str(row)[:40]!r}")
             count += 1
             yield row
     if not count:
-        raise ValueError(f"{path} holds no rows")
+        raise DataError(f"{path} holds no rows")
 
 
 def _rows_of_jsonl(file: Path) -> Iterator[Any]:
@@ -204,10 +205,10 @@ def _rows_of_json(file: Path) -> list[Any]:
 
 def _read_object(file: Path) -> dict[str, Any]:
     if not file.is_file():
-        raise ValueError(f"there is no annotation file {file}")
+        raise DataError(f"there is no annotation file {file}")
     content = _parse(file.read_bytes(), str(file))
     if not isinstance(content, dict):
-        raise ValueError(f"{file} must hold a JSON object with the caption")
+        raise DataError(f"{file} must hold a JSON object with the caption")
     return content
 
 
@@ -215,4 +216,4 @@ def _parse(content: bytes, where: str) -> Any:
     try:
         return json.loads(content)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{where}: not JSON ({error})") from error
+        raise DataError(f"{where}: not JSON ({error})") from error

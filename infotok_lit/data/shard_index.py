@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 from infotok_lit.data.fetch import locked, replacing
 from infotok_lit.data.image_text import BRANCHES, SampleOptions
 from infotok_lit.data.row_text import RowText
+from infotok_lit.errors import DataError
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ def shard_index(path: Path, cache: Path, options: SampleOptions) -> list[Entry]:
     listed as broken.
 
     Raises:
-        ValueError: The file is no uncompressed tar.
+        DataError: The file is no uncompressed tar.
     """
     status = path.stat()
     identity = [_VERSION, str(path.resolve()), status.st_size, status.st_mtime_ns]
@@ -88,7 +89,7 @@ def _members(path: Path, file: BinaryIO) -> tuple[list[tarfile.TarInfo], str | N
             for member in tar:  # not list(tar): what came before the damage is kept
                 members.append(member)
     except tarfile.ReadError as error:
-        raise ValueError(f"{path} is not an uncompressed tar file ({error}); unpack or fetch it again") from error
+        raise DataError(f"{path} is not an uncompressed tar file ({error}); unpack or fetch it again") from error
     # tarfile takes garbage after the first member for the end; a whole archive says so with a block of zeros.
     end = 0
     if members:

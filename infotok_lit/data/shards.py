@@ -12,6 +12,7 @@ from infotok_lit.data.packed_rows import PackedRows
 from infotok_lit.data.row_text import RowText
 from infotok_lit.data.sample import BrokenSampleError
 from infotok_lit.data.shard_index import read_member, read_member_text, shard_index
+from infotok_lit.errors import DataError
 
 
 class ImageTextShards(ImageTextSource):
@@ -54,7 +55,7 @@ class ImageTextShards(ImageTextSource):
         ]
         label = ", ".join(patterns)
         if not rows:
-            raise ValueError(f"the shards hold no samples: {label or 'none were given'}")
+            raise DataError(f"the shards hold no samples: {label or 'none were given'}")
         super().__init__(label, PackedRows(rows), [row["serves"] for row in rows], options)
 
     def _open(self, row: int) -> tuple[str, Path | bytes, RowText]:

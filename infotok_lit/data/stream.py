@@ -20,6 +20,7 @@ from infotok_lit.data.sample import (
     Source,
     TooManyBrokenSamplesError,
 )
+from infotok_lit.errors import SettingsError
 
 BRANCH_IDS: dict[Branch, int] = {"understanding": 0, "generation": 1}
 """Part of every seed, so that the two branches draw independently from one source."""
@@ -36,10 +37,10 @@ class Request(NamedTuple):
 
 
 def branch_length(source: Source, branch: Branch) -> int:
-    """How many samples a source has for a branch; ValueError if none."""
+    """How many samples a source has for a branch; SettingsError if none."""
     length = source.branch_length(branch)
     if length < 1:
-        raise ValueError(f"{type(source).__name__} has no samples for {branch}")
+        raise SettingsError(f"{type(source).__name__} has no samples for {branch}")
     return length
 
 
@@ -100,7 +101,7 @@ class FixedSampler(DistributedSampler):
     def __init__(self, count: int, num_replicas: int = 1, rank: int = 0) -> None:
         super().__init__(range(count), num_replicas=num_replicas, rank=rank, shuffle=False, drop_last=True)
         if count < num_replicas:
-            raise ValueError(f"{count} validation samples cannot be shared by {num_replicas} processes: use more")
+            raise SettingsError(f"{count} validation samples cannot be shared by {num_replicas} processes: use more")
         self._shared = count - count % num_replicas
 
     def __iter__(self) -> Iterator[Request]:

@@ -4,6 +4,8 @@ from typing import Protocol
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from infotok_lit.errors import SettingsError
+
 
 class Tokenizer(Protocol):
     """The part of a Hugging Face tokenizer that is used."""
@@ -14,11 +16,11 @@ class Tokenizer(Protocol):
 
 
 def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
-    """A tokenizer from a folder or the hub; ValueError says how to get one where there is none."""
+    """A tokenizer from a folder or the hub; SettingsError says how to get one where there is none."""
     try:
         return AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError) as error:
-        raise ValueError(
+        raise SettingsError(
             f"no tokenizer at {source!r}: give a folder with tokenizer.json, or go online so that it can be fetched "
             f"({str(error).splitlines()[0]})"
         ) from error
@@ -31,9 +33,9 @@ def single_id(tokenizer: Tokenizer, marker: str, needs: str) -> int:
         needs: who needs which tokenizer, for the message.
 
     Raises:
-        ValueError: if the tokenizer does not know the marker as one token, which means that it is the wrong one.
+        SettingsError: if the tokenizer does not know the marker as one token, which means that it is the wrong one.
     """
     ids = tokenizer.encode(marker, add_special_tokens=False)
     if len(ids) != 1:
-        raise ValueError(f"the tokenizer splits {marker!r} into {len(ids)} tokens: {needs}")
+        raise SettingsError(f"the tokenizer splits {marker!r} into {len(ids)} tokens: {needs}")
     return ids[0]

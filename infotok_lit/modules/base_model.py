@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from infotok_lit.assets import embedded_base
+from infotok_lit.errors import SettingsError
 from infotok_lit.models.checkpoint import CheckpointError
 from infotok_lit.models.families import FamilyLoading, family_config, family_loading
 from infotok_lit.models.folder import exported_family
@@ -28,7 +29,7 @@ class BaseModel:
         settings: entries of the configuration that differ from the size's.
 
     Raises:
-        ValueError: for a size or a part that the family does not have.
+        SettingsError: for a size or a part that the family does not have.
     """
 
     family: str
@@ -42,10 +43,14 @@ class BaseModel:
         known = family_config(self.family)
         sizes = get_args(known.Size)
         if self.size not in sizes:
-            raise ValueError(f"model.size: {self.family} has no size {self.size!r}; choose one of {', '.join(sizes)}")
+            raise SettingsError(
+                f"model.size: {self.family} has no size {self.size!r}; choose one of {', '.join(sizes)}"
+            )
         unknown = sorted(self.parts.keys() - known.PARTS.keys())
         if unknown:
-            raise ValueError(f"model.parts: {self.family} has no {', '.join(unknown)}; it has {', '.join(known.PARTS)}")
+            raise SettingsError(
+                f"model.parts: {self.family} has no {', '.join(unknown)}; it has {', '.join(known.PARTS)}"
+            )
 
     def build(self) -> UnifiedModel:
         """The model with its initial weights.

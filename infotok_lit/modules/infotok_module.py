@@ -15,6 +15,7 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 
 from infotok_lit.data.datamodule import UnifiedDataModule
+from infotok_lit.errors import SettingsError
 from infotok_lit.metrics.scene_scores import QAExactMatch
 from infotok_lit.models.checkpoint import CheckpointError
 from infotok_lit.models.reconstruction import ReconstructionConfig
@@ -37,6 +38,7 @@ from infotok_lit.objective.report import collapse_message, gradient_norms
 
 BRANCHES: tuple[Branch, ...] = ("understanding", "generation")
 CHECKPOINT_FORMAT = 1
+HALF_PRECISIONS = ("bf16-true", "16-true", "transformer-engine", "transformer-engine-float16")
 
 
 class InfoTokModule(pl.LightningModule):
@@ -100,7 +102,7 @@ class InfoTokModule(pl.LightningModule):
         self.task_weights = task_weights
         self.reconstruction = reconstruction
         if not any((*asdict(task_weights).values(), *map(objective.active_terms, objective.branches))):
-            raise ValueError("nothing to train: all task_weights are 0, and objective.terms is empty")
+            raise SettingsError("nothing to train: all task_weights are 0, and objective.terms is empty")
         self.frozen = tuple(freeze)
         self.unfrozen = tuple(unfreeze)
         self.lora = lora
@@ -117,6 +119,16 @@ class InfoTokModule(pl.LightningModule):
         source = self.base_model.init_from or "random weights"
         rank_zero_info(f"The base model is {base.title} {self.base_model.size}, initialised from {source}.")
         return base
+
+    def setup(self, stage: str) -> None:
+        """Refuse weights of 16 bits: the heads need 32, and fine-tuning moves weights by less than 16 resolve."""
+        precision = self.trainer.precision
+        if precision in HALF_PRECISIONS:
+            raise SettingsError(
+                f"trainer.precision: {precision} keeps the weights themselves in 16 bits, where updates of a "
+                "fine-tuning's size are rounded away: set it to bf16-mixed. To save memory, use model.lora, "
+                "model.freeze or model.activation_checkpointing"
+            )
 
     def configure_model(self) -> None:
         """Build the base model and the heads once; a resumed run then overwrites their weights."""

@@ -12,6 +12,8 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor, nn
 
+from infotok_lit.errors import SettingsError
+
 ADAPTER = "default"
 BASE, DOWN, UP = ".base_layer.", f".lora_A.{ADAPTER}.", f".lora_B.{ADAPTER}."
 """How peft names the layer inside an adapted one, and the adapter's two matrices."""
@@ -35,9 +37,9 @@ class LoraConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "targets", tuple(self.targets))
         if not self.targets:
-            raise ValueError("lora.targets is empty: name the layers that get adapters, or leave out lora")
+            raise SettingsError("lora.targets is empty: name the layers that get adapters, or leave out lora")
         if self.rank < 1 or not self.alpha > 0:
-            raise ValueError(f"lora: rank and alpha must be positive, got {self.rank} and {self.alpha}")
+            raise SettingsError(f"lora: rank and alpha must be positive, got {self.rank} and {self.alpha}")
 
     @property
     def scale(self) -> float:
@@ -49,7 +51,7 @@ def add_adapters(model: nn.Module, config: LoraConfig) -> None:
     """Put adapters, which begin as zero, on the layers that the targets name, and freeze what is inside these layers.
 
     Raises:
-        ValueError: for a target that matches no linear layer, or a layer whose weight is also used elsewhere.
+        SettingsError: for a target that matches no linear layer, or a layer whose weight is also used elsewhere.
     """
     from peft import LoraConfig as PeftConfig
     from peft import inject_adapter_in_model
@@ -118,7 +120,7 @@ def _layers(model: nn.Module, targets: tuple[str, ...]) -> list[str]:
         found = [name for name in linear if fnmatchcase(name, target)]
         if not found:
             parts = ", ".join(sorted({f"{name.split('.')[0]}.*" for name in linear}))
-            raise ValueError(f"lora.targets: no linear layer is called {target!r}; there are {parts}")
+            raise SettingsError(f"lora.targets: no linear layer is called {target!r}; there are {parts}")
         chosen += [name for name in found if name not in chosen]
     _refuse_tied(model, {name: linear[name] for name in chosen})
     return chosen
@@ -131,7 +133,7 @@ def _refuse_tied(model: nn.Module, chosen: Mapping[str, nn.Linear]) -> None:
     for name, layer in chosen.items():
         others = [other for other in owners[id(layer.weight)] if other != f"{name}.weight"]
         if others:
-            raise ValueError(
+            raise SettingsError(
                 f"lora.targets: {name} shares its weight with {others[0]}, which merging would change too; "
                 "choose patterns that leave it out"
             )

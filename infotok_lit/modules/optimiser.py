@@ -8,6 +8,8 @@ from torch import nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from infotok_lit.errors import SettingsError
+
 WARMUP_START = 1e-5
 """The warm-up begins at this fraction of the learning rate."""
 
@@ -40,9 +42,9 @@ class OptimiserConfig:
         object.__setattr__(self, "betas", tuple(self.betas))
         rates = (self.lr, self.heads_lr, *self.group_lr.values())
         if min(rates) < 0 or self.weight_decay < 0 or self.warmup_steps < 0:
-            raise ValueError("optimiser: learning rates, weight_decay and warmup_steps must not be negative")
+            raise SettingsError("optimiser: learning rates, weight_decay and warmup_steps must not be negative")
         if not 0 <= self.final_factor <= 1:
-            raise ValueError(f"optimiser.final_factor must be in [0, 1], got {self.final_factor}")
+            raise SettingsError(f"optimiser.final_factor must be in [0, 1], got {self.final_factor}")
 
 
 def build_optimiser(
@@ -54,7 +56,7 @@ def build_optimiser(
         decays: whether a parameter of `base` decays, by name.
 
     Raises:
-        ValueError: if nothing is trainable, or a prefix of `group_lr` matches no trainable parameter.
+        SettingsError: if nothing is trainable, or a prefix of `group_lr` matches no trainable parameter.
     """
     by_setting: dict[tuple[float, float], list[nn.Parameter]] = {}
     used: set[str] = set()
@@ -67,13 +69,13 @@ def build_optimiser(
             by_setting.setdefault((lr, decay), []).append(parameter)
     unused = sorted(config.group_lr.keys() - used)
     if unused:
-        raise ValueError(f"optimiser.group_lr: no trainable parameter starts with {', '.join(map(repr, unused))}")
+        raise SettingsError(f"optimiser.group_lr: no trainable parameter starts with {', '.join(map(repr, unused))}")
     groups = [_group(parameters, lr, decay) for (lr, decay), parameters in by_setting.items()]
     groups.append(_group([p for p in heads.parameters() if p.ndim > 1], config.heads_lr, config.weight_decay))
     groups.append(_group([p for p in heads.parameters() if p.ndim <= 1], config.heads_lr, 0.0))
     groups = [group for group in groups if group["params"]]
     if not groups:
-        raise ValueError("nothing is trainable: `freeze` covers the whole model and no term builds a head")
+        raise SettingsError("nothing is trainable: `freeze` covers the whole model and no term builds a head")
     return AdamW(groups, betas=config.betas)
 
 
@@ -94,17 +96,19 @@ def freeze(module: nn.Module, prefixes: Iterable[str], exceptions: Iterable[str]
     """Stop training every parameter whose name starts with one of the prefixes and with none of the exceptions.
 
     Raises:
-        ValueError: for a prefix that matches nothing, or an exception that excepts nothing.
+        SettingsError: for a prefix that matches nothing, or an exception that excepts nothing.
     """
     names, prefixes, exceptions = [name for name, _ in module.named_parameters()], tuple(prefixes), tuple(exceptions)
     for prefix in prefixes:
         if not any(name.startswith(prefix) for name in names):
             parts = sorted({name.split(".")[0] for name in names})
-            raise ValueError(f"freeze: no parameter starts with {prefix!r}; the model's parts are {', '.join(parts)}")
+            raise SettingsError(
+                f"freeze: no parameter starts with {prefix!r}; the model's parts are {', '.join(parts)}"
+            )
     frozen = [name for name in names if name.startswith(prefixes)]
     for exception in exceptions:
         if not any(name.startswith(exception) for name in frozen):
-            raise ValueError(f"unfreeze: no parameter that `freeze` names starts with {exception!r}")
+            raise SettingsError(f"unfreeze: no parameter that `freeze` names starts with {exception!r}")
     for name in frozen:
         if not name.startswith(exceptions):
             module.get_parameter(name).requires_grad_(False)

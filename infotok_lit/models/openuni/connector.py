@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from transformers import SiglipVisionConfig
 from transformers.models.siglip.modeling_siglip import SiglipEncoder
 
+from infotok_lit.errors import SettingsError
 from infotok_lit.models.openuni.config import ConnectorConfig
 
 NORM_EPS = 1e-6
@@ -38,11 +39,11 @@ def build_projector(config: ConnectorConfig, llm_width: int, condition_width: in
     """The linear maps beside the connector.
 
     Raises:
-        ValueError: if the connector's width does not suit the order.
+        SettingsError: if the connector's width does not suit the order.
     """
     required = {"connector_first": llm_width, "projector_first": condition_width}.get(config.order, config.width)
     if config.width != required:
-        raise ValueError(f"connector.width must be {required} for order {config.order}, not {config.width}")
+        raise SettingsError(f"connector.width must be {required} for order {config.order}, not {config.width}")
     if config.order == "projector_on_both_sides":
         return nn.ModuleList([nn.Linear(llm_width, config.width), nn.Linear(config.width, condition_width)])
     return nn.Linear(llm_width, condition_width)
