@@ -68,11 +68,10 @@ def run_study(study: Study, resources: Resources) -> bool:
         queues = [_row_queue(study, storage, rows)] if rows else []
         if study.search is not None:
             queues.append(search_queue(study, storage, points))
-    launchers = resources.launchers(study)
     expected = _expected_cells(study, rows, points)
     with display(expected, lambda: _finished_cells(_jobs(study, rows))) as shown:
         for queue in queues:
-            work_off(queue, launchers, shown)
+            work_off(queue, resources.launchers(study), shown)
     return all(is_finished(cell.folder) for job in [*_jobs(study, rows), *(points or [])] for cell in job.cells)
 
 

@@ -15,7 +15,7 @@ IDLE_SECONDS = 1.0
 
 
 def work_off(queue: JobQueue, launchers: Sequence[Launcher], display: Display) -> None:
-    """Run jobs until none is left here or elsewhere; one worker per launcher.
+    """Run jobs until none is left here or elsewhere; one worker per launcher. The launchers start nothing after that.
 
     Raises:
         KeyboardInterrupt: after the runs under way have been ended.

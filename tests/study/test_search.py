@@ -5,6 +5,7 @@ import itertools
 import json
 import multiprocessing
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -37,12 +38,14 @@ def impatient(monkeypatch) -> None:
     monkeypatch.setattr(work, "IDLE_SECONDS", 0.05)
 
 
-def swept(bench: Bench, space: dict, variant: str = "x", seeds: tuple[int, ...] = (0, 1), **search) -> Study:
-    """A study with a search whose runs all log what the variant's do."""
+def swept(
+    bench: Bench, space: dict, variant: str = "x", seeds: tuple[int, ...] = (0, 1), rows: Sequence[str] = (), **search
+) -> Study:
+    """A study with some rows, and a search whose runs all log what the variant's do."""
     for seed in seeds:
         bench.prepare(variant, seed)
     row = Row(overrides={"stub.variant": variant})
-    return bench.study([], seeds, search=Search(space, ["answers", "loss"], row=row, **search))
+    return bench.study(list(rows), seeds, search=Search(space, ["answers", "loss"], row=row, **search))
 
 
 def trials(study: Study) -> list[optuna.trial.FrozenTrial]:
@@ -57,6 +60,13 @@ def test_a_grid_is_every_combination_once(bench) -> None:
     assert Counter(points) == Counter(itertools.product([0.1, 0.2, None], ["mlp", "linear"]))
     assert set(bench.starts().values()) == {1} and len(bench.starts()) == 12
     assert len(planned_jobs(swept(bench, CHOICES, sampler="grid", trials=4))) == 4
+
+
+@pytest.mark.parametrize("sampler", ["grid", "tpe"])
+def test_one_call_runs_the_rows_and_then_the_search(bench, sampler) -> None:
+    study = swept(bench, {"model.lr": Dimension(choices=[0.1, 0.2])}, rows=["plain", "a"], sampler=sampler, trials=2)
+    assert bench.run(study)
+    assert len(bench.starts()) == 4 + 2 * len(known_points(study)) > 4
 
 
 def test_random_points_follow_from_the_seed_and_more_of_them_go_on(bench) -> None:
