@@ -1,5 +1,6 @@
 """The tokenizers of the language models."""
 
+from pathlib import Path
 from typing import Protocol
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -13,6 +14,8 @@ class Tokenizer(Protocol):
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]: ...
 
     def decode(self, token_ids: list[int], skip_special_tokens: bool = False) -> str: ...
+
+    def save_pretrained(self, save_directory: Path) -> object: ...
 
 
 def load_tokenizer(source: str) -> PreTrainedTokenizerBase:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from infotok_lit.data.sample import Branch, GenerationSample, UnderstandingSample
 from infotok_lit.models.reconstruction import ReconstructionConfig
+from infotok_lit.models.tokenizer import Tokenizer
 
 TokenTransform = Callable[[Tensor], Tensor]
 """A map (B, N, D) -> (B, N, D) applied to the shared tokens where they leave the encoder."""
@@ -151,6 +152,8 @@ class ReconstructionOutput:
 class Processor(Protocol):
     """Turns samples into a base model's batches: its chat template, tokenizer and image geometry. Deterministic."""
 
+    tokenizer: Tokenizer
+
     def understanding(
         self, samples: Sequence[UnderstandingSample], skipped: Sequence[str] = ()
     ) -> UnderstandingBatch: ...
@@ -243,17 +246,17 @@ class UnifiedModel(nn.Module, ABC):
     def decays(self, name: str, parameter: nn.Parameter) -> bool:
         """Whether weight decay applies to a parameter (by its name in this model) in the official recipe."""
 
-    @abstractmethod
     def description(self) -> dict[str, Any]:
         """What rebuilds this model, in primitives: the `config` entry of an exported folder's config.json."""
+        return self.config.to_dict()
 
     @abstractmethod
     def official_weights(self) -> dict[str, dict[str, Tensor]]:
         """File stem -> weights under official names and shapes: everything that inference needs."""
 
-    @abstractmethod
     def save_tokenizer(self, folder: Path) -> None:
-        """Write the tokenizer's files into an existing folder."""
+        """Write tokenizer.json and its configuration into an existing folder."""
+        self.processor.tokenizer.save_pretrained(folder)
 
     @abstractmethod
     def set_activation_checkpointing(self, enabled: bool) -> None:

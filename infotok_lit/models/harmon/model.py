@@ -5,8 +5,7 @@ E decoder width, H language-model width.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -331,10 +330,6 @@ class Harmon(UnifiedModel):
         """The official recipe decays matrices and tables, but no bias, norm, or anything of the diffusion head."""
         return parameter.ndim > 1 and not name.endswith(".bias") and not name.startswith("token_diffusion.")
 
-    def description(self) -> dict[str, Any]:
-        """The configuration, in primitives."""
-        return self.config.to_dict()
-
     def official_weights(self) -> dict[str, dict[str, Tensor]]:
         """`harmon`: everything but the autoencoder; `kl16`: the autoencoder, unless it has no weights."""
         weights = {"harmon": HARMON_KEYS.to_official(self._own_weights())}
@@ -354,10 +349,6 @@ class Harmon(UnifiedModel):
         expected = {self._autoencoder_keys.official_name(name) for name in own}
         known = {name: tensor for name, tensor in weights.items() if name in expected}
         self.autoencoder.network.load_state_dict(self._autoencoder_keys.from_official(known, own, source))
-
-    def save_tokenizer(self, folder: Path) -> None:
-        """Write tokenizer.json and its configuration."""
-        self.processor.tokenizer.save_pretrained(folder)
 
     @property
     def _autoencoder_keys(self) -> KeyMap:

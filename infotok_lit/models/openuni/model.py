@@ -6,8 +6,6 @@ Shapes: B batch, T text length, N image tokens, Q queries, C latent channels, H 
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers import SanaTransformer2DModel
@@ -319,10 +317,6 @@ class OpenUni(UnifiedModel):
         """The official recipe decays whatever has at least two axes."""
         return parameter.ndim > 1
 
-    def description(self) -> dict[str, Any]:
-        """The configuration, in primitives."""
-        return self.config.to_dict()
-
     def official_weights(self) -> dict[str, dict[str, Tensor]]:
         """`openuni`: what its checkpoints hold; `internvl3`; `dc_ae`, unless it has no weights."""
         weights = {"openuni": self._own_weights(), "internvl3": vlm_to_official(self.vlm.state_dict())}
@@ -343,10 +337,6 @@ class OpenUni(UnifiedModel):
         """Load the DC-AE; CheckpointError names what does not fit."""
         network = self.autoencoder.network
         network.load_state_dict(KeyMap(renames=()).from_official(weights, network.state_dict(), source))
-
-    def save_tokenizer(self, folder: Path) -> None:
-        """Write tokenizer.json and its configuration."""
-        self.processor.tokenizer.save_pretrained(folder)
 
     def set_activation_checkpointing(self, enabled: bool) -> None:
         """Recompute the activations of all transformers in the backward pass."""

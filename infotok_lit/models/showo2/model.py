@@ -7,8 +7,7 @@ channels, D language-model width.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -328,10 +327,6 @@ class Showo2(UnifiedModel):
         """Matrices and tables; the official recipe decays nothing at all, by a rate of 0."""
         return parameter.ndim > 1
 
-    def description(self) -> dict[str, Any]:
-        """The configuration, in primitives."""
-        return self.config.to_dict()
-
     def official_weights(self) -> dict[str, dict[str, Tensor]]:
         """`showo2`: the official model; `wan_vae`, unless it has no weights; `quantiser`, if there is one."""
         weights = {"showo2": self._keys.to_official(self._own_weights())}
@@ -354,10 +349,6 @@ class Showo2(UnifiedModel):
         """Load the quantiser; CheckpointError names what does not fit."""
         own = self.encoder.quantiser.state_dict()
         self.encoder.quantiser.load_state_dict(KeyMap(renames=()).from_official(weights, own, source))
-
-    def save_tokenizer(self, folder: Path) -> None:
-        """Write tokenizer.json and its configuration."""
-        self.processor.tokenizer.save_pretrained(folder)
 
     def set_activation_checkpointing(self, enabled: bool) -> None:
         """Recompute the activations of all three transformers in the backward pass."""

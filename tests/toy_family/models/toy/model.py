@@ -4,8 +4,6 @@ Shapes: B samples, L tokens of an image, C latent channels, H width of tokens an
 """
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -158,10 +156,6 @@ class Toy(UnifiedModel):
         """Matrices decay."""
         return parameter.ndim > 1
 
-    def description(self) -> dict[str, Any]:
-        """The configuration, in primitives."""
-        return self.config.to_dict()
-
     def official_weights(self) -> dict[str, dict[str, Tensor]]:
         """`toy`, the only official file."""
         return {"toy": KEYS.to_official(self.state_dict())}
@@ -170,10 +164,6 @@ class Toy(UnifiedModel):
     def official_aliases(self) -> tuple[str, ...]:
         """The head is the embedding table."""
         return ("llm.lm_head.weight",)
-
-    def save_tokenizer(self, folder: Path) -> None:
-        """Write tokenizer.json and its configuration."""
-        self.processor.tokenizer.save_pretrained(folder)
 
     def set_activation_checkpointing(self, enabled: bool) -> None:
         """Recompute the language model's activations."""
