@@ -9,8 +9,8 @@ from infotok_lit.metrics.scene_scores import QAExactMatch, SceneScore
 from infotok_lit.models.families import load_folder
 
 SHIPPED = ("harmon", "openuni", "showo2")
-LEAST_DRAWN = {"harmon": 0.85, "openuni": 0.5, "showo2": 0.85}
-"""Of captions with one object; measured on 1,000 captions: 0.94 and 0.99, 0.50 and 0.87, 0.93 and 0.98."""
+LEAST_DRAWN = {"harmon": 0.85, "openuni": 0.75, "showo2": 0.85}
+"""Of captions with one object; measured on 1,000 captions: 0.94 and 0.99, 0.87 and 0.97, 0.93 and 0.98."""
 
 
 @pytest.fixture(scope="module", params=SHIPPED)
@@ -31,7 +31,7 @@ def test_it_answers_questions(base) -> None:
     metric = QAExactMatch()
     metric.update(base.describe(batch.pixel_values, batch.questions, 32), batch.answers, batch.questions)
     scores = metric.compute()
-    assert scores["overall"] > 0.8, "measured: 0.983, 0.905 and 0.948 on 1,000 questions"
+    assert scores["overall"] > 0.8, "measured: 0.983, 0.947 and 0.948 on 1,000 questions"
     assert scores["overall"] > scores["chance"] + 0.3
 
 
