@@ -6,6 +6,7 @@ Every file is read with `weights_only=True`; every load is strict and names what
 import json
 import pickle
 import re
+import struct
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,9 @@ State = dict[str, Tensor]
 WEIGHTS_FILES = ("model.safetensors", "diffusion_pytorch_model.safetensors", "pytorch_model.bin")
 """What transformers and diffusers call the file in a folder; a large one is split, and described by FILE.index.json."""
 WRAPPERS = ("state_dict", "model", "module")
+FILE_ERRORS = (RuntimeError, EOFError, OSError, zipfile.BadZipFile)
+OPCODE_ERRORS = (AttributeError, LookupError, TypeError, ValueError, struct.error)
+"""What the unpickler raises, beside its own error, for bytes that are no pickle."""
 SHOWN = 5
 
 
@@ -139,7 +143,7 @@ def read_pickle(path: Path, mmap: bool = False) -> Any:
                 f"save its state dict alone and load that ({_first_line(error)})"
             ) from error
         raise _unreadable(path, error) from error
-    except (RuntimeError, EOFError, OSError, KeyError, zipfile.BadZipFile) as error:
+    except (*FILE_ERRORS, *OPCODE_ERRORS) as error:
         raise _unreadable(path, error) from error
 
 

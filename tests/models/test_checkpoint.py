@@ -55,6 +55,15 @@ def test_a_truncated_file_is_named(tmp_path, name) -> None:
         read_weights(path)
 
 
+@pytest.mark.parametrize("content", [b"u", b"J\x01", b"X\x01\x00\x00\x00\xff", b"h\x07", b"}]s."])
+def test_bytes_that_are_no_checkpoint_are_named(tmp_path, content) -> None:
+    """Each has the unpickler fail in another way: no stack, too few bytes, no UTF-8, an unknown memo, no pair."""
+    path = tmp_path / "weights.pth"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"weights.pth cannot be read"):
+        read_weights(path)
+
+
 @pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors"])
 def test_an_empty_file_is_named(tmp_path, name) -> None:
     (tmp_path / name).touch()
