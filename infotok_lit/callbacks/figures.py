@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from PIL import Image
 
-from infotok_lit.objective.config import Branch
+from infotok_lit.batch import Branch
 
 BRANCH_COLOURS: dict[Branch, str] = {"understanding": "#0072B2", "generation": "#D55E00"}
 """Okabe and Ito's blue and vermilion."""

@@ -8,8 +8,8 @@ from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.utilities import CombinedLoader, rank_zero_warn
 from torch.utils.data import DataLoader
 
+from infotok_lit.batch import Branch, Source
 from infotok_lit.data.broken_samples import BrokenSampleTally
-from infotok_lit.data.sample import Branch, Source
 from infotok_lit.data.stream import (
     BRANCH_IDS,
     BranchDataset,
