@@ -12,11 +12,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 from infotok_lit.errors import ExplainedError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
     from PIL.Image import Image
     from torch import Tensor, nn
@@ -214,3 +216,28 @@ class ReconstructionOutput:
     """Scalar: how many elements were summed."""
     quantiser_loss: Tensor | None = None
     """Scalar: what the quantiser itself asks to be minimised, already weighted; None for continuous tokens."""
+
+
+# What turns samples into batches
+
+
+class Tokenizer(Protocol):
+    """The part of a Hugging Face tokenizer that is used."""
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]: ...
+
+    def decode(self, token_ids: list[int], skip_special_tokens: bool = False) -> str: ...
+
+    def save_pretrained(self, save_directory: Path) -> object: ...
+
+
+class Processor(Protocol):
+    """Turns samples into a base model's batches: its chat template, tokenizer and image geometry. Deterministic."""
+
+    tokenizer: Tokenizer
+
+    def understanding(
+        self, samples: Sequence[UnderstandingSample], skipped: Sequence[str] = ()
+    ) -> UnderstandingBatch: ...
+
+    def generation(self, samples: Sequence[GenerationSample], skipped: Sequence[str] = ()) -> GenerationBatch: ...

@@ -1,17 +1,12 @@
-"""Pictures for TensorBoard and for the run folder: grids of images with words under them."""
+"""From tensors to pictures: levels of grey and colour, and grids of images with words under them."""
 
-import io
 import textwrap
 from collections.abc import Sequence
-from pathlib import Path
 
-import lightning.pytorch as pl
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
-
-from infotok_lit.files import write_whole
 
 TILE = 160
 """Side of a tile in pixels, unless a grid has its own."""
@@ -44,24 +39,6 @@ def captioned_grid(
         canvas.paste(_tile(image, tile), (left, top))
         pen.multiline_text((left, top + tile + 2), "\n".join(wrapped), fill="black", font=font, spacing=1)
     return canvas
-
-
-def publish(trainer: pl.Trainer, folder: str | None, name: str, picture: Image.Image) -> None:
-    """Show a picture in TensorBoard, if that is a logger, and keep it under the run folder as PNG.
-
-    Args:
-        folder: `trainer.log_dir`, which every process must ask for, because asking is a collective call.
-    """
-    step = trainer.global_step
-    for logger in trainer.loggers:
-        if hasattr(logger.experiment, "add_image"):
-            logger.experiment.add_image(name, np.array(picture), step, dataformats="HWC")
-    if folder is not None:
-        path = Path(folder) / "pictures" / f"{name.replace('/', '_')}_{step:07d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        content = io.BytesIO()
-        picture.save(content, "PNG")
-        write_whole(path, content.getvalue())
 
 
 def _tile(image: np.ndarray, side: int) -> Image.Image:

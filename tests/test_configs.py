@@ -231,14 +231,14 @@ def imports_of(path: Path) -> set[str]:
         ("checkpoints.py", {"errors", "files"}),
         ("pictures.py", {"files"}),
         ("objective", {"objective", "batch", "errors"}),
-        ("models", {"models", "assets", "batch", "checkpoints", "errors", "files"}),
+        ("models", {"models", "assets", "batch", "checkpoints", "errors", "files", "seeding", "__version__"}),
         ("data", {"data", "batch", "errors", "files"}),
-        ("scenes", {"scenes", "metrics", "batch", "assets", "errors", "files"}),
+        ("scenes", {"scenes", "metrics", "batch", "assets", "errors", "files", "seeding"}),
         ("metrics", {"metrics", "batch", "errors"}),
         (
             "modules",
             {"modules", "models", "objective", "data", "scenes", "metrics", "assets"}
-            | {"batch", "checkpoints", "errors", "files"},
+            | {"batch", "checkpoints", "errors", "files", "seeding"},
         ),
     ],
 )

@@ -10,12 +10,11 @@ from PIL.Image import Image
 from torch import Tensor
 
 from infotok_lit.batch import Branch
-from infotok_lit.callbacks.figures import BRANCH_COLOURS, GREY, panels, rendered
+from infotok_lit.callbacks.figures import BRANCH_COLOURS, GREY, panels, publish, rendered
 from infotok_lit.modules.infotok_module import BRANCHES
 from infotok_lit.modules.results import Reading
 from infotok_lit.objective.distributed import global_sum
 from infotok_lit.objective.report import ACTIVE_NATS
-from infotok_lit.pictures import publish
 
 ACTIVE_BITS = ACTIVE_NATS / math.log(2)
 LOWEST_BITS = 1e-5

@@ -9,8 +9,9 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from infotok_lit.callbacks.figures import publish
 from infotok_lit.modules.infotok_module import BRANCHES
-from infotok_lit.pictures import captioned_grid, publish, to_uint8
+from infotok_lit.pictures import captioned_grid, to_uint8
 from infotok_lit.scenes import parse_caption
 from infotok_lit.scenes.metrics import SceneScore, drawing_chance
 

@@ -8,9 +8,9 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from infotok_lit.data.datamodule import UnifiedDataModule
 from infotok_lit.errors import SettingsError
-from infotok_lit.modules.determinism import isolated_rng
 from infotok_lit.scenes import Scenes
 from infotok_lit.scenes.probe import POSTERIOR_MEAN, POSTERIOR_SAMPLE, TOKENS, ProbeOptions, ProbeRow, measure
+from infotok_lit.seeding import isolated_rng
 
 PREFIXES = {TOKENS: "probe", POSTERIOR_MEAN: "probe/posterior_mean", POSTERIOR_SAMPLE: "probe/posterior_sample"}
 """Features that are probed -> under which name."""

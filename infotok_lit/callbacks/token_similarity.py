@@ -12,11 +12,11 @@ from infotok_lit.batch import Branch, GenerationBatch, UnderstandingSample
 from infotok_lit.errors import SettingsError
 from infotok_lit.metrics.cka import LinearCKA
 from infotok_lit.models.common.text_batch import text_key
-from infotok_lit.modules.determinism import isolated_rng
 from infotok_lit.modules.infotok_module import BRANCHES
 from infotok_lit.modules.results import Reading
 from infotok_lit.objective.distributed import gather_rows
 from infotok_lit.pictures import to_uint8
+from infotok_lit.seeding import isolated_rng
 
 GENERATION = BRANCHES.index("generation")
 QUESTION = "What is this?"

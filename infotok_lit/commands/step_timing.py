@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from infotok_lit.batch import Batch, Branch
-from infotok_lit.modules.determinism import seed_of
 from infotok_lit.modules.infotok_module import BRANCHES, InfoTokModule
 from infotok_lit.modules.optimiser import build_optimiser
 from infotok_lit.objective.config import Term
 from infotok_lit.objective.infotok import InfoTok
+from infotok_lit.seeding import seed_of
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 StepBatch = Mapping[Branch, Batch]

@@ -11,7 +11,7 @@ L target positions, C target channels, H width of the LLM's input embeddings.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -19,28 +19,14 @@ from infotok_lit.batch import (
     Branch,
     BranchOutput,
     GenerationBatch,
-    GenerationSample,
+    Processor,
     ReconstructionOutput,
     UnderstandingBatch,
-    UnderstandingSample,
 )
 from infotok_lit.models.common.reconstruction import ReconstructionConfig
-from infotok_lit.models.common.tokenizer import Tokenizer
 
 TokenTransform = Callable[[Tensor], Tensor]
 """A map (B, N, D) -> (B, N, D) applied to the shared tokens where they leave the encoder."""
-
-
-class Processor(Protocol):
-    """Turns samples into a base model's batches: its chat template, tokenizer and image geometry. Deterministic."""
-
-    tokenizer: Tokenizer
-
-    def understanding(
-        self, samples: Sequence[UnderstandingSample], skipped: Sequence[str] = ()
-    ) -> UnderstandingBatch: ...
-
-    def generation(self, samples: Sequence[GenerationSample], skipped: Sequence[str] = ()) -> GenerationBatch: ...
 
 
 class UnifiedModel(nn.Module, ABC):

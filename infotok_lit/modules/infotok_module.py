@@ -21,7 +21,7 @@ from infotok_lit.errors import SettingsError
 from infotok_lit.models.common.reconstruction import ReconstructionConfig
 from infotok_lit.models.unified import UnifiedModel
 from infotok_lit.modules.base_model import BaseModel
-from infotok_lit.modules.determinism import StepSeed, isolated_rng
+from infotok_lit.modules.determinism import StepSeed
 from infotok_lit.modules.finite import check_finite_gradients, check_finite_losses
 from infotok_lit.modules.heads import build_heads
 from infotok_lit.modules.lora import LoraConfig, add_adapters, merged
@@ -35,6 +35,7 @@ from infotok_lit.objective.infotok import InfoTok
 from infotok_lit.objective.inputs import image_vector
 from infotok_lit.objective.report import collapse_message, gradient_norms
 from infotok_lit.scenes.metrics import QAExactMatch
+from infotok_lit.seeding import isolated_rng
 
 CHECKPOINT_FORMAT = 1
 HALF_PRECISIONS = ("bf16-true", "16-true", "transformer-engine", "transformer-engine-float16")

@@ -13,10 +13,10 @@ from torch import Tensor
 from infotok_lit.batch import Batch, Branch, BranchOutput, GenerationSample, TokenLayout
 from infotok_lit.metrics.probes import Split
 from infotok_lit.models.unified import UnifiedModel
-from infotok_lit.modules.determinism import isolated_rng, seed_of
 from infotok_lit.objective.infotok import InfoTok
 from infotok_lit.scenes import Scenes
 from infotok_lit.scenes.information import Features, SceneInformation, Truth, scene_information
+from infotok_lit.seeding import isolated_rng, seed_of
 
 TOKENS, MEAN_TOKEN, POSTERIOR_MEAN, POSTERIOR_SAMPLE = "tokens", "mean token", "posterior mean", "posterior sample"
 FEATURES = (TOKENS, MEAN_TOKEN, POSTERIOR_MEAN, POSTERIOR_SAMPLE)

@@ -1,21 +1,9 @@
 """The tokenizers of the language models."""
 
-from pathlib import Path
-from typing import Protocol
-
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from infotok_lit.batch import Tokenizer
 from infotok_lit.errors import SettingsError
-
-
-class Tokenizer(Protocol):
-    """The part of a Hugging Face tokenizer that is used."""
-
-    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]: ...
-
-    def decode(self, token_ids: list[int], skip_special_tokens: bool = False) -> str: ...
-
-    def save_pretrained(self, save_directory: Path) -> object: ...
 
 
 def load_tokenizer(source: str) -> PreTrainedTokenizerBase:

@@ -8,10 +8,17 @@ from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from infotok_lit.batch import IGNORE_INDEX, GenerationBatch, GenerationSample, UnderstandingBatch, UnderstandingSample
+from infotok_lit.batch import (
+    IGNORE_INDEX,
+    GenerationBatch,
+    GenerationSample,
+    Tokenizer,
+    UnderstandingBatch,
+    UnderstandingSample,
+)
 from infotok_lit.models.common.pixels import to_pixels
 from infotok_lit.models.common.text_batch import Text, pad, paired_text
-from infotok_lit.models.common.tokenizer import Tokenizer, single_id
+from infotok_lit.models.common.tokenizer import single_id
 from infotok_lit.models.showo2.config import PromptConfig
 from infotok_lit.models.showo2.layouts import (
     Chat,

@@ -10,12 +10,13 @@ from infotok_lit.batch import (
     IMAGE_TOKEN_ID,
     GenerationBatch,
     GenerationSample,
+    Tokenizer,
     UnderstandingBatch,
     UnderstandingSample,
 )
 from infotok_lit.models.common.pixels import crop_to_square, pad_to_square, to_pixels
 from infotok_lit.models.common.text_batch import pad, paired_text
-from infotok_lit.models.common.tokenizer import Tokenizer, single_id
+from infotok_lit.models.common.tokenizer import single_id
 
 BLACK = (0, 0, 0)
 MAX_TEXT = 256
