@@ -81,7 +81,8 @@ def test_a_family_is_described_without_importing_anything_heavy() -> None:
     code = (
         "import sys; from infotok_lit.models.family import families, family; "
         "print([(family(n).title, len(family(n).sizes), family(n).parts, family(n).sampling()) for n in families()]); "
-        "heavy = {'torch', 'numpy', 'transformers', 'diffusers'} & sys.modules.keys(); sys.exit(str(heavy) if heavy else 0)"
+        "heavy = {'torch', 'numpy', 'transformers', 'diffusers'} & sys.modules.keys(); "
+        "sys.exit(str(heavy) if heavy else 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
