@@ -11,7 +11,7 @@ from torch import Tensor
 from infotok_lit.batch import Branch, GenerationBatch, UnderstandingSample
 from infotok_lit.errors import SettingsError
 from infotok_lit.metrics.cka import LinearCKA
-from infotok_lit.models.common.text_batch import text_key
+from infotok_lit.models.common.processor import text_key
 from infotok_lit.modules.infotok_module import BRANCHES
 from infotok_lit.modules.results import Reading
 from infotok_lit.objective.distributed import gather_rows

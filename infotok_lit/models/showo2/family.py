@@ -1,45 +1,23 @@
-"""The sizes of Show-o2: everything that is needed to build the network, as plain numbers."""
+"""Show-o2 as a family: its sizes as plain numbers, and its official files."""
 
 import math
+import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from infotok_lit.models.common.language_model_config import LanguageModelConfig
-from infotok_lit.models.common.model_config import ModelConfig
-from infotok_lit.models.common.token_grid import token_grid
+from infotok_lit.assets import SCENES_TOKENIZER
+from infotok_lit.models.common.model_config import LanguageModelConfig, ModelConfig, WanConfig, token_grid
+from infotok_lit.models.family import Family, OfficialWeights, Part
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+LM_HEAD, EMBEDDINGS = "showo.lm_head.weight", "showo.model.embed_tokens.weight"
+"""Official names of the language model's output head and embedding table."""
 PATCH_SIZE = 2
 """Latent pixels per side of a token."""
-
-
-@dataclass(frozen=True)
-class AutoencoderConfig:
-    """How pixels become latents: the Wan2.1 VAE of the official model, or a fixed block transform."""
-
-    kind: Literal["wan", "dct"] = "wan"
-    base_width: int = 96
-    latent_channels: int = 16
-    """Channels of the Wan latent (the block transform has 3 x kept^2)."""
-    width_multipliers: tuple[int, ...] = (1, 2, 4, 4)
-    blocks_per_level: int = 2
-    temporal_downsample: tuple[bool, ...] = (False, True, True)
-    """Which levels would also halve the frames of a video; an image passes by them."""
-    posterior: Literal["sample", "mean"] = "sample"
-    """Whether a latent is a draw from the Wan posterior, as in the official code, or its mean."""
-    block_size: int = 4
-    """Block transform: pixels per side of a block."""
-    kept: int = 2
-    """Block transform: how many of the lowest frequencies per axis are kept."""
-
-    @property
-    def stride(self) -> int:
-        """Pixels per latent pixel, per axis."""
-        return self.block_size if self.kind == "dct" else 2 ** (len(self.width_multipliers) - 1)
-
-    @property
-    def channels(self) -> int:
-        """Channels of the latent."""
-        return 3 * self.kept**2 if self.kind == "dct" else self.latent_channels
 
 
 @dataclass(frozen=True)
@@ -67,9 +45,6 @@ class QuantiserConfig:
     """Lookup-free (a power of 2) and vector quantisation: how many codes there are."""
     codebook_width: int = 32
     """Vector quantisation: the width in which distances are measured."""
-    commitment_weight: float = 0.25
-    entropy_weight: float = 0.1
-    """Lookup-free quantisation: how strongly sure but different choices are asked for."""
 
     @property
     def num_codes(self) -> int:
@@ -90,8 +65,8 @@ class DiffusionHeadConfig:
 
 
 @dataclass(frozen=True)
-class DrawingConfig:
-    """How images are drawn unless a call says otherwise."""
+class SamplingConfig:
+    """How images are generated unless a call says otherwise."""
 
     iterations: int = 50
     """Points of the time grid; the network is called once for each but the last."""
@@ -106,8 +81,6 @@ class TrainingTimeConfig:
 
     shifted: bool = True
     """Shift the times towards noise, the more the more tokens an image has."""
-    understanding_min: float = 1.0
-    """The earliest time of images to read; 1 reads clean images, and only these take no flow loss."""
 
 
 @dataclass(frozen=True)
@@ -119,10 +92,8 @@ class PromptConfig:
     describing: Literal["official", "training"] = "official"
     """Inference: as the official script, which differs from all training layouts, or as `reading`."""
     system: str = "You are a helpful assistant."
-    max_text: int = 512
-    """Longest question and longest answer, in tokens."""
     max_caption: int = 290
-    """Longest caption to draw, in tokens."""
+    """Longest caption to generate from, in tokens."""
 
 
 @dataclass(frozen=True)
@@ -130,12 +101,18 @@ class Showo2Config(ModelConfig):
     """A whole Show-o2."""
 
     title: ClassVar[str] = "Show-o2"
+    dropped: ClassVar[Mapping[str, str]] = {
+        "prompts.max_text": "`max_length` limits the whole sequence",
+        "quantiser.commitment_weight": "it is a constant",
+        "quantiser.entropy_weight": "it is a constant",
+        "training_time.understanding_min": "images to understand are clean",
+    }
 
-    autoencoder: AutoencoderConfig
+    autoencoder: WanConfig
     semantic: SemanticConfig
     llm: LanguageModelConfig
     diffusion_head: DiffusionHeadConfig
-    drawing: DrawingConfig = field(default_factory=DrawingConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
     training_time: TrainingTimeConfig = field(default_factory=TrainingTimeConfig)
     prompts: PromptConfig = field(default_factory=PromptConfig)
     quantiser: QuantiserConfig = field(default_factory=QuantiserConfig)
@@ -145,6 +122,8 @@ class Showo2Config(ModelConfig):
     """Factor on the gradient that understanding sends into the visual encoder; None leaves it alone."""
     image_size: int = 432
     """Side of the square images that the processor makes, in pixels."""
+    max_length: int = 2048
+    """Longest sequence in tokens, image included: longer questions and captions lose their end."""
 
     @property
     def token_pixels(self) -> int:
@@ -158,24 +137,8 @@ class Showo2Config(ModelConfig):
         return 1 + rows * columns
 
 
-Size = Literal["scenes32", "1.5b", "1.5b-hq", "7b"]
-
-PARTS = {"autoencoder": "the Wan2.1 VAE of Show-o2 (Wan2.1_VAE.pth)"}
-
-
-def config_of_size(size: Size) -> Showo2Config:
-    """The official sizes, and the embedded one for 32-pixel Scenes.
-
-    Raises:
-        ValueError: for a size that does not exist.
-    """
-    if size not in _SIZES:
-        raise ValueError(f"no Show-o2 of size {size!r}; choose one of {', '.join(_SIZES)}")
-    return _SIZES[size]
-
-
 _BASE = Showo2Config(
-    autoencoder=AutoencoderConfig(),
+    autoencoder=WanConfig(),
     semantic=SemanticConfig(width=1152, mlp_width=4304, depth=26, heads=16),
     llm=LanguageModelConfig(
         hidden_size=1536,
@@ -188,10 +151,10 @@ _BASE = Showo2Config(
     diffusion_head=DiffusionHeadConfig(width=2048, mlp_width=8192, depth=10, heads=32, kv_heads=8, head_dim=64),
 )
 
-_SIZES: dict[str, Showo2Config] = {
+SIZES: dict[str, Showo2Config] = {
     "scenes32": Showo2Config(
         # A token sees 8x8 pixels through 48 numbers, as in the embedded Harmon.
-        autoencoder=AutoencoderConfig(kind="dct", block_size=4, kept=2),
+        autoencoder=WanConfig(kind="dct", block_size=4, kept=2),
         semantic=SemanticConfig(width=128, mlp_width=384, depth=2, heads=4, table_side=4),
         llm=LanguageModelConfig(
             hidden_size=128,
@@ -201,14 +164,14 @@ _SIZES: dict[str, Showo2Config] = {
             num_key_value_heads=4,
             vocab_size=448,
             max_position_embeddings=4096,
-            # Sequences have some 40 positions. With 1e6, drawing alone had a loss of 0.29 after 600 steps,
+            # Sequences have some 40 positions. With 1e6, generation alone had a loss of 0.29 after 600 steps,
             # with 100 of 0.22.
             rope_theta=100.0,
             # About 1 / sqrt(width), as in the embedded Harmon.
             initializer_range=0.09,
         ),
         diffusion_head=DiffusionHeadConfig(width=128, mlp_width=384, depth=4, heads=4, kv_heads=4, head_dim=32),
-        drawing=DrawingConfig(iterations=20, guidance=2.0),
+        sampling=SamplingConfig(iterations=20, guidance=2.0),
         # The Scenes tokenizer knows no English beyond its grammar, so a system prompt would be long and empty.
         prompts=PromptConfig(describing="training", system=""),
         latent_scale=0.5,
@@ -228,3 +191,66 @@ _SIZES: dict[str, Showo2Config] = {
         ),
     ),
 }
+
+
+class Showo2Family(Family):
+    """The official sizes, and the embedded one for 32-pixel Scenes."""
+
+    model_class = "Showo2"
+    config_class = Showo2Config
+    sampling = SamplingConfig
+    sizes = SIZES
+    tokenizers: ClassVar[Mapping[str, str]] = {
+        "scenes32": str(SCENES_TOKENIZER),
+        "1.5b": "Qwen/Qwen2.5-1.5B-Instruct",
+        "1.5b-hq": "Qwen/Qwen2.5-1.5B-Instruct",
+        "7b": "Qwen/Qwen2.5-7B-Instruct",
+    }
+    parts: ClassVar[Mapping[str, Part]] = {
+        "autoencoder": Part(
+            help="the Wan2.1 VAE of Show-o2 (Wan2.1_VAE.pth)",
+            missing="image autoencoder: set `autoencoder` to Wan2.1_VAE.pth (Wan-AI/Wan2.1-T2V-14B)",
+            prefix="vae.",
+            stem="wan_vae",
+        )
+    }
+    weighted = ("autoencoder", "semantic", "llm", "diffusion_head", "quantiser")
+
+    def load_tokenizer(self, source: str) -> "PreTrainedTokenizerBase":
+        """With the tokens of Show-o2 that Qwen2.5's tokenizer lacks, in the official order."""
+        from infotok_lit.models.showo2.processor import add_missing_tokens
+
+        return add_missing_tokens(super().load_tokenizer(source))
+
+    def differing_parts(self, found: Showo2Config, wanted: Showo2Config) -> list[str]:
+        """As for all families, but a quantiser may be added to a model without one."""
+        added = found.quantiser.kind == "none"
+        return super().differing_parts(replace(found, quantiser=wanted.quantiser) if added else found, wanted)
+
+    def read_exported(self, folder: Path) -> tuple[Showo2Config, OfficialWeights]:
+        """As for all families, with the quantiser, which no official file has."""
+        from infotok_lit.checkpoints import first_existing, read_weights
+
+        config, official = super().read_exported(folder)
+        if config.quantiser.kind == "none":
+            return config, official
+        path = first_existing(folder, "quantiser.safetensors", "quantiser.ckpt")
+        return config, replace(official, files={**official.files, "quantiser": (read_weights(path), str(path))})
+
+    def read_official(self, weights: Path, parts: Mapping[str, Path], config: Any) -> OfficialWeights:
+        """As for all families, with a warning where fine-tuning by the official code has untied the output head."""
+        import torch
+
+        official = super().read_official(weights, parts, config)
+        state, _ = official.files[self.name]
+        head, table = state.get(LM_HEAD), state.get(EMBEDDINGS)
+        if config.llm.tie_word_embeddings and head is not None and table is not None and not torch.equal(head, table):
+            warnings.warn(
+                f"{weights} holds an output head that differs from its embedding table, but this size ties them: the "
+                "embedding table is used for both. To keep them apart, set settings.llm.tie_word_embeddings to false",
+                stacklevel=2,
+            )
+        return official
+
+
+FAMILY = Showo2Family()

@@ -1,40 +1,12 @@
-"""The sizes of Harmon: everything that is needed to build the network, as plain numbers."""
+"""Harmon as a family: its sizes as plain numbers, and its official files."""
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
-from infotok_lit.models.common.language_model_config import LanguageModelConfig
-from infotok_lit.models.common.model_config import ModelConfig
-
-
-@dataclass(frozen=True)
-class AutoencoderConfig:
-    """How pixels become latents: the KL-16 autoencoder of the official model, or a fixed block transform."""
-
-    kind: Literal["kl16", "dct"] = "kl16"
-    latent_channels: int = 16
-    """Channels of the KL-16 latent (the block transform has 3 x kept^2)."""
-    base_width: int = 128
-    width_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
-    blocks_per_level: int = 2
-    num_groups: int = 32
-    """Groups of every GroupNorm."""
-    attention_resolution: int = 16
-    """Levels of this nominal resolution have self-attention; the nominal input is 256 pixels."""
-    block_size: int = 8
-    """Block transform: pixels per side of a block."""
-    kept: int = 8
-    """Block transform: how many of the lowest frequencies per axis are kept; block_size keeps everything."""
-
-    @property
-    def stride(self) -> int:
-        """Pixels per latent position, per axis."""
-        return self.block_size if self.kind == "dct" else 2 ** (len(self.width_multipliers) - 1)
-
-    @property
-    def channels(self) -> int:
-        """Channels of the latent."""
-        return 3 * self.kept**2 if self.kind == "dct" else self.latent_channels
+from infotok_lit.assets import SCENES_TOKENIZER
+from infotok_lit.models.common.model_config import KL16Config, LanguageModelConfig, ModelConfig
+from infotok_lit.models.family import Family, Part
 
 
 @dataclass(frozen=True)
@@ -68,8 +40,8 @@ class MARConfig:
 
 
 @dataclass(frozen=True)
-class DrawingConfig:
-    """How images are drawn unless a call says otherwise: as in the official scripts."""
+class SamplingConfig:
+    """How images are generated unless a call says otherwise: as in the official scripts."""
 
     iterations: int = 64
     guidance: float = 3.0
@@ -83,10 +55,10 @@ class HarmonConfig(ModelConfig):
 
     title: ClassVar[str] = "Harmon"
 
-    autoencoder: AutoencoderConfig
+    autoencoder: KL16Config
     mar: MARConfig
     llm: LanguageModelConfig
-    drawing: DrawingConfig = field(default_factory=DrawingConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
     latent_scale: float = 0.2325
     """Latents are multiplied by this, so that they have about unit variance."""
     grad_scale: float | None = 0.1
@@ -95,6 +67,8 @@ class HarmonConfig(ModelConfig):
     """Side of the square images that the processor makes, in pixels."""
     repetition_penalty: float = 1.0
     """Applied to already generated tokens when describing."""
+    max_length: int = 2048
+    """Longest sequence in tokens, image included: longer questions and captions lose their end."""
 
     @property
     def token_pixels(self) -> int:
@@ -102,33 +76,21 @@ class HarmonConfig(ModelConfig):
         return self.autoencoder.stride * self.mar.patch_size
 
 
-Size = Literal["scenes32", "0.5b", "1.5b"]
-
-PARTS = {"autoencoder": "Harmon's KL-16 (kl16.ckpt)"}
-
-
-def config_of_size(size: Size) -> HarmonConfig:
-    """The two official sizes, and the embedded one for 32-pixel Scenes.
-
-    Raises:
-        ValueError: for a size that does not exist.
-    """
-    if size not in _SIZES:
-        raise ValueError(f"no Harmon of size {size!r}; choose one of {', '.join(_SIZES)}")
-    return _SIZES[size]
+def _encoder_and_decoder(width: int, depth: int, heads: int) -> dict[str, int]:
+    """MAR's encoder and decoder are alike in every size."""
+    return {
+        f"{part}_{name}": value
+        for part in ("encoder", "decoder")
+        for name, value in {"width": width, "depth": depth, "heads": heads}.items()
+    }
 
 
-_SIZES: dict[str, HarmonConfig] = {
+SIZES: dict[str, HarmonConfig] = {
     "scenes32": HarmonConfig(
         # Half the frequencies per axis: every object is still recognised, and a token has 48 channels, not 192.
-        autoencoder=AutoencoderConfig(kind="dct", block_size=8, kept=4),
+        autoencoder=KL16Config(kind="dct", block_size=8, kept=4),
         mar=MARConfig(
-            encoder_width=128,
-            encoder_depth=3,
-            encoder_heads=4,
-            decoder_width=128,
-            decoder_depth=3,
-            decoder_heads=4,
+            **_encoder_and_decoder(width=128, depth=3, heads=4),
             diffusion_depth=2,
             diffusion_width=256,
             default_grid=(4, 4),
@@ -154,45 +116,23 @@ _SIZES: dict[str, HarmonConfig] = {
             # Sequences have some 60 positions: with 100 or more, drawing read its prompt as a bag of words.
             rope_theta=10.0,
         ),
-        drawing=DrawingConfig(iterations=16, guidance=2.0),
+        sampling=SamplingConfig(iterations=16, guidance=2.0),
         # Objects reach about 1.5, so that their colour drowns in half of the noise levels and text is worth reading.
         latent_scale=0.3,
         grad_scale=None,
         image_size=32,
     ),
     "0.5b": HarmonConfig(
-        autoencoder=AutoencoderConfig(),
-        mar=MARConfig(
-            encoder_width=768,
-            encoder_depth=12,
-            encoder_heads=12,
-            decoder_width=768,
-            decoder_depth=12,
-            decoder_heads=12,
-            diffusion_depth=6,
-            diffusion_width=1024,
-        ),
+        autoencoder=KL16Config(),
+        mar=MARConfig(**_encoder_and_decoder(width=768, depth=12, heads=12), diffusion_depth=6, diffusion_width=1024),
         llm=LanguageModelConfig(
-            hidden_size=896,
-            intermediate_size=4864,
-            num_hidden_layers=24,
-            num_attention_heads=14,
-            num_key_value_heads=2,
+            hidden_size=896, intermediate_size=4864, num_hidden_layers=24, num_attention_heads=14, num_key_value_heads=2
         ),
         repetition_penalty=1.1,
     ),
     "1.5b": HarmonConfig(
-        autoencoder=AutoencoderConfig(),
-        mar=MARConfig(
-            encoder_width=1280,
-            encoder_depth=20,
-            encoder_heads=16,
-            decoder_width=1280,
-            decoder_depth=20,
-            decoder_heads=16,
-            diffusion_depth=12,
-            diffusion_width=1536,
-        ),
+        autoencoder=KL16Config(),
+        mar=MARConfig(**_encoder_and_decoder(width=1280, depth=20, heads=16), diffusion_depth=12, diffusion_width=1536),
         llm=LanguageModelConfig(
             hidden_size=1536,
             intermediate_size=8960,
@@ -203,3 +143,33 @@ _SIZES: dict[str, HarmonConfig] = {
         repetition_penalty=1.1,
     ),
 }
+
+
+class HarmonFamily(Family):
+    """The two official sizes, and the embedded one for 32-pixel Scenes."""
+
+    model_class = "Harmon"
+    config_class = HarmonConfig
+    sampling = SamplingConfig
+    sizes = SIZES
+    tokenizers: ClassVar[Mapping[str, str]] = {
+        "scenes32": str(SCENES_TOKENIZER),
+        "0.5b": "Qwen/Qwen2.5-0.5B-Instruct",
+        "1.5b": "Qwen/Qwen2.5-1.5B-Instruct",
+    }
+    parts: ClassVar[Mapping[str, Part]] = {
+        "autoencoder": Part(
+            help="Harmon's KL-16 (kl16.ckpt)",
+            missing="image autoencoder: set `autoencoder` to the official kl16.ckpt (wusize/harmon)",
+            prefix="vae.",
+            stem="kl16",
+        )
+    }
+    weighted = ("autoencoder", "mar", "llm")
+
+    def differing_parts(self, found: HarmonConfig, wanted: HarmonConfig) -> list[str]:
+        """As for all families, but dropout has no weights, and acts in training only."""
+        return super().differing_parts(replace(found, mar=replace(found.mar, dropout=wanted.mar.dropout)), wanted)
+
+
+FAMILY = HarmonFamily()
