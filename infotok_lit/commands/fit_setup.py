@@ -7,6 +7,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.cli import LightningArgumentParser
 
 from infotok_lit.assets import QUICKSTART_CONFIG
+from infotok_lit.batch import BRANCHES
 from infotok_lit.commands.fit import InfoTokCLI, ignore_expected_warnings
 from infotok_lit.commands.step_timing import StepBatch
 from infotok_lit.data.datamodule import UnifiedDataModule
@@ -66,6 +67,8 @@ class FitSetup(InfoTokCLI):
         self.model.trainer = self.trainer
         self.trainer.strategy.connect(self.model)
         self.datamodule.trainer = self.trainer
+        negatives = {branch: self.model.hard_negatives(branch) for branch in BRANCHES}
+        self.datamodule.connect(lambda: self.model.base.processor, negatives)
 
     def draw_steps(self, count: int) -> list[list[StepBatch]]:
         """The batches of the first steps, at most DRAWN_STEPS: for each step, those whose gradients accumulate."""

@@ -16,11 +16,11 @@ from torchmetrics import MeanMetric
 
 from infotok_lit.batch import BRANCHES, Batch, Branch, GenerationBatch
 from infotok_lit.checkpoints import CHECKPOINT_KEY, CheckpointError
-from infotok_lit.data.datamodule import UnifiedDataModule
 from infotok_lit.errors import SettingsError
 from infotok_lit.models.common.reconstruction import ReconstructionConfig
 from infotok_lit.models.unified import UnifiedModel
 from infotok_lit.modules.base_model import BaseModel
+from infotok_lit.modules.data_connection import DataConnection
 from infotok_lit.modules.determinism import StepSeed
 from infotok_lit.modules.finite import check_finite_gradients, check_finite_losses
 from infotok_lit.modules.heads import build_heads
@@ -150,8 +150,8 @@ class InfoTokModule(pl.LightningModule):
             yield self.base
 
     def configure_callbacks(self) -> list[pl.Callback]:
-        """What makes resuming exact, also for a Trainer that was built by hand."""
-        return [StepSeed()]
+        """What makes resuming exact and feeds the data its processor, also for a Trainer that was built by hand."""
+        return [StepSeed(), DataConnection()]
 
     def build_heads(self, objective: ObjectiveConfig) -> InfoTok:
         """Fresh training-only heads for the base model."""
@@ -201,8 +201,6 @@ class InfoTokModule(pl.LightningModule):
                 self._log_branch(branch, result)
             if reconstruction is not None:
                 self.log("train/reconstruction/loss", reconstruction.task_loss.detach(), sync_dist=True)
-            if isinstance(self.trainer.datamodule, UnifiedDataModule):
-                self.log("data/broken_samples", float(self.trainer.datamodule.broken_samples))
         return total
 
     def run_reconstruction(self, batch: GenerationBatch) -> ReconstructionResult:
