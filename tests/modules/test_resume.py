@@ -21,10 +21,12 @@ from tiny import FAMILIES, TinyModule, tiny_config
 from infotok_lit.checkpoints import CheckpointError, newest_checkpoint, read_run
 from infotok_lit.cli import main as command_line
 from infotok_lit.commands.fit import last_checkpoint, main
+from infotok_lit.modules import HarmonModule
 from infotok_lit.modules.finite import NonFiniteError
-from infotok_lit.modules.harmon import HarmonModule
-from infotok_lit.modules.task_weights import TaskWeights
-from infotok_lit.objective.config import BranchWeights, DualConfig, NegativesConfig
+from infotok_lit.modules.losses import TaskWeights
+from infotok_lit.objective.alignment import NegativesConfig
+from infotok_lit.objective.config import BranchWeights
+from infotok_lit.objective.constraint import DualConfig
 
 TESTS = Path(__file__).parents[1]
 
