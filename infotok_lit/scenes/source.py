@@ -7,15 +7,13 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from infotok_lit.batch import Branch, GenerationSample, Sample, Source, UnderstandingSample
+from infotok_lit.batch import BRANCHES, Branch, GenerationSample, Sample, Source, UnderstandingSample
 from infotok_lit.scenes.generator import Scene
 from infotok_lit.scenes.grammar import CATEGORIES, Category, draw_captioned_scene, write_caption
 from infotok_lit.scenes.negatives import false_captions, false_exchanges
 from infotok_lit.scenes.questions import QUESTION_KINDS, QuestionKind, describe_scene, draw_question
 from infotok_lit.scenes.render import render
 from infotok_lit.scenes.spec import SPECS, SPLITS, Split
-
-_BRANCH_IDS: dict[Branch, int] = {"understanding": 0, "generation": 1}
 
 
 class Scenes(Source):
@@ -79,7 +77,7 @@ class Scenes(Source):
         """The ground truth of a sample: its scene, its caption or question, and the answer ("" for a caption)."""
         if not 0 <= index < self._num_samples:
             raise IndexError(f"index {index} is outside the {self._num_samples} samples of {self.name}/{self.split}")
-        rng = np.random.default_rng([self.seed, SPLITS.index(self.split), _BRANCH_IDS[branch], index])
+        rng = np.random.default_rng([self.seed, SPLITS.index(self.split), BRANCHES.index(branch), index])
         if branch == "generation" and self.dense_captions and rng.random() < self.dense_captions:
             scene, _, _ = draw_question(rng, self.spec, self.split, "description")
             return scene, describe_scene(scene, self.spec), ""

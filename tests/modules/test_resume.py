@@ -23,10 +23,12 @@ from infotok_lit.cli import main as command_line
 from infotok_lit.commands.fit import main
 from infotok_lit.commands.fit_resume import last_checkpoint
 from infotok_lit.models.harmon.family import SIZES
+from infotok_lit.modules import HarmonModule
 from infotok_lit.modules.finite import NonFiniteError
-from infotok_lit.modules.harmon import HarmonModule
-from infotok_lit.modules.task_weights import TaskWeights
-from infotok_lit.objective.config import BranchWeights, DualConfig, NegativesConfig
+from infotok_lit.modules.losses import TaskWeights
+from infotok_lit.objective.alignment import NegativesConfig
+from infotok_lit.objective.config import BranchWeights
+from infotok_lit.objective.constraint import DualConfig
 
 TESTS = Path(__file__).parents[1]
 

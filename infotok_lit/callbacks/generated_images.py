@@ -1,4 +1,4 @@
-"""Draws the validation captions: a grid to look at and, for Scenes, a score."""
+"""Generates the validation captions: a grid to look at and, for Scenes, a score."""
 
 from functools import cached_property
 from typing import Any, Literal
@@ -9,11 +9,10 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from infotok_lit.batch import Branch
+from infotok_lit.batch import BRANCHES, Branch
 from infotok_lit.callbacks.figures import publish
 from infotok_lit.data.datamodule import UnifiedDataModule
 from infotok_lit.errors import SettingsError
-from infotok_lit.modules.infotok_module import BRANCHES
 from infotok_lit.pictures import captioned_grid, to_uint8
 from infotok_lit.scenes import Scenes, parse_caption
 from infotok_lit.scenes.metrics import SceneScore, drawing_chance
@@ -22,11 +21,11 @@ GENERATION = BRANCHES.index("generation")
 CHANCE_SCENES = 300
 
 
-class Drawings(pl.Callback):
-    """At each validation, draw images from captions; log a grid, and the score by GenEval's formula for Scenes.
+class GeneratedImages(pl.Callback):
+    """At each validation, generate images from captions; log a grid, and the score by GenEval's formula for Scenes.
 
     Args:
-        num_images: How many captions to draw per process, the first of the validation set; always the same ones.
+        num_images: How many captions to generate per process, the first of the validation set; always the same ones.
             Default: 96 where they are scored, to be looked at elsewhere 8.
         score: The family of Scenes that the captions come from; None for no score, as other data has no parser.
             Default: what generation is validated on says.
@@ -48,7 +47,7 @@ class Drawings(pl.Callback):
         self.seed = seed
         self.score = score
         self.metric: SceneScore | None = None
-        self._drawn: list[np.ndarray] = []
+        self._images: list[np.ndarray] = []
         self._captions: list[str] = []
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -65,7 +64,7 @@ class Drawings(pl.Callback):
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Forget the last validation's images."""
-        self._drawn, self._captions = [], []
+        self._images, self._captions = [], []
         if self.metric is not None:
             self.metric.to(pl_module.device).reset()
 
@@ -78,13 +77,13 @@ class Drawings(pl.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Draw the captions of a generation batch, until there are enough."""
-        captions = batch.captions[: self.num_images - len(self._drawn)] if dataloader_idx == GENERATION else []
+        """Generate the captions of a generation batch, until there are enough."""
+        captions = batch.captions[: self.num_images - len(self._images)] if dataloader_idx == GENERATION else []
         if not captions:
             return
-        first = self.seed + trainer.global_rank * self.num_images + len(self._drawn)
+        first = self.seed + trainer.global_rank * self.num_images + len(self._images)
         images = pl_module.base.generate(captions, seed=first)
-        self._drawn.extend(to_uint8(images))
+        self._images.extend(to_uint8(images))
         self._captions.extend(captions)
         if self.metric is not None:
             self._score(images, captions)
@@ -92,7 +91,7 @@ class Drawings(pl.Callback):
     def _score(self, images: Tensor, captions: list[str]) -> None:
         scored = [number for number, caption in enumerate(captions) if _in_grammar(caption)]
         if len(scored) < len(captions):
-            rank_zero_warn("Drawings: captions that are not those of Scenes are drawn but not scored")
+            rank_zero_warn("GeneratedImages: captions that are not those of Scenes are generated but not scored")
         self.metric.update(images[scored], [captions[number] for number in scored])
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -104,8 +103,8 @@ class Drawings(pl.Callback):
                 scores["chance"] = self._chance
                 pl_module.log_dict({f"val/generation/score/{name}": value for name, value in scores.items()})
         folder = trainer.log_dir
-        if trainer.is_global_zero and self._drawn:
-            grid = captioned_grid(self._drawn[: self.shown], self._captions[: self.shown])
+        if trainer.is_global_zero and self._images:
+            grid = captioned_grid(self._images[: self.shown], self._captions[: self.shown])
             publish(trainer, folder, "val/drawings", grid)
 
 
