@@ -1,4 +1,5 @@
-"""Files that ship with the package: the quickstart's configuration, tokenizer and pretrained bases."""
+"""Files that ship with the package: the quickstart's configuration, tokenizer, pretrained bases, and photographs of
+garments with their judge."""
 
 from pathlib import Path
 
@@ -7,6 +8,8 @@ from infotok_lit.errors import MissingFileError
 ASSETS = Path(__file__).parent
 QUICKSTART_CONFIG = ASSETS / "quickstart.yaml"
 SCENES_TOKENIZER = ASSETS / "scenes_tokenizer"
+GARMENT_PHOTOGRAPHS = ASSETS / "garments" / "photographs.npz"
+GARMENT_JUDGE = ASSETS / "garments" / "judge.safetensors"
 
 
 def embedded_base(family: str, size: str) -> Path:

@@ -1,7 +1,7 @@
 """Draws the validation captions: a grid to look at and, for Scenes, a score."""
 
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
@@ -12,8 +12,8 @@ from torch import Tensor
 from infotok_lit.callbacks.figures import publish
 from infotok_lit.modules.infotok_module import BRANCHES
 from infotok_lit.pictures import captioned_grid, to_uint8
-from infotok_lit.scenes import parse_caption
 from infotok_lit.scenes.metrics import SceneScore, drawing_chance
+from infotok_lit.scenes.spec import SpecName
 
 GENERATION = BRANCHES.index("generation")
 CHANCE_SCENES = 300
@@ -32,7 +32,7 @@ class Drawings(pl.Callback):
     def __init__(
         self,
         num_images: int = 64,
-        score: Literal["scenes32", "scenes64"] | None = None,
+        score: SpecName | None = None,
         shown: int = 16,
         seed: int = 0,
     ) -> None:
@@ -77,7 +77,7 @@ class Drawings(pl.Callback):
             self._score(images, captions)
 
     def _score(self, images: Tensor, captions: list[str]) -> None:
-        scored = [number for number, caption in enumerate(captions) if _in_grammar(caption)]
+        scored = [number for number, caption in enumerate(captions) if self.metric.knows(caption)]
         if len(scored) < len(captions):
             rank_zero_warn("Drawings: captions that are not those of Scenes are drawn but not scored")
         self.metric.update(images[scored], [captions[number] for number in scored])
@@ -94,11 +94,3 @@ class Drawings(pl.Callback):
         if trainer.is_global_zero and self._drawn:
             grid = captioned_grid(self._drawn[: self.shown], self._captions[: self.shown])
             publish(trainer, folder, "val/drawings", grid)
-
-
-def _in_grammar(caption: str) -> bool:
-    try:
-        parse_caption(caption)
-    except ValueError:
-        return False
-    return True

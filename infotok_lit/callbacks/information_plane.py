@@ -19,7 +19,7 @@ from infotok_lit.callbacks.history import MetricHistory, logs_now
 from infotok_lit.modules.infotok_module import BRANCHES
 from infotok_lit.objective.distributed import global_sum
 from infotok_lit.scenes.answer_entropy import answer_bits, answer_entropy_bits
-from infotok_lit.scenes.spec import SPECS
+from infotok_lit.scenes.spec import SPECS, SpecName
 
 Unit = Literal["token", "image"]
 
@@ -59,7 +59,7 @@ class InformationPlane(pl.Callback):
         scenes: The family of Scenes that validation asks about, whose answers' entropy is known; None for other data.
     """
 
-    def __init__(self, unit: Unit = "token", scenes: Literal["scenes32", "scenes64"] | None = None) -> None:
+    def __init__(self, unit: Unit = "token", scenes: SpecName | None = None) -> None:
         if unit not in ("token", "image"):
             raise ValueError(f"InformationPlane: unit must be token or image, not {unit!r}")
         if scenes is not None and scenes not in SPECS:
