@@ -6,6 +6,7 @@ from infotok_lit.callbacks.constraints import Constraints
 from infotok_lit.callbacks.drawings import Drawings
 from infotok_lit.callbacks.export import ExportInference
 from infotok_lit.callbacks.information_plane import InformationPlane
+from infotok_lit.callbacks.progress import Progress, StartingValues
 from infotok_lit.callbacks.readings import Readings
 from infotok_lit.callbacks.report import FinalReport
 from infotok_lit.callbacks.scene_probes import SceneProbes
@@ -19,7 +20,9 @@ __all__ = [
     "ExportInference",
     "FinalReport",
     "InformationPlane",
+    "Progress",
     "Readings",
     "SceneProbes",
+    "StartingValues",
     "TokenSimilarity",
 ]
