@@ -14,8 +14,9 @@ from infotok_lit.callbacks.figures import publish
 from infotok_lit.data.datamodule import UnifiedDataModule
 from infotok_lit.errors import SettingsError
 from infotok_lit.pictures import captioned_grid, to_uint8
-from infotok_lit.scenes import Scenes, parse_caption
+from infotok_lit.scenes import Scenes
 from infotok_lit.scenes.metrics import SceneScore, drawing_chance
+from infotok_lit.scenes.spec import SpecName
 
 GENERATION = BRANCHES.index("generation")
 CHANCE_SCENES = 300
@@ -36,7 +37,7 @@ class GeneratedImages(pl.Callback):
     def __init__(
         self,
         num_images: int | None = None,
-        score: Literal["auto", "scenes32", "scenes64"] | None = "auto",
+        score: SpecName | Literal["auto"] | None = "auto",
         shown: int = 16,
         seed: int = 0,
     ) -> None:
@@ -89,7 +90,7 @@ class GeneratedImages(pl.Callback):
             self._score(images, captions)
 
     def _score(self, images: Tensor, captions: list[str]) -> None:
-        scored = [number for number, caption in enumerate(captions) if _in_grammar(caption)]
+        scored = [number for number, caption in enumerate(captions) if self.metric.knows(caption)]
         if len(scored) < len(captions):
             rank_zero_warn("GeneratedImages: captions that are not those of Scenes are generated but not scored")
         self.metric.update(images[scored], [captions[number] for number in scored])
@@ -114,11 +115,3 @@ def scenes_of(trainer: pl.Trainer, branch: Branch) -> str | None:
         return None
     source = trainer.datamodule.validation_sources[branch]
     return source.name if isinstance(source, Scenes) else None
-
-
-def _in_grammar(caption: str) -> bool:
-    try:
-        parse_caption(caption)
-    except ValueError:
-        return False
-    return True
