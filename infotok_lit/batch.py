@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
-from infotok_lit.errors import ExplainedError
+from infotok_lit.errors import ExplainedError, SettingsError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -88,6 +88,14 @@ class Source(ABC):
     def branch_length(self, branch: Branch) -> int:
         """How many samples serve a branch; a source in which not every row serves both overrides this."""
         return len(self)
+
+    def split(self, share: float) -> tuple[Source, Source]:
+        """The source without a share of its images, and with that share alone; always the same, whatever the order.
+
+        Raises:
+            SettingsError: it cannot be split.
+        """
+        raise SettingsError(f"{type(self).__name__} cannot be split: give it a validation source of its own")
 
 
 # Batches and what a forward pass gives

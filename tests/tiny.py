@@ -16,9 +16,12 @@ from infotok_lit.models.showo2.family import DiffusionHeadConfig, SemanticConfig
 from infotok_lit.models.unified import UnifiedModel
 from infotok_lit.modules.infotok_module import InfoTokModule
 from infotok_lit.modules.lora import LoraConfig
+from infotok_lit.modules.losses import TaskWeights
 from infotok_lit.modules.optimiser import OptimiserConfig
-from infotok_lit.modules.task_weights import TaskWeights
-from infotok_lit.objective.config import DecoderConfig, ObjectiveConfig, ProjectionConfig, Term
+from infotok_lit.objective.compactness import ProjectionConfig
+from infotok_lit.objective.config import ObjectiveConfig
+from infotok_lit.objective.sufficiency import DecoderConfig
+from infotok_lit.objective.term import Term
 from infotok_lit.scenes import Scenes
 
 

@@ -1,4 +1,4 @@
-"""Which base model is fine-tuned, and where its weights come from."""
+"""Which base model is fine-tuned, where its weights come from, and the heads that fit it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,9 +14,13 @@ from infotok_lit.errors import SettingsError
 from infotok_lit.models.family import Family, family
 from infotok_lit.models.unified import UnifiedModel
 from infotok_lit.modules.lora import LoraConfig, merged_state
+from infotok_lit.objective.config import ObjectiveConfig
+from infotok_lit.objective.infotok import InfoTok
+from infotok_lit.objective.term import Widths
 
 EMBEDDED = "embedded"
 BASE_PREFIX = "base."
+HEADS_PREFIX = "infotok."
 
 
 @dataclass(frozen=True)
@@ -120,3 +124,22 @@ def load_base_weights(base: nn.Module, path: Path) -> None:
     """Load the base model of a run into `base`; CheckpointError says what does not fit."""
     weights = base_weights(read_run(path))
     base.load_state_dict(KeyMap(renames=()).from_official(weights, base.state_dict(), str(path)))
+
+
+def build_heads(objective: ObjectiveConfig, base: UnifiedModel) -> InfoTok:
+    """Fresh training-only heads for a base model."""
+    widths = {
+        branch: Widths(width, base.latent_width, base.text_width, base.num_extras[branch])
+        for branch, width in base.token_widths.items()
+    }
+    return InfoTok(objective, widths)
+
+
+def read_heads(checkpoint: dict[str, Any], base: UnifiedModel) -> InfoTok:
+    """The heads in a run's checkpoint, in evaluation mode."""
+    heads = build_heads(ObjectiveConfig.from_dict(checkpoint[CHECKPOINT_KEY]["objective"]), base)
+    state = checkpoint["state_dict"]
+    heads.load_state_dict(
+        {name.removeprefix(HEADS_PREFIX): value for name, value in state.items() if name.startswith(HEADS_PREFIX)}
+    )
+    return heads.eval()

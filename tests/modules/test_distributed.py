@@ -21,9 +21,9 @@ from infotok_lit.models.harmon.sampling import RandomNumbers
 from infotok_lit.models.openuni import model as openuni
 from infotok_lit.models.showo2 import model as showo2
 from infotok_lit.modules.lora import LoraConfig
-from infotok_lit.modules.task_weights import TaskWeights
+from infotok_lit.modules.losses import TaskWeights
+from infotok_lit.objective.compactness import Posterior
 from infotok_lit.objective.distributed import rank, world_size
-from infotok_lit.objective.posterior import Posterior
 from infotok_lit.scenes import Scenes
 
 BATCH = 6
@@ -241,7 +241,10 @@ def test_validation_logs_the_numbers_of_one_process(tmp_path, equal_draws, monke
         trainer(tmp_path, processes).validate(TinyModule(ALL), data(processes), verbose=False)
     (whole,) = kept(tmp_path, 1)
     for half in kept(tmp_path, 2):
-        torch.testing.assert_close(half, whole, rtol=1e-4, atol=1e-5)
+        # Which image is another image's other one depends on the batch that it is in.
+        alike = {name: value for name, value in half.items() if "sufficiency_gap" not in name}
+        assert half.keys() == whole.keys()
+        torch.testing.assert_close(alike, {name: whole[name] for name in alike}, rtol=1e-4, atol=1e-5)
     assert whole["val/understanding/answers/overall"] == 0.25
     for name in ("loss", "rate_bits_per_token", "sufficiency_nats_per_element", "alignment_bound_nats"):
         assert {f"val/understanding/{name}", f"val/generation/{name}"} <= whole.keys()

@@ -1,4 +1,4 @@
-"""Shows what the model reads: answers beside the truth, and where the shared tokens spend their bits."""
+"""Shows what the model understands: answers beside the truth, and where the shared tokens spend their bits."""
 
 import lightning.pytorch as pl
 import matplotlib
@@ -6,17 +6,16 @@ import numpy as np
 from torch import Tensor
 from torch.nn import functional as F
 
-from infotok_lit.batch import UnderstandingBatch
+from infotok_lit.batch import BRANCHES, UnderstandingBatch
 from infotok_lit.callbacks.figures import publish
-from infotok_lit.modules.infotok_module import BRANCHES
-from infotok_lit.modules.results import Reading
+from infotok_lit.modules.losses import BranchResult
 from infotok_lit.pictures import captioned_grid, to_uint8
 
 UNDERSTANDING = BRANCHES.index("understanding")
 OPACITY = 0.55
 
 
-class Readings(pl.Callback):
+class AnsweredQuestions(pl.Callback):
     """At each validation, two grids over the first understanding samples: questions with answers, and rate maps.
 
     A rate map lays bits per token over the image. It needs a term with a posterior (compactness or sufficiency).
@@ -27,14 +26,14 @@ class Readings(pl.Callback):
 
     def __init__(self, shown: int = 16) -> None:
         if shown < 1:
-            raise ValueError("Readings: shown must be 1 or more")
+            raise ValueError("AnsweredQuestions: shown must be 1 or more")
         self.shown = shown
 
     def on_validation_batch_end(
         self,
         trainer: pl.Trainer,
         pl_module: pl.LightningModule,
-        outputs: Reading,
+        outputs: BranchResult,
         batch: UnderstandingBatch,
         batch_idx: int,
         dataloader_idx: int = 0,
@@ -51,9 +50,9 @@ class Readings(pl.Callback):
             for question, answer, truth in zip(batch.questions, outputs.answers, batch.answers, strict=True)
         ]
         publish(trainer, folder, "val/answers", captioned_grid(list(images), answers[: len(images)]))
-        if outputs.token_rates is not None:
-            rates = outputs.token_rates[: len(images)]
-            maps = overlay(images, rates[:, outputs.layout.num_extra :], outputs.layout.grid)
+        if outputs.objective.token_rates is not None:
+            rates = outputs.objective.token_rates[: len(images)]
+            maps = overlay(images, rates[:, outputs.output.layout.num_extra :], outputs.output.layout.grid)
             texts = [f"{float(rate.sum()):.0f} bits, at most {float(rate.max()):.1f} in a token" for rate in rates]
             publish(trainer, folder, "val/token_rates", captioned_grid(list(maps), texts))
 
