@@ -13,8 +13,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from infotok_lit.assets import SCENES_TOKENIZER
 from infotok_lit.checkpoints import write_config
 from infotok_lit.errors import SettingsError
-from infotok_lit.models.common import processor
-from infotok_lit.models.common.processor import load_tokenizer
+from infotok_lit.models.common import text
+from infotok_lit.models.common.text import load_tokenizer
 from infotok_lit.models.family import family
 
 
@@ -25,7 +25,7 @@ def empty_cache(tmp_path, monkeypatch) -> None:
 
 def test_offline_it_fails_at_once_and_names_the_setting(empty_cache, monkeypatch) -> None:
     """Nobody listens at the address."""
-    monkeypatch.setattr(processor.constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(text.constants, "ENDPOINT", "http://127.0.0.1:9")
     started = time.monotonic()
     with pytest.raises(SettingsError, match=r"no tokenizer at 'Qwen/Qwen2\.5-0\.5B-Instruct': set model\.tokenizer to"):
         family("harmon").fresh("0.5b")
@@ -35,8 +35,8 @@ def test_offline_it_fails_at_once_and_names_the_setting(empty_cache, monkeypatch
 def test_a_hub_that_does_not_answer_is_not_waited_for(empty_cache, monkeypatch) -> None:
     """A connection is made, and then nothing comes."""
     with socket.create_server(("127.0.0.1", 0)) as server:
-        monkeypatch.setattr(processor.constants, "ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
-        monkeypatch.setattr(processor, "HUB_SECONDS", 0.3)
+        monkeypatch.setattr(text.constants, "ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
+        monkeypatch.setattr(text, "HUB_SECONDS", 0.3)
         started = time.monotonic()
         with pytest.raises(SettingsError, match=r"set model\.tokenizer"):
             load_tokenizer("some/name")
