@@ -190,8 +190,8 @@ def refusal(capsys, *arguments: str) -> str:
             "data.init_args.train: 'Folder' is not the path of a class, such as infotok_lit.scenes.Scenes",
         ),
         (
-            "trainer.callbacks+=infotok_lit.callbacks.Drawinks",
-            "trainer.callbacks: infotok_lit.callbacks has no Drawinks; did you mean Drawings?",
+            "trainer.callbacks+=infotok_lit.callbacks.ActiveUnitz",
+            "trainer.callbacks: infotok_lit.callbacks has no ActiveUnitz; did you mean ActiveUnits?",
         ),
     ],
 )
