@@ -5,6 +5,7 @@ from infotok_lit.callbacks.codebook import Codebook
 from infotok_lit.callbacks.constraints import Constraints
 from infotok_lit.callbacks.drawings import Drawings
 from infotok_lit.callbacks.export import ExportInference
+from infotok_lit.callbacks.history import RunResult
 from infotok_lit.callbacks.information_plane import InformationPlane
 from infotok_lit.callbacks.readings import Readings
 from infotok_lit.callbacks.report import FinalReport
@@ -20,6 +21,7 @@ __all__ = [
     "FinalReport",
     "InformationPlane",
     "Readings",
+    "RunResult",
     "SceneProbes",
     "TokenSimilarity",
 ]

@@ -8,6 +8,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 
 from infotok_lit.assets import QUICKSTART_CONFIG
+from infotok_lit.callbacks.history import RunResult
 from infotok_lit.checkpoints import CheckpointError, is_run_checkpoint, newest_checkpoint
 from infotok_lit.data.datamodule import UnifiedDataModule
 from infotok_lit.errors import MissingFileError
@@ -102,6 +103,7 @@ def run(argv: Sequence[str]) -> InfoTokCLI:
         load_from_checkpoint_support=False,
         parser_kwargs={"prog": "python -m infotok_lit"},
         auto_configure_optimizers=False,
+        trainer_defaults={"callbacks": RunResult()},
         args=arguments,
     )
 
