@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from infotok_lit.study.front import pareto_front
+from infotok_lit.study.search import pareto_front
 
 
 def brute_force(values: np.ndarray, directions: list[str]) -> set[int]:
