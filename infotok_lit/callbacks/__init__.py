@@ -7,6 +7,7 @@ from infotok_lit.callbacks.drawings import Drawings
 from infotok_lit.callbacks.export import ExportInference
 from infotok_lit.callbacks.history import RunResult
 from infotok_lit.callbacks.information_plane import InformationPlane
+from infotok_lit.callbacks.progress import Progress, StartingValues
 from infotok_lit.callbacks.readings import Readings
 from infotok_lit.callbacks.report import FinalReport
 from infotok_lit.callbacks.scene_probes import SceneProbes
@@ -20,8 +21,10 @@ __all__ = [
     "ExportInference",
     "FinalReport",
     "InformationPlane",
+    "Progress",
     "Readings",
     "RunResult",
     "SceneProbes",
+    "StartingValues",
     "TokenSimilarity",
 ]

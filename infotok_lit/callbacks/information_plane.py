@@ -14,6 +14,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from infotok_lit.batch import Batch, Branch, UnderstandingBatch
+from infotok_lit.callbacks.drawings import scenes_of
 from infotok_lit.callbacks.figures import BRANCH_COLOURS, GREY, log_axis, panels, publish, rendered
 from infotok_lit.callbacks.history import MetricHistory, logs_now
 from infotok_lit.modules.infotok_module import BRANCHES
@@ -57,18 +58,25 @@ class InformationPlane(pl.Callback):
     Args:
         unit: Whether the rate is shown per token or per image.
         scenes: The family of Scenes that validation asks about, whose answers' entropy is known; None for other data.
+            Default: what understanding is validated on says.
     """
 
-    def __init__(self, unit: Unit = "token", scenes: Literal["scenes32", "scenes64"] | None = None) -> None:
+    def __init__(self, unit: Unit = "token", scenes: Literal["auto", "scenes32", "scenes64"] | None = "auto") -> None:
         if unit not in ("token", "image"):
             raise ValueError(f"InformationPlane: unit must be token or image, not {unit!r}")
-        if scenes is not None and scenes not in SPECS:
+        if scenes not in (None, "auto", *SPECS):
             raise ValueError(f"InformationPlane: scenes must be one of {tuple(SPECS)}, not {scenes!r}")
         self.unit = unit
-        self.scenes = scenes
+        self.asked = scenes
+        self.scenes = None if scenes == "auto" else scenes
         self.training = MetricHistory()
         self.validation = MetricHistory()
         self._answers: list[float | None] = []
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Find out whose answers' entropy is known."""
+        if self.asked == "auto":
+            self.scenes = scenes_of(trainer, "understanding")
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int

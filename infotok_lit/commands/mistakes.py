@@ -156,7 +156,11 @@ def _plain(error: BaseException, text: str, chain: Sequence[BaseException]) -> s
     if match := re.match(r"Expected a dot import path string: (.*)", text):
         return f"{match[1]!r} is not the path of a class, such as infotok_lit.scenes.Scenes"
     if match := re.match(r"Expected a <class '(?:\w+\.)*(\w+)'>", text):
-        union = next((found for one in chain if (found := re.search(r"Subtypes: [\[(](.*)[\])]", _message(one)))), None)
+        union = (
+            re.match(r"Does not validate against any .*\nSubtypes: [\[(](.*)[\])]", _message(chain[-2]))
+            if chain[1:]
+            else None
+        )
         kinds = re.findall(r"<class '(?:\w+\.)*(\w+)'>", union[1]) if union else [match[1]]
         return f"{value!r} is not {' or '.join(KINDS.get(kind, kind) for kind in kinds)}"
     if match := re.match(r"the following arguments are required: (.*)", text):
@@ -167,6 +171,7 @@ def _plain(error: BaseException, text: str, chain: Sequence[BaseException]) -> s
 
 
 def _located(sentence: str, key: Sequence[str], arguments: Sequence[str]) -> str:
+    key = key[:-1] if key[-1:] == ["init_args"] else key
     name = ".".join(key)
     says_where = not key or sentence.startswith((f"{key[0]}.", f"{key[-1]}:", name))
     place = _place(name, arguments)
@@ -180,7 +185,7 @@ def _place(key: str, arguments: Sequence[str]) -> str:
         name, _, value = argument.partition("=")
         if name in ("-c", "--config"):
             place = f" (in {value})" if _holds(Path(value), key.split(".")) else place
-        elif key and (name[2:] == key or name[2:].startswith(f"{key}.")):
+        elif key and f"{name[2:].removesuffix('+')}.".startswith(f"{key}."):
             place = ""
     return place
 

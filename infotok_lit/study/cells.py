@@ -13,7 +13,8 @@ from typing import Any
 
 import yaml
 
-from infotok_lit.errors import MissingFileError
+from infotok_lit.assets import DEFAULTS_CONFIG, config_chain
+from infotok_lit.errors import SettingsError
 from infotok_lit.files import write_whole
 from infotok_lit.study.config import Row, Study
 
@@ -128,8 +129,10 @@ def digest(study: Study, row: Row) -> str:
 
     Raises:
         MissingFileError: for a configuration file that does not exist.
+        SettingsError: for one that is no YAML.
     """
-    contents = [_read(path) for path in _configs(study, row)]
+    files = config_chain(_configs(study, row))
+    contents = [_read(path) for path in [DEFAULTS_CONFIG, *files]]
     arguments = [argument for argument in _common_arguments(study, row) if argument not in _configs(study, row)]
     what = json.dumps([CELL_FORMAT, contents, arguments, study.seeded], sort_keys=True, default=str)
     return hashlib.sha256(what.encode()).hexdigest()[:DIGEST_LENGTH]
@@ -161,7 +164,8 @@ def _logger(folder: Path) -> str:
     )
 
 
-def _read(path: str) -> Any:
-    if not Path(path).is_file():
-        raise MissingFileError(f"no configuration file at {path} (paths are as seen from {Path.cwd()})")
-    return yaml.safe_load(Path(path).read_text())
+def _read(path: Path) -> Any:
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise SettingsError(f"{path} cannot be read as a configuration: {error}") from None

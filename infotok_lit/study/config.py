@@ -164,7 +164,8 @@ class Study:
     Args:
         name: Name of the study in Optuna's storage.
         out: Folder of everything that the study leaves. Machines that share a study share this folder.
-        configs: Configuration files of every run, as for `fit --config`; paths are as seen from the working folder.
+        configs: Configurations of every run, as for `fit --config`: names such as `harmon/scenes32`, or files, whose
+            paths are as seen from the working folder.
         metrics: Columns of the table, by name.
         rows: Variants by name, in the table's order.
         seeds: Every row runs once with each.

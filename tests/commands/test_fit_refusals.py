@@ -15,7 +15,6 @@ from infotok_lit.cli import main
         (["--model.init_args.tokenizer=/nowhere"], "no tokenizer at '/nowhere'"),
         (["--trainer.max_steps=-1"], "say when to stop with trainer.max_steps"),
         (["--trainer.precision=bf16-true"], "set it to bf16-mixed"),
-        (["--trainer.num_sanity_val_steps=0"], "set trainer.num_sanity_val_steps to -1, or drift to false"),
     ],
 )
 def test_a_setting_that_cannot_be_met_is_one_message(tmp_path, monkeypatch, capsys, arguments, words) -> None:
