@@ -212,14 +212,13 @@ def test_a_call_takes_over_what_a_killed_one_leaves(bench) -> None:
     assert not [line for line in bench.notes() if line[0] == "end" and int(line[2]) == run]
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_killed_at_any_moment_no_cell_is_ever_run_by_two_or_run_again(bench, seed) -> None:
-    """Calls are killed at random moments; runs that are killed go on, so each started cell has one whole run."""
-    rng = random.Random(seed)
+def test_killed_at_any_moment_no_cell_is_ever_run_by_two_or_run_again(bench) -> None:
+    """Calls are killed at random moments; their runs go on, so each cell that was started has one whole run."""
+    rng = random.Random()
     study = bench.study(["plain", "a", "b", "c"], seeds=(0, 1))
     slow = {name: replace(row, overrides={**row.overrides, "stub.seconds": 0.3}) for name, row in study.rows.items()}
     study = replace(study, rows=slow)
-    for _ in range(4):
+    for _ in range(3):
         call = start(bench, study, workers=2)
         time.sleep(rng.uniform(0.3, 1.2))
         os.kill(call.pid, signal.SIGKILL)
