@@ -1,7 +1,9 @@
 """`bench`: how long training takes, per term of the objective; `bench inference`: answering and drawing."""
 
 import json
+import logging
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -72,7 +74,7 @@ def bench(
     sets = [*TERM_SETS, *([] if set(terms) in map(set, TERM_SETS) else [tuple(terms)])]
     variants: dict[str, list[Result]] = {name_of(terms): [] for terms in sets}
     circumstances: Result = {}
-    with progress_bar(rounds * len(sets)) as bar:
+    with progress_bar(rounds * len(sets)) as bar, _quiet():
         for i in range(rounds):
             for place, terms in enumerate(sets):
                 bar.show(i * len(sets) + place, f"round {i + 1}: {name_of(terms)}")
@@ -285,6 +287,18 @@ def drawing(model: "UnifiedModel", batch_size: int, prompt_tokens: int) -> Calla
     ids = tokenizer.encode(PHRASE * prompt_tokens, add_special_tokens=False)[:prompt_tokens]
     prompts = [tokenizer.decode(ids)] * batch_size
     return lambda use_cache: model.generate(prompts, use_cache=use_cache)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Inside, Lightning does not say of every fit what it always says, nor that it is short."""
+    logger = logging.getLogger("lightning")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+    logger.setLevel(level)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from infotok_lit.study.config import Dimension, Study
-from infotok_lit.study.record import CellResult, Curve
+from infotok_lit.study.record import CellResult
 from infotok_lit.study.search import Point
 from infotok_lit.study.statistics import Estimate
 from infotok_lit.study.table import Summary, Table
@@ -51,33 +51,24 @@ def means_figure(summary: Summary) -> Figure:
     return figure
 
 
-def row_curves_figure(row: str, results: Sequence[CellResult], tags: Sequence[str]) -> Figure:
-    """A panel per tag: one line per seed of a row."""
+def curves_figure(groups: Mapping[str, Sequence[CellResult]], tags: Sequence[str], title: str = "") -> Figure:
+    """A panel per tag: one line per group of results, the mean over them, with their range shaded."""
     figure, panels = _panels(tags)
     for tag, axes in panels.items():
-        for result in results:
-            if tag in result.curves:
-                _draw_curve(axes, result.curves[tag], f"seed {result.cell.seed}")
-        _label(axes, tag)
-    figure.suptitle(row)
-    _add_legend(figure)
-    return figure
-
-
-def mean_curves_figure(variants: Mapping[str, Sequence[CellResult]], tags: Sequence[str]) -> Figure:
-    """A panel per tag: one line per variant, the mean over its seeds, with their range shaded."""
-    figure, panels = _panels(tags)
-    for tag, axes in panels.items():
-        for number, (variant, results) in enumerate(variants.items()):
+        for number, (label, results) in enumerate(groups.items()):
             curves = [result.curves[tag] for result in results if tag in result.curves]
             steps = sorted(set.intersection(*map(set, curves))) if curves else []
             if steps:
                 values = np.array([[curve[step] for step in steps] for curve in curves])
                 # Of its ten pairs of a dark and a light colour, the dark ones first.
-                colour = colormaps["tab20"]((2 * number + number // 10) % 20)
-                _draw_curve(axes, dict(zip(steps, values.mean(0), strict=True)), variant, colour)
-                axes.fill_between(steps, values.min(0), values.max(0), color=colour, alpha=0.15, linewidth=0)
-        _label(axes, tag)
+                look = {"color": colormaps["tab20"]((2 * number + number // 10) % 20), "linewidth": 1}
+                axes.plot(
+                    steps, values.mean(0), label=label, marker="o" if len(steps) < 3 else None, markersize=3, **look
+                )
+                axes.fill_between(steps, values.min(0), values.max(0), color=look["color"], alpha=0.15, linewidth=0)
+        axes.set_title(tag, fontsize=9)
+        axes.set_xlabel("step", fontsize=8)
+    figure.suptitle(title)
     _add_legend(figure)
     return figure
 
@@ -140,13 +131,6 @@ def _panels(names: Sequence[str], height: float = PANEL[1]) -> tuple[Figure, dic
     return figure, dict(zip(names, axes, strict=False))
 
 
-def _draw_curve(axes: Axes, curve: Curve, label: str, colour: object = None) -> None:
-    steps = sorted(curve)
-    marker = "o" if len(steps) < 3 else None
-    values = [curve[step] for step in steps]
-    axes.plot(steps, values, label=label, color=colour, linewidth=1, marker=marker, markersize=3)
-
-
 def _draw_points(
     axes: Axes, estimates: Sequence[Mapping[str, Estimate]], names: Sequence[str], marker: str = "o", **look: str
 ) -> None:
@@ -169,11 +153,6 @@ def _draw_dimension(axes: Axes, name: str, dimension: Dimension, points: Sequenc
         axes.set_xscale("log")
     colours = ["C3" if point.on_front else "#aaaaaa" for point in points]
     axes.scatter(values, [point.estimates[objective].mean for point in points], c=colours, s=12)
-
-
-def _label(axes: Axes, tag: str) -> None:
-    axes.set_title(tag, fontsize=9)
-    axes.set_xlabel("step", fontsize=8)
 
 
 def _add_legend(figure: Figure) -> None:

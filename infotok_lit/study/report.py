@@ -11,11 +11,10 @@ from infotok_lit.files import write_whole
 from infotok_lit.study.cells import Job, row_cells
 from infotok_lit.study.config import Study
 from infotok_lit.study.figures import (
+    curves_figure,
     dimensions_figure,
     front_figure,
-    mean_curves_figure,
     means_figure,
-    row_curves_figure,
     short_name,
     tables_figure,
 )
@@ -98,10 +97,11 @@ def _write_rows(summary: Summary, results: Sequence[CellResult], out: Path) -> l
     tags = dict.fromkeys([*(metric.tag for metric in study.metrics.values()), *study.curves])
     tags = [tag for tag in tags if any(len(result.curves.get(tag, {})) > 1 for result in results)]
     if tags:
-        by_row = {row: [result for result in results if result.cell.variant == row] for row in study.rows}
-        _write_figure(out / "curves.png", mean_curves_figure(by_row, tags))
-        for row, own in by_row.items():
-            _write_figure(out / "curves" / f"{row}.png", row_curves_figure(row, own, tags))
+        by_row = {row: list(own.values()) for row, own in summary.results.items()}
+        _write_figure(out / "curves.png", curves_figure(by_row, tags))
+        for row, own in summary.results.items():
+            by_seed = {f"seed {seed}": [result] for seed, result in own.items()}
+            _write_figure(out / "curves" / f"{row}.png", curves_figure(by_seed, tags, title=row))
     shown = [f"## {table.title}\n\n{markdown(table)}" for table in [means_table(summary, emphasis="**"), *others]]
     pictures = ["![Means](means.png)", *(["![Learning curves](curves.png)"] if tags else [])]
     return [*shown, _reading(study), *controls(summary), *pictures]
