@@ -15,7 +15,7 @@ class Row:
 
     Args:
         configs: Configuration files laid over those of the study, in this order.
-        overrides: Dotted names of `fit` with their values, such as `model.init_args.objective.weight: 0.1`.
+        overrides: Dotted names of `fit` with their values, such as `model.init_args.objective.temperature: 0.1`.
         train: False measures the model as it is, with `validate` instead of `fit`.
         seeds: Seeds of this row alone, such as `[0]` for a control; null takes those of the study.
         control_of: A row that this one must equal in every judged metric; the report says whether it does.
