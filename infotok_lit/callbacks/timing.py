@@ -1,8 +1,8 @@
 """Times the steps of a fit, as the Trainer takes them."""
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from time import perf_counter, process_time
 from typing import Any
 
 import lightning.pytorch as pl
@@ -107,7 +107,7 @@ class StepTiming(pl.Callback):
         if pl_module.device.type == "cuda":
             queued = torch.cuda.Event(enable_timing=True)
             queued.record()
-        self._moments[-1].append(Moment(phase, time.perf_counter(), time.process_time(), queued))
+        self._moments[-1].append(Moment(phase, perf_counter(), process_time(), queued))
 
 
 def _step_time(moments: list[Moment]) -> StepTime:
