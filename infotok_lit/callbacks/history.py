@@ -18,6 +18,7 @@ import infotok_lit
 from infotok_lit.files import write_whole
 
 RESULT_FILE = "result.json"
+MOST_ROWS = 2000
 PACKAGES = ("torch", "lightning", "torchmetrics", "transformers", "diffusers", "numpy", "optuna", "scipy")
 
 
@@ -28,7 +29,7 @@ class MetricHistory:
         most_rows: When there are more, every second one is forgotten.
     """
 
-    def __init__(self, most_rows: int = 2000) -> None:
+    def __init__(self, most_rows: int = MOST_ROWS) -> None:
         self.rows: list[dict[str, float]] = []
         self.most_rows = most_rows
 

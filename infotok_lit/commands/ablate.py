@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from infotok_lit.commands.parsing import run
+from infotok_lit.errors import ExplainedError, SettingsError
 from infotok_lit.study.config import Study
 
 
@@ -38,6 +39,10 @@ def ablate(
     try:
         complete = report_only or run_study(study, Resources(workers, threads, tuple(gpus or ())))
         report = write_report(study)
+    except ExplainedError:
+        raise
+    except OSError as error:
+        raise SettingsError(f"out: {study.out} cannot be written to: {error}") from error
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; the same call goes on from here\n")
         return 130

@@ -292,13 +292,17 @@ def drawing(model: "UnifiedModel", batch_size: int, prompt_tokens: int) -> Calla
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Inside, Lightning does not say of every fit what it always says, nor that it is short."""
-    logger = logging.getLogger("lightning")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-    logger.setLevel(level)
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 @contextmanager

@@ -92,16 +92,11 @@ class Launcher:
         record.write(cell.folder)
         self.say(f"started  {cell.label}")
         outcome = self._wait_for_fit(cell, lock, record.attempts[-1], command)
-        if outcome == "interrupted":
-            record.state = "interrupted"
-        else:
-            ended_well = outcome == "exit status 0"
-            record.reason = (
-                what_is_missing(cell, self.required_tags)
-                if ended_well
-                else f"{command[len(self.prefix)]} ended with {outcome}"
-            )
-            record.state = "failed" if record.reason else "finished"
+        if outcome == "exit status 0":
+            record.reason = what_is_missing(cell, self.required_tags)
+        elif outcome != "interrupted":
+            record.reason = f"{command[len(self.prefix)]} ended with {outcome}"
+        record.state = "failed" if record.reason else "interrupted" if outcome == "interrupted" else "finished"
         record.write(cell.folder)
         return record
 

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from infotok_lit.errors import SettingsError
 from infotok_lit.files import write_whole
-from infotok_lit.study.cells import Cell
+from infotok_lit.study.cells import RUN_FOLDER, Cell
 from infotok_lit.study.config import Study
 
 RECORD_FILE = "cell.json"
@@ -110,14 +110,18 @@ def read_curves(run_folder: Path) -> dict[str, Curve]:
 
 
 def read_record(folder: Path) -> Record:
-    """A cell's record; one that cannot be read has the state `damaged`, and the cell is to be run again."""
+    """A cell's record; if it or the result of a finished run cannot be read, it says `damaged`: to be run again."""
     try:
         content = json.loads((folder / RECORD_FILE).read_bytes())
-        return Record(**content | {"attempts": [Attempt(**attempt) for attempt in content["attempts"]]})
+        record = Record(**content | {"attempts": [Attempt(**attempt) for attempt in content["attempts"]]})
     except FileNotFoundError:
         return Record()
     except (ValueError, TypeError, KeyError, RecursionError):
         return Record(state="damaged", reason=f"{folder / RECORD_FILE} is empty or damaged; the cell is run again")
+    if record.state == "finished" and not _read_run(folder / RUN_FOLDER):
+        record.state = "damaged"
+        record.reason = f"{folder / RUN_FOLDER / RESULT_FILE} is gone or damaged; the cell is run again"
+    return record
 
 
 def is_finished(folder: Path) -> bool:

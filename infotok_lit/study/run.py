@@ -121,14 +121,8 @@ def search_part(study: Study) -> Part:
         job.write_point()
         return job
 
-    count = len(planned) or study.search.trials
-    return Part(
-        search_name(study),
-        planned or known_points(study),
-        count,
-        job_of,
-        lambda number: make_sampler(study.search, number),
-    )
+    jobs, count = planned or known_points(study), len(planned) or study.search.trials
+    return Part(search_name(study), jobs, count, job_of, lambda number: make_sampler(study.search, number))
 
 
 @dataclass(frozen=True)
@@ -189,8 +183,10 @@ class Worker:
                 self.shown.ended(cell, record)
                 if record.state != "finished":
                     raise CellFailed(record.reason)
-        results = read_results(self.study, job.cells)
-        return [fmean(result.values[name] for result in results) for name in self.study.objectives]
+        values = [result.values for result in read_results(self.study, job.cells)]
+        if any(name not in own for own in values for name in self.study.objectives):
+            raise CellFailed("it ran when the study had other metrics")
+        return [fmean(own[name] for own in values) for name in self.study.objectives]
 
 
 def run_study(study: Study, resources: Resources) -> bool:

@@ -99,7 +99,9 @@ def measured_points(study: Study, jobs: Sequence[Job]) -> list[Point]:
                 name: estimate({r.cell.seed: r.values[name] for r in results if name in r.values}, study.confidence)
                 for name in study.metrics
             }
-            measured.append((job, {name: value for name, value in by_metric.items() if value is not None}))
+            known = {name: value for name, value in by_metric.items() if value is not None}
+            if set(objectives) <= set(known):
+                measured.append((job, known))
     values = [[estimates[name].mean for name in objectives] for _, estimates in measured]
     on_front = pareto_front(values, [DIRECTIONS[study.metrics[name].better] for name in objectives])
     points = [Point(*pair, number in on_front) for number, pair in enumerate(measured)]

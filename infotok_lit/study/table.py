@@ -38,7 +38,8 @@ class Summary:
     def endpoint(self, row: str) -> Seeds:
         """Seed -> the mean of the metrics that the study is to decide about."""
         names = self.study.analysis.endpoint
-        return {seed: fmean(of.values[name] for name in names) for seed, of in self.results[row].items()}
+        whole = {seed: of for seed, of in self.results[row].items() if set(names) <= set(of.values)}
+        return {seed: fmean(of.values[name] for name in names) for seed, of in whole.items()}
 
     def endpoint_curve(self, row: str, seed: int) -> Curve:
         """Step -> the endpoint, where the run has measured all of it."""
@@ -131,7 +132,7 @@ def decisions(summary: Summary) -> list[tuple[str, str, Decision]]:
 def steps_to_reference(summary: Summary, row: str, reference: str) -> list[float]:
     """Per common seed, the step at which a row reaches the last endpoint of a reference; infinite if it never does."""
     better = summary.study.metrics[summary.study.analysis.endpoint[0]].better
-    goals = {seed: goal for seed, goal in summary.endpoint(reference).items() if seed in summary.results[row]}
+    goals = {seed: goal for seed, goal in summary.endpoint(reference).items() if seed in summary.endpoint(row)}
     found = [steps_to(summary.endpoint_curve(row, seed), goal, better) for seed, goal in goals.items()]
     return [math.inf if step is None else step for step in found]
 

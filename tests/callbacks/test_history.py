@@ -9,7 +9,7 @@ from pathlib import Path
 import lightning.pytorch as pl
 import pytest
 import torch
-from callbacks.fit_with import events, fit
+from fit_with import events, fit
 from tiny import TinyModule, scenes_data
 
 from infotok_lit.callbacks.history import MetricHistory, RunResult

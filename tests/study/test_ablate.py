@@ -162,6 +162,7 @@ def test_small_real_runs_from_start_to_table(tmp_path, monkeypatch, capsys) -> N
         ({"configs": ["nowhere.yaml"]}, "no configuration file at nowhere.yaml"),
         ({"search": {"space": {"x": {"low": 1}}, "objectives": ["m"], "trials": 1}}, "low < high"),
         ({"workers": 0}, "workers is 0"),
+        ({"out": "/proc/nowhere"}, "out: /proc/nowhere cannot be written to"),
         ({"storage": "studies/journal.log"}, "journal files are not used any more"),
         ({"analysis": {"endpoint": ["m"], "contrasts": [["a", "b"]]}}, "analysis.contrasts: b is not one of a"),
     ],

@@ -18,7 +18,7 @@ from infotok_lit.errors import SettingsError
 from infotok_lit.study import run as running
 from infotok_lit.study import store
 from infotok_lit.study.cells import row_cells
-from infotok_lit.study.config import Study
+from infotok_lit.study.config import Metric, Study
 from infotok_lit.study.record import LOG_FILE, read_record, try_lock
 
 FORK = multiprocessing.get_context("fork")
@@ -348,6 +348,24 @@ def test_a_damaged_record_is_a_cell_to_run_again(bench, capsys, content) -> None
     assert bench.run(study)
     assert bench.starts() == {("a", 0): 2, ("b", 0): 1}
     assert f"{path} is empty or damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["", "{}", None])
+def test_a_finished_cell_whose_result_is_damaged_or_gone_runs_again(bench, capsys, content) -> None:
+    study = bench.study(["a", "b"], seeds=(0,))
+    bench.run(study)
+    path = row_cells(study)[0].run_folder / "result.json"
+    path.unlink() if content is None else path.write_text(content)
+    assert states(study)["a", 0] == "damaged"
+    assert bench.run(study) and bench.starts() == {("a", 0): 2, ("b", 0): 1}
+    assert f"{path} is gone or damaged" in capsys.readouterr().err
+
+
+def test_a_metric_that_is_added_later_is_missing_where_it_was_not_measured(bench) -> None:
+    study = bench.study(["a"], seeds=(0,))
+    bench.run(study)
+    later = replace(study, metrics=METRICS | {"new": Metric("val/new")})
+    assert bench.run(later) and bench.starts() == {("a", 0): 1}
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[1]", '{"state": "finished"}'])
