@@ -326,7 +326,7 @@ def _table(title: str, columns: Sequence[str], lines: Sequence[Sequence[str]]) -
     shown = Table(box=SIMPLE_HEAD, title=title)
     shown.add_column("", no_wrap=True)
     for column in columns:
-        shown.add_column(column, justify="right")
+        shown.add_column(column, justify="right", no_wrap=True)
     for line in lines:
         shown.add_row(*line)
     return shown
