@@ -104,8 +104,8 @@ class Search:
         objectives: Names of the metrics that the front is about, usually understanding and generation.
         sampler: `grid` (all combinations of choices), `random`, or the multi-objective `tpe` and `nsga2`, which learn
             from the points that are done.
-        trials: How many points; null, for `grid` only, means all of them.
-        seed: Seed of the sampler.
+        trials: How many points; null, for `grid` only, means all of them. One that is chosen twice is measured once.
+        seed: Seed of the sampler; with several workers, what it chooses also depends on who is first.
         row: What every point starts from, beside the study's own configuration.
     """
 

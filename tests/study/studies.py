@@ -1,18 +1,25 @@
 """Small studies whose runs are stand-ins, with known results."""
 
 import json
+import multiprocessing
+import signal
 import sys
+import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import yaml
 
+from infotok_lit.study.cells import row_cells
 from infotok_lit.study.config import Metric, Row, Study
 from infotok_lit.study.launch import Resources
+from infotok_lit.study.record import read_record
 from infotok_lit.study.run import run_study
 
+FORK = multiprocessing.get_context("fork")
 STAND_IN = Path(__file__).with_name("stand_in.py")
 STEPS = 4
 METRICS = {
@@ -104,3 +111,27 @@ def result(validations: dict[int, dict[str, float]]) -> dict:
         "training": [{"step": 2, "train/understanding/loss": 0.5}, {"step": 4, "train/understanding/loss": 0.25}],
         "validation": [{"step": step, **metrics} for step, metrics in validations.items()],
     }
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+def start(bench: Bench, study: Study, workers: int = 1) -> multiprocessing.Process:
+    """Another call of `ablate` on the same study."""
+    process = FORK.Process(target=_run_interruptible, args=(bench, study, workers), daemon=True)
+    process.start()
+    return process
+
+
+def _run_interruptible(bench: Bench, study: Study, workers: int) -> None:
+    # A shell that starts the tests in the background has them ignore SIGINT.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    bench.run(study, workers)
+
+
+def states(study: Study) -> dict[tuple[str, int], str]:
+    return {(cell.variant, cell.seed): read_record(cell.folder).state for cell in row_cells(study)}

@@ -12,13 +12,11 @@ import numpy as np
 import optuna
 import pytest
 from study.studies import METRICS, Bench
-from study.test_front import brute_force
 
-from infotok_lit.study import run as running
 from infotok_lit.study.config import Dimension, Row, Search, Study
 from infotok_lit.study.record import read_record
 from infotok_lit.study.report import write_report
-from infotok_lit.study.search import known_points, planned_points, search_name
+from infotok_lit.study.search import known_points, pareto_front, planned_points, search_name
 
 SPACE = {
     "model.lr": Dimension(low=1e-4, high=1e-1, log=True),
@@ -31,11 +29,6 @@ SPACE = {
     ),
 }
 CHOICES = {"model.lr": Dimension(choices=[0.1, 0.2, None]), "model.kind": Dimension(choices=["mlp", "linear"])}
-
-
-@pytest.fixture(autouse=True)
-def impatient(monkeypatch) -> None:
-    monkeypatch.setattr(running, "IDLE_SECONDS", 0.05)
 
 
 def swept(
@@ -175,3 +168,26 @@ def test_finished_points_outlive_the_storage(bench, sampler) -> None:
     assert bench.run(study)
     assert {job.key for job in known_points(study)} >= points and set(bench.starts().values()) == {1}
     assert points <= {trial.user_attrs["job"] for trial in trials(study) if trial.values}
+
+
+def brute_force(values: np.ndarray, directions: list[str]) -> set[int]:
+    signed = values * [1 if direction == "maximize" else -1 for direction in directions]
+    return {
+        i for i, point in enumerate(signed) if not any(all(other >= point) and any(other > point) for other in signed)
+    }
+
+
+@pytest.mark.parametrize(
+    "directions",
+    [["maximize"], ["minimize"], ["maximize", "maximize"], ["maximize", "minimize"], ["minimize"] * 3],
+)
+@pytest.mark.parametrize("levels", [5, 1000])
+def test_no_point_dominates_the_front(directions, levels) -> None:
+    """Few levels make ties and equal points."""
+    for seed in range(20):
+        values = np.random.default_rng(seed).integers(0, levels, size=(15, len(directions))).astype(float)
+        assert pareto_front(values.tolist(), directions) == brute_force(values, directions)
+
+
+def test_without_points_there_is_no_front() -> None:
+    assert pareto_front([], ["maximize", "minimize"]) == set() == pareto_front([], ["maximize"])
