@@ -4,6 +4,8 @@ from pathlib import Path
 
 from infotok_lit.errors import MissingFileError
 
+EMBEDDED = "embedded"
+"""How a configuration names the base that ships for its family and size."""
 ASSETS = Path(__file__).parent
 QUICKSTART_CONFIG = ASSETS / "quickstart.yaml"
 SCENES_TOKENIZER = ASSETS / "scenes_tokenizer"

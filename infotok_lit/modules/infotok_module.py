@@ -20,7 +20,7 @@ from infotok_lit.data.datamodule import UnifiedDataModule
 from infotok_lit.errors import SettingsError
 from infotok_lit.models.common.reconstruction import ReconstructionConfig
 from infotok_lit.models.unified import UnifiedModel
-from infotok_lit.modules.base_model import BaseModel
+from infotok_lit.modules.base_model import InitialModel
 from infotok_lit.modules.determinism import StepSeed
 from infotok_lit.modules.finite import check_finite_gradients, check_finite_losses
 from infotok_lit.modules.heads import build_heads
@@ -96,7 +96,7 @@ class InfoTokModule(pl.LightningModule):
         super().__init__()
         named = {"image_size": image_size, "grad_scale": reading_gradient_scale}
         settings = dict(settings or {}) | {name: value for name, value in named.items() if value is not None}
-        self.base_model = BaseModel(self.family, size, init_from, dict(parts or {}), tokenizer, settings)
+        self.initial_model = InitialModel(self.family, size, init_from, dict(parts or {}), tokenizer, settings)
         self.objective_config = objective
         self.optimiser_config = optimiser
         self.task_weights = task_weights
@@ -115,9 +115,9 @@ class InfoTokModule(pl.LightningModule):
 
     def build_base(self) -> UnifiedModel:
         """The base model with the weights that training starts from."""
-        base = self.base_model.build()
-        source = self.base_model.init_from or "random weights"
-        rank_zero_info(f"The base model is {base.title} {self.base_model.size}, initialised from {source}.")
+        base = self.initial_model.build()
+        source = self.initial_model.init_from or "random weights"
+        rank_zero_info(f"The base model is {base.title} {self.initial_model.size}, initialised from {source}.")
         return base
 
     def setup(self, stage: str) -> None:
@@ -327,7 +327,7 @@ class InfoTokModule(pl.LightningModule):
             "format": CHECKPOINT_FORMAT,
             "family": self.base.family,
             "config": self.base.description(),
-            **self.base_model.reference(),
+            **self.initial_model.reference(),
             "step": self.global_step,
             "restored_settings": self._restored_settings(),
             "lora": None if self.lora is None else asdict(self.lora) | {"targets": list(self.lora.targets)},
