@@ -168,7 +168,7 @@ def _shards(index: Path) -> list[str]:
 
 def _is_plain_name(name: object) -> bool:
     """Whether this names a file in the same folder, and neither a folder nor a way out."""
-    return isinstance(name, str) and name == Path(name).name and name != ".."
+    return isinstance(name, str) and name == Path(name).name and name not in ("", "..")
 
 
 # Runs: what `fit` leaves

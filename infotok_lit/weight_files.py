@@ -66,12 +66,13 @@ def read_pickle(path: Path, mmap: bool = False) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and zipfile.is_zipfile(path))
     except (pickle.UnpicklingError, OSError, *DAMAGE_ERRORS) as error:
         # Torch's own words advise to read the file in a way that executes it, so they are not repeated.
-        refused = re.search(r"Unsupported global: GLOBAL (\S+)|(TorchScript|legacy \.tar)", str(error))
+        refused = re.search(r"GLOBAL ([\w.]+)|(TorchScript|legacy \.tar)|add_safe_globals", str(error))
         if refused is None:
             raise unreadable(path, DAMAGED) from error
         raise CheckpointError(
             f"{path} is not read with weights_only=True, because it holds more than tensors and plain data "
-            f"({refused[1] or refused[2]}), which could execute code: have its author save its state dict alone"
+            f"({refused[1] or refused[2] or 'objects'}), which could execute code: have its author save its state dict "
+            "alone"
         ) from error
 
 
@@ -133,13 +134,17 @@ def check_kind(path: Path) -> None:
         raise unreadable(path, _reason(error)) from error
     text = start.decode("utf-8", errors="ignore")
     lower = text.lstrip().lower()
+    if start[:1] == b"\x80" and start[1:2] > b"\x02":
+        raise unreadable(path, "it is a plain pickle, which could execute code; save its tensors with torch.save")
     if not start:
         raise unreadable(path, "it is empty, so its download or copy was truncated; fetch it again")
     if lower.startswith(("<!doctype", "<html", "<head", "<?xml")):
         raise unreadable(path, "it is a web page; download the file itself (on the hub: /resolve/, not /blob/)")
     if lower.startswith("version https://git-lfs"):
         raise unreadable(path, "it is a Git LFS pointer; fetch the file that it stands for with `git lfs pull`")
-    if len(text) == len(start) and all(character.isprintable() or character.isspace() for character in text):
+    # The last character may be cut.
+    is_utf8 = len(text.encode()) > len(start) - 4
+    if is_utf8 and all(character.isprintable() or character.isspace() for character in text):
         raise unreadable(path, "it is a text file")
 
 

@@ -9,7 +9,7 @@ from infotok_lit.errors import SettingsError
 def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     """A tokenizer from a folder or the hub; SettingsError says how to get one where there is none."""
     try:
-        return AutoTokenizer.from_pretrained(source)
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise SettingsError(
             f"no tokenizer at {source!r}: give a folder with tokenizer.json, or go online so that it can be fetched "
