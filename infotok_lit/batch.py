@@ -236,6 +236,9 @@ class Processor(Protocol):
 
     tokenizer: Tokenizer
 
+    def pixels(self, images: Sequence[Image]) -> Tensor:
+        """RGB images to understand -> (B, 3, height, width) float32 in [-1, 1]."""
+
     def understanding(
         self, samples: Sequence[UnderstandingSample], skipped: Sequence[str] = ()
     ) -> UnderstandingBatch: ...

@@ -15,7 +15,7 @@ from statistics import median, quantiles
 from typing import TYPE_CHECKING, Any
 
 from infotok_lit import __version__
-from infotok_lit.commands.command_line import at_least, progress_bar
+from infotok_lit.commands.progress import progress_bar
 from infotok_lit.files import write_whole
 
 if TYPE_CHECKING:
@@ -189,6 +189,18 @@ def _circumstances(
         "samples_per_step": sum(len(branch.names) for batch in batches for branch in batch.values()),
         "base_parameters": sum(parameter.numel() for parameter in setup.model.base.parameters()),
     }
+
+
+def at_least(minimum: int) -> Callable[[str], int]:
+    """An argparse type: a whole number that is not below `minimum`."""
+
+    def parse(text: str) -> int:
+        if int(text) < minimum:
+            raise argparse.ArgumentTypeError(f"{text} is not {minimum} or more")
+        return int(text)
+
+    parse.__name__ = "whole number"
+    return parse
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -13,7 +13,8 @@ from statistics import median
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from infotok_lit.commands.command_line import at_least, progress_bar
+from infotok_lit.commands.bench import at_least
+from infotok_lit.commands.progress import progress_bar
 from infotok_lit.files import write_whole
 
 if TYPE_CHECKING:

@@ -1,12 +1,11 @@
 """`export`: strip a run to an inference folder, and publish it if asked."""
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
 
-from infotok_lit.errors import ExplainedError, MissingFileError, SettingsError
+from infotok_lit.commands.parsing import run
+from infotok_lit.errors import MissingFileError, SettingsError
 from infotok_lit.models.export import DType, Format, Weights, export_model, replaceable_files, run_provenance
 
 
@@ -63,18 +62,5 @@ def export(
 
 
 def main(argv: Sequence[str]) -> int:
-    """`export --ckpt RUN_OR_CKPT --out DIR`."""
-    parser = argparse.ArgumentParser(prog="python -m infotok_lit export", description=__doc__)
-    parser.add_argument("--ckpt", required=True, help="a run folder, or one of its checkpoints")
-    parser.add_argument("--out", required=True, type=Path, help="the folder to write")
-    parser.add_argument("--format", choices=get_args(Format), default="safetensors", help="pth: official files")
-    parser.add_argument("--dtype", choices=get_args(DType), help="cast the weights; default: as they are")
-    parser.add_argument("--weights", choices=get_args(Weights), default="averaged", help="of a run that averages them")
-    parser.add_argument("--force", action="store_true", help="replace an earlier export")
-    parser.add_argument("--push_to_hub", metavar="OWNER/NAME", help="publish the folder on the Hugging Face hub")
-    parser.add_argument("--private", action="store_true", help="make that repository private, if it is new")
-    try:
-        export(**vars(parser.parse_args(argv[1:])))
-    except ExplainedError as error:
-        parser.error(str(error))
-    return 0
+    """`export` of the command line."""
+    return run(export, argv)

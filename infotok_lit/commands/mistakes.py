@@ -159,6 +159,10 @@ def _plain(error: BaseException, text: str, chain: Sequence[BaseException]) -> s
         union = next((found for one in chain if (found := re.search(r"Subtypes: [\[(](.*)[\])]", _message(one)))), None)
         kinds = re.findall(r"<class '(?:\w+\.)*(\w+)'>", union[1]) if union else [match[1]]
         return f"{value!r} is not {' or '.join(KINDS.get(kind, kind) for kind in kinds)}"
+    if match := re.match(r"(\S+) does not conform to restriction v>(=?)(\S+)", text):
+        return f"{match[1]} is not {match[3]} or more" if match[2] else f"{match[1]} is not above {match[3]}"
+    if match := re.match(r"invalid literal for int\(\) with base 10: (.*)", text):
+        return f"{match[1]} is not a whole number"
     if match := re.match(r"the following arguments are required: (.*)", text):
         return f"missing: {', '.join(f'--{name}' for name in match[1].split(', '))}; --help says more"
     if match := re.match(r"argument (\S+?)[,:].*expected one argument", text, re.DOTALL):

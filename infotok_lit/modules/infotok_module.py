@@ -6,7 +6,7 @@ A training checkpoint holds `base.*`, which is the model, and `infotok.*`, which
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
-from typing import Any
+from typing import Any, NoReturn
 
 import lightning.pytorch as pl
 import torch
@@ -112,6 +112,14 @@ class InfoTokModule(pl.LightningModule):
         self._collapse_reported: set[Branch] = set()
         self._frozen_reported: set[Branch] = set()
         self._gradients: dict[str, Tensor] = {}
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, *_: Any, **__: Any) -> NoReturn:
+        """Not how a run is loaded: its model is rebuilt from the checkpoint, without this class."""
+        raise SettingsError(
+            f"a run's model is loaded by infotok_lit.load({str(checkpoint_path)!r}); to go on training, use "
+            "`fit --ckpt_path`, and to start a new run from its weights, model.init_from"
+        )
 
     def build_base(self) -> UnifiedModel:
         """The base model with the weights that training starts from."""

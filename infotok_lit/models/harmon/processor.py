@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
 from infotok_lit.batch import (
@@ -47,6 +48,10 @@ class HarmonProcessor:
         self.end_id = single_id(tokenizer, TURN_END, "Harmon needs a Qwen2.5 tokenizer")
         self.pad_id = self.end_id
 
+    def pixels(self, images: Sequence[Image]) -> Tensor:
+        """RGB images to read -> (B, 3, height, width) float32 in [-1, 1]."""
+        return torch.stack([to_pixels(pad_to_square(image, PADDING_GREY), self.image_size) for image in images])
+
     def understanding(self, samples: Sequence[UnderstandingSample], skipped: Sequence[str] = ()) -> UnderstandingBatch:
         """Collate samples to read."""
         sequences = [self._reading_sequence(sample) for sample in samples]
@@ -55,7 +60,7 @@ class HarmonProcessor:
         texts = [self._exchange(sample.question, sample.answer) for sample in samples]
         negatives = [[self._exchange(*exchange) for exchange in sample.negatives] for sample in samples]
         return UnderstandingBatch(
-            torch.stack([to_pixels(pad_to_square(sample.image, PADDING_GREY), self.image_size) for sample in samples]),
+            self.pixels([sample.image for sample in samples]),
             ids,
             mask,
             labels,

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -71,6 +72,10 @@ class OpenUniProcessor:
         self.image_start, self.image_end = (single_id(tokenizer, m, needs) for m in (IMAGE_START, IMAGE_END))
         self.pad_id = single_id(tokenizer, "<|endoftext|>", needs)
 
+    def pixels(self, images: Sequence[Image]) -> Tensor:
+        """RGB images to read -> (B, 3, height, width) float32 in [-1, 1]."""
+        return torch.stack([to_pixels(pad_to_square(image, PADDING_GREY), self.reading_size) for image in images])
+
     def understanding(self, samples: Sequence[UnderstandingSample], skipped: Sequence[str] = ()) -> UnderstandingBatch:
         """Collate samples to read; images are centred on a grey square."""
         texts = [self._exchange(sample.question, sample.answer) for sample in samples]
@@ -79,9 +84,8 @@ class OpenUniProcessor:
         ids, mask = pad([prompt + answer for prompt, answer in zip(prompts, answers, strict=True)], self.pad_id)
         labelled = [[IGNORE_INDEX] * len(prompt) + answer for prompt, answer in zip(prompts, answers, strict=True)]
         raw = [f"{sample.question}\n{sample.answer}" for sample in samples]
-        squares = [pad_to_square(sample.image, PADDING_GREY) for sample in samples]
         return UnderstandingBatch(
-            torch.stack([to_pixels(square, self.reading_size) for square in squares]),
+            self.pixels([sample.image for sample in samples]),
             ids,
             mask,
             pad(labelled, IGNORE_INDEX)[0],

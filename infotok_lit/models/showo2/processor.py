@@ -78,6 +78,10 @@ class Showo2Processor:
             self._encode(f"\n{START}assistant\n"),
         )
 
+    def pixels(self, images: Sequence[Image.Image]) -> Tensor:
+        """RGB images to read -> (B, 3, height, width) float32 in [-1, 1]."""
+        return torch.stack([to_pixels(fit_on_square(image, self.image_size), self.image_size) for image in images])
+
     def understanding(self, samples: Sequence[UnderstandingSample], skipped: Sequence[str] = ()) -> UnderstandingBatch:
         """Collate samples to read."""
         layouts = [self._reading(sample) for sample in samples]
@@ -87,7 +91,7 @@ class Showo2Processor:
         negatives = [[self._exchange(*exchange) for exchange in sample.negatives] for sample in samples]
         raw = [f"{sample.question}\n{sample.answer}" for sample in samples]
         return UnderstandingBatch(
-            torch.stack([to_pixels(fit_on_square(s.image, self.image_size), self.image_size) for s in samples]),
+            self.pixels([s.image for s in samples]),
             ids,
             mask,
             labels,

@@ -1,6 +1,6 @@
-"""A Hugging Face hub on this machine: just enough of its interface to fetch and to publish, and a list of what was asked.
+"""A Hugging Face hub on this machine: as much of its interface as fetching and publishing need.
 
-Started with `with FakeHub() as hub`, used by a process that has `hub.environment`.
+It answers `with running_hub(cache) as hub`, to processes that have `hub.environment`.
 """
 
 import base64
@@ -37,7 +37,11 @@ class FakeHub(ThreadingHTTPServer):
 
     def fetched(self) -> list[str]:
         """The files that were downloaded, in order, each once."""
-        gets = (request.split("/resolve/")[1].split("/", 1)[1] for request in self.requests if "GET" in request and "/resolve/" in request)
+        gets = (
+            request.split("/resolve/")[1].split("/", 1)[1]
+            for request in self.requests
+            if "GET" in request and "/resolve/" in request
+        )
         return list(dict.fromkeys(gets))
 
 
@@ -106,7 +110,11 @@ class Handler(BaseHTTPRequestHandler):
             return self._json({"url": f"{self.server.environment['HF_ENDPOINT']}/{name}", "name": name, "id": name})
         if "preupload" in parts:
             modes = [
-                {"path": file["path"], "uploadMode": "lfs" if file["path"].endswith(".safetensors") else "regular", "shouldIgnore": False}
+                {
+                    "path": file["path"],
+                    "uploadMode": "lfs" if file["path"].endswith(".safetensors") else "regular",
+                    "shouldIgnore": False,
+                }
                 for file in json.loads(body)["files"]
             ]
             return self._json({"files": modes})
@@ -115,7 +123,12 @@ class Handler(BaseHTTPRequestHandler):
                 {
                     "transfer": "basic",
                     "objects": [
-                        one | {"actions": {"upload": {"href": f"{self.server.environment['HF_ENDPOINT']}/large/{one['oid']}"}}}
+                        one
+                        | {
+                            "actions": {
+                                "upload": {"href": f"{self.server.environment['HF_ENDPOINT']}/large/{one['oid']}"}
+                            }
+                        }
                         for one in json.loads(body)["objects"]
                     ],
                 }
