@@ -90,9 +90,8 @@ print(json.dumps(module.initial_model.reference()))
 def test_an_export_is_published_and_loads_by_its_name(hub, tmp_path) -> None:
     """From the command to the server and back; then without the server."""
     run, out = tmp_path / "run", tmp_path / "out"
-    trainer = pl.Trainer(
-        accelerator="cpu", max_steps=1, max_epochs=1, default_root_dir=run, logger=False, barebones=True
-    )
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "limit_val_batches": 0}
+    trainer = pl.Trainer(accelerator="cpu", max_steps=1, max_epochs=1, default_root_dir=run, **quiet)
     trainer.fit(TinyModule(()), scenes_data())
     trainer.save_checkpoint(run / "last.ckpt")
     published = python(hub, PUBLISH.format(run=str(run), out=str(out)))
