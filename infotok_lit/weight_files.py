@@ -59,6 +59,9 @@ def read_pickle(path: Path, mmap: bool = False) -> Any:
     import torch
 
     check_kind(path)
+    with path.open("rb") as file:
+        if re.match(rb"\x80[\x03-\x05]", file.read(2)):
+            raise unreadable(path, "it is a plain pickle, which could execute code; save its tensors with torch.save")
     if not mmap:
         check_checksums(path)
     try:
@@ -134,8 +137,6 @@ def check_kind(path: Path) -> None:
         raise unreadable(path, _reason(error)) from error
     text = start.decode("utf-8", errors="ignore")
     lower = text.lstrip().lower()
-    if start[:1] == b"\x80" and start[1:2] > b"\x02":
-        raise unreadable(path, "it is a plain pickle, which could execute code; save its tensors with torch.save")
     if not start:
         raise unreadable(path, "it is empty, so its download or copy was truncated; fetch it again")
     if lower.startswith(("<!doctype", "<html", "<head", "<?xml")):

@@ -163,9 +163,7 @@ def replaceable_files(out: Path, force: bool, stems: set[str] = frozenset()) -> 
             return found
         what = f"holds {', '.join(others[:3])}{', ...' if len(others) > 3 else ''}, which no export wrote"
         reason = what if others else f"holds no export: its {CONFIG_FILE} is not an export's"
-    raise ExportExistsError(
-        f"{out} {reason}: nothing was deleted. Only an earlier export is replaced; choose another folder"
-    )
+    raise ExportExistsError(f"{out} {reason}, so it is not replaced: only an earlier export is. Choose another folder")
 
 
 def _is_export_file(name: str, stems: set[str]) -> bool:

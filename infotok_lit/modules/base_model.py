@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
 
@@ -66,7 +67,7 @@ class InitialModel:
         """
         if self.init_from is None:
             return self._fresh()
-        source = embedded_base(self.family, self.size) if self.init_from == EMBEDDED else hub.fetch(self.init_from)
+        source = self._source
         wanted = self._loading.config_of_size(self.size).with_settings(self.settings)
         if exported_family(source) is not None:
             found, official = self._loading.read_exported(source)
@@ -83,22 +84,28 @@ class InitialModel:
     def reference(self) -> dict[str, Any]:
         """What a checkpoint says of the base model beside its configuration and weights."""
         init_from = None if self.init_from is None else hub.full_name(self.init_from)
-        return {"tokenizer": self._tokenizer_source(), "init_from": init_from}
+        return {"tokenizer": self._tokenizer_source, "init_from": init_from}
+
+    @cached_property
+    def _source(self) -> Path:
+        """Where the initial weights lie; fetched once, not again at each checkpoint."""
+        return embedded_base(self.family, self.size) if self.init_from == EMBEDDED else hub.fetch(self.init_from)
 
     @property
     def _loading(self) -> FamilyLoading:
         return family_loading(self.family)
 
     def _fresh(self) -> UnifiedModel:
-        return self._loading.of_size(self.size, self._tokenizer_source(), self.settings)
+        return self._loading.of_size(self.size, self._tokenizer_source, self.settings)
 
+    @cached_property
     def _tokenizer_source(self) -> str:
         """The configured tokenizer, or the one that the initial weights bring, or the size, which names its own."""
         if self.tokenizer is not None:
             return self.tokenizer
         if self.init_from in (None, EMBEDDED):
             return self.size
-        brought = (hub.fetch(self.init_from) / "tokenizer_config.json").exists()
+        brought = (self._source / "tokenizer_config.json").exists()
         # A name on the hub outlives the cache of this machine.
         return self.init_from.removeprefix(hub.SCHEME) if brought else self.size
 

@@ -49,8 +49,8 @@ class InfoTokModule(pl.LightningModule):
     Args:
         size: Which of the family's sizes.
         init_from: Where the weights come from, without any optimiser state: `embedded` (the base that ships with the
-            package, for scenes32), an official file or folder, an exported folder, or a run (its folder or one of its
-            checkpoints). None starts from random weights.
+            package, for scenes32), an official file or folder, an exported folder, a run (its folder or one of its
+            checkpoints), or a name on the Hugging Face hub (docs/checkpoints.md). None starts from random weights.
         parts: Official files that the family needs beside its main one, by name, such as `autoencoder`; exported
             folders and runs bring their own.
         tokenizer: Folder or hub name of the tokenizer; default: the one that init_from brings, or that of the size.

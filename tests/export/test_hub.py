@@ -62,28 +62,25 @@ def test_what_is_taken_for_a_name_on_the_hub(tmp_path, monkeypatch, source, expe
     assert full_name(source) == (f"hf://{source.removeprefix('hf://')}" if expected else source)
 
 
-PUBLISH = """
-import sys
-from infotok_lit.cli import main
-sys.exit(main(["export", "--ckpt", {run!r}, "--out", {out!r}, "--push_to_hub", "me/mine", "--private"]))
-"""
-USE = """
+PUBLISH_AND_USE = """
 import json, torch
-import infotok_lit
-from infotok_lit.models.family import load_folder
 from pathlib import Path
-
-local = load_folder(Path({out!r})).state_dict()
-other = infotok_lit.load("me/mine", device="cpu").base.state_dict()
-assert other.keys() == local.keys() and all(torch.equal(local[name], other[name]) for name in local)
-"""
-INIT_FROM = """
+import infotok_lit
+from infotok_lit.cli import main
+from infotok_lit.models.family import load_folder
 from infotok_lit.modules import HarmonModule
 
-module = HarmonModule(init_from="me/mine", settings=settings)
-other = module.build_base().state_dict()
-assert other.keys() == local.keys() and all(torch.equal(local[name], other[name]) for name in local)
+assert main(["export", "--ckpt", {run!r}, "--out", {out!r}, "--push_to_hub", "me/mine", "--private"]) == 0
+config = json.loads((Path({out!r}) / "config.json").read_text())["config"]
+module = HarmonModule(init_from="me/mine", settings=config)
+local = load_folder(Path({out!r})).state_dict()
+for other in (infotok_lit.load("me/mine", device="cpu").base.state_dict(), module.build_base().state_dict()):
+    assert other.keys() == local.keys() and all(torch.equal(local[name], other[name]) for name in local)
 print(json.dumps(module.initial_model.reference()))
+"""
+FETCH = """
+from infotok_lit.hub import fetch
+print(*sorted(path.name for path in fetch("me/mine").iterdir()))
 """
 
 
@@ -94,21 +91,18 @@ def test_an_export_is_published_and_loads_by_its_name(hub, tmp_path) -> None:
     trainer = pl.Trainer(accelerator="cpu", max_steps=1, max_epochs=1, default_root_dir=run, **quiet)
     trainer.fit(TinyModule(()), scenes_data())
     trainer.save_checkpoint(run / "last.ckpt")
-    published = python(hub, PUBLISH.format(run=str(run), out=str(out)))
-    assert published.returncode == 0, published.stderr[-2000:]
-    assert f"published {hub.environment['HF_ENDPOINT']}/me/mine" in published.stdout
+    done = python(hub, PUBLISH_AND_USE.format(run=str(run), out=str(out)))
+    assert done.returncode == 0, done.stderr[-2000:]
+    _, published, reference = done.stdout.splitlines()
+    assert published == f"published {hub.environment['HF_ENDPOINT']}/me/mine"
+    assert json.loads(reference) == {"init_from": "hf://me/mine", "tokenizer": "me/mine"}
     assert hub.repositories["me/mine"] == files(out) and hub.private == {"me/mine"}
+    assert sorted(hub.fetched()) == sorted(files(out))
     header = yaml.safe_load((out / "README.md").read_text().split("---")[1])
     assert header["license"] == "apache-2.0" and header["library_name"] == "infotok_lit"
     assert {"infotok", "harmon", "image-to-text", "text-to-image"} <= set(header["tags"])
-    hub.requests.clear()
-    settings = json.loads((out / "config.json").read_text())["config"]
-    used = python(hub, USE.format(out=str(out)) + f"settings = {settings!r}\n" + INIT_FROM)
-    assert used.returncode == 0, used.stderr[-2000:]
-    assert json.loads(used.stdout) == {"init_from": "hf://me/mine", "tokenizer": "me/mine"}
-    assert sorted(hub.fetched()) == sorted(files(out))
-    offline = python(hub, USE.format(out=str(out)), HF_HUB_OFFLINE="1")
-    assert offline.returncode == 0, offline.stderr[-2000:]
+    offline = python(hub, FETCH, HF_HUB_OFFLINE="1")
+    assert offline.stdout.split() == sorted(files(out)), offline.stderr[-2000:]
 
 
 def test_only_what_is_read_is_fetched(hub, tmp_path) -> None:

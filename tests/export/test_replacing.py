@@ -1,6 +1,7 @@
 """An export replaces an earlier export and nothing else, and what it replaces is whole until the new one is."""
 
 import os
+import signal
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -124,7 +125,7 @@ TARGETS = {
 def test_nothing_else_is_replaced_even_by_force(old, tmp_path, make) -> None:
     make(old, tmp_path / "out")
     before, was = content(tmp_path), content(old)
-    with pytest.raises(ExportExistsError, match=f"{TARGETS[make]}.*choose another folder"):
+    with pytest.raises(ExportExistsError, match=f"{TARGETS[make]}.*[Cc]hoose another folder"):
         export_model(tiny_model(), tmp_path / "out", {}, force=True)
     assert content(tmp_path) == before and content(old) == was
 
@@ -199,6 +200,19 @@ def test_a_swap_that_fails_is_taken_back(tmp_path, monkeypatch) -> None:
         (folder / "b").write_text("new")
     assert content(tmp_path) == {"out/a": b"old"}
     assert list(tmp_path.iterdir()) == [out]
+
+
+def test_a_kill_costs_nothing_that_was_there(tmp_path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "a").write_text("old")
+    child = os.fork()
+    if child == 0:
+        with whole_folder(out, ["a"]) as folder:
+            (folder / "b").write_text("half of the new")
+            os.kill(os.getpid(), signal.SIGKILL)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    assert content(out) == {"a": b"old"}
 
 
 def test_what_appears_in_the_old_folder_meanwhile_is_kept(tmp_path) -> None:

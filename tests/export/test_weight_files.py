@@ -306,6 +306,9 @@ def test_weights_are_still_read(tmp_path) -> None:
     torch.save(STATE, tmp_path / "a.pth")
     torch.save(STATE, tmp_path / "b.pth", _use_new_zipfile_serialization=False)
     save_file(STATE, tmp_path / "c.safetensors")
+    # Its first bytes are the length of a header, whatever they look like.
+    save_file(STATE, tmp_path / "d.safetensors", metadata={"pad": "x" * (0x0380 - 0x95)})
+    assert (tmp_path / "d.safetensors").read_bytes()[:2] == b"\x80\x03", "as a pickle begins"
     for path in tmp_path.iterdir():
         assert same(read_weights(path), STATE)
     torch.save(RUN, tmp_path / "d.ckpt")
