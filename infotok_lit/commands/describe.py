@@ -14,7 +14,8 @@ from jsonargparse.typing import PositiveInt
 from infotok_lit.commands.parsing import run
 from infotok_lit.commands.progress import ProgressBar, progress_bar
 from infotok_lit.errors import MissingFileError
-from infotok_lit.inference import QUESTION, InferenceModel, ModelOptions, choose, labels
+from infotok_lit.inference import QUESTION, InferenceModel
+from infotok_lit.model_choice import ModelOptions, choose, labels
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -58,7 +59,7 @@ def describe(
     """
     choices = [choose(source, options) for source in model]
     reader = Reader(find_images(image), prompt or [QUESTION])
-    loaded = choices[0].load()
+    loaded = InferenceModel(choices[0].load())
     total = len(reader) * len(choices)
     with progress_bar(total, shown=total > 1) as bar:
         if len(choices) == 1:
@@ -69,7 +70,7 @@ def describe(
         for done, choice in enumerate(choices[1:], 1):
             # One model at a time.
             del loaded
-            loaded = choice.load()
+            loaded = InferenceModel(choice.load())
             columns.append(list(ask(loaded, reader, max_new_tokens, batch_size, bar, done * len(reader))))
     show_side_by_side(labels(choices), columns, json)
     return 1 if reader.broken else 0

@@ -16,7 +16,8 @@ from infotok_lit.commands.parsing import run
 from infotok_lit.commands.progress import progress_bar
 from infotok_lit.errors import ExplainedError, MissingFileError, SettingsError
 from infotok_lit.files import write_whole
-from infotok_lit.inference import ModelOptions, choose, drawing_options, labels
+from infotok_lit.inference import InferenceModel, drawing_options
+from infotok_lit.model_choice import ModelOptions, choose, labels
 
 if TYPE_CHECKING:
     import numpy as np
@@ -110,7 +111,7 @@ def generate(
 
             texts = [picture.prompt for picture in pictures]
             # One model at a time: the last one is let go before the next is loaded.
-            drawn = choice.load().pictures(texts, seed, image_size, batch_size, drawing.given, report)
+            drawn = InferenceModel(choice.load()).pictures(texts, seed, image_size, batch_size, drawing.given, report)
             if len(choices) == 1:
                 write = write_file if is_file(out) else write_folder
                 write(out, pictures, drawn)

@@ -19,7 +19,8 @@ from infotok_lit.commands.parsing import run
 from infotok_lit.commands.progress import progress_bar
 from infotok_lit.errors import SettingsError
 from infotok_lit.files import write_whole
-from infotok_lit.inference import ModelChoice, ModelOptions, choose, chosen_device
+from infotok_lit.inference import InferenceModel
+from infotok_lit.model_choice import ModelChoice, ModelOptions, choose, chosen_device
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -94,7 +95,7 @@ def _load(
     """The model, the heads if it is a run, and the context to call them in."""
     if not choice.is_run:
         model = choice.load()
-        return model.base, None, model.running
+        return model, None, InferenceModel(model).running
     if choice.options.dtype != "float32":
         raise SettingsError("a run is probed in float32: leave out --dtype, or export the run first")
     import torch

@@ -1,139 +1,161 @@
-"""Which model a command runs: exported folders, official files, and one clear sentence for what is missing."""
+"""`infotok_lit.load` and `infotok_lit.fit`: what people type in Python."""
 
-import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import lightning.pytorch as pl
+import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from PIL import Image
+from tiny import TinyModule, scenes_data
 
+import infotok_lit
 from infotok_lit.assets import embedded_base
-from infotok_lit.errors import ExplainedError
-from infotok_lit.inference import ModelOptions, choose
+from infotok_lit.batch import BrokenSampleError, UnderstandingSample
+from infotok_lit.errors import ExplainedError, MissingFileError, SettingsError
+from infotok_lit.modules import HarmonModule
+
+BASE = embedded_base("harmon", "scenes32")
+QUESTIONS = ["what?", "how many objects are there?"]
 
 
-def load(source: object, **options: object):
-    """The model itself."""
-    return choose(source, ModelOptions(device="cpu", **options)).load().base
+@pytest.fixture(scope="module")
+def loaded(exported):
+    return infotok_lit.load(exported, device="cpu")
 
 
-def assert_same_model(loaded, wanted) -> None:
-    assert not loaded.training
-    expected, actual = wanted.state_dict(), loaded.state_dict()
-    assert expected.keys() == actual.keys()
-    assert all(torch.equal(actual[name], value) for name, value in expected.items())
+def answer(model, image: Image.Image, question: str) -> str:
+    """The model's own answer, by the batch that training would make."""
+    batch = model.processor.understanding([UnderstandingSample(image.convert("RGB"), question, "", "")])
+    with torch.no_grad():
+        return model.describe(batch.pixel_values, [question], 5)[0]
 
 
-@pytest.mark.parametrize("file_format", ["safetensors", "pth"])
-def test_both_export_formats_load(kl16_model, exported_kl16, file_format) -> None:
-    assert_same_model(load(exported_kl16[file_format]), kl16_model)
+def test_images_and_questions_in_any_number(model, loaded, pictures) -> None:
+    images = [Image.open(pictures / name) for name in ("a.png", "b.jpg")]
+    truth = [[answer(model, image, question) for question in QUESTIONS] for image in images]
+    say = {"max_new_tokens": 5}
+    assert loaded.describe(images[0], QUESTIONS[0], **say) == truth[0][0]
+    assert loaded.describe(images[0], QUESTIONS, **say) == truth[0]
+    assert loaded.describe(images, QUESTIONS[1], **say) == [row[1] for row in truth]
+    assert loaded.describe(images, QUESTIONS, batch_size=1, **say) == [truth[0][0], truth[1][1]]
+    assert loaded.describe(pictures / "b.jpg", QUESTIONS[1], **say) == truth[1][1]
+    assert loaded.describe([images[0]], QUESTIONS[0], **say) == [truth[0][0]]
+    assert loaded.describe([], QUESTIONS[0]) == []
+    with pytest.raises(SettingsError, match="2 questions about 3 images"):
+        loaded.describe([*images, images[0]], QUESTIONS)
+    with pytest.raises(BrokenSampleError, match=r"gone\.png"):
+        loaded.describe("gone.png", "what?")
+    for wrong in ({"max_new_tokens": 0}, {"batch_size": 0}):
+        with pytest.raises(SettingsError, match="set it to 1 or more"):
+            loaded.describe(images[0], "what?", **wrong)
 
 
-def official(folder: Path) -> dict[str, str]:
-    return {"family": "harmon", "model_size": "0.5b", "tokenizer": str(folder)}
+@pytest.mark.parametrize("mode", ["RGBA", "L", "P", "CMYK", "1", "LA"])
+def test_other_kinds_of_images_are_seen_as_the_command_sees_their_files(loaded, pictures, tmp_path, mode) -> None:
+    image = Image.open(pictures / "a.png").convert(mode)
+    file = tmp_path / ("a.tif" if mode == "CMYK" else "a.png")
+    image.save(file)
+    assert loaded.describe(image, QUESTIONS[1], max_new_tokens=5) == loaded.describe(
+        file, QUESTIONS[1], max_new_tokens=5
+    )
 
 
-@pytest.mark.usefixtures("tiny_official_size")
-def test_official_files_load(kl16_model, exported_kl16) -> None:
-    folder = exported_kl16["pth"]
-    weights, options = folder / "harmon.pth", official(folder)
-    assert_same_model(load(weights, **options, autoencoder=str(folder / "kl16.ckpt")), kl16_model)
-    with pytest.raises(ValueError, match=r"holds no image autoencoder.*kl16.ckpt"):
-        load(weights, **options)
-    with pytest.raises(FileNotFoundError, match=r"there is no autoencoder at nowhere.ckpt"):
-        choose(weights, ModelOptions(**options, autoencoder="nowhere.ckpt"))
+def test_a_photograph_is_turned_upright(loaded, pictures, tmp_path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.open(pictures / "c.png").convert("RGB").save(tmp_path / "turned.jpg", exif=exif, quality=100)
+    say = {"max_new_tokens": 5}
+    with Image.open(tmp_path / "turned.jpg") as image:
+        assert loaded.describe(image, "what?", **say) == loaded.describe(tmp_path / "turned.jpg", "what?", **say)
 
 
-@pytest.mark.usefixtures("tiny_official_size")
-def test_a_conversion_folder_brings_autoencoder_and_tokenizer(kl16_model, exported_kl16, tmp_path) -> None:
-    """As transformers saves it: its own config.json, shards, the autoencoder under vae., tied weights once."""
-    weights = {name: value.clone() for name, value in kl16_model.official_weights()["harmon"].items()}
-    del weights["llm.lm_head.weight"]
-    autoencoder = {f"vae.{name}": value.clone() for name, value in kl16_model.official_weights()["kl16"].items()}
-    for name, shard in (("1.safetensors", weights), ("2.safetensors", autoencoder)):
-        save_file({key: value.contiguous() for key, value in shard.items()}, tmp_path / name)
-    index = dict.fromkeys(weights, "1.safetensors") | dict.fromkeys(autoencoder, "2.safetensors")
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "harmon", "architectures": ["HarmonModel"]}))
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(exported_kl16["pth"] / name, tmp_path)
-    loaded = load(tmp_path, family="harmon", model_size="0.5b")
-    assert_same_model(loaded, kl16_model)
-    with pytest.raises(ValueError, match="neither an exported folder nor a run.*--family"):
-        choose(tmp_path)
+def test_describing_makes_no_batch_of_training(loaded, pictures, monkeypatch) -> None:
+    monkeypatch.setattr(type(loaded.base.processor), "understanding", lambda *_: pytest.fail("a training batch"))
+    loaded.describe(pictures / "a.png", QUESTIONS[0], max_new_tokens=2)
 
 
-def test_what_is_missing_or_does_not_belong_is_said(exported, tmp_path) -> None:
-    weights = tmp_path / "harmon_0.5b.pth"
-    weights.write_bytes(b"")
-    for source, options, message in (
-        (tmp_path / "gone", {}, "there is no model at .*gone"),
-        (weights, {}, "neither an exported folder nor a run.*--family .harmon, .*and --model_size"),
-        (weights, {"family": "harmon"}, "needs its --model_size: choose one of .*0.5b, 1.5b"),
-        (weights, {"family": "harmon", "model_size": "7b"}, "no size '7b': choose one of .*0.5b, 1.5b"),
-        (weights, {"family": "marvin"}, "family 'marvin'; this version knows harmon"),
-        (exported, {"model_size": "0.5b"}, "brings everything: leave out --model_size"),
-        ("https://h/model.safetensors", {}, "is a URL.*download it first"),
-        (weights, official(tmp_path) | {"autoencoder": "s3://b/kl16.ckpt"}, "is a URL.*download it first"),
-    ):
-        with pytest.raises(ExplainedError, match=message):
-            choose(source, ModelOptions(**options))
-    alien = tmp_path / "alien"
-    alien.mkdir()
-    (alien / "config.json").write_text(json.dumps({"format": 1, "family": "marvin", "config": {}}))
-    with pytest.raises(ValueError, match="family 'marvin'; this version knows harmon"):
-        choose(alien)
+def test_a_prompt_is_a_prompt_and_not_its_letters(model, loaded) -> None:
+    texts = ["a red circle", "two squares", "a cross"]
+    with torch.no_grad():
+        truth = [
+            model.generate([text], seed=4 + i)[0].permute(1, 2, 0).numpy() * 127.5 + 128 for i, text in enumerate(texts)
+        ]
+    one = loaded.generate(texts[0], seed=4)
+    several = loaded.generate(texts, seed=4, batch_size=2)
+    assert isinstance(one, Image.Image) and [type(image) for image in several] == [Image.Image] * 3
+    for image, expected in zip([one, *several], [truth[0], *truth], strict=True):
+        assert np.abs(np.asarray(image).astype(int) - np.floor(expected.clip(0, 255))).max() <= 1
+    assert loaded.generate(["a"], image_size=(16, 32))[0].size == (32, 16)
+    assert loaded.generate([]) == []
+    with pytest.raises(SettingsError, match="steps means nothing to a"):
+        loaded.generate("a", options={"steps": 3})
 
 
-@pytest.mark.usefixtures("tiny_official_size")
-def test_a_truncated_official_file_is_named(exported_kl16, tmp_path) -> None:
-    weights = tmp_path / "harmon_0.5b.pth"
-    weights.write_bytes((exported_kl16["pth"] / "harmon.pth").read_bytes()[:5000])
-    with pytest.raises(ValueError, match="harmon_0.5b.pth cannot be read.*truncated"):
-        load(weights, **official(exported_kl16["pth"]), autoencoder=str(weights))
+def save_run(folder: Path) -> TinyModule:
+    module = TinyModule(())
+    trainer = pl.Trainer(
+        accelerator="cpu", max_steps=1, max_epochs=1, default_root_dir=folder, logger=False, enable_checkpointing=False,
+        limit_val_batches=0, enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    trainer.fit(module, scenes_data())
+    trainer.save_checkpoint(folder / "checkpoints" / "last.ckpt")
+    return module
 
 
-def test_the_weights_have_the_dtype_asked_for_and_the_tables_keep_theirs(exported) -> None:
-    loaded = load(exported, dtype="bfloat16")
-    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.bfloat16}
-    assert {buffer.dtype for buffer in loaded.buffers() if buffer.is_floating_point()} == {torch.float32}
-    if loaded.official_aliases:
-        assert loaded.llm.lm_head.weight is loaded.llm.get_input_embeddings().weight
+def test_a_run_loads_by_its_folder_and_by_its_checkpoint(tmp_path) -> None:
+    module = save_run(tmp_path / "run")
+    for source in (tmp_path / "run", tmp_path / "run" / "checkpoints" / "last.ckpt"):
+        state = infotok_lit.load(source, device="cpu").base.state_dict()
+        assert all(torch.equal(state[name], value) for name, value in module.base.state_dict().items())
+    with pytest.raises(SettingsError, match="is a run, which brings everything: leave out --tokenizer"):
+        infotok_lit.load(tmp_path / "run", tokenizer="x")
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
-def test_a_device_that_is_not_there_is_refused(exported) -> None:
-    with pytest.raises(ValueError, match="no CUDA device here"):
-        choose(exported, ModelOptions(device="cuda")).load()
+def test_lightnings_way_to_load_says_what_to_use(tmp_path) -> None:
+    save_run(tmp_path)
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    with pytest.raises(ExplainedError, match=r"infotok_lit\.load\(.*last\.ckpt.*--ckpt_path.*model\.init_from"):
+        HarmonModule.load_from_checkpoint(path)
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["describe", "--help"],
-        ["generate", "--help"],
-        ["bench", "--help"],
-        ["describe", "--model", "gone", "--image", "x.png"],
-        ["describe", "--model", "FOLDER", "--image", "x.png"],
-        ["describe", "--model", __file__, "--family", "harmon", "--model_size", "7b", "--image", "x.png"],
-        ["generate", "--model", "FOLDER", "--prompt", "a", "--out", "x.jpg"],
-        ["bench", "--steps", "0"],
-    ],
-)
-def test_help_and_typing_errors_import_nothing_heavy(arguments) -> None:
-    script = (
+def test_what_cannot_be_loaded_is_one_message(tmp_path) -> None:
+    with pytest.raises(MissingFileError, match="there is no model at .*gone"):
+        infotok_lit.load(tmp_path / "gone")
+    with pytest.raises(SettingsError, match="parts: there is no vae; there are autoencoder, vlm, transformer"):
+        infotok_lit.load(tmp_path, parts={"vae": "x"})
+    with pytest.raises(AttributeError, match="no attribute 'lod'"):
+        infotok_lit.lod("x")
+
+
+def test_fit_is_the_command(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("infotok_lit.commands.fit.run", lambda arguments: arguments)
+    assert infotok_lit.fit(["--trainer.max_steps", "3"]) == ["fit", "--trainer.max_steps", "3"]
+
+
+def test_drawing_a_picture_imports_no_trainer(tmp_path) -> None:
+    code = (
         "import sys\n"
         "from infotok_lit.cli import main\n"
-        "try:\n"
-        "    code = main(sys.argv[1:])\n"
-        "except SystemExit as stopped:\n"
-        "    code = stopped.code\n"
-        "heavy = {'torch', 'transformers', 'lightning', 'numpy', 'rich'} & sys.modules.keys()\n"
-        "sys.exit(f'imported {heavy}' if heavy else code)\n"
+        "assert main(sys.argv[1:]) == 0\n"
+        "print(*{'lightning', 'lightning_fabric', 'pytorch_lightning', 'matplotlib'} & sys.modules.keys())\n"
     )
-    filled = [str(embedded_base("harmon", "scenes32")) if argument == "FOLDER" else argument for argument in arguments]
-    done = subprocess.run([sys.executable, "-c", script, *filled], capture_output=True, text=True)
-    assert done.returncode == (0 if "--help" in arguments else 2), done.stderr
+    out = tmp_path / "x.png"
+    command = [
+        "generate",
+        "--model",
+        str(BASE),
+        "--prompt",
+        "a",
+        "--out",
+        str(out),
+        "--device",
+        "cpu",
+        "--iterations",
+        "2",
+    ]
+    done = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [f"wrote {out}", ""]

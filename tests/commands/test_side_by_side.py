@@ -13,7 +13,7 @@ from tiny import FAMILIES
 from infotok_lit.batch import UnderstandingSample
 from infotok_lit.commands import describe, generate
 from infotok_lit.errors import SettingsError
-from infotok_lit.inference import ModelChoice, ModelOptions, labels
+from infotok_lit.model_choice import ModelChoice, ModelOptions, labels
 from infotok_lit.pictures import MARGIN, TILE
 
 PROMPTS = ("what?", "how many objects are there?")

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
 from infotok_lit.batch import (
@@ -32,6 +33,10 @@ class ToyProcessor:
         self.end_id = single_id(tokenizer, "<|im_end|>", "Toy needs a tokenizer of Qwen2")
         self.pad_id = single_id(tokenizer, "<|endoftext|>", "Toy needs a tokenizer of Qwen2")
 
+    def pixels(self, images: Sequence[Image]) -> Tensor:
+        """RGB images to read -> (B, 3, height, width) float32 in [-1, 1]."""
+        return torch.stack([to_pixels(pad_to_square(image, BLACK), self.image_size) for image in images])
+
     def understanding(self, samples: Sequence[UnderstandingSample], skipped: Sequence[str] = ()) -> UnderstandingBatch:
         """Collate samples to read."""
         texts = [(self._encode(s.question), [*self._encode(s.answer), self.end_id]) for s in samples]
@@ -41,7 +46,7 @@ class ToyProcessor:
         raw = [f"{s.question}\n{s.answer}" for s in samples]
         negatives = [[(self._encode(q), [*self._encode(a), self.end_id]) for q, a in s.negatives] for s in samples]
         return UnderstandingBatch(
-            torch.stack([to_pixels(pad_to_square(s.image, BLACK), self.image_size) for s in samples]),
+            self.pixels([s.image for s in samples]),
             ids,
             mask,
             pad(labels, IGNORE_INDEX)[0],
