@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from infotok_lit.errors import SettingsError
 from infotok_lit.model_choice import PARTS, ModelOptions, choose
 from infotok_lit.models.export import DType
-from infotok_lit.models.family import family_config
+from infotok_lit.models.family import family as family_called
 
 if TYPE_CHECKING:
     import numpy as np
@@ -166,12 +166,12 @@ class InferenceModel:
         """
         from infotok_lit.pictures import to_uint8
 
-        drawing = replace(self.base.config.drawing, **drawing_options(self.base.family, options))
+        sampling = replace(self.base.config.sampling, **sampling_options(self.base.family, options))
         for start in range(0, len(prompts), at_least(1, batch_size, "batch_size")):
             report = None if progress is None else partial(progress, start)
             batch = prompts[start : start + batch_size]
             with self.running():
-                images = self.base.generate(batch, seed + start, drawing, image_size, report)
+                images = self.base.generate(batch, seed + start, sampling, image_size, report)
             yield from to_uint8(images)
 
     @contextmanager
@@ -185,9 +185,9 @@ class InferenceModel:
             yield weight.device
 
 
-def drawing_options(family: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of drawing, checked: SettingsError for one that the family does not draw with."""
-    known = [field.name for field in fields(family_config(family).DrawingConfig)]
+def sampling_options(family: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of sampling, checked: SettingsError for one that the family does not draw with."""
+    known = [field.name for field in fields(family_called(family).sampling)]
     for name in given:
         if name not in known:
             raise SettingsError(f"{name} means nothing to a {family} model, which draws with {', '.join(known)}")

@@ -6,13 +6,14 @@ Nothing heavy is imported before a model is read, so that typing errors are answ
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal
 
 from infotok_lit.checkpoints import CHECKPOINT_KEY, exported_family, find_checkpoint, read_run, run_checkpoint
 from infotok_lit.errors import MissingFileError, SettingsError
 from infotok_lit.hub import fetch
 from infotok_lit.models.export import DType
-from infotok_lit.models.family import families, family_config, family_loading
+from infotok_lit.models.family import families
+from infotok_lit.models.family import family as family_called
 from infotok_lit.weight_files import CheckpointError, read_pickle
 
 if TYPE_CHECKING:
@@ -89,12 +90,12 @@ class ModelChoice:
             from infotok_lit.modules.base_model import rebuild_base
 
             return rebuild_base(read_run(self.path))
-        loading, size = family_loading(self.family), self.options.model_size
+        known, size = family_called(self.family), self.options.model_size
         if size is not None:
             parts = {name: fetch(path) for name, path in self.options.parts.items()}
-            return loading.from_official(self.path, size, parts, self.options.tokenizer)
+            return known.from_official(self.path, size, parts, self.options.tokenizer)
         try:
-            return loading.from_folder(self.path)
+            return known.from_folder(self.path)
         except (TypeError, AttributeError, ArithmeticError) as error:
             raise CheckpointError(f"the config.json in {self.path} describes no model: {error}") from error
 
@@ -155,13 +156,13 @@ def _known(family: object, path: Path) -> str:
 
 def _official_family(path: Path, options: ModelOptions) -> str:
     family, size = _known(options.family, path), options.model_size
-    known = family_config(family)
-    sizes = get_args(known.Size)
+    known = family_called(family)
+    sizes = known.sizes
     if size not in sizes:
         wrong = "needs its --model_size" if size is None else f"of family {family} has no size {size!r}"
         raise SettingsError(f"the official checkpoint {path} {wrong}: choose one of {', '.join(sizes)}")
     for name, part in options.parts.items():
-        if name not in known.PARTS:
+        if name not in known.parts:
             raise SettingsError(f"--{name} means nothing to a {family} checkpoint: leave it out")
         if not fetch(part).exists():
             raise MissingFileError(f"there is no {name} at {part}")

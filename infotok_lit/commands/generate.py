@@ -16,7 +16,7 @@ from infotok_lit.commands.parsing import run
 from infotok_lit.commands.progress import progress_bar
 from infotok_lit.errors import ExplainedError, MissingFileError, SettingsError
 from infotok_lit.files import write_whole
-from infotok_lit.inference import InferenceModel, drawing_options
+from infotok_lit.inference import InferenceModel, sampling_options
 from infotok_lit.model_choice import ModelOptions, choose, labels
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class DrawingOptions:
+class SamplingOptions:
     """How to draw, where it is to differ from the model's own way; not every family has every option.
 
     Args:
@@ -71,7 +71,7 @@ def generate(
     model: list[str],
     out: Path,
     options: ModelOptions,
-    drawing: DrawingOptions,
+    sampling: SamplingOptions,
     prompt: list[str] | None = None,
     prompts: Path | None = None,
     seed: NonNegativeInt = 0,
@@ -95,7 +95,7 @@ def generate(
     """
     choices = [choose(source, options) for source in model]
     for choice in choices:
-        drawing_options(choice.family, drawing.given)
+        sampling_options(choice.family, sampling.given)
     image_size = None if size is None else height_and_width(size)
     pictures = plan(read_prompts(prompt, prompts), images_per_prompt, seed)
     check_target(pictures, out, force, len(choices))
@@ -111,7 +111,7 @@ def generate(
 
             texts = [picture.prompt for picture in pictures]
             # One model at a time: the last one is let go before the next is loaded.
-            drawn = InferenceModel(choice.load()).pictures(texts, seed, image_size, batch_size, drawing.given, report)
+            drawn = InferenceModel(choice.load()).pictures(texts, seed, image_size, batch_size, sampling.given, report)
             if len(choices) == 1:
                 write = write_file if is_file(out) else write_folder
                 write(out, pictures, drawn)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 def probe(
     model: str,
     options: ModelOptions,
-    scenes: Literal["scenes32", "scenes64"] = "scenes32",
+    scenes: Literal["scenes32", "scenes64", "scenes32_hard", "garments32"] = "scenes32",
     train: PositiveInt = 1500,
     test: PositiveInt = 500,
     hidden: NonNegativeInt = 0,
@@ -57,6 +57,7 @@ def probe(
         out: A JSON file to write the numbers to, too.
     """
     choice = choose(model, options)
+    from infotok_lit.callbacks.scene_probes import probed_model
     from infotok_lit.scenes.probe import ProbeOptions, measure
 
     try:
@@ -65,7 +66,7 @@ def probe(
         raise SettingsError(str(error)) from error
     base, heads, running = _load(choice)
     with progress_bar(1.0) as bar:
-        rows = [row.to_dict() for row in measure(base, heads, asked, bar.show, running)]
+        rows = [row.to_dict() for row in measure(probed_model(base, heads, running), asked, bar.show)]
     ceiling = _ceiling(scenes)
     result = {
         "infotok_lit": __version__,
@@ -101,8 +102,7 @@ def _load(
     import torch
 
     from infotok_lit.checkpoints import read_run
-    from infotok_lit.modules.base_model import rebuild_base
-    from infotok_lit.modules.heads import read_heads
+    from infotok_lit.modules.base_model import read_heads, rebuild_base
 
     checkpoint = read_run(choice.path)
     device = chosen_device(choice.options.device)
@@ -112,8 +112,8 @@ def _load(
 
 def _ceiling(scenes: str) -> dict[str, float]:
     """What there is to know about the objects, in bits per scene."""
-    from infotok_lit.scenes import SPECS as known
     from infotok_lit.scenes.prior import ScenePrior
+    from infotok_lit.scenes.spec import SPECS as known
 
     return ScenePrior(known[scenes]).entropy_bits()
 

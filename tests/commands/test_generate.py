@@ -12,7 +12,7 @@ from PIL import Image
 
 from infotok_lit.cli import main
 from infotok_lit.commands import generate as command
-from infotok_lit.inference import InferenceModel, drawing_options
+from infotok_lit.inference import InferenceModel, sampling_options
 
 PROMPTS = ("a red circle", "a small blue square to the left of a large green triangle", "two circles")
 
@@ -72,12 +72,12 @@ OWN_OPTIONS = {
 }
 
 
-def test_drawing_options_override_the_models_own(model, exported, tmp_path) -> None:
+def test_sampling_options_override_the_models_own(model, exported, tmp_path) -> None:
     out = tmp_path / "x.png"
     given = {"iterations": 7, "guidance": 5.0} | OWN_OPTIONS[model.family]
     options = [part for name, value in given.items() for part in (f"--{name}", value)]
     assert generate("--model", exported, "--prompt", PROMPTS[0], *options, "--out", out) == 0
-    drawing = replace(model.config.drawing, **given)
+    drawing = replace(model.config.sampling, **given)
     assert np.abs(pixels(out) - truth(model, PROMPTS[0], 0, drawing)).max() <= 1
     assert np.abs(pixels(out) - truth(model, PROMPTS[0], 0)).max() > 1
 
@@ -156,11 +156,11 @@ def test_what_was_drawn_before_an_interruption_is_in_the_manifest(tmp_path) -> N
 
 def test_an_option_that_the_family_does_not_draw_with_is_refused(monkeypatch) -> None:
     given = {"iterations": 7, "guidance": 2.0}
-    assert drawing_options("harmon", given) == given
-    flow = SimpleNamespace(DrawingConfig=make_dataclass("DrawingConfig", [("guidance", float), ("steps", int)]))
-    monkeypatch.setattr("infotok_lit.inference.family_config", {"flow": flow}.__getitem__)
+    assert sampling_options("harmon", given) == given
+    flow = SimpleNamespace(sampling=make_dataclass("SamplingConfig", [("guidance", float), ("steps", int)]))
+    monkeypatch.setattr("infotok_lit.inference.family_called", {"flow": flow}.__getitem__)
     with pytest.raises(ValueError, match="iterations means nothing to a flow model, which draws with guidance, steps"):
-        drawing_options("flow", given)
+        sampling_options("flow", given)
 
 
 def test_progress_counts_images_by_iterations(model) -> None:
