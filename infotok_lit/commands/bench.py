@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from infotok_lit import __version__
-from infotok_lit.commands.command_line import progress_bar
 from infotok_lit.commands.parsing import run
+from infotok_lit.commands.progress import progress_bar
 from infotok_lit.files import write_whole
 
 if TYPE_CHECKING:

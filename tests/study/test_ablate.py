@@ -88,7 +88,7 @@ def test_the_ablation_has_the_papers_rows_and_the_controls(monkeypatch) -> None:
     inline = cells["inline"].model.objective_config
     assert noise.optimiser_config.heads_lr == 0, "its strength stays"
     assert noise.objective_config.projection.initial_std == inline.projection.initial_std
-    dropout = cells["dropout"].model.base_model
+    dropout = cells["dropout"].model.initial_model
     assert dropout.build().config.mar.dropout == 0.1, "the shipped weights are read, with the dropout asked for"
 
 
