@@ -2,13 +2,14 @@
 
 import contextlib
 import logging
-import os
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 import yaml
 from jsonargparse import ArgumentParser
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
@@ -25,6 +26,9 @@ from infotok_lit.errors import ExplainedError, SettingsError
 
 TERMINATED = 143
 """The exit status of a process that SIGTERM ended: 128 + 15."""
+
+LOST = re.compile("Connection (closed|reset) by peer|remote worker|Socket closed")
+"""What backends of torch.distributed say where a process is gone."""
 
 HELP = """Fine-tune, or measure, what a configuration describes: a model, data and a trainer.
 
@@ -144,7 +148,7 @@ class InfoTokCLI(LightningCLI):
         except Exception as error:
             if checkpoint is not None:
                 explain_misfit(error, checkpoint, self.settings)
-            _explain_other_process(error)
+            _explain_lost_process(error)
             raise
         finally:
             if not any(callback.began for callback in self.trainer.callbacks if isinstance(callback, RunRecord)):
@@ -261,12 +265,11 @@ def _is_off(callback: pl.Callback, settings: Any) -> bool:
     )
 
 
-def _explain_other_process(error: Exception) -> None:
-    """In a process that lost its partner: one line, since the partner says what happened."""
-    lost = ("Connection closed by peer", "Connection reset by peer", "ProcessGroup", "NCCL")
-    is_another = int(os.environ.get("LOCAL_RANK", 0)) > 0 and not isinstance(error, ExplainedError)
-    if is_another and any(word in str(error) for word in lost):
-        raise SettingsError("this process ended because another process of the run did, which says why") from error
+def _explain_lost_process(error: Exception) -> None:
+    """In a process that lost another one of its run: one line, since the other says what happened."""
+    is_lost = isinstance(error, torch.distributed.DistError) or LOST.search(str(error))
+    if is_lost and torch.distributed.is_initialized() and not isinstance(error, ExplainedError):
+        raise SettingsError("this process ended because another one of the run did, which says why") from error
 
 
 def run(argv: Sequence[str]) -> InfoTokCLI:
