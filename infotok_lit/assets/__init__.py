@@ -1,4 +1,4 @@
-"""Files that ship with the package: configurations, the tokenizer of Scenes and pretrained bases.
+"""Files that ship with the package: configurations, the tokenizer of Scenes, pretrained bases, photographs of garments.
 
 Only the standard library is imported before a configuration is read: the command line answers typing errors with it.
 """
@@ -19,6 +19,8 @@ CONFIGS = next(
 OVER = "over"
 """The key by which a configuration names the one that it is to be laid over: a path beside its own file."""
 SCENES_TOKENIZER = ASSETS / "scenes_tokenizer"
+GARMENT_PHOTOGRAPHS = ASSETS / "garments" / "photographs.npz"
+GARMENT_JUDGE = ASSETS / "garments" / "judge.safetensors"
 
 
 def embedded_base(family: str, size: str) -> Path:

@@ -13,14 +13,13 @@ from matplotlib.colors import Normalize
 from PIL.Image import Image
 from torch import Tensor
 
-from infotok_lit.batch import Batch, Branch, UnderstandingBatch
-from infotok_lit.callbacks.drawings import scenes_of
+from infotok_lit.batch import BRANCHES, Batch, Branch, UnderstandingBatch
 from infotok_lit.callbacks.figures import BRANCH_COLOURS, GREY, log_axis, panels, publish, rendered
+from infotok_lit.callbacks.generated_images import scenes_of
 from infotok_lit.callbacks.history import MetricHistory, logs_now
-from infotok_lit.modules.infotok_module import BRANCHES
 from infotok_lit.objective.distributed import global_sum
 from infotok_lit.scenes.answer_entropy import answer_bits, answer_entropy_bits
-from infotok_lit.scenes.spec import SPECS
+from infotok_lit.scenes.spec import SPECS, SpecName
 
 Unit = Literal["token", "image"]
 
@@ -61,7 +60,7 @@ class InformationPlane(pl.Callback):
             Default: what understanding is validated on says.
     """
 
-    def __init__(self, unit: Unit = "token", scenes: Literal["auto", "scenes32", "scenes64"] | None = "auto") -> None:
+    def __init__(self, unit: Unit = "token", scenes: SpecName | Literal["auto"] | None = "auto") -> None:
         if unit not in ("token", "image"):
             raise ValueError(f"InformationPlane: unit must be token or image, not {unit!r}")
         if scenes not in (None, "auto", *SPECS):

@@ -5,6 +5,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
+from infotok_lit.batch import BRANCHES
 from infotok_lit.commands.fit import InfoTokCLI
 from infotok_lit.commands.step_timing import StepBatch
 
@@ -43,6 +44,8 @@ class FitSetup(InfoTokCLI):
         self.model.trainer = self.trainer
         self.trainer.strategy.connect(self.model)
         self.datamodule.trainer = self.trainer
+        negatives = {branch: self.model.hard_negatives(branch) for branch in BRANCHES}
+        self.datamodule.connect(lambda: self.model.base.processor, negatives)
 
     def draw_steps(self, count: int) -> list[list[StepBatch]]:
         """The batches of the first steps, at most DRAWN_STEPS: for each step, those whose gradients accumulate."""

@@ -16,6 +16,11 @@ from infotok_lit.errors import ExplainedError, SettingsError, did_you_mean
 
 KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "NoneType": "null"}
 """What a user calls Python's types."""
+MOVED = {
+    "objective.weight": "it is objective.understanding.lambda_ and objective.generation.lambda_ now, one per branch",
+    "objective.multiplier": "objective.warmup_steps alone says it: 0 for constant, more for a warm-up",
+}
+"""What the end of an older configuration's key is called now."""
 
 
 @contextmanager
@@ -48,6 +53,9 @@ def explain(error: Exception, parser: ArgumentParser, arguments: Sequence[str] =
     unknown = re.search(r"(?:unrecognized arguments: --|ption ')([^'=\s]+)", text)
     if unknown is not None:
         name = ".".join([*key, unknown[1]])
+        moved = next((now for old, now in MOVED.items() if name.endswith(old)), None)
+        if moved is not None:
+            return f"there is no setting {name} any more{_place(name, arguments)}; {moved}"
         close = closest_key(unknown[1], _known_keys(chain, parser))
         hint = f"; did you mean {'.'.join([*key, close])}?" if close else ""
         return f"there is no setting {name}{_place(name, arguments)}{hint}"
