@@ -190,8 +190,8 @@ def refusal(capsys, *arguments: str) -> str:
             "data.init_args.train: 'Folder' is not the path of a class, such as infotok_lit.scenes.Scenes",
         ),
         (
-            "trainer.callbacks+=infotok_lit.callbacks.Drawinks",
-            "trainer.callbacks: infotok_lit.callbacks has no Drawinks; did you mean Drawings?",
+            "trainer.callbacks+=infotok_lit.callbacks.ActiveUnit",
+            "trainer.callbacks: infotok_lit.callbacks has no ActiveUnit; did you mean ActiveUnits?",
         ),
     ],
 )
@@ -211,6 +211,7 @@ def test_a_wrong_option_is_one_sentence(argument, said, capsys) -> None:
         ("model.init_args.optimiser.lr=-1", "must not be negative"),
         ("data.init_args.val_batch_size=0", "must be at least 1"),
         ("trainer.accelerator=gpuu", "invalid accelerator name"),
+        ("trainer.callbacks+=infotok_lit.callbacks.Drawings", "is now infotok_lit.callbacks.GeneratedImages"),
     ],
 )
 def test_a_value_that_a_class_refuses_is_its_sentence(argument, said, capsys) -> None:

@@ -165,11 +165,13 @@ class FitParser(LightningArgumentParser):
     def format_help(self) -> str:
         """The usual commands, then the options of model and data, then the trainer's."""
         from infotok_lit.data.datamodule import UnifiedDataModule
-        from infotok_lit.modules.harmon import HarmonModule
+        from infotok_lit.modules import HarmonModule
 
         command = self.prog.split()[-1]
         own = ArgumentParser(
-            prog=self.prog, usage="%(prog)s [--config FILE_OR_NAME ...] [--ckpt_path PATH|last] [--KEY VALUE ...]"
+            add_help=False,
+            prog=self.prog,
+            usage="%(prog)s [--config FILE_OR_NAME ...] [--ckpt_path PATH|last] [--KEY VALUE ...]",
         )
         own.description = "\0"
         own.add_class_arguments(HarmonModule, "model.init_args", fail_untyped=False)
@@ -177,7 +179,7 @@ class FitParser(LightningArgumentParser):
         head, _, options = own.format_help().partition("\0")
         usual = super().format_help()
         return "\n".join(
-            [head + HELP.format(program=PROGRAM, command=command), options.lstrip(), usual[usual.index("\noptions:") :]]
+            [head + HELP.format(program=PROGRAM, command=command), options.rstrip(), usual[usual.index("\noptions:") :]]
         )
 
 
