@@ -194,6 +194,11 @@ class RunRecord(SaveConfigCallback):
     began = False
     """Whether the run has come to its first batch: from here on its folder stays."""
 
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Write config.yaml; without a logger there is no run folder, and nothing goes into the working folder."""
+        if trainer.loggers:
+            super().setup(trainer, pl_module, stage)
+
     def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The run has begun."""
         self.began = True
