@@ -27,8 +27,11 @@ COMMANDS = {
     "bench": ("infotok_lit.commands.bench", "time training steps per term, or (`bench inference`) the caches"),
 }
 """Subcommand -> the module whose main(argv) runs it, and a line of help."""
-MENDABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR)
-"""Errors of the file system that a user can mend: no permission, no space, a file in place of a folder."""
+MENDABLE = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT),
+    *(errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR),
+)
+"""What a user can mend in the file system: no permission, no space, nothing there, a file in place of a folder."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

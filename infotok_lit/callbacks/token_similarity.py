@@ -8,11 +8,10 @@ from lightning.pytorch.utilities import rank_zero_warn
 from PIL import Image
 from torch import Tensor
 
-from infotok_lit.batch import Branch, GenerationBatch, UnderstandingSample
+from infotok_lit.batch import BRANCHES, Branch, GenerationBatch, UnderstandingSample
 from infotok_lit.metrics.cka import LinearCKA
-from infotok_lit.models.common.text_batch import text_key
-from infotok_lit.modules.infotok_module import BRANCHES
-from infotok_lit.modules.results import Reading
+from infotok_lit.models.common.processor import text_key
+from infotok_lit.modules.losses import BranchResult
 from infotok_lit.objective.distributed import gather_rows
 from infotok_lit.pictures import to_uint8
 from infotok_lit.seeding import isolated_rng
@@ -66,7 +65,7 @@ class TokenSimilarity(pl.Callback):
         self,
         trainer: pl.Trainer,
         pl_module: pl.LightningModule,
-        outputs: Reading,
+        outputs: BranchResult,
         batch: GenerationBatch,
         batch_idx: int,
         dataloader_idx: int = 0,
@@ -74,7 +73,7 @@ class TokenSimilarity(pl.Callback):
         """Read the images of a generation batch, and add their mean tokens."""
         if dataloader_idx != GENERATION:
             return
-        drawn = outputs.tokens.float().mean(1)
+        drawn = outputs.output.tokens.float().mean(1)
         read = self._read(trainer, pl_module, batch).float().mean(1)
         names = torch.tensor([text_key(name) for name in batch.names], device=drawn.device)
         names, read, drawn = gather_rows(names, read, drawn)

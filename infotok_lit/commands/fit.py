@@ -19,7 +19,7 @@ from infotok_lit.assets import DEFAULTS_CONFIG, OVER, QUICKSTART_CONFIG, config_
 from infotok_lit.callbacks.saving import WholeCheckpoints, remove_leftovers
 from infotok_lit.commands.fit_checks import check_batches, check_trainer, warn_of_odd_settings
 from infotok_lit.commands.fit_resume import chosen_checkpoint, explain_misfit, run_folders, shaping_settings
-from infotok_lit.commands.mistakes import one_sentence
+from infotok_lit.commands.mistakes import check_config, one_sentence
 from infotok_lit.commands.parsing import PROGRAM, normalised
 from infotok_lit.errors import ExplainedError, SettingsError
 
@@ -135,6 +135,8 @@ class InfoTokCLI(LightningCLI):
 
     @contextlib.contextmanager
     def _ending(self, checkpoint: Path | None) -> Iterator[None]:
+        folders = {Path(logger.log_dir) for logger in self.trainer.loggers if getattr(logger, "log_dir", None)}
+        own = {folder for folder in folders if not folder.exists()} if self.trainer.is_global_zero else set()
         try:
             yield
         except SIGTERMException:
@@ -145,9 +147,9 @@ class InfoTokCLI(LightningCLI):
             _explain_other_process(error)
             raise
         finally:
-            for callback in self.trainer.callbacks:
-                if isinstance(callback, RunRecord):
-                    callback.tidy()
+            if not any(callback.began for callback in self.trainer.callbacks if isinstance(callback, RunRecord)):
+                for folder in own:
+                    _remove_start(folder)
 
     def _parse_ckpt_path(self) -> None:
         """Take nothing from the checkpoint: LightningCLI would read all of it, for hyper-parameters that override."""
@@ -178,18 +180,14 @@ class FitParser(LightningArgumentParser):
 class RunRecord(SaveConfigCallback):
     """Writes config.yaml into the run's folder, and into checkpoints the settings that shape the run.
 
-    It also saves when the process is asked to end, and removes the folder of a run that never began.
+    It also saves when the process is asked to end.
     """
 
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Write config.yaml."""
-        self.folder = Path(trainer.log_dir or trainer.default_root_dir)
-        self.is_ours = trainer.is_global_zero and not self.folder.exists()
-        self.began = False
-        super().setup(trainer, pl_module, stage)
+    began = False
+    """Whether the run has come to its first batch: from here on its folder stays."""
 
     def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The run has begun: from here on its folder stays."""
+        """The run has begun."""
         self.began = True
 
     on_train_start = on_validation_start = on_sanity_check_start
@@ -205,23 +203,24 @@ class RunRecord(SaveConfigCallback):
         content = yaml.safe_load(self.parser.dump(self.config, skip_link_targets=False))
         return {"settings": shaping_settings(content)}
 
-    def tidy(self) -> None:
-        """Remove the folder of a run that never began: what a start writes, and nothing else."""
-        if not getattr(self, "is_ours", False) or self.began or not self.folder.is_dir():
-            return
-        for path in self.folder.iterdir():
-            if path.name in ("config.yaml", "hparams.yaml") or path.name.startswith("events.out.tfevents."):
-                path.unlink()
-        with contextlib.suppress(OSError):
-            self.folder.rmdir()
-
 
 def with_defaults(arguments: Sequence[str]) -> list[str]:
     """The arguments over what every run has unless told otherwise; without a --config, over the quickstart."""
     named = [argument.partition("=")[2] for argument in arguments if argument.startswith(("--config=", "-c="))]
     files = [DEFAULTS_CONFIG, *config_chain(named or [QUICKSTART_CONFIG])]
     others = [argument for argument in arguments if not argument.startswith(("--config=", "-c="))]
+    if not any(argument.startswith(("--model=", "--model.class_path=")) for argument in others):
+        _check_complete(files)
     return [*(f"--config={path}" for path in files), *others]
+
+
+def _check_complete(files: Sequence[Path]) -> None:
+    contents = [check_config(path) for path in files]
+    if not any("class_path" in (content.get("model") or {}) for content in contents):
+        raise SettingsError(
+            f"{files[-1]} names no model: it is an overlay; lay it over a complete configuration, as in --config "
+            f"harmon/scenes32 --config {files[-1]}"
+        )
 
 
 def quieten() -> None:
@@ -237,6 +236,15 @@ def quieten() -> None:
 
 def _is_no_tip(record: logging.LogRecord) -> bool:
     return "Tip:" not in record.getMessage()
+
+
+def _remove_start(folder: Path) -> None:
+    """Remove the folder of a run that never began: what a start writes there, and nothing else."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.name in ("config.yaml", "hparams.yaml") or path.name.startswith("events.out.tfevents."):
+            path.unlink()
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -76,8 +76,7 @@ def _load(
     import torch
 
     from infotok_lit.checkpoints import read_run
-    from infotok_lit.modules.base_model import rebuild_base
-    from infotok_lit.modules.heads import read_heads
+    from infotok_lit.modules.base_model import read_heads, rebuild_base
 
     checkpoint = read_run(run)
     device = chosen_device(arguments.device)

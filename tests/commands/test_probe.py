@@ -12,8 +12,7 @@ from infotok_lit.batch import BranchOutput, TokenLayout
 from infotok_lit.callbacks.scene_probes import probed_model
 from infotok_lit.checkpoints import read_run
 from infotok_lit.cli import main
-from infotok_lit.modules.base_model import rebuild_base
-from infotok_lit.modules.heads import read_heads
+from infotok_lit.modules.base_model import read_heads, rebuild_base
 from infotok_lit.scenes import Scenes
 from infotok_lit.scenes.probe import ProbeOptions, collect, measure, on_canvas
 

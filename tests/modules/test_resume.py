@@ -22,10 +22,13 @@ from infotok_lit.checkpoints import CheckpointError, newest_checkpoint, read_run
 from infotok_lit.cli import main as command_line
 from infotok_lit.commands.fit import main
 from infotok_lit.commands.fit_resume import last_checkpoint
+from infotok_lit.models.harmon.family import SIZES
+from infotok_lit.modules import HarmonModule
 from infotok_lit.modules.finite import NonFiniteError
-from infotok_lit.modules.harmon import HarmonModule
-from infotok_lit.modules.task_weights import TaskWeights
-from infotok_lit.objective.config import BranchWeights, DualConfig, NegativesConfig
+from infotok_lit.modules.losses import TaskWeights
+from infotok_lit.objective.alignment import NegativesConfig
+from infotok_lit.objective.config import BranchWeights
+from infotok_lit.objective.constraint import DualConfig
 
 TESTS = Path(__file__).parents[1]
 
@@ -190,7 +193,7 @@ def test_an_unchanged_resume_names_no_setting(whole_runs, tmp_path) -> None:
 
 
 def test_init_from_a_run_takes_its_weights_and_nothing_else(whole_runs, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("infotok_lit.models.harmon.loading.config_of_size", lambda size: tiny_config(0.1))
+    monkeypatch.setitem(SIZES, "scenes32", tiny_config(0.1))
     source = read_run(newest(whole_runs[1].folder))["state_dict"]
     module = HarmonModule(init_from=str(whole_runs[1].folder), objective=TinyModule().objective_config)
     module.configure_model()
