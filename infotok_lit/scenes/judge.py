@@ -88,7 +88,7 @@ def cells_of(images: Tensor, spec: SceneSpec) -> Tensor:
 # Training
 
 
-def train_judge(steps: int = 4000, scenes: int = 24, seed: int = 0) -> GarmentJudge:
+def train_judge(steps: int = 3000, scenes: int = 24, seed: int = 0) -> GarmentJudge:
     """A judge from random weights, trained on scenes of garments of the split "train".
 
     Half of the images lose high frequencies, as an autoencoder takes them, or are noisy.
