@@ -12,11 +12,12 @@ from infotok_lit.assets import GARMENT_JUDGE, GARMENT_PHOTOGRAPHS
 from infotok_lit.scenes import Scenes
 from infotok_lit.scenes.garments import cut_out, photograph, photographs_of
 from infotok_lit.scenes.generator import Scene, SceneObject
-from infotok_lit.scenes.judge import GarmentJudge, shipped_judge, train_judge
+from infotok_lit.scenes.judge import GarmentJudge, shipped_judge
 from infotok_lit.scenes.metrics import SceneScore, drawing_chance, parser_accuracy
 from infotok_lit.scenes.parser import parse_image
 from infotok_lit.scenes.render import render
 from infotok_lit.scenes.spec import GARMENTS, PALETTE, SPECS
+from infotok_lit.scenes.train_judge import train_judge
 
 SPEC = SPECS["garments32"]
 ROUND_TRIPS = {"harmon": (8, 4), "showo2": (8, 4), "openuni": (4, 2)}
