@@ -2,6 +2,7 @@
 
 import shlex
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import lightning.pytorch as pl
@@ -12,6 +13,8 @@ from rich.table import Table
 from infotok_lit.batch import Batch, GenerationBatch, UnderstandingBatch
 from infotok_lit.callbacks.export import ExportInference
 
+LONGEST = 100
+"""Characters of a caption or question in a command to try."""
 TASK_ROWS = (
     ("answers: exact match", "val/understanding/answers/overall", "val/understanding/answers/chance"),
     ("drawings: score", "val/generation/score/overall", "val/generation/score/chance"),
@@ -90,8 +93,9 @@ class FinalReport(pl.Callback):
             console.print(self._information())
             if not self._has_scores():
                 console.print(self._answer_table())
-        heads = sum(parameter.numel() for parameter in pl_module.infotok.parameters())
-        console.print(f"Stripped: {heads:,} parameters of heads that only training needs.")
+        if hasattr(pl_module, "infotok"):
+            heads = sum(parameter.numel() for parameter in pl_module.infotok.parameters())
+            console.print(f"Stripped: {heads:,} parameters of heads that only training needs.")
         for line in self._next_commands(trainer, run):
             console.print(escape(line), soft_wrap=True, highlight=False)
 
@@ -144,11 +148,12 @@ class FinalReport(pl.Callback):
         if exports:
             folder = exports[0].target(run)
             command = "  python -m infotok_lit"
-            question = self._answers[0][0] if self._answers else "What does this picture show?"
+            asked = self._answers[0][0] if self._answers else "What does this picture show?"
+            caption, question = (shlex.quote(shorten(text, LONGEST)) for text in (self._caption, asked))
             lines += [
                 f"Inference weights: {folder}",
-                f"{command} generate --model {folder} --prompt {shlex.quote(self._caption)} --out picture.png",
-                f"{command} describe --model {folder} --image picture.png --prompt {shlex.quote(question)}",
+                f"{command} generate --model {folder} --prompt {caption} --out picture.png",
+                f"{command} describe --model {folder} --image picture.png --prompt {question}",
             ]
         return lines
 

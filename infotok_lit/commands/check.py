@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from jsonargparse.typing import PositiveInt
 
-from infotok_lit.commands.command_line import progress_bar
 from infotok_lit.commands.parsing import run
+from infotok_lit.commands.progress import progress_bar
 from infotok_lit.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -71,14 +71,11 @@ def processor_of(cli: "InfoTokCLI") -> "Processor":
     """The processor of the configured base model, without its weights."""
     import torch
 
-    base_model = getattr(cli.model, "base_model", None)
-    if base_model is None or not hasattr(cli.datamodule, "training_sources"):
-        raise SettingsError(
-            "check looks at the data of a base model and a UnifiedDataModule; this configuration has none"
-        )
-    fresh = replace(base_model, init_from=None, tokenizer=base_model.reference()["tokenizer"])
+    model = getattr(cli.model, "initial_model", None)
+    if model is None or not hasattr(cli.datamodule, "training_sources"):
+        raise SettingsError("check needs a configuration with one of our base models and a UnifiedDataModule")
     with torch.device("meta"):
-        return fresh.build().processor
+        return replace(model, init_from=None, tokenizer=model.reference()["tokenizer"]).build().processor
 
 
 @dataclass
