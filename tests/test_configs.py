@@ -85,6 +85,7 @@ def your_data(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "data"
     shutil.copytree(PHOTOS, folder / "images")
+    (tmp_path / "photos").symlink_to(PHOTOS)
     rows = json.loads((PHOTOS / "annotations.json").read_text())
     for name in ("train.json", "val.json"):
         (folder / name).write_text(json.dumps(rows))
