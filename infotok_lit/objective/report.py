@@ -8,7 +8,6 @@ import math
 from collections.abc import Mapping
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from infotok_lit.batch import Branch
@@ -91,8 +90,10 @@ def noise_band_report(
     if not ratios:
         return {}
     band = (noise_level * NUM_NOISE_BANDS).long().clamp(0, NUM_NOISE_BANDS - 1)
+    # Not F.one_hot, which reads its input to check it.
+    in_band = band[:, None] == torch.arange(NUM_NOISE_BANDS, device=band.device)
     values = torch.stack([value.float() for ratio in ratios.values() for value in ratio])
-    sums = global_sum((values[..., None] * F.one_hot(band, NUM_NOISE_BANDS)).sum(1))
+    sums = global_sum((values[..., None] * in_band).sum(1))
     names = [f"{name}/{band}" for name in ratios for band in NOISE_BANDS]
     totals, counts = sums[0::2].flatten(), sums[1::2].flatten()
     return {name: total / count for name, total, count in zip(names, totals, counts, strict=True)}
