@@ -7,6 +7,7 @@ from infotok_lit.callbacks.constraints import Constraints
 from infotok_lit.callbacks.export import ExportInference
 from infotok_lit.callbacks.generated_images import GeneratedImages
 from infotok_lit.callbacks.information_plane import InformationPlane
+from infotok_lit.callbacks.progress import Progress, StartingValues
 from infotok_lit.callbacks.report import FinalReport
 from infotok_lit.callbacks.scene_probes import SceneProbes
 from infotok_lit.callbacks.token_similarity import TokenSimilarity
@@ -21,7 +22,9 @@ __all__ = [
     "FinalReport",
     "GeneratedImages",
     "InformationPlane",
+    "Progress",
     "SceneProbes",
+    "StartingValues",
     "TokenSimilarity",
 ]
 

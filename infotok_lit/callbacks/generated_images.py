@@ -9,11 +9,14 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from infotok_lit.batch import BRANCHES
+from infotok_lit.batch import BRANCHES, Branch
 from infotok_lit.callbacks.figures import publish
+from infotok_lit.data.datamodule import UnifiedDataModule
+from infotok_lit.errors import SettingsError
 from infotok_lit.pictures import captioned_grid, to_uint8
-from infotok_lit.scenes import parse_caption
+from infotok_lit.scenes import Scenes
 from infotok_lit.scenes.metrics import SceneScore, drawing_chance
+from infotok_lit.scenes.spec import SpecName
 
 GENERATION = BRANCHES.index("generation")
 CHANCE_SCENES = 300
@@ -24,26 +27,36 @@ class GeneratedImages(pl.Callback):
 
     Args:
         num_images: How many captions to generate per process, the first of the validation set; always the same ones.
-        score: The family of Scenes that the captions come from; None for other data, which has no parser.
+            Default: 96 where they are scored, to be looked at elsewhere 8.
+        score: The family of Scenes that the captions come from; None for no score, as other data has no parser.
+            Default: what generation is validated on says.
         shown: How many of the images the grid shows.
         seed: Seed of the first image; image i has seed + i.
     """
 
     def __init__(
         self,
-        num_images: int = 64,
-        score: Literal["scenes32", "scenes64"] | None = None,
+        num_images: int | None = None,
+        score: SpecName | Literal["auto"] | None = "auto",
         shown: int = 16,
         seed: int = 0,
     ) -> None:
-        if num_images < 1 or shown < 1:
-            raise ValueError("GeneratedImages: num_images and shown must be 1 or more")
+        if (num_images is not None and num_images < 1) or shown < 1:
+            raise SettingsError("num_images and shown must be 1 or more")
         self.num_images = num_images
         self.shown = shown
         self.seed = seed
-        self.metric = None if score is None else SceneScore(score)
+        self.score = score
+        self.metric: SceneScore | None = None
         self._images: list[np.ndarray] = []
         self._captions: list[str] = []
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Find out what there is to score."""
+        family = scenes_of(trainer, "generation") if self.score == "auto" else self.score
+        self.metric = None if family is None else SceneScore(family)
+        if self.num_images is None:
+            self.num_images = 8 if family is None else 96
 
     @cached_property
     def _chance(self) -> float:
@@ -77,7 +90,7 @@ class GeneratedImages(pl.Callback):
             self._score(images, captions)
 
     def _score(self, images: Tensor, captions: list[str]) -> None:
-        scored = [number for number, caption in enumerate(captions) if _in_grammar(caption)]
+        scored = [number for number, caption in enumerate(captions) if self.metric.knows(caption)]
         if len(scored) < len(captions):
             rank_zero_warn("GeneratedImages: captions that are not those of Scenes are generated but not scored")
         self.metric.update(images[scored], [captions[number] for number in scored])
@@ -96,9 +109,9 @@ class GeneratedImages(pl.Callback):
             publish(trainer, folder, "val/drawings", grid)
 
 
-def _in_grammar(caption: str) -> bool:
-    try:
-        parse_caption(caption)
-    except ValueError:
-        return False
-    return True
+def scenes_of(trainer: pl.Trainer, branch: Branch) -> str | None:
+    """The family of Scenes that a branch is validated on; None for other data."""
+    if not isinstance(trainer.datamodule, UnifiedDataModule):
+        return None
+    source = trainer.datamodule.validation_sources[branch]
+    return source.name if isinstance(source, Scenes) else None

@@ -39,6 +39,7 @@ class UnifiedDataModule(LightningDataModule):
         generation_batch_size: int = 32,
         val_batch_size: int = 32,
         val_samples: int = 128,
+        val_share: float = 0.0,
         num_workers: int = 0,
         prompt_dropout: float = 0.1,
         max_broken_share: float = 0.05,
@@ -47,13 +48,15 @@ class UnifiedDataModule(LightningDataModule):
         """
         Args:
             train: Images with text to train on.
-            val: Images with text to validate on; default: the first of the training samples.
+            val: Images with text to validate on; default: what `val_share` says.
             generation_train: Images to draw, if not those of `train`.
             generation_val: Images to validate drawing on, if not those of `val`.
             understanding_batch_size: Samples to read per process and step.
             generation_batch_size: Samples to draw per process and step.
             val_batch_size: Samples per process and validation step.
             val_samples: How many samples of each branch validation uses: the first ones, always the same.
+            val_share: Where no validation data is given, the share of the training images that is not trained on but
+                validated on, always the same ones; 0 validates on the first of the training samples.
             num_workers: Worker processes per loader; training has two loaders.
             prompt_dropout: The share of drawn samples trained without a prompt, for classifier-free guidance.
             max_broken_share: Training stops when more than this share of the samples is broken.
@@ -61,10 +64,14 @@ class UnifiedDataModule(LightningDataModule):
         """
         super().__init__()
         _check_counts(understanding_batch_size, generation_batch_size, val_batch_size, val_samples)
-        if not (0 <= prompt_dropout <= 1 and 0 <= max_broken_share <= 1):
-            raise SettingsError("prompt_dropout and max_broken_share are shares: give them between 0 and 1")
+        if not (0 <= prompt_dropout <= 1 and 0 <= max_broken_share <= 1 and 0 <= val_share < 1):
+            raise SettingsError("prompt_dropout, max_broken_share and val_share are shares: give them between 0 and 1")
         if num_workers < 0 or seed < 0:
             raise SettingsError("num_workers and seed must not be negative")
+        if val_share and val is None:
+            train, val = train.split(val_share)
+            if generation_train is not None and generation_val is None:
+                generation_train, generation_val = generation_train.split(val_share)
         drawn = train if generation_train is None else generation_train
         self._train: dict[Branch, Source] = {"understanding": train, "generation": drawn}
         self._val: dict[Branch, Source] = {
@@ -110,7 +117,7 @@ class UnifiedDataModule(LightningDataModule):
         if seen_in_training and stage in ("fit", "validate"):
             rank_zero_warn(
                 f"No validation data for {' and '.join(seen_in_training)}: validating on the first "
-                f"{self._val_samples} training samples, which says nothing about new images. Set data.val."
+                f"{self._val_samples} training samples, which says nothing about new images. Set val or val_share."
             )
 
     def train_dataloader(self) -> CombinedLoader:
@@ -126,6 +133,11 @@ class UnifiedDataModule(LightningDataModule):
     def validation_sources(self) -> dict[Branch, Source]:
         """What each branch is validated on."""
         return dict(self._val)
+
+    @property
+    def training_sources(self) -> dict[Branch, Source]:
+        """What each branch is trained on."""
+        return dict(self._train)
 
     @property
     def broken_samples(self) -> int:

@@ -1,5 +1,9 @@
 """Your own images with text: rows of JSON beside image files. `rows.py` lists the layouts of a row."""
 
+from __future__ import annotations
+
+import copy
+import hashlib
 import logging
 from abc import abstractmethod
 from collections.abc import Collection, Mapping, Sequence
@@ -112,9 +116,31 @@ class ImageTextSource(Source):
         asked = self._options.describe_questions
         return asked[int(rng.integers(len(asked)))], text.captions[choice - len(text.questions)]
 
+    def split(self, share: float) -> tuple[ImageTextSource, ImageTextSource]:
+        """All rows but those of a share of the images, and those rows: an image is never in both.
+
+        Which images they are depends on their names alone, so that a few new ones move few of the old.
+        """
+        names = [self._image_name(row) for row in range(len(self))]
+        order = sorted(set(names), key=lambda name: hashlib.sha256(name.encode(errors="replace")).digest())
+        if len(order) < 2:
+            raise SettingsError(f"{self._label}: {len(order)} image cannot be split; two are needed at least")
+        kept = set(order[: min(max(1, round(share * len(order))), len(order) - 1)])
+        inside = np.array([name in kept for name in names])
+        return self._part(~inside), self._part(inside)
+
+    def _part(self, chosen: np.ndarray) -> ImageTextSource:
+        part = copy.copy(self)
+        part._rows_of = {branch: index[chosen[index]] for branch, index in self._rows_of.items()}
+        return part
+
     @abstractmethod
     def _open(self, row: int) -> tuple[str, Path | bytes, RowText]:
         """The name, the image and the text of a row; BrokenSampleError if it cannot be read."""
+
+    @abstractmethod
+    def _image_name(self, row: int) -> str:
+        """What names the image of a row: several rows may have the same."""
 
 
 class ImageTextFolder(ImageTextSource):
@@ -174,6 +200,9 @@ class ImageTextFolder(ImageTextSource):
             return name, self._images / fields["image"], self._options.read_text({**fields, **annotation})
         except ValueError as error:
             raise BrokenSampleError(f"{name}: {error}") from error
+
+    def _image_name(self, row: int) -> str:
+        return str(self._rows[row].get("image", f"row {row}"))
 
 
 def _branches(row: Mapping[str, Any], options: SampleOptions) -> tuple[Branch, ...]:

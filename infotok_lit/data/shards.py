@@ -83,7 +83,7 @@ class ImageTextShards(ImageTextSource):
 
     def _open(self, row: int) -> tuple[str, Path | bytes, RowText]:
         entry = self._rows[row]
-        name = f"{self._addresses[entry['shard']]}: {entry['key']}"
+        name = self._image_name(row)
         if "broken" in entry:
             raise BrokenSampleError(f"{name}: {entry['broken']}")
         # One handle per sample: forked workers must not share a file position, and opening takes microseconds.
@@ -93,6 +93,10 @@ class ImageTextShards(ImageTextSource):
             return name, image, _read_text(json_member, txt_member, self._options)
         except ValueError as error:
             raise BrokenSampleError(f"{name}: {error}") from error
+
+    def _image_name(self, row: int) -> str:
+        entry = self._rows[row]
+        return f"{self._addresses[entry['shard']]}: {entry['key']}"
 
 
 # Where each sample lies

@@ -10,6 +10,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
@@ -38,6 +39,7 @@ from infotok_lit.objective.infotok import InfoTok
 from infotok_lit.objective.report import collapse_message
 from infotok_lit.seeding import isolated_rng
 
+SHARDING_STRATEGIES = (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)
 HALF_PRECISIONS = ("bf16-true", "16-true", "transformer-engine", "transformer-engine-float16")
 ENCODER_EVERY = 10
 """Of the steps that log, every so many-th measures what the terms ask of the encoder."""
@@ -105,6 +107,8 @@ class InfoTokModule(pl.LightningModule):
         self.reconstruction = reconstruction
         if not any((*asdict(task_weights).values(), *map(objective.active_terms, objective.branches))):
             raise SettingsError("nothing to train: all task_weights are 0, and objective.terms is empty")
+        if answer_tokens < 1:
+            raise SettingsError(f"answer_tokens is {answer_tokens}; set it to 1 or more")
         for branch in objective.branches:
             if objective.balanced_terms(branch) and not getattr(task_weights, branch):
                 raise SettingsError(
@@ -137,6 +141,11 @@ class InfoTokModule(pl.LightningModule):
                 f"trainer.precision: {precision} keeps the weights themselves in 16 bits, where updates of a "
                 "fine-tuning's size are rounded away: set it to bf16-mixed. To save memory, use model.lora, "
                 "model.freeze or model.activation_checkpointing"
+            )
+        if isinstance(self.trainer.strategy, SHARDING_STRATEGIES):
+            raise SettingsError(
+                f"trainer.strategy: {type(self.trainer.strategy).__name__} shards the model, which the objective's "
+                "collectives do not support, so its processes would drift apart: set it to ddp"
             )
 
     def configure_model(self) -> None:

@@ -112,6 +112,7 @@ def build_optimiser(
         SettingsError: if nothing is trainable, or a prefix of `group_lr` matches no trainable parameter.
     """
     by_setting: dict[tuple[float, float], list[nn.Parameter]] = {}
+    prefixes: dict[tuple[float, float], dict[str, None]] = {}
     used: set[str] = set()
     for name, parameter in base.named_parameters():
         if parameter.requires_grad:
@@ -120,12 +121,16 @@ def build_optimiser(
             lr = config.lr if prefix is None else config.group_lr[prefix]
             decay = config.weight_decay if decays(name, parameter) else 0.0
             by_setting.setdefault((lr, decay), []).append(parameter)
+            prefixes.setdefault((lr, decay), {})[prefix or "base"] = None
     unused = sorted(config.group_lr.keys() - used)
     if unused:
         raise SettingsError(f"optimiser.group_lr: no trainable parameter starts with {', '.join(map(repr, unused))}")
-    groups = [_group(parameters, lr, decay) for (lr, decay), parameters in by_setting.items()]
-    groups.append(_group([p for p in heads.parameters() if p.ndim > 1], config.heads_lr, config.weight_decay))
-    groups.append(_group([p for p in heads.parameters() if p.ndim <= 1], config.heads_lr, 0.0))
+    groups = [
+        _group("+".join(prefix.rstrip(".") for prefix in prefixes[lr, decay]), parameters, lr, decay)
+        for (lr, decay), parameters in by_setting.items()
+    ]
+    groups.append(_group("heads", [p for p in heads.parameters() if p.ndim > 1], config.heads_lr, config.weight_decay))
+    groups.append(_group("heads", [p for p in heads.parameters() if p.ndim <= 1], config.heads_lr, 0.0))
     groups = [group for group in groups if group["params"]]
     if not groups:
         raise SettingsError("nothing is trainable: `freeze` covers the whole model and no term builds a head")
@@ -167,5 +172,11 @@ def freeze(module: nn.Module, prefixes: Iterable[str], exceptions: Iterable[str]
             module.get_parameter(name).requires_grad_(False)
 
 
-def _group(parameters: list[nn.Parameter], lr: float, weight_decay: float) -> dict[str, object]:
-    return {"params": parameters, "lr": lr, "weight_decay": weight_decay}
+def _group(name: str, parameters: list[nn.Parameter], lr: float, weight_decay: float) -> dict[str, object]:
+    """A parameter group; by its name the learning rate is logged."""
+    return {
+        "params": parameters,
+        "lr": lr,
+        "weight_decay": weight_decay,
+        "name": name if weight_decay else f"{name}, no decay",
+    }

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
 
 import numpy as np
 from PIL import Image
@@ -13,15 +12,18 @@ from infotok_lit.scenes.grammar import CATEGORIES, Category, draw_captioned_scen
 from infotok_lit.scenes.negatives import false_captions, false_exchanges
 from infotok_lit.scenes.questions import QUESTION_KINDS, QuestionKind, describe_scene, draw_question
 from infotok_lit.scenes.render import render
-from infotok_lit.scenes.spec import SPECS, SPLITS, Split
+from infotok_lit.scenes.spec import SPECS, SPLITS, SpecName, Split
 
 
 class Scenes(Source):
     """Procedurally drawn scenes with captions and questions.
 
     Args:
-        spec: the family of scenes, 32 px with 2x2 places or 64 px with 3x3 places.
+        spec: the family of scenes: shapes at 32 px with 2x2 places (`scenes32`), the same with distractors in the
+            shapes' own colours (`scenes32_hard`), shapes at 64 px with 3x3 places (`scenes64`), or photographs of
+            garments at 32 px with 2x2 places (`garments32`).
         split: "train" and "val" never show the held-out combinations and placements; each image of "held_out" does.
+            "val" and "held_out" show other photographs than "train".
         num_samples: how many indices there are per branch.
         seed: seed of the whole data set; a sample depends on nothing but seed, split, branch and index.
         texture: strength of the background texture in [0, 1]; None keeps the family's own.
@@ -38,7 +40,7 @@ class Scenes(Source):
 
     def __init__(
         self,
-        spec: Literal["scenes32", "scenes64"] = "scenes32",
+        spec: SpecName = "scenes32",
         split: Split = "train",
         num_samples: int = 1_000_000,
         seed: int = 0,

@@ -186,6 +186,19 @@ def test_settings_that_cannot_work_are_refused(tmp_path):
             data(**wrong)
 
 
+def test_a_share_is_kept_for_validation(tmp_path):
+    photos = ImageTextFolder(str(PHOTOS / "annotations.json"))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="No validation data")
+        recorder = fit(tmp_path, UnifiedDataModule(photos, val_share=0.2, val_batch_size=2), max_steps=2)
+    trained = {name for read, drawn, _ in recorder.steps for name in read + drawn}
+    validated = {name for _, names in recorder.validated for name in names}
+    assert (len(trained), len(validated)) == (10, 3) and not trained & validated
+    with pytest.raises(ValueError, match="Numbers cannot be split"):
+        data(val_share=0.2)
+    assert UnifiedDataModule(Numbers(), val=Numbers(), val_share=0.2), "there is validation data: nothing to split"
+
+
 def test_data_that_was_never_connected_says_what_to_call(tmp_path):
     class Unconnected(Recorder):
         def setup(self, stage: str) -> None:
