@@ -24,11 +24,13 @@ class Shares:
         compactness: rho of C. null leaves it to lambda, or to dual ascent; 0 switches the term off in this branch.
         sufficiency: rho of S; null leaves it to lambda and beta.
         alignment: rho of A; null leaves it to lambda and alpha.
+        self_alignment: rho of self-alignment, in generation; null leaves it to lambda and gamma.
     """
 
     compactness: float | None = None
     sufficiency: float | None = None
     alignment: float | None = None
+    self_alignment: float | None = None
 
     def __post_init__(self) -> None:
         for term, share in vars(self).items():

@@ -68,6 +68,12 @@ def alignment_report(contrast: Contrast) -> dict[str, Tensor]:
     }
 
 
+def self_alignment_report(term: TermNats) -> dict[str, Tensor]:
+    """The mean cosine between tokens and their targets."""
+    distance, tokens = _totals(term.per_image.sum(), term.elements.sum())
+    return {"self_alignment_cosine": 1 - distance / tokens.clamp(min=1)}
+
+
 def noise_band_report(
     noise_level: Tensor, token_rates: Tensor | None, terms: Mapping[Term, TermNats]
 ) -> dict[str, Tensor]:
@@ -126,7 +132,7 @@ def equivalent_weights(weights: Mapping[Term, Number], lambda_: Number) -> dict[
         lambda_: the configured one, which is taken without compactness, as nothing else fixes it then.
     """
     found = {"lambda": weights.get("compactness", lambda_)}
-    for name, term in (("alpha", "alignment"), ("beta", "sufficiency")):
+    for name, term in (("alpha", "alignment"), ("beta", "sufficiency"), ("gamma", "self_alignment")):
         if term in weights:
             found[name] = weights[term] / (found["lambda"] + 1e-30)
     return found

@@ -10,7 +10,7 @@ from infotok_lit.objective.config import BranchWeights, ObjectiveConfig
 from infotok_lit.objective.infotok import InfoTok
 
 SHARES = Shares(compactness=0.03, sufficiency=0.1, alignment=0.3)
-RHO = vars(SHARES)
+RHO = {"compactness": 0.03, "sufficiency": 0.1, "alignment": 0.3}
 CONFIG = ObjectiveConfig(balance=BalanceConfig(SHARES, SHARES))
 NOISE = torch.randn(3, 5, 64, generator=torch.Generator().manual_seed(5))
 
