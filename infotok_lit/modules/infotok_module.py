@@ -197,7 +197,13 @@ class InfoTokModule(pl.LightningModule):
         path = self.infotok.path(branch, self.global_step)
         forward = self.base.understanding if branch == "understanding" else self.base.generation
         output = forward(batch, path)
-        objective = self.infotok(branch, output, self.global_step, path=path, pixel_values=batch.pixel_values)
+        understood = None
+        if self.infotok.needs_understood(branch):
+            with torch.no_grad():
+                understood = self.base.understood_tokens(batch.pixel_values)
+        objective = self.infotok(
+            branch, output, self.global_step, path=path, pixel_values=batch.pixel_values, understood=understood
+        )
         return BranchResult(output, task_loss(output), objective)
 
     def run_reconstruction(self, batch: GenerationBatch) -> ReconstructionResult:
