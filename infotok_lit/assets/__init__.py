@@ -7,6 +7,8 @@ from infotok_lit.errors import MissingFileError
 ASSETS = Path(__file__).parent
 QUICKSTART_CONFIG = ASSETS / "quickstart.yaml"
 SCENES_TOKENIZER = ASSETS / "scenes_tokenizer"
+BENCHMARKS = ASSETS / "benchmarks"
+"""What of the public benchmarks may be passed on."""
 
 
 def embedded_base(family: str, size: str) -> Path:
