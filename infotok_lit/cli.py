@@ -13,14 +13,17 @@ from infotok_lit import __version__
 from infotok_lit.errors import ExplainedError
 
 COMMANDS = {
-    "fit": ("infotok_lit.training", "fine-tune a model; without arguments: the quickstart on a small embedded model"),
-    "validate": ("infotok_lit.training", "measure both tasks, with the same configuration as fit"),
-    "export": ("infotok_lit.export", "strip a run to an inference folder"),
-    "describe": ("infotok_lit.describe", "ask a model about images"),
-    "generate": ("infotok_lit.generate", "draw images from prompts"),
-    "ablate": ("infotok_lit.ablate", "compare variants over seeds, or search for good ones"),
-    "probe": ("infotok_lit.probe", "measure what the tokens of a model hold about Scenes, in bits"),
-    "bench": ("infotok_lit.bench", "time training steps per term, or (`bench inference`) the caches"),
+    "fit": (
+        "infotok_lit.commands.fit",
+        "fine-tune a model; without arguments: the quickstart on a small embedded model",
+    ),
+    "validate": ("infotok_lit.commands.fit", "measure both tasks, with the same configuration as fit"),
+    "export": ("infotok_lit.commands.export", "strip a run to an inference folder"),
+    "describe": ("infotok_lit.commands.describe", "ask a model about images"),
+    "generate": ("infotok_lit.commands.generate", "draw images from prompts"),
+    "ablate": ("infotok_lit.commands.ablate", "compare variants over seeds, or search for good ones"),
+    "probe": ("infotok_lit.commands.probe", "measure what the tokens of a model hold about Scenes, in bits"),
+    "bench": ("infotok_lit.commands.bench", "time training steps per term, or (`bench inference`) the caches"),
 }
 """Subcommand -> the module whose main(argv) runs it, and a line of help."""
 
