@@ -34,13 +34,13 @@ class ModelChoice:
     dtype: str
 
     @staticmethod
-    def add_arguments(parser: argparse.ArgumentParser, several: bool = False) -> None:
+    def add_arguments(parser: argparse.ArgumentParser, several: bool = False, required: bool = True) -> None:
         """The options that choose a model, or with `several` at least one."""
         group = parser.add_argument_group("model")
         what = "an exported folder; or an official checkpoint (file or folder), with the options that follow"
         group.add_argument(
             "--model",
-            required=True,
+            required=required,
             type=Path,
             metavar="DIR|FILE",
             help=f"{what}; several are put side by side" if several else what,

@@ -5,16 +5,16 @@ batched, and runs in several processes.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 from PIL import Image
 
 from infotok_lit.data.image_file import read_image
 from infotok_lit.errors import MissingFileError, SettingsError
-from infotok_lit.evaluation.files import Row, digest
+from infotok_lit.evaluation.records import Row, digest
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,13 @@ class Question:
     """Where there are any, the likelihood of each is asked for instead of an answer."""
 
 
+class Score(NamedTuple):
+    """A score and the number of rows that it rests on."""
+
+    value: float
+    n: int
+
+
 class Grader(Protocol):
     """A second model that looks at what the first one made: a detector, or a judge behind an endpoint."""
 
@@ -70,6 +77,8 @@ class Benchmark(ABC):
     """The score that is reported first."""
     paper: ClassVar[Mapping[str, str]] = {}
     """Score -> the column of the paper's tables."""
+    about_own_images: ClassVar[bool] = False
+    """Whether the questions are about the images of `drawings`."""
     max_new_tokens: ClassVar[int] = 16
     """Of an answer."""
     fetch: ClassVar[str] = ""
@@ -78,7 +87,11 @@ class Benchmark(ABC):
     sources: Sequence[Path] = ()
     """The files that the prompts or questions come from."""
     grader: Grader | None = None
+    graded: ClassVar[Literal["drawings", "questions"]] = "drawings"
+    """What the grader looks at."""
     rules: str = "official"
+    RULES: ClassVar[Mapping[str, Callable[..., Any]]] = {}
+    """Ways to read an answer, by name; `official` is the default."""
 
     @property
     def facts(self) -> dict[str, object]:
@@ -90,7 +103,7 @@ class Benchmark(ABC):
         return ()
 
     def questions(self) -> Sequence[Question]:
-        """All questions, in the official order. They may be about the images of `drawings`."""
+        """All questions, in the official order."""
         return ()
 
     def open_image(self, name: str, folder: Path) -> Image.Image:
@@ -102,7 +115,7 @@ class Benchmark(ABC):
         """Rows of output, with the grader's verdict as `verdict` where there is one -> the same, graded."""
 
     @abstractmethod
-    def scores(self, rows: Sequence[Row]) -> dict[str, float]:
+    def scores(self, rows: Sequence[Row]) -> dict[str, Score]:
         """Name -> score of graded rows; a score without rows is left out."""
 
     def write_official(self, folder: Path, rows: Sequence[Row]) -> None:  # noqa: B027
@@ -110,25 +123,33 @@ class Benchmark(ABC):
 
     def check_complete(self, folder: Path) -> list[str]:
         """What of the official layout is missing or no image, in words."""
-        return [f"{drawing.file}: {_fault(folder / drawing.file)}" for drawing in self.drawings() if _fault(folder / drawing.file)]
+        faults = ((drawing.file, _fault(folder / drawing.file)) for drawing in self.drawings())
+        return [f"{file}: {fault}" for file, fault in faults if fault is not None]
 
     def aggregate(self, files: Sequence[Path]) -> list[Row]:
         """Graded rows from the result files of an official run. SettingsError where there are no such files."""
         raise SettingsError(f"{self.title} keeps no verdicts that could be read: leave out --verdicts")
 
 
-def mean(values: Iterable[float]) -> float:
+def average(values: Iterable[float]) -> Score:
     """The plain mean; nan of nothing."""
     values = list(values)
-    return sum(values) / len(values) if values else float("nan")
+    return Score(sum(values) / len(values) if values else float("nan"), len(values))
 
 
-def means_by(rows: Sequence[Row], key: str) -> dict[str, float]:
+def scores_by(rows: Sequence[Row], key: str) -> dict[str, Score]:
     """The mean score of the rows of each value of a key, in the order of their first row."""
     values: dict[str, list[float]] = {}
     for row in rows:
         values.setdefault(row[key], []).append(row["score"])
-    return {name: mean(scores) for name, scores in values.items()}
+    return {name: average(scores) for name, scores in values.items()}
+
+
+def rule_named(benchmark: Benchmark, name: str) -> Callable[..., Any]:
+    """One of the benchmark's rules; SettingsError naming them for any other."""
+    if name not in benchmark.RULES:
+        raise SettingsError(f"{benchmark.title} has no rules called {name!r}: choose from {', '.join(benchmark.RULES)}")
+    return benchmark.RULES[name]
 
 
 def require(path: Path, benchmark: type[Benchmark]) -> Path:

@@ -59,7 +59,9 @@ def known_colours(detections: Sequence[Detection]) -> list[str | None]:
     return [detection.colour for detection in detections]
 
 
-def judge(metadata: Mapping[str, Any], detections: Sequence[Detection], colours: NameColours = known_colours) -> Verdict:
+def judge(
+    metadata: Mapping[str, Any], detections: Sequence[Detection], colours: NameColours = known_colours
+) -> Verdict:
     """The official verdict on one image.
 
     Args:

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from infotok_lit.assets import BENCHMARKS
 from infotok_lit.errors import DataError, MissingFileError
 from infotok_lit.evaluation.geneval_rules import COLOURS, THRESHOLD, Detection, Verdict, judge
+from infotok_lit.evaluation.models import fingerprint
 
 CLASSES = tuple((BENCHMARKS / "geneval" / "object_names.txt").read_text().split("\n")[:80])
 GREY = (0x99, 0x99, 0x99)
@@ -59,6 +60,7 @@ class ImageJudge:
         from transformers import AutoModel, AutoModelForUniversalSegmentation, AutoTokenizer
 
         self.device = device
+        self.name = f"{detector.resolve().name}-{fingerprint(detector)[:6]}-{fingerprint(classifier)[:6]}"
         self.detector = _load(AutoModelForUniversalSegmentation, detector, device)
         self.detector_processor = _processor(detector)
         self.labels = _labels(self.detector, detector)

@@ -3,6 +3,7 @@
 Everything made is kept at once in logs of the result folder, so that a run that was killed goes on where it stopped.
 """
 
+import glob
 import io
 import json
 import os
@@ -15,15 +16,16 @@ from typing import Any, TypeVar
 
 from PIL import Image
 
-from infotok_lit.command_line import write_whole
 from infotok_lit.errors import SettingsError
 from infotok_lit.evaluation.benchmark import Benchmark, Drawing, Question
-from infotok_lit.evaluation.files import Log, Row, read_log, to_lines
 from infotok_lit.evaluation.models import EvaluatedModel
+from infotok_lit.evaluation.records import Log, Row, read_log, to_lines
+from infotok_lit.files import write_whole
 
 Item = TypeVar("Item", Drawing, Question)
 SETTINGS = "settings.json"
-OUTPUTS, ITEMS = "outputs", "items.jsonl"
+DRAWN, ASKED = "drawn", "asked"
+"""The stages, and the names of their logs."""
 
 
 @dataclass
@@ -51,6 +53,13 @@ class World:
             import torch.distributed as dist
 
             dist.barrier()
+
+    def leave(self) -> None:
+        """Leave the world, if there are others in it."""
+        if self.size > 1:
+            import torch.distributed as dist
+
+            dist.destroy_process_group()
 
 
 @dataclass
@@ -82,11 +91,10 @@ class Evaluation:
     progress: Progress = field(default_factory=Progress)
 
     def __post_init__(self) -> None:
+        self.whole = len(self.benchmark.drawings()) + len(self.benchmark.questions())
+        """How many rows of output there are without a limit."""
         self.drawings = spread(self.benchmark.drawings(), self.limit)
-        groups = {drawing.group for drawing in self.drawings}
-        questions = self.benchmark.questions()
-        of_drawn = [question for question in questions if question.group in groups]
-        self.questions = of_drawn if self.drawings else spread(questions, self.limit)
+        self.questions = spread(self.benchmark.questions(), self.limit)
 
     def open(self) -> None:
         """Make the result folder, or make sure that what it holds was made with the same settings.
@@ -115,12 +123,25 @@ class Evaluation:
 
     def outputs(self, most: int | None = None) -> list[Row]:
         """The rows of all that was drawn and asked, after at most `most` further batches of each."""
-        drawn = self._stage(OUTPUTS + ".drawn", self.drawings, self._draw, self.batch_size, most)
-        if len(drawn) < len(self.drawings):
-            return drawn
-        asked = self._stage(OUTPUTS + ".asked", by_group(self.questions), self._ask, self.batch_size, most)
+        drawn = self._stage(DRAWN, self.drawings, self._draw, self.batch_size, most)
+        questions = by_group(self.questions)
+        if self.benchmark.about_own_images:
+            there = {row["image"] for row in drawn}
+            questions = [question for question in questions if there.issuperset(question.images)]
+        asked = self._stage(ASKED, questions, self._ask, self.batch_size, most)
         order = {question.id: number for number, question in enumerate(self.questions)}
         return drawn + sorted(asked, key=lambda row: order[row["id"]])
+
+    def left(self) -> dict[str, int]:
+        """Stage -> how many items are still to be made."""
+        stages = {DRAWN: self.drawings, ASKED: self.questions}
+        done = {stage: self._done(self.folder / f"{stage}.jsonl") for stage in stages}
+        return {stage: sum(item.id not in done[stage] for item in items) for stage, items in stages.items()}
+
+    def expected_seconds(self) -> float:
+        """How long drawing and asking will still take, judged by the batches so far."""
+        rates = {stage: self.progress.seconds[stage] / made for stage, made in self.progress.made.items() if made}
+        return sum(rates.get(stage, 0.0) * count / self.world.size for stage, count in self.left().items())
 
     def graded(self, most: int | None = None) -> list[Row]:
         """The rows of everything, with their verdicts and scores."""
@@ -128,7 +149,8 @@ class Evaluation:
         grader = self.benchmark.grader
         if grader is not None:
             by_id = {row["id"]: row for row in rows}
-            subjects = [item for item in (*self.drawings, *self.questions) if item.id in by_id]
+            every = self.drawings if self.benchmark.graded == "drawings" else self.questions
+            subjects = [item for item in every if item.id in by_id]
 
             def judge(batch: Sequence[Drawing | Question]) -> list[Row]:
                 return grader.verdicts([by_id[item.id] for item in batch], self.folder)
@@ -180,23 +202,20 @@ class Evaluation:
         if not items:
             return []
         path = self.folder / f"{name}.jsonl"
-        parts = [path.with_suffix(f".{rank}.part") for rank in range(self._ranks(path))]
-        done = read_log(path)
-        for part in parts:
-            done |= read_log(part)
+        done = self._done(path)
         # Every process has read the same before any adds to it.
         self.world.wait()
         pending = [item for item in items if item.id not in done]
         batches = [pending[start : start + batch_size] for start in range(0, len(pending), batch_size)]
         mine = batches[self.world.rank :: self.world.size][:most]
-        log, finished = Log(path.with_suffix(f".{self.world.rank}.part")), len(items) - len(pending)
+        log, finished = Log(path.with_name(f"{name}.{self.world.rank}.part")), 0
         for batch in mine:
             started = time.perf_counter()
             log.append(work(batch))
             self.progress.seconds[name] = self.progress.seconds.get(name, 0.0) + time.perf_counter() - started
             self.progress.made[name] = self.progress.made.get(name, 0) + len(batch)
             finished += len(batch) * self.world.size
-            self.progress.show(min(finished, len(items)), f"{self.benchmark.name}: {name.split('.')[0]}")
+            self.progress.show(min(finished, len(pending)), f"{self.benchmark.name}: {name.split('.')[0]}")
         self.world.wait()
         if self.world.rank == 0:
             self._merge(path, items)
@@ -204,24 +223,28 @@ class Evaluation:
         rows = read_log(path)
         return [rows[item.id] for item in items if item.id in rows]
 
-    def _ranks(self, path: Path) -> int:
-        """How many part files to look for: of this world, or of an earlier and larger one."""
-        earlier = [int(part.suffixes[-2][1:]) + 1 for part in path.parent.glob(f"{path.stem}.*.part")]
-        return max([self.world.size, *earlier])
+    def _done(self, path: Path) -> dict[str, Row]:
+        """The rows of a log and of the parts that processes added to it, of this world or of an earlier one."""
+        rows = read_log(path)
+        for part in _parts(path):
+            rows |= read_log(part)
+        return rows
 
     def _merge(self, path: Path, items: Sequence[Item]) -> None:
-        parts = sorted(path.parent.glob(f"{path.stem}.*.part"))
+        rows, parts = self._done(path), _parts(path)
         if not parts:
             return
-        rows = read_log(path)
-        for part in parts:
-            rows |= read_log(part)
         order = {item.id: number for number, item in enumerate(items)}
         # Rows of a larger --limit stay, behind.
         ordered = sorted(rows.values(), key=lambda row: order.get(row["id"], len(order)))
         write_whole(path, to_lines(ordered).encode())
         for part in parts:
             part.unlink()
+
+
+def counts(benchmark: Benchmark, limit: int | None) -> tuple[int, int]:
+    """How many images a run draws, and how many questions it asks."""
+    return len(spread(benchmark.drawings(), limit)), len(spread(benchmark.questions(), limit))
 
 
 def spread(items: Sequence[Item], limit: int | None) -> list[Item]:
@@ -239,6 +262,11 @@ def by_group(items: Sequence[Item]) -> list[Item]:
     for number, item in enumerate(items):
         first.setdefault(item.group, number)
     return sorted(items, key=lambda item: first[item.group])
+
+
+def _parts(log: Path) -> list[Path]:
+    """What processes add to a log before it is merged."""
+    return sorted(log.parent.glob(f"{glob.escape(log.stem)}.*.part"))
 
 
 def side_by_side(images: Sequence[Image.Image]) -> Image.Image:

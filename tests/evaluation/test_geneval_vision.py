@@ -111,9 +111,9 @@ def test_a_colour_is_the_text_that_is_nearest_to_the_crop(image_judge, classifie
         pixels = processor(crop_on_grey(image, detection), return_tensors="pt")["pixel_values"]
         likeness = {}
         for candidate in COLOURS:
-            texts = [f"a photo of a {candidate} dog", f"a photo of a {candidate}-colored dog", f"a photo of a {candidate} object"]
             total = torch.zeros(12)
-            for text in texts:
+            for ending in (" dog", "-colored dog", " object"):
+                text = f"a photo of a {candidate}{ending}"
                 with torch.no_grad():
                     output = model(pixel_values=pixels, **tokenizer(text, return_tensors="pt"))
                 total += output.text_embeds[0]

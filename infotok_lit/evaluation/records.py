@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from infotok_lit.command_line import write_whole
 from infotok_lit.errors import DataError, MissingFileError
+from infotok_lit.files import write_whole
 
 Row = dict[str, Any]
 """One line of a result: JSON."""
@@ -69,6 +69,11 @@ def digest(paths: Sequence[Path]) -> str:
     for path in paths:
         total.update(path.read_bytes())
     return total.hexdigest()
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file, whole or not at all."""
+    write_whole(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 class Log:
