@@ -62,6 +62,10 @@ class Grader(Protocol):
         """One verdict per output row, with its `id`."""
         ...
 
+    def spent(self, verdicts: Sequence[Row]) -> dict[str, Any]:
+        """What verdicts cost, for the report."""
+        ...
+
 
 class Benchmark(ABC):
     """One benchmark on the user's data.

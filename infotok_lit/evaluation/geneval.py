@@ -1,6 +1,6 @@
 """GenEval: 553 prompts in six tasks, four images each, in the official layout (Ghosh et al., 2023, arXiv 2310.11513).
 
-Two benchmarks with one scorer: the plain prompts, and Show-o2's, which add a paragraph to each.
+Two benchmarks with one scorer: the plain prompts, and Show-o2's, which write each out in a paragraph.
 """
 
 import json
@@ -158,6 +158,10 @@ class DetectorGrader:
                 }
             )
         return verdicts
+
+    def spent(self, verdicts: Sequence[Row]) -> dict[str, Any]:
+        """Nothing but time."""
+        return {}
 
 
 def stored(detection: Detection) -> Row:

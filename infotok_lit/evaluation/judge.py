@@ -25,7 +25,13 @@ REFUSED = (400, 413, 422)
 
 
 class JudgeError(ExplainedError):
-    """The judge cannot be reached, or does not answer; what was judged so far is kept."""
+    """The judge cannot be reached, or does not answer.
+
+    Attributes:
+        kept: the verdicts of the same batch that did come.
+    """
+
+    kept: Sequence[Row] = ()
 
 
 class Refusal(Exception):
@@ -157,9 +163,26 @@ class JudgeGrader:
         self.batch_size = 4 * endpoint.workers
 
     def verdicts(self, rows: Sequence[Row], folder: Path) -> list[Row]:
-        """One verdict per row, several at a time: `reading` (None where nothing could be read), `reply`, tokens."""
+        """One verdict per row, several at a time: `reading` (None where nothing could be read), `reply`, tokens.
+
+        Raises:
+            JudgeError: some did not come; it brings those that did.
+        """
         with ThreadPoolExecutor(self.endpoint.workers) as pool:
-            return list(pool.map(lambda row: self._verdict(row, folder), rows))
+            calls = [pool.submit(self._verdict, row, folder) for row in rows]
+        failures = [failure for failure in (call.exception() for call in calls) if failure is not None]
+        if not failures:
+            return [call.result() for call in calls]
+        if isinstance(failures[0], JudgeError):
+            failures[0].kept = [call.result() for call in calls if call.exception() is None]
+        raise failures[0]
+
+    def spent(self, verdicts: Sequence[Row]) -> dict[str, Any]:
+        """What some verdicts took."""
+        tokens_in, tokens_out = (sum(one[key] for one in verdicts) for key in ("tokens_in", "tokens_out"))
+        cost = self.endpoint.cost(tokens_in, tokens_out)
+        unread = sum(one["reading"] is None for one in verdicts)
+        return {"tokens_in": tokens_in, "tokens_out": tokens_out, "cost": cost, "unread": unread}
 
     def _verdict(self, row: Row, folder: Path) -> Row:
         content = self.benchmark.judge_content(row, folder)

@@ -46,6 +46,7 @@ def summarise(
     """
     errors = standard_errors(benchmark, rows)
     answered = [row for row in rows if "parsed" in row]
+    grader, verdicts = benchmark.grader, [row["verdict"] for row in rows if "verdict" in row]
     graded = sum(row["score"] is not None for row in rows)
     return {
         "benchmark": benchmark.name,
@@ -57,7 +58,7 @@ def summarise(
         "graded": graded,
         "complete": len(rows) == planned and graded == planned,
         "unparsed": sum(row["parsed"] is None for row in answered) / len(answered) if answered else None,
-        "grader": None if benchmark.grader is None else benchmark.grader.name,
+        "grader": None if grader is None else {"name": grader.name, **grader.spent(verdicts)},
         **benchmark.facts,
         "model": dict(model),
         "per_second": {stage: made / progress.seconds[stage] for stage, made in progress.made.items()},

@@ -18,6 +18,7 @@ from PIL import Image
 
 from infotok_lit.errors import SettingsError
 from infotok_lit.evaluation.benchmark import Benchmark, Drawing, Question
+from infotok_lit.evaluation.judge import JudgeError
 from infotok_lit.evaluation.models import EvaluatedModel
 from infotok_lit.evaluation.records import Log, Row, read_log, to_lines
 from infotok_lit.files import write_whole
@@ -211,7 +212,11 @@ class Evaluation:
         log, finished = Log(path.with_name(f"{name}.{self.world.rank}.part")), 0
         for batch in mine:
             started = time.perf_counter()
-            log.append(work(batch))
+            try:
+                log.append(work(batch))
+            except JudgeError as error:
+                log.append(error.kept)
+                raise
             self.progress.seconds[name] = self.progress.seconds.get(name, 0.0) + time.perf_counter() - started
             self.progress.made[name] = self.progress.made.get(name, 0) + len(batch)
             finished += len(batch) * self.world.size
