@@ -3,14 +3,13 @@
 Only the standard library is imported here, so that help and typing errors are answered at once.
 """
 
-import difflib
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
 from infotok_lit import __version__
-from infotok_lit.errors import ExplainedError
+from infotok_lit.errors import ExplainedError, did_you_mean
 
 COMMANDS = {
     "fit": (
@@ -40,10 +39,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     command = arguments[0]
     if command not in COMMANDS:
-        return _fail(f"no subcommand {command!r}{_suggest(command, COMMANDS)}\n\n{_usage()}")
+        return _fail(f"no subcommand {command!r}{did_you_mean(command, COMMANDS)}\n\n{_usage()}")
     missing = _missing_config(arguments[1:])
     if missing is not None:
-        return _fail(f"no configuration file at {missing}{_suggest(missing.name, _yaml_names(missing.parent))}")
+        return _fail(f"no configuration file at {missing}{did_you_mean(missing.name, _yaml_names(missing.parent))}")
     try:
         return import_module(COMMANDS[command][0]).main(arguments)
     except ExplainedError as error:
@@ -71,11 +70,6 @@ def _missing_config(arguments: Sequence[str]) -> Path | None:
 
 def _yaml_names(folder: Path) -> list[str]:
     return [path.name for path in folder.glob("*.yaml")] if folder.is_dir() else []
-
-
-def _suggest(word: str, known: Sequence[str] | dict[str, object]) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean {close[0]}?" if close else ""
 
 
 def _say(text: str) -> None:
