@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from infotok_lit.errors import ExplainedError, MissingFileError, SettingsError
+from infotok_lit.errors import ExplainedError, MissingFileError, SettingsError, did_you_mean
 from infotok_lit.evaluation.benchmark import Benchmark
 from infotok_lit.evaluation.dpg_bench import DpgBench
 from infotok_lit.evaluation.geneval import GenEval, RewrittenGenEval
@@ -93,9 +93,14 @@ def make_benchmarks(names: Sequence[str], options: Options) -> list[Benchmark]:
     """The benchmarks of some names, `all` for every one.
 
     Raises:
+        SettingsError: there is no benchmark of that name.
         ExplainedError: one message about everything that is missing, if anything is.
     """
     names = list(BENCHMARKS) if "all" in names else list(dict.fromkeys(names))
+    for name in names:
+        if name not in BENCHMARKS:
+            hint = did_you_mean(name, BENCHMARKS) or f"; there are {', '.join(BENCHMARKS)}"
+            raise SettingsError(f"no benchmark {name!r}{hint}")
     made, missing = [], []
     for name in names:
         try:

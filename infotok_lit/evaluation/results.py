@@ -99,7 +99,8 @@ def write_result(folder: Path, result: Result, rows: Sequence[Row]) -> None:
 def table(results: Sequence[Result]) -> str:
     """Results of several models on one benchmark, and the paper's rows below them, in Markdown."""
     benchmark = results[0].benchmark
-    names = list(dict.fromkeys(name for result in results for name in result.scores)) or [benchmark.headline]
+    names = list(dict.fromkeys(name for result in results for name in result.scores))
+    names = names or list(benchmark.paper) or [benchmark.headline]
     names.sort(key=lambda name: name != benchmark.headline)
     lines = [f"**{benchmark.title}**", "", _line(["model", *names]), _line(["---"] * (len(names) + 1))]
     for result in results:
