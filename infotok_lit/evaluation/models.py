@@ -127,7 +127,7 @@ class TransformersModel(EvaluatedModel):
     @torch.inference_mode()
     def answer(self, images: Sequence[Image.Image], questions: Sequence[str], max_new_tokens: int) -> list[str]:
         chats = [_chat(image, question) for image, question in zip(images, questions, strict=True)]
-        inputs = self._inputs(chats, add_generation_prompt=True, padding_side="left")
+        inputs = self._inputs(chats)
         output = self.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
         return self.processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
@@ -137,7 +137,7 @@ class TransformersModel(EvaluatedModel):
     ) -> list[list[float]]:
         found = []
         for image, question, choices in zip(images, questions, options, strict=True):
-            asked = self._inputs([_chat(image, question)], add_generation_prompt=True)
+            asked = self._inputs([_chat(image, question)])
             found.append([self._likelihood(asked, option) for option in choices])
         return found
 
@@ -150,9 +150,15 @@ class TransformersModel(EvaluatedModel):
         logits = self.model(**rest, **more).logits[0, -ids.shape[1] - 1 : -1].float()
         return float(logits.log_softmax(-1).gather(1, ids[0, :, None]).mean())
 
-    def _inputs(self, chats: list[list[dict[str, Any]]], **options: Any) -> Any:
+    def _inputs(self, chats: list[list[dict[str, Any]]]) -> Any:
+        """Up to where the answer starts; left-padded, so that answers follow at once."""
         return self.processor.apply_chat_template(
-            chats, tokenize=True, return_dict=True, return_tensors="pt", padding=True, **options
+            chats,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            add_generation_prompt=True,
+            processor_kwargs={"padding": True, "padding_side": "left"},
         ).to(self.model.device, dtype=self.model.dtype)
 
 
@@ -164,7 +170,7 @@ class DiffusersModel(EvaluatedModel):
 
         self.path, self.name, self.dtype, self.device = path, name, dtype, device
         try:
-            pipeline = DiffusionPipeline.from_pretrained(path, local_files_only=True, torch_dtype=getattr(torch, dtype))
+            pipeline = DiffusionPipeline.from_pretrained(path, local_files_only=True, dtype=getattr(torch, dtype))
         except (ValueError, OSError) as error:
             raise SettingsError(f"{path} is no pipeline of diffusers: {error}") from error
         self.pipeline = pipeline.to(device)

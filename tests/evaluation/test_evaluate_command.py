@@ -65,7 +65,18 @@ def test_models_stand_side_by_side(model, tmp_path, capsys):
     other = tmp_path / "elsewhere" / "tiny"
     other.parent.mkdir()
     other.symlink_to(model)
-    command = ["evaluate", "--model", model, other, "--benchmark", "scenes32", "--limit", "1", "--out", tmp_path / "out"]
+    command = [
+        "evaluate",
+        "--model",
+        model,
+        other,
+        "--benchmark",
+        "scenes32",
+        "--limit",
+        "1",
+        "--out",
+        tmp_path / "out",
+    ]
     assert main([*map(str, command)]) == 0
     rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| tiny")]
     assert [row[0] for row in rows] == ["| tiny-1", "| tiny-2"] and rows[0][1:] == rows[1][1:]
