@@ -1,6 +1,6 @@
 """Our models in lmms-eval (0.7), which finds them through the entry point `lmms_eval.models`.
 
-    lmms-eval --model infotok --model_args path=EXPORTED --tasks TASK --batch_size 8
+lmms-eval --model infotok --model_args path=EXPORTED --tasks TASK --batch_size 8
 """
 
 import os

@@ -83,12 +83,13 @@ class OwnModel(EvaluatedModel):
         return drawn
 
     def answer(self, images: Sequence[Image.Image], questions: Sequence[str], max_new_tokens: int) -> list[str]:
-        samples = [
-            UnderstandingSample(image, question, "", "") for image, question in zip(images, questions, strict=True)
-        ]
-        batch = self.model.processor.understanding(samples)
+        distinct = list({id(image): image for image in images}.values())
+        place = {id(image): number for number, image in enumerate(distinct)}
+        batch = self.model.processor.understanding([UnderstandingSample(image, "", "", "") for image in distinct])
+        image_of = None if len(distinct) == len(images) else [place[id(image)] for image in images]
         with self._running() as device:
-            return self.model.describe(batch.pixel_values.to(device), batch.questions, max_new_tokens)
+            pixels = batch.pixel_values.to(device)
+            return self.model.describe(pixels, questions, max_new_tokens, image_of=image_of)
 
     def likelihoods(
         self, images: Sequence[Image.Image], questions: Sequence[str], options: Sequence[Sequence[str]]

@@ -81,11 +81,18 @@ class UnifiedModel(nn.Module, ABC):
 
     @abstractmethod
     def describe(
-        self, pixel_values: Tensor, prompts: Sequence[str], max_new_tokens: int, use_cache: bool = True
+        self,
+        pixel_values: Tensor,
+        prompts: Sequence[str],
+        max_new_tokens: int,
+        use_cache: bool = True,
+        image_of: Sequence[int] | None = None,
     ) -> list[str]:
-        """Answer one prompt per image (B, 3, height, width) in [-1, 1], greedily.
+        """Answer prompts about images (I, 3, height, width) in [-1, 1], greedily.
 
         Args:
+            image_of: for each prompt, which image it is about; default: one prompt per image, in order. An image is
+                encoded once, however many prompts are about it.
             use_cache: keep keys and values of earlier tokens; the answers are the same without, and take longer.
         """
 

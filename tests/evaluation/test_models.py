@@ -49,6 +49,15 @@ def test_our_models_answer_a_batch_as_one_by_one(model):
     assert together == alone and len(set(together)) > 1
 
 
+def test_our_models_answer_many_questions_about_one_image_as_one_by_one(model):
+    own = OwnModel(model, "own", Path("nowhere"))
+    images = [IMAGES[0], IMAGES[1], IMAGES[0]]
+    together = own.answer(images, QUESTIONS, 6)
+    assert together == [
+        own.answer([image], [question], 6)[0] for image, question in zip(images, QUESTIONS, strict=True)
+    ]
+
+
 def test_our_models_draw_by_the_seed_of_each_prompt(model):
     own = OwnModel(model, "own", Path("nowhere"))
     prompts = ["a red circle", "a blue square", "a red circle", "a red circle"]

@@ -13,6 +13,7 @@ from transformers import DynamicCache, LogitsProcessorList, RepetitionPenaltyLog
 
 from infotok_lit.batch import BranchOutput, GenerationBatch, ReconstructionOutput, TokenLayout, UnderstandingBatch
 from infotok_lit.checkpoints import KeyMap
+from infotok_lit.models.common.answering import LanguageParts, answer_after_prefix, split_after_image
 from infotok_lit.models.common.language_model import build_language_model, embed_with_images, text_loss
 from infotok_lit.models.common.reconstruction import (
     ReconstructionConfig,
@@ -125,15 +126,32 @@ class Harmon(UnifiedModel):
 
     @torch.no_grad()
     def describe(
-        self, pixel_values: Tensor, prompts: Sequence[str], max_new_tokens: int = 64, use_cache: bool = True
+        self,
+        pixel_values: Tensor,
+        prompts: Sequence[str],
+        max_new_tokens: int = 64,
+        use_cache: bool = True,
+        image_of: Sequence[int] | None = None,
     ) -> list[str]:
-        """Answer one prompt per image, greedily; prompts may differ in length."""
+        """Answer prompts about images, greedily; prompts may differ in length."""
         latents, grid = self.encode_images(pixel_values)
         visual = self.project_for_reading(self.encoder(latents, grid))
         ids, mask = self.processor.prompts_with_image(prompts, num_image_tokens=visual.shape[1], pad_left=True)
         ids, mask = ids.to(visual.device), mask.to(visual.device)
+        if image_of is not None:
+            shared = split_after_image(ids, mask) if use_cache else None
+            if shared is not None:
+                prefix = self.embed_with_images(shared.prefix.expand(len(visual), -1), visual)
+                found = answer_after_prefix(self._language(), prefix, image_of, shared.questions, max_new_tokens)
+                return self.processor.decode(found)
+            visual = visual[list(image_of)]
         answer = self.answer(self.embed_with_images(ids, visual), mask, max_new_tokens, use_cache)
         return self.processor.decode(answer)
+
+    def _language(self) -> LanguageParts:
+        adjust = RepetitionPenaltyLogitsProcessor(self.config.repetition_penalty)
+        ids = self.processor.end_id, self.processor.pad_id
+        return LanguageParts(self.llm.model, self.llm.lm_head, self.llm.get_input_embeddings(), *ids, adjust)
 
     def answer(self, embeds: Tensor, mask: Tensor, max_new_tokens: int, use_cache: bool = True) -> Tensor:
         """Greedy continuation ids (B, at most max_new_tokens) of left-padded embeddings (B, T, H)."""

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from infotok_lit.batch import BranchOutput, GenerationBatch, ReconstructionOutput, TokenLayout, UnderstandingBatch
 from infotok_lit.checkpoints import KeyMap
+from infotok_lit.models.common.answering import LanguageParts, answer_after_prefix, split_after_image
 from infotok_lit.models.common.block_transform import BlockTransform
 from infotok_lit.models.common.image_noise import ImageNoise
 from infotok_lit.models.common.language_model import embed_with_images, text_loss
@@ -134,12 +135,29 @@ class OpenUni(UnifiedModel):
 
     @torch.no_grad()
     def describe(
-        self, pixel_values: Tensor, prompts: Sequence[str], max_new_tokens: int = 64, use_cache: bool = True
+        self,
+        pixel_values: Tensor,
+        prompts: Sequence[str],
+        max_new_tokens: int = 64,
+        use_cache: bool = True,
+        image_of: Sequence[int] | None = None,
     ) -> list[str]:
-        """Answer one prompt per image, greedily; prompts may differ in length."""
-        ids, mask = self.processor.prompts_with_image(prompts)
-        embeds = self.embed_with_images(ids.to(pixel_values.device), self.read_images(pixel_values))
-        return self.processor.decode(self.answer(embeds, mask.to(embeds.device), max_new_tokens, use_cache))
+        """Answer prompts about images, greedily; prompts may differ in length."""
+        ids, mask = (part.to(pixel_values.device) for part in self.processor.prompts_with_image(prompts))
+        visual = self.read_images(pixel_values)
+        if image_of is not None:
+            shared = split_after_image(ids, mask) if use_cache else None
+            if shared is not None:
+                prefix = self.embed_with_images(shared.prefix.expand(len(visual), -1), visual)
+                found = answer_after_prefix(self._language(), prefix, image_of, shared.questions, max_new_tokens)
+                return self.processor.decode(found)
+            visual = visual[list(image_of)]
+        embeds = self.embed_with_images(ids, visual)
+        return self.processor.decode(self.answer(embeds, mask, max_new_tokens, use_cache))
+
+    def _language(self) -> LanguageParts:
+        ids = self.processor.end_id, self.processor.pad_id
+        return LanguageParts(self.vlm.model.language_model, self.vlm.lm_head, self._embeddings, *ids)
 
     def answer(self, embeds: Tensor, mask: Tensor, max_new_tokens: int, use_cache: bool = True) -> Tensor:
         """Greedy continuation ids (B, at most max_new_tokens) of left-padded embeddings (B, T, H)."""

@@ -3,6 +3,7 @@
 Shapes: B prompts, T positions of the longest, A new tokens.
 """
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from infotok_lit.batch import IMAGE_TOKEN_ID
+from infotok_lit.models.common.answering import LanguageParts, answer_after_prefix, split_after_image
 from infotok_lit.models.showo2.attention import dense_mask
 from infotok_lit.models.showo2.sequence import find_regions, insert_images
 
@@ -26,6 +28,28 @@ def answer(
         regions = regions + regions.new_tensor([1, 0])
     embeds = embed_prompts(model, input_ids, latents)
     return continue_greedily(model, embeds, attention_mask, regions, max_new_tokens, use_cache)[0]
+
+
+def answer_shared(
+    model: "Showo2",
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    latents: Tensor,
+    image_of: Sequence[int],
+    max_new_tokens: int,
+) -> Tensor | None:
+    """The same answers where several prompts are about one image of `latents`; None if prompts differ before it."""
+    # With the official script's shift, the position after the image belongs to what sees it whole.
+    shift = int(model.config.prompts.describing == "official")
+    shared = split_after_image(input_ids, attention_mask, shift)
+    if shared is None:
+        return None
+    ids = shared.prefix.expand(len(latents), -1)
+    mask = dense_mask(find_regions(ids) + ids.new_tensor([shift, 0]), ids.shape[1])
+    llm, processor = model.llm, model.processor
+    language = LanguageParts(llm.model, llm.lm_head, llm.get_input_embeddings(), processor.end_id, processor.pad_id)
+    prefix = embed_prompts(model, ids, latents)
+    return answer_after_prefix(language, prefix, image_of, shared.questions, max_new_tokens, mask)
 
 
 def embed_prompts(model: "Showo2", input_ids: Tensor, latents: Tensor) -> Tensor:

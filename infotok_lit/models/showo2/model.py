@@ -40,7 +40,7 @@ from infotok_lit.models.common.token_grid import Grid, token_grid
 from infotok_lit.models.showo2.attention import OMNI_ATTENTION, Mask, build_mask, image_of_position
 from infotok_lit.models.showo2.autoencoder import build_autoencoder
 from infotok_lit.models.showo2.config import PATCH_SIZE, DrawingConfig, Showo2Config
-from infotok_lit.models.showo2.describing import answer
+from infotok_lit.models.showo2.describing import answer, answer_shared
 from infotok_lit.models.showo2.diffusion_head import DiffusionHead
 from infotok_lit.models.showo2.drawing import draw_latents
 from infotok_lit.models.showo2.draws import TrainingDraws, draw_training
@@ -206,14 +206,24 @@ class Showo2(UnifiedModel):
 
     @torch.no_grad()
     def describe(
-        self, pixel_values: Tensor, prompts: Sequence[str], max_new_tokens: int = 64, use_cache: bool = True
+        self,
+        pixel_values: Tensor,
+        prompts: Sequence[str],
+        max_new_tokens: int = 64,
+        use_cache: bool = True,
+        image_of: Sequence[int] | None = None,
     ) -> list[str]:
-        """Answer one prompt per image, greedily; prompts may differ in length, and each answer ends by itself."""
+        """Answer prompts about images, greedily; prompts may differ in length, and each answer ends by itself."""
         noise = ImageNoise([0] * len(pixel_values), pixel_values.device)
         height, width = (side // self.config.autoencoder.stride for side in pixel_values.shape[2:])
         latents = self.encode_images(pixel_values, noise.normal(self.config.autoencoder.channels, height, width))
         ids, mask = self.processor.prompts_with_image(prompts, 1 + height * width // PATCH_SIZE**2)
         ids, mask = ids.to(latents.device), mask.to(latents.device)
+        if image_of is not None:
+            found = answer_shared(self, ids, mask, latents, image_of, max_new_tokens) if use_cache else None
+            if found is not None:
+                return self.processor.decode(found)
+            latents = latents[list(image_of)]
         return self.processor.decode(answer(self, ids, mask, latents, max_new_tokens, use_cache))
 
     # Generation

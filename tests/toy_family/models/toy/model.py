@@ -97,11 +97,18 @@ class Toy(UnifiedModel):
 
     @torch.no_grad()
     def describe(
-        self, pixel_values: Tensor, prompts: Sequence[str], max_new_tokens: int = 64, use_cache: bool = True
+        self,
+        pixel_values: Tensor,
+        prompts: Sequence[str],
+        max_new_tokens: int = 64,
+        use_cache: bool = True,
+        image_of: Sequence[int] | None = None,
     ) -> list[str]:
-        """Answer one prompt per image, greedily, one after another."""
+        """Answer prompts about images, greedily, one after another."""
         answers = []
-        for tokens, prompt in zip(self.encode(self.latents(pixel_values)), prompts, strict=True):
+        encoded = self.encode(self.latents(pixel_values))
+        encoded = encoded if image_of is None else encoded[list(image_of)]
+        for tokens, prompt in zip(encoded, prompts, strict=True):
             ids = torch.tensor([self.processor.question_ids(prompt)], device=tokens.device)
             embeds = self._embed(ids, tokens.unsqueeze(0))
             found = self.llm.generate(
