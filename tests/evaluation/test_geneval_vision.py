@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from evaluation.fakes import FakeModel
 from PIL import Image
 from transformers import (
     CLIPConfig,
@@ -18,8 +19,10 @@ from transformers import (
 )
 
 from infotok_lit.errors import DataError, MissingFileError
+from infotok_lit.evaluation.geneval import GenEval, judge_stored
 from infotok_lit.evaluation.geneval_rules import COLOURS, Detection
 from infotok_lit.evaluation.geneval_vision import CLASSES, ImageJudge, crop_on_grey, instances
+from infotok_lit.evaluation.running import Evaluation
 
 
 @pytest.fixture(scope="module")
@@ -153,3 +156,19 @@ def test_what_cannot_judge_is_refused(tmp_path, detector, classifier):
         ImageJudge(tmp_path, classifier)
     with pytest.raises(DataError, match="cannot be used to judge"):
         ImageJudge(classifier, classifier)
+
+
+def test_verdicts_are_kept_as_scenes_that_can_be_judged_again(image_judge, tmp_path):
+    benchmark = GenEval(images_per_prompt=2, image_judge=image_judge)
+    evaluation = Evaluation(FakeModel(), benchmark, tmp_path, limit=3)
+    evaluation.open()
+    rows = evaluation.graded()
+    benchmark.write_official(tmp_path, rows)
+    assert len(rows) == 6 and all(row["score"] in (0, 1) for row in rows)
+    (log,) = tmp_path.glob("verdicts.*.jsonl")
+    _, told = judge_stored(log)
+    assert told[-1] == "verdicts agree: 6 of 6"
+    official = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+    assert [line["correct"] for line in official] == [bool(row["score"]) for row in rows]
+    assert {line["tag"] for line in official} == {row["tag"] for row in rows}
+    assert json.loads(official[0]["metadata"]) == benchmark.metadata[0]
