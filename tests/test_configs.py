@@ -12,11 +12,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LightningCLI
 
 from infotok_lit.assets import ASSETS, QUICKSTART_CONFIG
 from infotok_lit.commands.fit import InfoTokCLI, main
 from infotok_lit.data.datamodule import UnifiedDataModule
+from infotok_lit.modules.decoder_probe import DecoderProbe
 from infotok_lit.modules.infotok_module import InfoTokModule
 
 ROOT = Path(__file__).parents[1]
@@ -31,7 +33,7 @@ HEAVY = {"torch", "lightning", "transformers", "diffusers", "numpy", "jsonargpar
 def configure(*arguments: str) -> LightningCLI:
     """Everything that a configuration names, instantiated and not run; no weights are read for it."""
     return InfoTokCLI(
-        InfoTokModule,
+        LightningModule,
         UnifiedDataModule,
         subclass_mode_model=True,
         subclass_mode_data=True,
@@ -77,7 +79,7 @@ def test_every_configuration_can_be_run(path, your_data) -> None:
     base = small if small.exists() and is_complete(small) else QUICKSTART_CONFIG
     under = [] if is_complete(path) else ["--config", str(base)]
     cli = configure(*under, "--config", str(path), *ON_ANY_MACHINE)
-    assert isinstance(cli.model, InfoTokModule)
+    assert isinstance(cli.model, InfoTokModule | DecoderProbe)
     assert isinstance(cli.datamodule, UnifiedDataModule)
     assert not hasattr(cli.model, "base"), "the model is built by the trainer, not by parsing"
     assert cli.trainer.max_steps > 0

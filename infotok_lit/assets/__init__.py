@@ -7,6 +7,7 @@ from infotok_lit.errors import MissingFileError
 ASSETS = Path(__file__).parent
 QUICKSTART_CONFIG = ASSETS / "quickstart.yaml"
 SCENES_TOKENIZER = ASSETS / "scenes_tokenizer"
+SCENES_FEATURES = ASSETS / "scenes_features" / "features.safetensors"
 BENCHMARKS = ASSETS / "benchmarks"
 """What of the public benchmarks may be passed on."""
 

@@ -4,14 +4,13 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 
 from infotok_lit.assets import QUICKSTART_CONFIG
 from infotok_lit.checkpoints import CheckpointError, is_run_checkpoint, newest_checkpoint
 from infotok_lit.data.datamodule import UnifiedDataModule
 from infotok_lit.errors import MissingFileError
-from infotok_lit.modules.infotok_module import InfoTokModule
 
 
 class InfoTokCLI(LightningCLI):
@@ -92,7 +91,7 @@ def run(argv: Sequence[str]) -> InfoTokCLI:
         arguments[1:1] = ["--config", str(QUICKSTART_CONFIG)]
     ignore_expected_warnings()
     return InfoTokCLI(
-        InfoTokModule,
+        LightningModule,
         UnifiedDataModule,
         subclass_mode_model=True,
         subclass_mode_data=True,
