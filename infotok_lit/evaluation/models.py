@@ -54,16 +54,16 @@ class OwnModel(EvaluatedModel):
     """A model of this package.
 
     Args:
-        drawing: the family's DrawingConfig; default: the model's own.
+        sampling: the family's SamplingConfig; default: the model's own.
     """
 
-    def __init__(self, model: UnifiedModel, name: str, path: Path, drawing: Any = None) -> None:
+    def __init__(self, model: UnifiedModel, name: str, path: Path, sampling: Any = None) -> None:
         self.model, self.name, self.path = model, name, path
-        self.drawing = model.config.drawing if drawing is None else drawing
+        self.sampling = model.config.sampling if sampling is None else sampling
 
     def description(self) -> dict[str, Any]:
         dtype = str(next(self.model.parameters()).dtype).removeprefix("torch.")
-        return super().description() | {"family": self.model.family, "dtype": dtype, "sampler": asdict(self.drawing)}
+        return super().description() | {"family": self.model.family, "dtype": dtype, "sampler": asdict(self.sampling)}
 
     @contextmanager
     def _running(self) -> Iterator[torch.device]:
@@ -78,17 +78,16 @@ class OwnModel(EvaluatedModel):
         cuts = [0, *(i for i, (one, next_) in enumerate(pairwise(seeds), 1) if next_ != one + 1), len(seeds)]
         with self._running():
             for start, end in pairwise(cuts):
-                images = self.model.generate(prompts[start:end], seed=seeds[start], drawing=self.drawing)
+                images = self.model.generate(prompts[start:end], seed=seeds[start], sampling=self.sampling)
                 drawn += [Image.fromarray(image) for image in to_uint8(images)]
         return drawn
 
     def answer(self, images: Sequence[Image.Image], questions: Sequence[str], max_new_tokens: int) -> list[str]:
         distinct = list({id(image): image for image in images}.values())
         place = {id(image): number for number, image in enumerate(distinct)}
-        batch = self.model.processor.understanding([UnderstandingSample(image, "", "", "") for image in distinct])
         image_of = None if len(distinct) == len(images) else [place[id(image)] for image in images]
         with self._running() as device:
-            pixels = batch.pixel_values.to(device)
+            pixels = self.model.processor.pixels(distinct).to(device)
             return self.model.describe(pixels, questions, max_new_tokens, image_of=image_of)
 
     def likelihoods(

@@ -24,8 +24,8 @@ from infotok_lit.checkpoints import read_pickle
 from infotok_lit.errors import SettingsError
 from infotok_lit.models.unified import UnifiedModel
 from infotok_lit.modules.base_model import BASE_PREFIX, BaseModel
-from infotok_lit.modules.determinism import StepSeed
 from infotok_lit.modules.optimiser import OptimiserConfig, warmup_cosine
+from infotok_lit.modules.run_callbacks import DataConnection, StepSeed
 from infotok_lit.seeding import isolated_rng
 
 UNDERSTANDING = BRANCHES.index("understanding")
@@ -129,8 +129,8 @@ class DecoderProbe(pl.LightningModule):
         rank_zero_info(f"A decoder of {trained:,} parameters reads the tokens of a frozen {self.base.title}.")
 
     def configure_callbacks(self) -> list[pl.Callback]:
-        """What makes resuming exact."""
-        return [StepSeed()]
+        """What makes resuming exact, and gives the data its processor."""
+        return [StepSeed(), DataConnection()]
 
     def hard_negatives(self, branch: Branch) -> int:
         """The probe reads no texts."""
@@ -153,7 +153,7 @@ class DecoderProbe(pl.LightningModule):
         """Mean squared error of pixels in [-1, 1]."""
         images = batch["understanding"].pixel_values
         loss = F.mse_loss(self.reconstruct(batch["understanding"]), images)
-        self.log("train/probe/loss", loss.detach(), prog_bar=True)
+        self.log("train/loss", loss.detach(), prog_bar=True)
         return loss
 
     def on_validation_epoch_start(self) -> None:

@@ -16,7 +16,7 @@ from infotok_lit.scenes.generator import Scene
 from infotok_lit.scenes.source import Scenes
 from infotok_lit.scenes.spec import COLOURS, SHAPES
 
-KINDS = len(SHAPES) * len(COLOURS)
+KINDS = len(SHAPES.kinds) * len(COLOURS)
 CELLS = 4
 
 
@@ -43,8 +43,8 @@ class SceneFeatures(nn.Module):
         self.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> "SceneFeatures":
-        """Nothing here depends on it; a metric may ask for it."""
-        return self
+        """It is not trained any more, whatever a metric or module around it asks for."""
+        return super().train(False)
 
     def forward(self, images: Tensor) -> Tensor:
         """The mean over places of the last layer."""
@@ -67,7 +67,7 @@ def contents(scene: Scene) -> Tensor:
     """(4,) int64: the kind in each quarter of a scene with 2 x 2 places, KINDS for none."""
     found = torch.full((CELLS,), KINDS)
     for item in scene.objects:
-        kind = SHAPES.index(item.shape) * len(COLOURS) + COLOURS.index(item.colour)
+        kind = SHAPES.kinds.index(item.kind) * len(COLOURS) + COLOURS.index(item.colour)
         found[2 * item.cell[0] + item.cell[1]] = kind
     return found
 

@@ -12,7 +12,7 @@ from infotok_lit.assets import SCENES_TOKENIZER
 from infotok_lit.cli import main
 from infotok_lit.evaluation.catalogue import BENCHMARKS
 from infotok_lit.models.export import export_model
-from infotok_lit.models.family import family_loading
+from infotok_lit.models.family import family as family_called
 
 RECORDED = Path(__file__).parent / "fixtures" / "geneval_detections.json.gz"
 
@@ -20,7 +20,7 @@ RECORDED = Path(__file__).parent / "fixtures" / "geneval_detections.json.gz"
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "tiny"
-    export_model(family_loading("harmon").build(TINY_CONFIGS["harmon"](0.0), str(SCENES_TOKENIZER)), folder, {})
+    export_model(family_called("harmon").build(TINY_CONFIGS["harmon"](0.0), str(SCENES_TOKENIZER)), folder, {})
     return folder
 
 

@@ -25,7 +25,7 @@ from infotok_lit.assets import SCENES_TOKENIZER
 from infotok_lit.batch import UnderstandingSample
 from infotok_lit.errors import SettingsError
 from infotok_lit.evaluation.models import DiffusersModel, OwnModel, TransformersModel, fingerprint, kind_of
-from infotok_lit.models.family import family_loading
+from infotok_lit.models.family import family as family_called
 from infotok_lit.models.unified import UnifiedModel
 
 QUESTIONS = ("is there a red circle?", "how many objects are there in the image?", "what?")
@@ -35,7 +35,7 @@ IMAGES = [noise(number, 32) for number in range(3)]
 @pytest.fixture(scope="module", params=FAMILIES)
 def model(request) -> UnifiedModel:
     torch.manual_seed(0)
-    model = family_loading(request.param).build(TINY_CONFIGS[request.param](0.0), str(SCENES_TOKENIZER))
+    model = family_called(request.param).build(TINY_CONFIGS[request.param](0.0), str(SCENES_TOKENIZER))
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and name.startswith(("llm.", "vlm.model.language_model.")):
             parameter.data += torch.randn_like(parameter)

@@ -8,7 +8,7 @@ from tiny import FAMILIES, TINY_CONFIGS
 
 from infotok_lit.assets import SCENES_TOKENIZER
 from infotok_lit.models.common.answering import split_after_image
-from infotok_lit.models.family import family_loading
+from infotok_lit.models.family import family as family_called
 
 QUESTIONS = [
     "is there a red circle?",
@@ -23,7 +23,7 @@ IMAGE_OF = [0, 2, 0, 1, 2]
 @pytest.fixture(scope="module", params=FAMILIES)
 def model(request):
     torch.manual_seed(0)
-    model = family_loading(request.param).build(TINY_CONFIGS[request.param](0.0), str(SCENES_TOKENIZER))
+    model = family_called(request.param).build(TINY_CONFIGS[request.param](0.0), str(SCENES_TOKENIZER))
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             loud = name.startswith(("llm.", "vlm.", "project_in.", "encoder.fusion."))
@@ -47,7 +47,7 @@ def test_the_official_shift_of_showo2_is_kept(images):
     torch.manual_seed(0)
     config = TINY_CONFIGS["showo2"](0.0)
     config = replace(config, prompts=replace(config.prompts, describing="official"))
-    model = family_loading("showo2").build(config, str(SCENES_TOKENIZER)).eval()
+    model = family_called("showo2").build(config, str(SCENES_TOKENIZER)).eval()
     for parameter in model.parameters():
         parameter.data += 0.3 * torch.randn_like(parameter)
     alone = model.describe(images[IMAGE_OF], QUESTIONS, 8)
@@ -56,7 +56,7 @@ def test_the_official_shift_of_showo2_is_kept(images):
 
 def test_an_image_is_encoded_once(model, images, monkeypatch):
     seen = []
-    encode = "read_images" if model.family == "openuni" else "encode_images"
+    encode = "understood_tokens" if model.family == "openuni" else "encode_images"
     real = getattr(model, encode)
     monkeypatch.setattr(model, encode, lambda pixels, *rest: seen.append(len(pixels)) or real(pixels, *rest))
     model.describe(images, QUESTIONS, 2, image_of=IMAGE_OF)

@@ -14,7 +14,7 @@ from infotok_lit.assets import SCENES_TOKENIZER
 from infotok_lit.batch import TokenLayout
 from infotok_lit.data.datamodule import UnifiedDataModule
 from infotok_lit.errors import SettingsError
-from infotok_lit.models.family import family_loading
+from infotok_lit.models.family import family as family_called
 from infotok_lit.models.unified import UnifiedModel
 from infotok_lit.modules.decoder_probe import DecoderProbe, TokenDecoder
 from infotok_lit.modules.optimiser import OptimiserConfig
@@ -72,7 +72,7 @@ def test_each_token_draws_at_its_own_place():
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_decoder_learns_and_nothing_else_does(family, tmp_path):
     torch.manual_seed(0)
-    base = family_loading(family).build(TINY_CONFIGS[family](0.0), str(SCENES_TOKENIZER))
+    base = family_called(family).build(TINY_CONFIGS[family](0.0), str(SCENES_TOKENIZER))
     module = probe_of(base)
     frozen = {name: value.clone() for name, value in base.state_dict().items()}
     trainer = trainer_of(tmp_path, 60)

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from infotok_lit.batch import IMAGE_TOKEN_ID
-from infotok_lit.models.common.text_batch import pad
+from infotok_lit.batch import IMAGE_TOKEN_ID, Processor
+from infotok_lit.models.common.language_model import compact_positions, followed_by_ones
+from infotok_lit.models.common.processor import pad
 
 
 class LanguageParts(NamedTuple):
@@ -23,8 +24,8 @@ class LanguageParts(NamedTuple):
     head: nn.Module
     """(..., H) -> (..., V) logits."""
     embedding: nn.Embedding
-    end_id: int
-    pad_id: int
+    processor: Processor
+    """Which ids end an answer and pad it."""
     adjust: Callable[[Tensor, Tensor], Tensor] | None = None
     """(new ids (B, a), logits (B, V)) -> logits to choose by."""
 
@@ -64,16 +65,15 @@ def answer_after_prefix(
         prefix_mask: (I, 1, P, P) bool: which positions of a prefix see which; default: earlier ones.
     """
     device, length = prefix.device, prefix.shape[1]
-    ids, real = (part.to(device) for part in pad(questions, language.pad_id))
+    ids, real = (part.to(device) for part in pad(questions, language.processor.pad_id))
     cache = DynamicCache(config=language.body.config)
     language.body(inputs_embeds=prefix, attention_mask=prefix_mask, past_key_values=cache, use_cache=True)
     cache.batch_select_indices(torch.tensor(image_of, device=device))
-    before, after = (real.new_ones(len(ids), count) for count in (length, max_new_tokens))
-    real = torch.cat([before, real, after], dim=1)
+    real = followed_by_ones(torch.cat([real.new_ones(len(ids), length), real], dim=1), max_new_tokens)
     mask = real[:, None, None] & real.new_ones(real.shape[1], real.shape[1]).tril()
     # A padded row sees itself, so that no softmax is over nothing.
     mask |= torch.eye(real.shape[1], dtype=torch.bool, device=device)
-    places = (real.long().cumsum(dim=1) - 1).clamp(min=0)
+    places = compact_positions(real)
     last = torch.tensor([len(question) - 1 for question in questions], device=device)
     inputs, first, end = language.embedding(ids), length, length + ids.shape[1]
     new: list[Tensor] = []
@@ -91,8 +91,8 @@ def answer_after_prefix(
         logits = language.head(states[torch.arange(len(row), device=device), row])
         if language.adjust is not None:
             logits = language.adjust(torch.stack(new, dim=1) if new else ids[:, :0], logits)
-        new.append(logits.argmax(dim=-1).masked_fill(ended, language.pad_id))
-        ended = ended | (new[-1] == language.end_id)
+        new.append(logits.argmax(dim=-1).masked_fill(ended, language.processor.pad_id))
+        ended = ended | (new[-1] == language.processor.end_id)
         if bool(ended.all()):
             break
         inputs, first, end = language.embedding(new[-1]).unsqueeze(1).to(prefix.dtype), end, end + 1
