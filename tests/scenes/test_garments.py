@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from infotok_lit.assets import GARMENT_JUDGE, GARMENT_PHOTOGRAPHS
-from infotok_lit.models.common.block_transform import BlockTransform
+from infotok_lit.models.common.autoencoders import BlockTransform
 from infotok_lit.scenes import Scenes
 from infotok_lit.scenes.garments import cut_out, photograph, photographs_of
 from infotok_lit.scenes.generator import Scene, SceneObject
