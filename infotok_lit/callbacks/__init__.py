@@ -10,6 +10,7 @@ from infotok_lit.callbacks.information_plane import InformationPlane
 from infotok_lit.callbacks.progress import Progress, StartingValues
 from infotok_lit.callbacks.report import FinalReport
 from infotok_lit.callbacks.scene_probes import SceneProbes
+from infotok_lit.callbacks.text_similarity import TextSimilarity
 from infotok_lit.callbacks.token_similarity import TokenSimilarity
 from infotok_lit.errors import SettingsError
 
@@ -25,6 +26,7 @@ __all__ = [
     "Progress",
     "SceneProbes",
     "StartingValues",
+    "TextSimilarity",
     "TokenSimilarity",
 ]
 

@@ -74,7 +74,7 @@ class TokenSimilarity(pl.Callback):
         if dataloader_idx != GENERATION:
             return
         drawn = outputs.output.tokens.float().mean(1)
-        read = self._read(trainer, pl_module, batch).float().mean(1)
+        read = understood_tokens(trainer, pl_module, batch).float().mean(1)
         names = torch.tensor([text_key(name) for name in batch.names], device=drawn.device)
         names, read, drawn = gather_rows(names, read, drawn)
         if self._between is None:
@@ -87,7 +87,7 @@ class TokenSimilarity(pl.Callback):
         """Log."""
         if self._between is None:
             return
-        _log(pl_module, "val/cka", self._between, BRANCHES)
+        log_similarity(pl_module, "val/cka", self._between, BRANCHES)
         if self.drift:
             names, *rows = (torch.cat(parts) for parts in zip(*self._now, strict=True))
             self._log_drift(trainer, pl_module, names, dict(zip(BRANCHES, rows, strict=True)))
@@ -99,19 +99,6 @@ class TokenSimilarity(pl.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on comparing with the tokens before the run."""
         self.before = state_dict["before"]
-
-    def _read(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: GenerationBatch) -> Tensor:
-        """(B, N, D): the tokens of understanding for the images of a generation batch."""
-        pictures = [Image.fromarray(picture) for picture in to_uint8(batch.pixel_values)]
-        samples = [
-            UnderstandingSample(picture, QUESTION, answer=caption, name=name)
-            for picture, caption, name in zip(pictures, batch.captions, batch.names, strict=True)
-        ]
-        precision, device = trainer.precision_plugin, pl_module.device
-        to_read = precision.convert_input(pl_module.base.processor.understanding(samples))
-        to_read = pl_module.transfer_batch_to_device(to_read, device, 0)
-        with isolated_rng(0, device), precision.val_step_context():
-            return pl_module.base.understanding(to_read).tokens
 
     def _log_drift(self, trainer: pl.Trainer, pl_module: pl.LightningModule, names: Tensor, now: Rows) -> None:
         if not self.before:
@@ -127,10 +114,24 @@ class TokenSimilarity(pl.Callback):
         for branch, rows in now.items():
             metric = LinearCKA(rows.shape[1], rows.shape[1], sync_on_compute=False)
             metric.update(self.before[branch][same], rows)
-            _log(pl_module, f"val/cka_drift/{branch}", metric, ("before", "now"))
+            log_similarity(pl_module, f"val/cka_drift/{branch}", metric, ("before", "now"))
 
 
-def _log(pl_module: pl.LightningModule, prefix: str, metric: LinearCKA, sides: tuple[str, str]) -> None:
+def understood_tokens(trainer: pl.Trainer, pl_module: pl.LightningModule, batch: GenerationBatch) -> Tensor:
+    """(B, N, D): the tokens of understanding for the images of a generation batch."""
+    pictures = [Image.fromarray(picture) for picture in to_uint8(batch.pixel_values)]
+    samples = [
+        UnderstandingSample(picture, QUESTION, answer=caption, name=name)
+        for picture, caption, name in zip(pictures, batch.captions, batch.names, strict=True)
+    ]
+    precision, device = trainer.precision_plugin, pl_module.device
+    to_read = precision.convert_input(pl_module.base.processor.understanding(samples))
+    to_read = pl_module.transfer_batch_to_device(to_read, device, 0)
+    with isolated_rng(0, device), precision.val_step_context():
+        return pl_module.base.understanding(to_read).tokens
+
+
+def log_similarity(pl_module: pl.LightningModule, prefix: str, metric: LinearCKA, sides: tuple[str, str]) -> None:
     """Log what can be computed, with the sides by name: `rank_x` becomes, say, `rank_understanding`."""
     for name, value in metric.compute().items():
         ending = {"_x": f"_{sides[0]}", "_y": f"_{sides[1]}"}.get(name[-2:])

@@ -89,6 +89,19 @@ class UnifiedModel(nn.Module, ABC):
         """The language model's input embedding table, (vocabulary, H)."""
         return self.llm.get_input_embeddings()
 
+    @property
+    def text_body(self) -> nn.Module:
+        """The language model without its head: embeddings -> last hidden states."""
+        return self.llm.model
+
+    @torch.no_grad()
+    def last_hidden_states(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """(B, S, H): what the language model makes of right-padded texts (B, S) alone; padding holds no meaning."""
+        seen = mask.bool()[:, None, None] & mask.new_ones(mask.shape[1], mask.shape[1], dtype=torch.bool).tril()
+        # A padded row sees itself, so that no softmax is over nothing.
+        seen = seen | torch.eye(mask.shape[1], dtype=torch.bool, device=mask.device)
+        return self.text_body(inputs_embeds=self.text_embedding(ids), attention_mask=seen).last_hidden_state
+
     # Training
 
     @abstractmethod

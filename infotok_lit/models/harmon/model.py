@@ -155,7 +155,7 @@ class Harmon(UnifiedModel):
             if shared is not None:
                 prefix = self.embed_with_images(shared.prefix.expand(len(visual), -1), visual)
                 penalty = RepetitionPenaltyLogitsProcessor(self.config.repetition_penalty)
-                language = LanguageParts(self.llm.model, self.llm.lm_head, self.text_embedding, self.processor, penalty)
+                language = LanguageParts(self.text_body, self.llm.lm_head, self.text_embedding, self.processor, penalty)
                 found = answer_after_prefix(language, prefix, image_of, shared.questions, max_new_tokens)
                 return self.processor.decode(found)
             visual = visual[list(image_of)]

@@ -144,9 +144,7 @@ class OpenUni(UnifiedModel):
             shared = split_after_image(ids, mask) if use_cache else None
             if shared is not None:
                 prefix = self.embed_with_images(shared.prefix.expand(len(visual), -1), visual)
-                language = LanguageParts(
-                    self.vlm.model.language_model, self.vlm.lm_head, self.text_embedding, self.processor
-                )
+                language = LanguageParts(self.text_body, self.vlm.lm_head, self.text_embedding, self.processor)
                 found = answer_after_prefix(language, prefix, image_of, shared.questions, max_new_tokens)
                 return self.processor.decode(found)
             visual = visual[list(image_of)]
@@ -314,3 +312,8 @@ class OpenUni(UnifiedModel):
     def text_embedding(self) -> nn.Embedding:
         """That of InternVL3's language model."""
         return self.vlm.get_input_embeddings()
+
+    @property
+    def text_body(self) -> nn.Module:
+        """That of InternVL3."""
+        return self.vlm.model.language_model

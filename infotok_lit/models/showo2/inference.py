@@ -58,7 +58,7 @@ def answer_shared(
         return None
     ids = shared.prefix.expand(len(latents), -1)
     mask = dense_mask(find_regions(ids) + ids.new_tensor([shift, 0]), ids.shape[1])
-    language = LanguageParts(model.llm.model, model.llm.lm_head, model.llm.get_input_embeddings(), model.processor)
+    language = LanguageParts(model.text_body, model.llm.lm_head, model.text_embedding, model.processor)
     prefix = embed_prompts(model, ids, latents)
     return answer_after_prefix(language, prefix, image_of, shared.questions, max_new_tokens, mask)
 
