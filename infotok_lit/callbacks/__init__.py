@@ -12,6 +12,7 @@ from infotok_lit.callbacks.report import FinalReport
 from infotok_lit.callbacks.scene_probes import SceneProbes
 from infotok_lit.callbacks.text_similarity import TextSimilarity
 from infotok_lit.callbacks.token_similarity import TokenSimilarity
+from infotok_lit.callbacks.trade_off import TradeOff
 from infotok_lit.errors import SettingsError
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "StartingValues",
     "TextSimilarity",
     "TokenSimilarity",
+    "TradeOff",
 ]
 
 _NOW_CALLED = {"Drawings": "GeneratedImages", "Readings": "AnsweredQuestions"}

@@ -79,6 +79,8 @@ class Benchmark(ABC):
     title: ClassVar[str]
     headline: ClassVar[str] = "overall"
     """The score that is reported first."""
+    headlines: ClassVar[Sequence[str]] = ()
+    """The scores whose fall means that a task has become worse; default: the headline."""
     paper: ClassVar[Mapping[str, str]] = {}
     """Score -> the column of the paper's tables."""
     about_own_images: ClassVar[bool] = False
@@ -87,6 +89,9 @@ class Benchmark(ABC):
     """Of an answer."""
     fetch: ClassVar[str] = ""
     """What to get, and where to put it below the folder of `--data`."""
+
+    def __init_subclass__(cls) -> None:
+        cls.headlines = cls.headlines or (cls.headline,)
 
     sources: Sequence[Path] = ()
     """The files that the prompts or questions come from."""

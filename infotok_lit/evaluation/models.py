@@ -29,11 +29,12 @@ class EvaluatedModel(ABC):
     """A model that draws, or answers questions about images, or both."""
 
     name: str
-    path: Path
+    path: Path | None
+    """None for weights that lie in no file."""
 
     def description(self) -> dict[str, Any]:
         """What its results depend on; two equal ones may share a result folder."""
-        return {"name": self.name, "weights": fingerprint(self.path)}
+        return {"name": self.name, "weights": None if self.path is None else fingerprint(self.path)}
 
     def generate(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
         """One image per prompt; image i depends on its prompt and its seed only."""
@@ -57,7 +58,7 @@ class OwnModel(EvaluatedModel):
         sampling: the family's SamplingConfig; default: the model's own.
     """
 
-    def __init__(self, model: UnifiedModel, name: str, path: Path, sampling: Any = None) -> None:
+    def __init__(self, model: UnifiedModel, name: str, path: Path | None, sampling: Any = None) -> None:
         self.model, self.name, self.path = model, name, path
         self.sampling = model.config.sampling if sampling is None else sampling
 

@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from infotok_lit import __version__
 from infotok_lit.evaluation.benchmark import Benchmark
@@ -73,6 +73,33 @@ def standard_errors(benchmark: Benchmark, rows: Sequence[Row], blocks: int = BLO
     each alone, or in equal blocks where there are many. For a mean of independent rows this is s / sqrt(n) exactly;
     it holds as well for F1, for MME's pairs and for means of means.
     """
+    errors = {name: _jackknife(values) for name, values in _replicates(benchmark, rows, blocks).items()}
+    return {name: error for name, error in errors.items() if error is not None}
+
+
+class Change(NamedTuple):
+    """How far a score moved between two runs on the same items."""
+
+    value: float
+    error: float | None
+    """Its standard error, by the same jackknife: what both runs share does not count."""
+
+
+def change(benchmark: Benchmark, before: Sequence[Row], now: Sequence[Row], blocks: int = BLOCKS) -> dict[str, Change]:
+    """Score -> its change, for the scores that both have."""
+    old, new = benchmark.scores(before), benchmark.scores(now)
+    was, is_ = _replicates(benchmark, before, blocks), _replicates(benchmark, now, blocks)
+    changes = {}
+    for name in old.keys() & new.keys():
+        error = None
+        if len(was.get(name, ())) == len(is_.get(name, ())):
+            error = _jackknife([b - a for a, b in zip(was.get(name, ()), is_.get(name, ()), strict=True)])
+        changes[name] = Change(new[name].value - old[name].value, error)
+    return changes
+
+
+def _replicates(benchmark: Benchmark, rows: Sequence[Row], blocks: int) -> dict[str, list[float]]:
+    """Score -> its values without each block of groups."""
     groups = {group: number for number, group in enumerate(dict.fromkeys(row["group"] for row in rows))}
     count = min(len(groups), blocks)
     replicates: dict[str, list[float]] = {}
@@ -80,13 +107,15 @@ def standard_errors(benchmark: Benchmark, rows: Sequence[Row], blocks: int = BLO
         kept = [row for row in rows if groups[row["group"]] % count != block]
         for name, score in benchmark.scores(kept).items():
             replicates.setdefault(name, []).append(score.value)
-    errors = {}
-    for name, values in replicates.items():
-        centre = sum(values) / len(values)
-        spread = sum((value - centre) ** 2 for value in values)
-        if len(values) > 1 and math.isfinite(spread):
-            errors[name] = math.sqrt((len(values) - 1) / len(values) * spread)
-    return errors
+    return replicates
+
+
+def _jackknife(values: Sequence[float]) -> float | None:
+    """The standard error that leave-one-out values tell; None for fewer than two, or where one is no number."""
+    if len(values) < 2 or not all(map(math.isfinite, values)):
+        return None
+    centre = sum(values) / len(values)
+    return math.sqrt((len(values) - 1) / len(values) * sum((value - centre) ** 2 for value in values))
 
 
 def write_result(folder: Path, result: Result, rows: Sequence[Row]) -> None:

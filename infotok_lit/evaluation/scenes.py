@@ -22,6 +22,7 @@ class ScenesBenchmark(Benchmark):
     name = "scenes32"
     title = "Scenes, 32 pixels"
     headline = "generation"
+    headlines = ("generation", "understanding")
     max_new_tokens = 48
     spec: Literal["scenes32", "scenes64"] = "scenes32"
 
