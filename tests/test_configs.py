@@ -190,8 +190,8 @@ def refusal(capsys, *arguments: str) -> str:
             "data.init_args.train: 'Folder' is not the path of a class, such as infotok_lit.scenes.Scenes",
         ),
         (
-            "trainer.callbacks+=infotok_lit.callbacks.Drawinks",
-            "trainer.callbacks: infotok_lit.callbacks has no Drawinks; did you mean Drawings?",
+            "trainer.callbacks+=infotok_lit.callbacks.ActiveUnitz",
+            "trainer.callbacks: infotok_lit.callbacks has no ActiveUnitz; did you mean ActiveUnits?",
         ),
     ],
 )
@@ -362,17 +362,19 @@ def imports_of(path: Path) -> set[str]:
     ("folder", "allowed"),
     [
         ("batch.py", {"errors"}),
-        ("checkpoints.py", {"errors", "files"}),
+        ("weight_files.py", {"errors"}),
+        ("checkpoints.py", {"errors", "weight_files"}),
+        ("hub.py", {"checkpoints", "errors", "weight_files"}),
         ("pictures.py", {"files"}),
         ("objective", {"objective", "batch", "errors"}),
-        ("models", {"models", "assets", "batch", "checkpoints", "errors", "files", "seeding", "__version__"}),
+        ("models", {"models", "assets", "batch", "checkpoints", "errors", "files", "hub", "seeding", "__version__"}),
         ("data", {"data", "batch", "errors", "files"}),
         ("scenes", {"scenes", "metrics", "batch", "assets", "errors", "files", "seeding"}),
         ("metrics", {"metrics", "batch", "errors"}),
         (
             "modules",
             {"modules", "models", "objective", "data", "scenes", "metrics", "assets"}
-            | {"batch", "checkpoints", "errors", "files", "seeding"},
+            | {"batch", "checkpoints", "errors", "files", "hub", "seeding"},
         ),
     ],
 )

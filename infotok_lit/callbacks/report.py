@@ -1,14 +1,19 @@
 """The table that a run ends with: both tasks before and after, against chance, and what the tokens hold."""
 
+import shlex
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import lightning.pytorch as pl
 from rich.console import Console
 from rich.table import Table
 
+from infotok_lit.batch import GenerationBatch, UnderstandingBatch
 from infotok_lit.callbacks.export import ExportInference
 
+LONGEST = 100
+"""Characters of a caption or question in a command to try."""
 TASK_ROWS = (
     ("answers: exact match", "val/understanding/answers/overall", "val/understanding/answers/chance"),
     ("drawings: score", "val/generation/score/overall", "val/generation/score/chance"),
@@ -41,6 +46,22 @@ class FinalReport(pl.Callback):
         self.before: dict[str, float] = {}
         self.after: dict[str, float] = {}
         self.after_step = 0
+        self.question, self.caption = "what is in the image?", "a picture"
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Remember a question and a caption of the user's own data, for the commands to try."""
+        if batch_idx == 0 and isinstance(batch, UnderstandingBatch):
+            self.question = batch.questions[0]
+        elif batch_idx == 0 and isinstance(batch, GenerationBatch) and batch.captions:
+            self.caption = batch.captions[0]
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Remember the metrics; those of the first validation for good."""
@@ -59,9 +80,10 @@ class FinalReport(pl.Callback):
         if self.after:
             console.print(self._tasks())
             console.print(self._information())
-        heads = sum(parameter.numel() for parameter in pl_module.infotok.parameters())
-        console.print(f"Stripped: {heads:,} parameters of heads that only training needs.")
-        for line in _next_commands(trainer, run):
+        if hasattr(pl_module, "infotok"):
+            heads = sum(parameter.numel() for parameter in pl_module.infotok.parameters())
+            console.print(f"Stripped: {heads:,} parameters of heads that only training needs.")
+        for line in self._next_commands(trainer, run):
             console.print(line, soft_wrap=True, highlight=False)
 
     def state_dict(self) -> dict[str, Any]:
@@ -92,23 +114,23 @@ class FinalReport(pl.Callback):
                 table.add_row(label, *(_number(value) for value in values))
         return table
 
+    def _next_commands(self, trainer: pl.Trainer, folder: str | None) -> list[str]:
+        if folder is None:
+            return []
+        run = Path(folder)
+        lines = [f"Run: {run}", f"  tensorboard --logdir {run.parent}"]
+        exports = [callback for callback in trainer.callbacks if isinstance(callback, ExportInference)]
+        if exports:
+            folder = exports[0].target(run)
+            command = "  python -m infotok_lit"
+            caption, question = (shlex.quote(shorten(text, LONGEST)) for text in (self.caption, self.question))
+            lines += [
+                f"Inference weights: {folder}",
+                f"{command} generate --model {folder} --prompt {caption} --out picture.png",
+                f"{command} describe --model {folder} --image picture.png --prompt {question}",
+            ]
+        return lines
+
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
-
-
-def _next_commands(trainer: pl.Trainer, folder: str | None) -> list[str]:
-    if folder is None:
-        return []
-    run = Path(folder)
-    lines = [f"Run: {run}", f"  tensorboard --logdir {run.parent}"]
-    exports = [callback for callback in trainer.callbacks if isinstance(callback, ExportInference)]
-    if exports:
-        folder = exports[0].target(run)
-        command = "  python -m infotok_lit"
-        lines += [
-            f"Inference weights: {folder}",
-            f'{command} generate --model {folder} --prompt "a red circle above a blue square" --out picture.png',
-            f'{command} describe --model {folder} --image picture.png --prompt "what shape is the red object?"',
-        ]
-    return lines

@@ -15,6 +15,7 @@ from infotok_lit.evaluation.models import OwnModel
 from infotok_lit.evaluation.records import Row
 from infotok_lit.evaluation.results import change
 from infotok_lit.evaluation.running import Evaluation, World
+from infotok_lit.inference import InferenceModel
 from infotok_lit.seeding import isolated_rng
 
 
@@ -127,7 +128,7 @@ class TradeOff(pl.Callback):
         context = trainer.precision_plugin.val_step_context()
         try:
             with pl_module.plain_base() as base, context, isolated_rng(0, pl_module.device):
-                model = OwnModel(base, f"step {trainer.global_step}", None)
+                model = OwnModel(InferenceModel(base), f"step {trainer.global_step}", None)
                 run = Evaluation(
                     model, benchmark, folder / benchmark.name, batch_size=self.batch_size, limit=self.limit, world=world
                 )

@@ -16,6 +16,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from infotok_lit.assets import DEFAULTS_CONFIG, OVER, QUICKSTART_CONFIG, config_chain
+from infotok_lit.callbacks.history import RunResult
 from infotok_lit.callbacks.saving import WholeCheckpoints, remove_leftovers
 from infotok_lit.commands.fit_checks import check_batches, check_trainer, warn_of_odd_settings
 from infotok_lit.commands.fit_resume import chosen_checkpoint, explain_misfit, run_folders, shaping_settings
@@ -63,6 +64,7 @@ class InfoTokCLI(LightningCLI):
             parser_class=FitParser,
             parser_kwargs={"prog": f"{PROGRAM} {self.command}", "exit_on_error": False, "allow_abbrev": False},
             auto_configure_optimizers=False,
+            trainer_defaults={"callbacks": RunResult()},
             run=False,
             args=self.arguments,
         )

@@ -244,6 +244,7 @@ class UnifiedDataModule(LightningDataModule):
                 "in the setup of the LightningModule, or of a callback that its configure_callbacks returns"
             )
         processor = self._processor()
+        dataset.check = processor.check
         build = processor.understanding if branch == "understanding" else processor.generation
         return DataLoader(
             dataset,

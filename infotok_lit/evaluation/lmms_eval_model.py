@@ -17,6 +17,7 @@ from PIL import Image
 from infotok_lit.errors import SettingsError
 from infotok_lit.evaluation.models import OwnModel
 from infotok_lit.evaluation.running import side_by_side
+from infotok_lit.inference import InferenceModel
 from infotok_lit.models.family import load_folder
 
 DEFAULT_NEW_TOKENS = 128
@@ -54,7 +55,7 @@ class InfoTok(lmms):
         for parameter in model.parameters():
             parameter.data = parameter.data.to(getattr(torch, dtype))
         # Inside another object, so that lmms-eval does not delete it after its first task.
-        self.own = OwnModel(model.to(self.device).eval(), Path(path).name, Path(path))
+        self.own = OwnModel(InferenceModel(model.to(self.device).eval()), Path(path).name, Path(path))
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
         """Greedy answers, in the order of the requests."""

@@ -5,8 +5,7 @@ Everything else here knows a model only as an `EvaluatedModel`.
 
 import hashlib
 from abc import ABC
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
@@ -17,7 +16,7 @@ from PIL import Image
 
 from infotok_lit.batch import UnderstandingSample
 from infotok_lit.errors import SettingsError
-from infotok_lit.models.unified import UnifiedModel
+from infotok_lit.inference import InferenceModel
 from infotok_lit.pictures import to_uint8
 
 WEIGHTS = (".safetensors", ".pth", ".ckpt", ".bin", ".pt")
@@ -55,31 +54,26 @@ class OwnModel(EvaluatedModel):
     """A model of this package.
 
     Args:
+        path: its weights; None where they lie in no file.
         sampling: the family's SamplingConfig; default: the model's own.
     """
 
-    def __init__(self, model: UnifiedModel, name: str, path: Path | None, sampling: Any = None) -> None:
+    def __init__(self, model: InferenceModel, name: str, path: Path | None, sampling: Any = None) -> None:
         self.model, self.name, self.path = model, name, path
-        self.sampling = model.config.sampling if sampling is None else sampling
+        self.base = model.base
+        self.sampling = self.base.config.sampling if sampling is None else sampling
 
     def description(self) -> dict[str, Any]:
-        dtype = str(next(self.model.parameters()).dtype).removeprefix("torch.")
-        return super().description() | {"family": self.model.family, "dtype": dtype, "sampler": asdict(self.sampling)}
-
-    @contextmanager
-    def _running(self) -> Iterator[torch.device]:
-        weight = next(self.model.parameters())
-        low = weight.dtype in (torch.bfloat16, torch.float16)
-        with torch.inference_mode(), torch.autocast(weight.device.type, weight.dtype if low else None, enabled=low):
-            yield weight.device
+        dtype = str(next(self.base.parameters()).dtype).removeprefix("torch.")
+        return super().description() | {"family": self.base.family, "dtype": dtype, "sampler": asdict(self.sampling)}
 
     def generate(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
         drawn: list[Image.Image] = []
         # The model gives image i the seed of the first one plus i.
         cuts = [0, *(i for i, (one, next_) in enumerate(pairwise(seeds), 1) if next_ != one + 1), len(seeds)]
-        with self._running():
+        with self.model.running():
             for start, end in pairwise(cuts):
-                images = self.model.generate(prompts[start:end], seed=seeds[start], sampling=self.sampling)
+                images = self.base.generate(prompts[start:end], seed=seeds[start], sampling=self.sampling)
                 drawn += [Image.fromarray(image) for image in to_uint8(images)]
         return drawn
 
@@ -87,9 +81,9 @@ class OwnModel(EvaluatedModel):
         distinct = list({id(image): image for image in images}.values())
         place = {id(image): number for number, image in enumerate(distinct)}
         image_of = None if len(distinct) == len(images) else [place[id(image)] for image in images]
-        with self._running() as device:
-            pixels = self.model.processor.pixels(distinct).to(device)
-            return self.model.describe(pixels, questions, max_new_tokens, image_of=image_of)
+        with self.model.running() as device:
+            pixels = self.base.processor.pixels(distinct).to(device)
+            return self.base.describe(pixels, questions, max_new_tokens, image_of=image_of)
 
     def likelihoods(
         self, images: Sequence[Image.Image], questions: Sequence[str], options: Sequence[Sequence[str]]
@@ -100,9 +94,9 @@ class OwnModel(EvaluatedModel):
         ]
 
     def _likelihood(self, sample: UnderstandingSample) -> float:
-        batch = self.model.processor.understanding([sample])
-        with self._running() as device:
-            output = self.model.understanding(_moved(batch, device))
+        batch = self.base.processor.understanding([sample])
+        with self.model.running() as device:
+            output = self.base.understanding(_moved(batch, device))
         return -float(output.loss_sum / output.loss_count)
 
 

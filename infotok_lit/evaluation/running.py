@@ -68,11 +68,24 @@ class Progress:
     """What is told while work goes on."""
 
     show: Callable[[float, str], None] = lambda done, what: None
-    """(items done in this stage, what is being done)."""
+    """(items done since `start`, what is being done)."""
+    done: int = 0
+    """Items, over all processes, since `start`."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Stage -> time spent in this process."""
     made: dict[str, int] = field(default_factory=dict)
     """Stage -> items made in this process and now."""
+
+    def start(self, show: Callable[[float, str], None]) -> None:
+        """Tell from here on."""
+        self.show, self.done = show, 0
+
+    def add(self, stage: str, count: int, seconds: float, processes: int, what: str) -> None:
+        """Count what this process has made, and take it that the others are as fast."""
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
+        self.made[stage] = self.made.get(stage, 0) + count
+        self.done += count * processes
+        self.show(self.done, what)
 
 
 @dataclass
@@ -135,14 +148,24 @@ class Evaluation:
 
     def left(self) -> dict[str, int]:
         """Stage -> how many items are still to be made."""
-        stages = {DRAWN: self.drawings, ASKED: self.questions}
+        stages: dict[str, Sequence[Drawing | Question]] = {DRAWN: self.drawings, ASKED: self.questions}
+        if self._judged:
+            stages[self._judged] = self._subjects
         done = {stage: self._done(self.folder / f"{stage}.jsonl") for stage in stages}
         return {stage: sum(item.id not in done[stage] for item in items) for stage, items in stages.items()}
 
     def expected_seconds(self) -> float:
-        """How long drawing and asking will still take, judged by the batches so far."""
+        """How long the rest will take, judged by the batches so far."""
         rates = {stage: self.progress.seconds[stage] / made for stage, made in self.progress.made.items() if made}
         return sum(rates.get(stage, 0.0) * count / self.world.size for stage, count in self.left().items())
+
+    def expected_cost(self) -> float | None:
+        """What the judge will still cost, judged by its verdicts so far; None without prices."""
+        if not self._judged:
+            return None
+        verdicts = list(self._done(self.folder / f"{self._judged}.jsonl").values())
+        cost = self.benchmark.grader.spent(verdicts).get("cost")
+        return None if cost is None or not verdicts else cost / len(verdicts) * self.left()[self._judged]
 
     def graded(self, most: int | None = None) -> list[Row]:
         """The rows of everything, with their verdicts and scores."""
@@ -150,16 +173,25 @@ class Evaluation:
         grader = self.benchmark.grader
         if grader is not None:
             by_id = {row["id"]: row for row in rows}
-            every = self.drawings if self.benchmark.graded == "drawings" else self.questions
-            subjects = [item for item in every if item.id in by_id]
 
             def judge(batch: Sequence[Drawing | Question]) -> list[Row]:
                 return grader.verdicts([by_id[item.id] for item in batch], self.folder)
 
-            verdicts = self._stage(f"verdicts.{grader.name}", subjects, judge, grader.batch_size, most)
+            subjects = [item for item in self._subjects if item.id in by_id]
+            verdicts = self._stage(self._judged, subjects, judge, grader.batch_size, most)
             found = {verdict["id"]: verdict for verdict in verdicts}
             rows = [row | {"verdict": found[row["id"]]} if row["id"] in found else row for row in rows]
         return self.benchmark.grade(rows)
+
+    @property
+    def _judged(self) -> str:
+        """The stage of the grader; empty without one."""
+        return "" if self.benchmark.grader is None else f"verdicts.{self.benchmark.grader.name}"
+
+    @property
+    def _subjects(self) -> Sequence[Drawing | Question]:
+        """What the grader looks at."""
+        return self.drawings if self.benchmark.graded == "drawings" else self.questions
 
     def _draw(self, batch: Sequence[Drawing]) -> list[Row]:
         images = self.model.generate([item.prompt for item in batch], [item.seed for item in batch])
@@ -209,7 +241,7 @@ class Evaluation:
         pending = [item for item in items if item.id not in done]
         batches = [pending[start : start + batch_size] for start in range(0, len(pending), batch_size)]
         mine = batches[self.world.rank :: self.world.size][:most]
-        log, finished = Log(path.with_name(f"{name}.{self.world.rank}.part")), 0
+        log = Log(path.with_name(f"{name}.{self.world.rank}.part"))
         for batch in mine:
             started = time.perf_counter()
             try:
@@ -217,10 +249,8 @@ class Evaluation:
             except JudgeError as error:
                 log.append(error.kept)
                 raise
-            self.progress.seconds[name] = self.progress.seconds.get(name, 0.0) + time.perf_counter() - started
-            self.progress.made[name] = self.progress.made.get(name, 0) + len(batch)
-            finished += len(batch) * self.world.size
-            self.progress.show(min(finished, len(pending)), f"{self.benchmark.name}: {name.split('.')[0]}")
+            what = f"{self.benchmark.name}: {name.split('.')[0]}"
+            self.progress.add(name, len(batch), time.perf_counter() - started, self.world.size, what)
         self.world.wait()
         if self.world.rank == 0:
             self._merge(path, items)

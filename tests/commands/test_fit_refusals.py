@@ -12,7 +12,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from infotok_lit.cli import main
 from infotok_lit.commands.fit import InfoTokCLI
 from infotok_lit.errors import SettingsError
-from infotok_lit.modules.harmon import HarmonModule
+from infotok_lit.modules import HarmonModule
 
 FRESH = ["--model.init_args.init_from=null", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
 TINY = [

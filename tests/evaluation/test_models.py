@@ -25,6 +25,7 @@ from infotok_lit.assets import SCENES_TOKENIZER
 from infotok_lit.batch import UnderstandingSample
 from infotok_lit.errors import SettingsError
 from infotok_lit.evaluation.models import DiffusersModel, OwnModel, TransformersModel, fingerprint, kind_of
+from infotok_lit.inference import InferenceModel
 from infotok_lit.models.family import family as family_called
 from infotok_lit.models.unified import UnifiedModel
 
@@ -43,14 +44,14 @@ def model(request) -> UnifiedModel:
 
 
 def test_our_models_answer_a_batch_as_one_by_one(model):
-    own = OwnModel(model, "own", Path("nowhere"))
+    own = OwnModel(InferenceModel(model), "own", Path("nowhere"))
     together = own.answer(IMAGES, QUESTIONS, 6)
     alone = [own.answer([image], [question], 6)[0] for image, question in zip(IMAGES, QUESTIONS, strict=True)]
     assert together == alone and len(set(together)) > 1
 
 
 def test_our_models_answer_many_questions_about_one_image_as_one_by_one(model):
-    own = OwnModel(model, "own", Path("nowhere"))
+    own = OwnModel(InferenceModel(model), "own", Path("nowhere"))
     images = [IMAGES[0], IMAGES[1], IMAGES[0]]
     together = own.answer(images, QUESTIONS, 6)
     assert together == [
@@ -59,7 +60,7 @@ def test_our_models_answer_many_questions_about_one_image_as_one_by_one(model):
 
 
 def test_our_models_draw_by_the_seed_of_each_prompt(model):
-    own = OwnModel(model, "own", Path("nowhere"))
+    own = OwnModel(InferenceModel(model), "own", Path("nowhere"))
     prompts = ["a red circle", "a blue square", "a red circle", "a red circle"]
     drawn = own.generate(prompts, [7, 8, 3, 7])
     alone = [own.generate([prompt], [seed])[0] for prompt, seed in zip(prompts, [7, 8, 3, 7], strict=True)]
@@ -70,7 +71,7 @@ def test_our_models_draw_by_the_seed_of_each_prompt(model):
 
 
 def test_our_likelihood_is_the_loss_of_the_option_as_an_answer(model):
-    own = OwnModel(model, "own", Path("nowhere"))
+    own = OwnModel(InferenceModel(model), "own", Path("nowhere"))
     options = [["red", "blue"], ["one"], ["a large red circle"]]
     found = own.likelihoods(IMAGES, QUESTIONS, options)
     assert [len(values) for values in found] == [2, 1, 1]

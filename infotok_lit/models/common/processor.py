@@ -8,9 +8,11 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from hashlib import blake2b
+from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 import torch
+from huggingface_hub import constants, get_session
 from PIL import Image
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -30,6 +32,9 @@ from infotok_lit.batch import (
 )
 from infotok_lit.errors import SettingsError
 from infotok_lit.models.common.images import crop_to_square, pad_to_square, to_pixels
+
+HUB_SECONDS = 5.0
+"""How long the hub may take to answer before this machine counts as offline."""
 
 Text = tuple[list[int], list[int]]
 """Ids that are only context (a question, a caption) and ids that are a target (an answer)."""
@@ -272,16 +277,34 @@ class ChatProcessor(ABC):
 def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     """A tokenizer from a folder or the hub, without running any code that it may bring.
 
+    What is on this machine is taken first; the hub is asked only if it answers within some seconds.
+
     Raises:
         SettingsError: if there is none; the message says how to get one.
     """
+    # Said explicitly, also in what is saved, because transformers otherwise takes any large vocabulary that lies beside
+    # a config.json of another library for a Mistral model's, and warns of it.
+    options = {"trust_remote_code": False, "fix_mistral_regex": False}
     try:
-        return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        try:
+            return AutoTokenizer.from_pretrained(source, local_files_only=True, **options)
+        except OSError:
+            if Path(source).exists() or not _hub_answers():
+                raise
+        return AutoTokenizer.from_pretrained(source, **options)
     except (OSError, ValueError) as error:
         raise SettingsError(
             f"no tokenizer at {source!r}: set model.tokenizer to a folder with tokenizer.json, or go online so that "
             f"it can be fetched ({str(error).splitlines()[0]})"
         ) from error
+
+
+def _hub_answers() -> bool:
+    try:
+        get_session().head(constants.ENDPOINT, timeout=HUB_SECONDS)
+    except Exception:  # Whatever the hub's client, which has changed its library, raises without a network.
+        return False
+    return True
 
 
 def pad(rows: Sequence[list[int]], value: int, left: bool = False) -> tuple[Tensor, Tensor]:
