@@ -24,7 +24,7 @@ COMMANDS = {
     "evaluate": ("infotok_lit.commands.evaluate", "score models on the benchmarks that the field reports"),
     "ablate": ("infotok_lit.commands.ablate", "compare variants over seeds, or search for good ones"),
     "probe": ("infotok_lit.commands.probe", "measure what the tokens of a model hold about Scenes, in bits"),
-    "bench": ("infotok_lit.commands.bench", "time training steps per term, or (`bench inference`) the caches"),
+    "bench": ("infotok_lit.commands.bench", "time training steps per term, or `bench inference`, `bench evaluate`"),
 }
 """Subcommand -> the module whose main(argv) runs it, and a line of help."""
 MENDABLE = (

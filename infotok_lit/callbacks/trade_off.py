@@ -34,9 +34,10 @@ class TradeOff(pl.Callback):
         benchmarks: names as for `evaluate`; the default is both tasks on Scenes.
         data: the folder with the benchmarks' own files.
         every_n_steps: optimiser steps between two comparisons; the last step is always compared.
-        limit: at most so many prompts or images of each benchmark, evenly spread.
+        limit: at most so many prompts or images of each benchmark, evenly spread; null for all.
         batch_size: images or questions at a time.
         rules: how answers are read, as for `evaluate`.
+        detector: GenEval's two models, as for `evaluate`; classifier likewise. Without them it is left out of scores.
         errors: how many standard errors are a fall.
     """
 
@@ -45,15 +46,18 @@ class TradeOff(pl.Callback):
         benchmarks: tuple[str, ...] = ("scenes32",),
         data: str | None = None,
         every_n_steps: int = 500,
-        limit: int = 64,
+        limit: int | None = 64,
         batch_size: int = 16,
         rules: str = "official",
+        detector: str | None = None,
+        classifier: str | None = None,
         errors: float = 2.0,
     ) -> None:
-        if every_n_steps < 1 or limit < 2 or batch_size < 1:
+        if every_n_steps < 1 or batch_size < 1 or (limit is not None and limit < 2):
             raise SettingsError("TradeOff: every_n_steps and batch_size must be 1 or more, and limit 2 or more")
-        self.options = Options(data=None if data is None else Path(data), rules=rules)
-        self.benchmarks = make_benchmarks(tuple(benchmarks), self.options)
+        folders = {"data": data, "detector": detector, "classifier": classifier}
+        given = {name: Path(folder) for name, folder in folders.items() if folder is not None}
+        self.benchmarks = make_benchmarks(tuple(benchmarks), Options(**given, rules=rules))
         self.every_n_steps, self.limit, self.batch_size, self.errors = every_n_steps, limit, batch_size, errors
         self.before: dict[str, list[Row]] = {}
         self._measured = -1

@@ -150,10 +150,9 @@ def table(results: Sequence[Result]) -> str:
 
 def _notes(results: Sequence[Result], marked: bool) -> list[str]:
     benchmark = results[0].benchmark
-    notes = [
-        f"± one standard error. Rows marked (paper) are printed in {SOURCE}; its prompts, seeds and scorer's settings "
-        "are not all stated there."
-    ]
+    notes = ["± one standard error."]
+    if benchmark.paper:
+        notes[0] += f" Rows marked (paper) are printed in {SOURCE}; prompts, seeds and scorer are not all stated there."
     if marked:
         notes.append("† cannot come from 40 prompts with one image each.")
     for result in results:
