@@ -64,7 +64,7 @@ def names_of(config: str) -> list[str]:
 
 
 def is_small(config: str) -> bool:
-    return "scenes32" in str(names_of(config))
+    return "scenes32" in str(names_of(config)) or config == "probe/decoder"
 
 
 def read(path: Path) -> dict:
@@ -141,9 +141,9 @@ def test_a_configuration_states_only_what_differs(config) -> None:
 
 
 def test_the_list_of_callbacks_stands_once() -> None:
-    """What is measured of a study's cells and in an evaluation is another list, and short."""
+    """What is measured of a study's cells, of a probe and in an evaluation is another list, and short."""
     listing = [config for config in CONFIGS if "callbacks" in read(find_config(config)).get("trainer", {})]
-    assert listing == ["evaluation/scenes32", "trainer/cell"]
+    assert listing == ["evaluation/scenes32", "probe/decoder", "trainer/cell"]
 
 
 def test_the_index_names_every_configuration() -> None:

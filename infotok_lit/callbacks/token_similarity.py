@@ -70,7 +70,7 @@ class TokenSimilarity(pl.Callback):
         if dataloader_idx != GENERATION:
             return
         generated = outputs.output.tokens.float().mean(1)
-        understood = self._understood(trainer, pl_module, batch.pixel_values).float().mean(1)
+        understood = understood_tokens(trainer, pl_module, batch.pixel_values).float().mean(1)
         names = torch.tensor([text_key(name) for name in batch.names], device=generated.device)
         names, understood, generated = gather_rows(names, understood, generated)
         if self._between is None:
@@ -84,7 +84,7 @@ class TokenSimilarity(pl.Callback):
         """Log."""
         if self._between is None:
             return
-        _log(pl_module, "val/cka", self._between, BRANCHES)
+        log_similarity(pl_module, "val/cka", self._between, BRANCHES)
         if self.drift:
             names, *rows = (torch.cat(parts) for parts in zip(*self._now, strict=True))
             self._log_drift(trainer, pl_module, names, dict(zip(BRANCHES, rows, strict=True)))
@@ -96,11 +96,6 @@ class TokenSimilarity(pl.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on comparing with the tokens before the run."""
         self.before = state_dict["before"]
-
-    def _understood(self, trainer: pl.Trainer, pl_module: pl.LightningModule, pixel_values: Tensor) -> Tensor:
-        """(B, N, D): the tokens of understanding for images (B, 3, height, width) to generate."""
-        with isolated_rng(0, pl_module.device), trainer.precision_plugin.val_step_context():
-            return pl_module.base.understood_tokens(pixel_values)
 
     def _log_drift(self, trainer: pl.Trainer, pl_module: pl.LightningModule, names: Tensor, now: Rows) -> None:
         if not self.before:
@@ -116,10 +111,16 @@ class TokenSimilarity(pl.Callback):
         for branch, rows in now.items():
             metric = LinearCKA(rows.shape[1], rows.shape[1], sync_on_compute=False)
             metric.update(self.before[branch][same], rows)
-            _log(pl_module, f"val/cka_drift/{branch}", metric, ("before", "now"))
+            log_similarity(pl_module, f"val/cka_drift/{branch}", metric, ("before", "now"))
 
 
-def _log(pl_module: pl.LightningModule, prefix: str, metric: LinearCKA, sides: tuple[str, str]) -> None:
+def understood_tokens(trainer: pl.Trainer, pl_module: pl.LightningModule, pixel_values: Tensor) -> Tensor:
+    """(B, N, D): the tokens of understanding for images (B, 3, height, width) to generate."""
+    with isolated_rng(0, pl_module.device), trainer.precision_plugin.val_step_context():
+        return pl_module.base.understood_tokens(pixel_values)
+
+
+def log_similarity(pl_module: pl.LightningModule, prefix: str, metric: LinearCKA, sides: tuple[str, str]) -> None:
     """Log what can be computed, with the sides by name: `rank_x` becomes, say, `rank_understanding`."""
     for name, value in metric.compute().items():
         ending = {"_x": f"_{sides[0]}", "_y": f"_{sides[1]}"}.get(name[-2:])

@@ -100,11 +100,17 @@ class Toy(UnifiedModel):
 
     @torch.no_grad()
     def describe(
-        self, pixel_values: Tensor, prompts: Sequence[str], max_new_tokens: int = 64, use_cache: bool = True
+        self,
+        pixel_values: Tensor,
+        prompts: Sequence[str],
+        max_new_tokens: int = 64,
+        use_cache: bool = True,
+        image_of: Sequence[int] | None = None,
     ) -> list[str]:
-        """Answer one prompt per image, greedily."""
+        """Answer prompts about images, greedily."""
         ids, mask = (x.to(pixel_values.device) for x in self.processor.understanding_prompts(prompts))
-        embeds = embed_with_images(self.text_embedding, ids, self.encode(self.latents(pixel_values)))
+        tokens = self.encode(self.latents(pixel_values))
+        embeds = embed_with_images(self.text_embedding, ids, tokens if image_of is None else tokens[list(image_of)])
         answer = answer_greedily(self.llm, embeds, mask, self.processor, max_new_tokens, use_cache)
         return self.processor.decode(answer)
 
