@@ -1,0 +1,93 @@
+"""The router: what share of its tokens each sample keeps.
+
+The number of tokens should be proportional to the information in a sample, relative to what samples hold on average
+(arXiv 2512.16975, section 3): rate_x = clip(base * complexity_x / E[complexity], 1/16, 1). The complexity of a video clip
+is its reconstruction error with all tokens; that of an image may be the sum of its tokens' KL rates.
+"""
+
+import torch
+from torch import Tensor, nn
+
+MIN_RATE = 1 / 16
+FLEX_BASES = (1.0, 0.75, 0.5, 0.25)
+"""The base rates that the paper's Flex training draws from."""
+
+
+def budget_rate(complexity: Tensor, mean_complexity: Tensor | float, base: Tensor | float) -> Tensor:
+    """The share of tokens that each sample keeps.
+
+    Args:
+        complexity: (B,), not negative.
+        mean_complexity: what `complexity` is on average, a scalar.
+        base: the rate of a sample of average complexity, a scalar or (B,).
+
+    Returns:
+        (B,) in [1/16, 1].
+    """
+    return (base * complexity / mean_complexity).clamp(MIN_RATE, 1.0)
+
+
+def block_rates(scores: Tensor, base: Tensor) -> Tensor:
+    """Rates of the blocks of a sample, proportional to their mean score, with mean `base` before they are clipped.
+
+    The spread is scaled down where a block would exceed 1, so that the mean stays.
+
+    Args:
+        scores: (B, T, ...), the scores of the tokens of T blocks.
+        base: (B,), in (0, 1].
+
+    Returns:
+        (B, T) in [1/16, 1].
+    """
+    block = scores.flatten(2).mean(-1)
+    base = base[:, None].to(block)
+    weight = block / block.mean(-1, keepdim=True) - 1
+    largest = weight.amax(-1, keepdim=True) + 1e-5
+    scale = torch.minimum(largest, 1 / base - 1) / largest
+    return (base * (1 + scale * weight)).clamp(MIN_RATE, 1.0)
+
+
+def draw_bases(bases: tuple[float, ...], count: int, device: torch.device) -> Tensor:
+    """(count,) base rates, drawn evenly from `bases` with torch's global generator."""
+    return torch.tensor(bases, device=device)[torch.randint(len(bases), (count,)).to(device)]
+
+
+class RunningMean(nn.Module):
+    """An exponential average that starts from nothing, and the last values it took.
+
+    The average starts at 0. Without bias correction, as in the official code, the first values of `mean` are far too
+    small, so that the first samples all get rate 1. Both buffers travel in official checkpoints.
+    """
+
+    value: Tensor
+    history: Tensor
+
+    def __init__(self, factor: float = 0.95, bias_correction: bool = True, length: int = 128) -> None:
+        """
+        Args:
+            factor: the share of the old average that each update keeps.
+            bias_correction: divide by the weight that the updates so far have, as Adam does.
+            length: how many values are remembered, the newest first.
+        """
+        super().__init__()
+        self.factor = factor
+        self.bias_correction = bias_correction
+        self.register_buffer("value", torch.zeros(1))
+        self.register_buffer("history", torch.zeros(length))
+
+    @torch.no_grad()
+    def update(self, observed: Tensor) -> None:
+        """Take in a value (a scalar, not 0), the same on all processes."""
+        self.value.mul_(self.factor).add_((1 - self.factor) * observed)
+        self.history.copy_(self.history.roll(1))
+        self.history[0] = observed
+
+    @property
+    def mean(self) -> Tensor:
+        """(1,): the average; 0 before the first update."""
+        if not self.bias_correction:
+            return self.value.clone()
+        # A full history means a weight of more than 0.998, which is taken for 1; so no counter has to be stored.
+        updates = int(torch.count_nonzero(self.history))
+        known = 1.0 if updates in (0, len(self.history)) else 1 - self.factor**updates
+        return self.value / known
