@@ -1,8 +1,8 @@
 """The router: what share of its tokens each sample keeps.
 
 The number of tokens should be proportional to the information in a sample, relative to what samples hold on average
-(arXiv 2512.16975, section 3): rate_x = clip(base * complexity_x / E[complexity], 1/16, 1). The complexity of a video clip
-is its reconstruction error with all tokens; that of an image may be the sum of its tokens' KL rates.
+(arXiv 2512.16975, section 3): rate_x = clip(base * complexity_x / E[complexity], 1/16, 1). The complexity of a video
+clip is its reconstruction error with all tokens; that of an image may be the sum of its tokens' KL rates.
 """
 
 import torch
@@ -13,18 +13,22 @@ FLEX_BASES = (1.0, 0.75, 0.5, 0.25)
 """The base rates that the paper's Flex training draws from."""
 
 
-def budget_rate(complexity: Tensor, mean_complexity: Tensor | float, base: Tensor | float) -> Tensor:
+def budget_rate(
+    complexity: Tensor, mean_complexity: Tensor | float, base: Tensor | float, steps: int | None = None
+) -> Tensor:
     """The share of tokens that each sample keeps.
 
     Args:
         complexity: (B,), not negative.
         mean_complexity: what `complexity` is on average, a scalar.
         base: the rate of a sample of average complexity, a scalar or (B,).
+        steps: round the rates to multiples of 1 / steps.
 
     Returns:
         (B,) in [1/16, 1].
     """
-    return (base * complexity / mean_complexity).clamp(MIN_RATE, 1.0)
+    rate = base * complexity / mean_complexity
+    return (rate if steps is None else torch.round(rate * steps) / steps).clamp(MIN_RATE, 1.0)
 
 
 def block_rates(scores: Tensor, base: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """The video tokenizer: Cosmos's causal encoder and decoder, FSQ, and a transformer on either side of it.
 
-Pixels are (B, 3, T, H, W) in [-1, 1] with T = temporal_compression * k + 1; tokens lie on a grid (B, t, h, w), where the
-first latent frame is the first frame's alone.
+Pixels are (B, 3, T, H, W) in [-1, 1] with T = temporal_compression * k + 1; tokens lie on a grid (B, t, h, w), where
+the first latent frame is the first frame's alone.
 """
 
 from collections.abc import Callable
@@ -258,7 +258,9 @@ def pool_error(pixels: Tensor, reconstructed: Tensor, config: VideoTokenizerConf
     """The mean absolute error (B, t, h, w) of each token's pixels; the first frame has tokens of its own."""
     error = (pixels.float() - reconstructed.float()).abs().mean(1, keepdim=True)
     error = F.avg_pool3d(error, (1, config.spatial_compression, config.spatial_compression))
-    later = F.avg_pool3d(error[:, :, 1:], (config.temporal_compression, 1, 1)) if error.shape[2] > 1 else error[:, :, 1:]
+    later = (
+        F.avg_pool3d(error[:, :, 1:], (config.temporal_compression, 1, 1)) if error.shape[2] > 1 else error[:, :, 1:]
+    )
     return torch.cat((error[:, :, :1], later), dim=2).squeeze(1)
 
 

@@ -1,7 +1,7 @@
-"""The block-causal transformer that gathers a clip's information into the tokens that will be kept, and spreads it again.
+"""The block-causal transformer that gathers a clip's information into the tokens to be kept, and spreads it again.
 
-A token attends to all tokens of its own and of earlier latent frames. Positions are two-dimensional rotary ones within a
-frame. Queries, keys and values pass the same projection twice, with the rotation in between: that is how the official
+A token attends to all tokens of its own and of earlier latent frames. Positions are two-dimensional rotary ones within
+a frame. Queries, keys and values pass the same projection twice, with the rotation in between: that is how the official
 code came to use a stock attention layer, and its weights ask for it.
 """
 
@@ -82,8 +82,8 @@ class DoubleProjectionAttention(nn.Module):
 def rotary_angles(height: int, width: int, head_width: int, base: float, device: torch.device) -> Tensor:
     """The angles (h w, head_width / 2) by which pairs of channels turn at each place of a frame, in float32.
 
-    Of the frequencies base^(-2i / head_width), the even-numbered ones turn with the row and come first, the odd-numbered
-    ones turn with the column.
+    Of the frequencies base^(-2i / head_width), the even-numbered ones turn with the row and come first, the
+    odd-numbered ones turn with the column.
     """
     frequencies = base ** (-torch.arange(0, head_width, 2, device=device).float() / head_width)
     by_row = torch.outer(torch.arange(height, device=device).float(), frequencies[0::2])
