@@ -10,6 +10,8 @@ from infotok_lit.video.tokenizer import VideoTokenizer, VideoTokenizerConfig
 
 CONSTANTS = r"(encoder\.patcher3d|decoder\.unpatcher3d|quantizer)\..*"
 """Official names of tensors that follow from the configuration: read past, and not written."""
+ADDED = r"(vit_|post_vit_|temporal_embed|ema_loss|save_loss)"
+"""Official names of what the paper adds to Cosmos's tokenizer."""
 PREFIXES = ("network.", "ema.")
 """Of the released file: the weights, and a moving average of them that is kept aside."""
 
@@ -60,7 +62,7 @@ def official_state(tokenizer: VideoTokenizer) -> State:
 
 
 def load_official_state(tokenizer: VideoTokenizer, state: State, source: str) -> None:
-    """Load weights under official names.
+    """Load weights under official names; what Cosmos's own tokenizer has not stays as it is, if nothing of it is there.
 
     Args:
         state: may hold the constants that follow from the configuration, and the released file's prefixes.
@@ -74,6 +76,8 @@ def load_official_state(tokenizer: VideoTokenizer, state: State, source: str) ->
         state = {name.removeprefix(network): tensor for name, tensor in state.items() if not name.startswith(average)}
     _check_levels(tokenizer.config, state.get("quantizer._levels"), source)
     weights = {name: tensor for name, tensor in state.items() if not re.fullmatch(CONSTANTS, name)}
+    if not any(re.match(ADDED, name) for name in weights):
+        weights |= {name: own for name, own in official_state(tokenizer).items() if re.match(ADDED, name)}
     tokenizer.load_state_dict(key_map(tokenizer.config).from_official(weights, tokenizer.state_dict(), source))
 
 

@@ -114,6 +114,27 @@ class VideoTokenizerConfig:
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
 
+SIZES: dict[str, VideoTokenizerConfig] = {
+    "4x8x8": VideoTokenizerConfig(),
+    "8x8x8": VideoTokenizerConfig(patch_size=4, temporal_compression=8),
+    "scenes": VideoTokenizerConfig(
+        channels=32,
+        channel_multipliers=(1, 1),
+        residual_blocks=1,
+        patch_size=4,
+        latent_channels=48,
+        levels=(8, 5, 5, 5),
+        width=48,
+        mlp_width=96,
+        num_heads=4,
+        encoder_layers=2,
+        decoder_layers=2,
+        max_latent_frames=5,
+    ),
+}
+"""The released size, a DV8x8x8 as Cosmos has it, and one for clips of 64 x 64 pixels on a CPU."""
+
+
 class Encoded(NamedTuple):
     """What the encoding half makes of a clip, by stage."""
 

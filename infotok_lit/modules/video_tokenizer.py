@@ -1,0 +1,204 @@
+"""The LightningModule of the adaptive video tokenizer, and the callback that exports what it trained."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor, nn
+
+from infotok_lit.budgets.router import budget_rate
+from infotok_lit.errors import SettingsError
+from infotok_lit.models.checkpoint import KeyMap
+from infotok_lit.models.folder import exported_family
+from infotok_lit.modules.determinism import StepSeed
+from infotok_lit.modules.finite import check_finite_gradients, check_finite_losses
+from infotok_lit.modules.optimiser import OptimiserConfig, build_optimiser, warmup_cosine
+from infotok_lit.modules.run import CHECKPOINT_KEY, find_checkpoint, read_run
+from infotok_lit.video.datamodule import ClipBatch
+from infotok_lit.video.folder import FAMILY, config_from, export_tokenizer, load_tokenizer
+from infotok_lit.video.losses import LossConfig, Vgg16Features, reconstruction_losses
+from infotok_lit.video.official import load_official_file
+from infotok_lit.video.rates import RateConfig
+from infotok_lit.video.tokenizer import SIZES, VideoTokenizer, keep_clipwide
+from infotok_lit.video.windows import to_frames, to_pixels
+
+CHECKPOINT_FORMAT = 1
+PREFIX = "tokenizer."
+
+
+class VideoTokenizerModule(pl.LightningModule):
+    """Trains a video tokenizer to reconstruct clips from the tokens that the router keeps.
+
+    Args:
+        size: `4x8x8` (the released one), `8x8x8`, or `scenes`, which trains on a CPU.
+        init_from: Where the weights come from: an exported folder, an official file (of Cosmos's tokenizer too, whose
+            transformers then start anew), or a run. None starts from random weights.
+        settings: Entries of the tokenizer's configuration that differ from the size's.
+        rates: What share of their tokens training clips keep.
+        losses: What reconstruction costs.
+        optimiser: AdamW and its schedule; `heads_lr` is not used.
+        val_rates: The mean rates at which validation reconstructs, by the paper's rule.
+    """
+
+    tokenizer: VideoTokenizer
+
+    def __init__(
+        self,
+        size: str = "scenes",
+        init_from: str | None = None,
+        settings: dict[str, Any] | None = None,
+        rates: RateConfig = RateConfig(),  # noqa: B008 - frozen
+        losses: LossConfig = LossConfig(),  # noqa: B008 - frozen
+        optimiser: OptimiserConfig = OptimiserConfig(lr=1e-4, betas=(0.5, 0.999), weight_decay=0.01),  # noqa: B008
+        val_rates: tuple[float, ...] = (1.0, 0.5, 0.25),
+    ) -> None:
+        super().__init__()
+        if size not in SIZES:
+            raise SettingsError(f"model.size: there is no video tokenizer {size!r}; choose one of {', '.join(SIZES)}")
+        self.shape = config_from(asdict(SIZES[size]) | dict(settings or {}), "model.settings")
+        self.init_from = init_from
+        self.rates, self.losses = rates, losses
+        self.optimiser_config = optimiser
+        self.val_rates = tuple(val_rates)
+
+    def configure_model(self) -> None:
+        """Build the tokenizer once; a resumed run then overwrites its weights."""
+        if hasattr(self, "tokenizer"):
+            return
+        self.tokenizer = VideoTokenizer(self.shape, self.rates.running_mean())
+        if self.init_from is not None:
+            load_weights(self.tokenizer, Path(self.init_from))
+        weights = self.losses.vgg_weights if self.losses.needs_features else None
+        # In a list, so that the network is in no checkpoint.
+        self._features = [] if weights is None else [Vgg16Features.from_file(Path(weights))]
+
+    def configure_callbacks(self) -> list[pl.Callback]:
+        """What makes resuming exact, also for a Trainer that was built by hand."""
+        return [StepSeed()]
+
+    def training_step(self, batch: ClipBatch, batch_idx: int) -> Tensor:
+        """Encode, route, drop and decode; the loss is a mean over the batch."""
+        pixels = to_pixels(batch.clips)
+        done = self.tokenizer.reconstruct(pixels, self._draw_rates)
+        features = self._features[0].to(self.device) if self._features else None
+        parts = reconstruction_losses(pixels, done.pixels, self.global_step, self.losses, features)
+        check_finite_losses({f"clips/{name}": value for name, value in parts.items()}, {"clips": batch}, self.trainer)
+        total = torch.stack(list(parts.values())).sum()
+        self.log("train/loss", total.detach(), prog_bar=True)
+        self.log_dict({f"train/{name}": value.detach() for name, value in parts.items()})
+        self.log("train/rate", done.rate.mean())
+        self.log("train/complexity", self.tokenizer.complexity.mean[0])
+        return total
+
+    def _draw_rates(self, token_map: Tensor) -> Tensor:
+        """Take the clips' errors into the running mean, the same on all processes, and draw their rates."""
+        error = self.trainer.strategy.reduce(token_map.mean(), reduce_op="mean")
+        self.tokenizer.complexity.update(error)
+        return self.rates.draw(token_map, self.tokenizer.complexity)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Stop before a non-finite gradient reaches the weights."""
+        self.log("train/gradient_norm", check_finite_gradients(self.tokenizer.parameters(), (), self.trainer))
+
+    def validation_step(self, batch: ClipBatch, batch_idx: int) -> None:
+        """PSNR in dB of uint8 frames, and the share of tokens that were kept, at each of the mean rates."""
+        pixels, count = to_pixels(batch.clips), len(batch.clips)
+        codes = self.tokenizer.encode(pixels).codes
+        token_map = self.tokenizer.token_map(pixels, codes)
+        error = token_map.flatten(1).mean(1)
+        for base in self.val_rates:
+            mean = self.tokenizer.complexity.mean if self.tokenizer.complexity.mean > 0 else error.mean()
+            mask = keep_clipwide(token_map, budget_rate(error, mean, base))
+            frames = to_frames(self.tokenizer.decode(codes * mask[:, None]))
+            self.log(f"val/psnr_{base:g}", psnr(batch.clips, frames).mean(), sync_dist=True, batch_size=count)
+            self.log(f"val/kept_{base:g}", mask.float().mean(), sync_dist=True, batch_size=count)
+        self.log("val/error", error.mean(), sync_dist=True, batch_size=count)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """AdamW; biases, norms and the embedding do not decay. The schedule ends at `trainer.max_steps`."""
+        optimiser = build_optimiser(self.optimiser_config, self.tokenizer, nn.Module(), _decays)
+        schedule = warmup_cosine(optimiser, self.optimiser_config, self.trainer.max_steps)
+        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what rebuilds the tokenizer without this class; primitives only."""
+        checkpoint[CHECKPOINT_KEY] = {
+            "format": CHECKPOINT_FORMAT,
+            "family": FAMILY,
+            "config": self.tokenizer.config.to_dict(),
+            "init_from": self.init_from,
+            "step": self.global_step,
+            "rates": self.rates.strategy,
+        }
+
+
+def psnr(wanted: Tensor, found: Tensor) -> Tensor:
+    """The peak signal-to-noise ratio (B,) in dB of uint8 clips (B, T, H, W, 3); 100 where they are equal."""
+    error = (wanted.float() - found.float()).square().flatten(1).mean(1)
+    return (10 * torch.log10(255**2 / error)).clamp(max=100)
+
+
+def _decays(name: str, parameter: nn.Parameter) -> bool:
+    return parameter.ndim > 1 and name != "temporal_embedding"
+
+
+def load_weights(tokenizer: VideoTokenizer, source: Path) -> None:
+    """Initial weights from an exported folder, an official file, or a run; the shape must fit.
+
+    Raises:
+        MissingFileError: if there is nothing at `source`.
+        CheckpointError: if the weights do not fit or cannot be read.
+    """
+    if exported_family(source) is not None:
+        weights = load_tokenizer(source).state_dict()
+    elif (checkpoint := find_checkpoint(source)) is not None:
+        weights = run_weights(read_run(checkpoint))
+    else:
+        load_official_file(tokenizer, source)
+        return
+    tokenizer.load_state_dict(KeyMap(renames=()).from_official(weights, tokenizer.state_dict(), str(source)))
+
+
+def run_weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
+    """The tokenizer's weights in a run's checkpoint: their moving average, if the run kept one."""
+    state = checkpoint["state_dict"]
+    return {name.removeprefix(PREFIX): value for name, value in state.items() if name.startswith(PREFIX)}
+
+
+def rebuild_tokenizer(checkpoint: dict[str, Any], source: str) -> VideoTokenizer:
+    """The tokenizer of a run's checkpoint, in evaluation mode; CheckpointError says what does not fit."""
+    tokenizer = VideoTokenizer(config_from(checkpoint[CHECKPOINT_KEY]["config"], source))
+    weights = run_weights(checkpoint)
+    tokenizer.load_state_dict(KeyMap(renames=()).from_official(weights, tokenizer.state_dict(), source))
+    return tokenizer.eval()
+
+
+class ExportTokenizer(pl.Callback):
+    """At the end of `fit`, write the tokenizer as an inference folder.
+
+    Args:
+        folder: Where to write; default: `export` in the run folder.
+        force: Replace an existing folder.
+    """
+
+    def __init__(self, folder: str | None = None, force: bool = False) -> None:
+        self.folder, self.force = folder, force
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Refuse a target that exists before training, not after."""
+        if stage == "fit" and self.folder is not None and Path(self.folder).exists() and not self.force:
+            raise SettingsError(f"ExportTokenizer: {self.folder} exists; choose another folder or set force: true")
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: VideoTokenizerModule) -> None:
+        """Export on the first process; with a moving average of the weights, that is what the module holds by now."""
+        if not trainer.is_global_zero:
+            return
+        run = Path(trainer.log_dir or trainer.default_root_dir)
+        out = Path(self.folder) if self.folder is not None else run / "export"
+        provenance = {"run": run, "step": trainer.global_step, "rates": pl_module.rates.strategy}
+        # The run's own export folder can only hold an earlier export of the same run.
+        export_tokenizer(pl_module.tokenizer, out, provenance, force=self.force or self.folder is None)
+        rank_zero_info(f"The tokenizer is in {out}.")
