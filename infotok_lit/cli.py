@@ -3,24 +3,26 @@
 Only the standard library is imported here, so that help and typing errors are answered at once.
 """
 
-import difflib
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
 from infotok_lit import __version__
-from infotok_lit.errors import ExplainedError
+from infotok_lit.errors import ExplainedError, did_you_mean
 
 COMMANDS = {
-    "fit": ("infotok_lit.training", "fine-tune a model; without arguments: the quickstart on a small embedded model"),
-    "validate": ("infotok_lit.training", "measure both tasks, with the same configuration as fit"),
-    "export": ("infotok_lit.export", "strip a run to an inference folder"),
-    "describe": ("infotok_lit.describe", "ask a model about images"),
-    "generate": ("infotok_lit.generate", "draw images from prompts"),
-    "ablate": ("infotok_lit.ablate", "compare variants over seeds, or search for good ones"),
-    "probe": ("infotok_lit.probe", "measure what the tokens of a model hold about Scenes, in bits"),
-    "bench": ("infotok_lit.bench", "time training steps per term, or (`bench inference`) the caches"),
+    "fit": (
+        "infotok_lit.commands.fit",
+        "fine-tune a model; without arguments: the quickstart on a small embedded model",
+    ),
+    "validate": ("infotok_lit.commands.fit", "measure both tasks, with the same configuration as fit"),
+    "export": ("infotok_lit.commands.export", "strip a run to an inference folder"),
+    "describe": ("infotok_lit.commands.describe", "ask a model about images"),
+    "generate": ("infotok_lit.commands.generate", "draw images from prompts"),
+    "ablate": ("infotok_lit.commands.ablate", "compare variants over seeds, or search for good ones"),
+    "probe": ("infotok_lit.commands.probe", "measure what the tokens of a model hold about Scenes, in bits"),
+    "bench": ("infotok_lit.commands.bench", "time training steps per term, or (`bench inference`) the caches"),
 }
 """Subcommand -> the module whose main(argv) runs it, and a line of help."""
 
@@ -36,10 +38,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     command = arguments[0]
     if command not in COMMANDS:
-        return _fail(f"no subcommand {command!r}{_suggest(command, COMMANDS)}\n\n{_usage()}")
+        return _fail(f"no subcommand {command!r}{did_you_mean(command, COMMANDS)}\n\n{_usage()}")
     missing = _missing_config(arguments[1:])
     if missing is not None:
-        return _fail(f"no configuration file at {missing}{_suggest(missing.name, _yaml_names(missing.parent))}")
+        return _fail(f"no configuration file at {missing}{did_you_mean(missing.name, _yaml_names(missing.parent))}")
     try:
         return import_module(COMMANDS[command][0]).main(arguments)
     except ExplainedError as error:
@@ -67,11 +69,6 @@ def _missing_config(arguments: Sequence[str]) -> Path | None:
 
 def _yaml_names(folder: Path) -> list[str]:
     return [path.name for path in folder.glob("*.yaml")] if folder.is_dir() else []
-
-
-def _suggest(word: str, known: Sequence[str] | dict[str, object]) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean {close[0]}?" if close else ""
 
 
 def _say(text: str) -> None:

@@ -1,4 +1,12 @@
-"""Errors whose message is all that a user needs: the command line shows it, without a traceback."""
+"""Errors whose message is all that a user needs: the command line shows it, without a traceback.
+
+Whatever refuses a user's files, data or settings raises one of these, constructors of configuration classes included:
+the command line then says the sentence, the key and the file that it stands in, and nothing else. The message names
+what is wrong, by the field's own name, and the mend: `temperature is -1.0; set it above 0`.
+"""
+
+import difflib
+from collections.abc import Iterable
 
 
 class ExplainedError(Exception):
@@ -15,3 +23,9 @@ class DataError(ExplainedError, ValueError):
 
 class MissingFileError(ExplainedError, FileNotFoundError):
     """A file or folder that was asked for is not there."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`; did you mean X?` for the known word that is close to this one, or nothing."""
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {close[0]}?" if close else ""

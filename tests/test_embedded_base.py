@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from infotok_lit.assets import embedded_base
-from infotok_lit.data.scenes import Scenes
-from infotok_lit.metrics.scene_scores import QAExactMatch, SceneScore
-from infotok_lit.models.families import load_folder
+from infotok_lit.models.family import load_folder
+from infotok_lit.scenes import Scenes
+from infotok_lit.scenes.metrics import QAExactMatch, SceneScore
 
 SHIPPED = ("harmon", "openuni", "showo2")
 LEAST_DRAWN = {"harmon": 0.85, "openuni": 0.75, "showo2": 0.85}

@@ -14,8 +14,8 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from infotok_lit.assets import QUICKSTART_CONFIG
-from infotok_lit.models.families import load_folder
-from infotok_lit.training import main
+from infotok_lit.commands.fit import main
+from infotok_lit.models.family import load_folder
 
 PHOTOS = Path(__file__).parent / "fixtures" / "photos"
 FRESH = ["--model.init_args.init_from", "null"]

@@ -12,11 +12,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import infotok_lit.models
 import infotok_lit.modules
-from infotok_lit import describe, export, generate
 from infotok_lit.assets import embedded_base
-from infotok_lit.models.families import families, load_folder
-from infotok_lit.modules.run import newest_checkpoint, read_run
-from infotok_lit.training import main
+from infotok_lit.checkpoints import newest_checkpoint, read_run
+from infotok_lit.commands import describe, export, generate
+from infotok_lit.commands.fit import main
+from infotok_lit.models.family import families, load_folder
 
 TESTS = Path(__file__).parent
 TOY = TESTS / "toy_family"

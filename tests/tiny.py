@@ -8,10 +8,9 @@ import torch
 
 from infotok_lit.assets import SCENES_TOKENIZER
 from infotok_lit.data.datamodule import UnifiedDataModule
-from infotok_lit.data.scenes import Scenes
-from infotok_lit.models.families import family_loading
+from infotok_lit.models.common.language_model_config import LanguageModelConfig
+from infotok_lit.models.family import family_loading
 from infotok_lit.models.harmon.config import DrawingConfig, HarmonConfig, MARConfig, config_of_size
-from infotok_lit.models.language_model_config import LanguageModelConfig
 from infotok_lit.models.openuni.config import (
     ConnectorConfig,
     DiffusionTransformerConfig,
@@ -29,6 +28,7 @@ from infotok_lit.modules.lora import LoraConfig
 from infotok_lit.modules.optimiser import OptimiserConfig
 from infotok_lit.modules.task_weights import TaskWeights
 from infotok_lit.objective.config import DecoderConfig, ObjectiveConfig, ProjectionConfig, Term
+from infotok_lit.scenes import Scenes
 
 
 def tiny_config(dropout: float = 0.0) -> HarmonConfig:

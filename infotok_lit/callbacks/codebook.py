@@ -10,13 +10,12 @@ from matplotlib.axes import Axes
 from PIL.Image import Image
 from torch import Tensor
 
-from infotok_lit.callbacks.figures import BRANCH_COLOURS, GREY, panels, rendered
-from infotok_lit.callbacks.pictures import captioned_grid, publish, to_uint8
-from infotok_lit.models.unified import Batch
+from infotok_lit.batch import Batch, Branch
+from infotok_lit.callbacks.figures import BRANCH_COLOURS, GREY, panels, publish, rendered
 from infotok_lit.modules.infotok_module import BRANCHES
 from infotok_lit.modules.results import Reading
-from infotok_lit.objective.config import Branch
 from infotok_lit.objective.distributed import global_sum
+from infotok_lit.pictures import captioned_grid, to_uint8
 
 
 @dataclass(frozen=True)

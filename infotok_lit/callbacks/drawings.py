@@ -9,10 +9,11 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from infotok_lit.callbacks.pictures import captioned_grid, publish, to_uint8
-from infotok_lit.data.scenes import parse_caption
-from infotok_lit.metrics.scene_scores import SceneScore, drawing_chance
+from infotok_lit.callbacks.figures import publish
 from infotok_lit.modules.infotok_module import BRANCHES
+from infotok_lit.pictures import captioned_grid, to_uint8
+from infotok_lit.scenes import parse_caption
+from infotok_lit.scenes.metrics import SceneScore, drawing_chance
 
 GENERATION = BRANCHES.index("generation")
 CHANCE_SCENES = 300

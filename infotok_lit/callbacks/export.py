@@ -5,7 +5,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from infotok_lit.export import DType, Format, export_model, run_provenance
+from infotok_lit.models.export import DType, Format, export_model, run_provenance
 
 
 class ExportInference(pl.Callback):

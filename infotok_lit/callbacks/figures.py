@@ -1,7 +1,10 @@
-"""How figures look: matplotlib without global state, colours that colour-blind people can tell apart."""
+"""Figures and where they go: matplotlib without global state, colours that colour-blind people can tell apart."""
 
+import io
+from pathlib import Path
 from typing import Literal
 
+import lightning.pytorch as pl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -9,7 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from PIL import Image
 
-from infotok_lit.objective.config import Branch
+from infotok_lit.batch import Branch
+from infotok_lit.files import write_whole
 
 BRANCH_COLOURS: dict[Branch, str] = {"understanding": "#0072B2", "generation": "#D55E00"}
 """Okabe and Ito's blue and vermilion."""
@@ -51,3 +55,21 @@ def rendered(figure: Figure) -> Image.Image:
     """The figure as an RGB picture."""
     figure.canvas.draw()
     return Image.fromarray(np.asarray(figure.canvas.buffer_rgba())[..., :3].copy())
+
+
+def publish(trainer: pl.Trainer, folder: str | None, name: str, picture: Image.Image) -> None:
+    """Show a picture in TensorBoard, if that is a logger, and keep it under the run folder as PNG.
+
+    Args:
+        folder: `trainer.log_dir`, which every process must ask for, because asking is a collective call.
+    """
+    step = trainer.global_step
+    for logger in trainer.loggers:
+        if hasattr(logger.experiment, "add_image"):
+            logger.experiment.add_image(name, np.array(picture), step, dataformats="HWC")
+    if folder is not None:
+        path = Path(folder) / "pictures" / f"{name.replace('/', '_')}_{step:07d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = io.BytesIO()
+        picture.save(content, "PNG")
+        write_whole(path, content.getvalue())

@@ -13,15 +13,13 @@ from matplotlib.colors import Normalize
 from PIL.Image import Image
 from torch import Tensor
 
-from infotok_lit.callbacks.figures import BRANCH_COLOURS, GREY, log_axis, panels, rendered
+from infotok_lit.batch import Batch, Branch, UnderstandingBatch
+from infotok_lit.callbacks.figures import BRANCH_COLOURS, GREY, log_axis, panels, publish, rendered
 from infotok_lit.callbacks.history import MetricHistory, logs_now
-from infotok_lit.callbacks.pictures import publish
-from infotok_lit.data.scenes.answer_entropy import answer_bits, answer_entropy_bits
-from infotok_lit.data.scenes.spec import SPECS
-from infotok_lit.models.unified import Batch, UnderstandingBatch
 from infotok_lit.modules.infotok_module import BRANCHES
-from infotok_lit.objective.config import Branch
 from infotok_lit.objective.distributed import global_sum
+from infotok_lit.scenes.answer_entropy import answer_bits, answer_entropy_bits
+from infotok_lit.scenes.spec import SPECS
 
 Unit = Literal["token", "image"]
 

@@ -6,10 +6,11 @@ import numpy as np
 from torch import Tensor
 from torch.nn import functional as F
 
-from infotok_lit.callbacks.pictures import captioned_grid, publish, to_uint8
-from infotok_lit.models.unified import UnderstandingBatch
+from infotok_lit.batch import UnderstandingBatch
+from infotok_lit.callbacks.figures import publish
 from infotok_lit.modules.infotok_module import BRANCHES
 from infotok_lit.modules.results import Reading
+from infotok_lit.pictures import captioned_grid, to_uint8
 
 UNDERSTANDING = BRANCHES.index("understanding")
 OPACITY = 0.55

@@ -7,10 +7,10 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
 from infotok_lit.data.datamodule import UnifiedDataModule
-from infotok_lit.data.scenes import Scenes
 from infotok_lit.errors import SettingsError
-from infotok_lit.modules.determinism import isolated_rng
-from infotok_lit.modules.scene_probe import POSTERIOR_MEAN, POSTERIOR_SAMPLE, TOKENS, ProbeOptions, ProbeRow, measure
+from infotok_lit.scenes import Scenes
+from infotok_lit.scenes.probe import POSTERIOR_MEAN, POSTERIOR_SAMPLE, TOKENS, ProbeOptions, ProbeRow, measure
+from infotok_lit.seeding import isolated_rng
 
 PREFIXES = {TOKENS: "probe", POSTERIOR_MEAN: "probe/posterior_mean", POSTERIOR_SAMPLE: "probe/posterior_sample"}
 """Features that are probed -> under which name."""
@@ -50,7 +50,7 @@ class SceneProbes(pl.Callback):
             if not isinstance(source, Scenes):
                 raise SettingsError(
                     f"SceneProbes: {branch} is validated on {type(source).__name__}, of which no structure and texture "
-                    "are known: take the callback out of trainer.callbacks, or validate on infotok_lit.data.Scenes"
+                    "are known: take the callback out of trainer.callbacks, or validate on infotok_lit.scenes.Scenes"
                 )
             specs[branch] = (source.name, source.spec)
         if len(set(specs.values())) > 1:

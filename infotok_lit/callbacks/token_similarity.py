@@ -8,17 +8,15 @@ from lightning.pytorch.utilities import rank_zero_warn
 from PIL import Image
 from torch import Tensor
 
-from infotok_lit.callbacks.pictures import to_uint8
-from infotok_lit.data.sample import UnderstandingSample
+from infotok_lit.batch import Branch, GenerationBatch, UnderstandingSample
 from infotok_lit.errors import SettingsError
 from infotok_lit.metrics.cka import LinearCKA
-from infotok_lit.models.text_batch import text_key
-from infotok_lit.models.unified import GenerationBatch
-from infotok_lit.modules.determinism import isolated_rng
+from infotok_lit.models.common.text_batch import text_key
 from infotok_lit.modules.infotok_module import BRANCHES
 from infotok_lit.modules.results import Reading
-from infotok_lit.objective.config import Branch
 from infotok_lit.objective.distributed import gather_rows
+from infotok_lit.pictures import to_uint8
+from infotok_lit.seeding import isolated_rng
 
 GENERATION = BRANCHES.index("generation")
 QUESTION = "What is this?"

@@ -1,6 +1,6 @@
-"""Images with text: sources (drawn scenes, folders, tar shards), the endless stream over them, and the DataModule.
+"""Images with text: sources (folders, tar shards), the endless stream over them, and the DataModule.
 
-The names are looked up when they are used: models import the sample types from here, and must not import Lightning.
+The names are looked up when they are used, so that a source can be read without Lightning.
 """
 
 from importlib import import_module
@@ -9,12 +9,13 @@ from typing import Any
 _MODULES = {
     "ImageTextFolder": "image_text",
     "ImageTextShards": "shards",
-    "Scenes": "scenes",
     "UnifiedDataModule": "datamodule",
 }
 
 
 def __getattr__(name: str) -> Any:
+    if name == "Scenes":
+        raise AttributeError("infotok_lit.data.Scenes is infotok_lit.scenes.Scenes now: change the class_path")
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from infotok_lit.data.sample import TooManyBrokenSamplesError
+from infotok_lit.batch import TooManyBrokenSamplesError
 
 log = logging.getLogger(__name__)
 

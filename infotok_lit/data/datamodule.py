@@ -8,8 +8,8 @@ from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.utilities import CombinedLoader, rank_zero_warn
 from torch.utils.data import DataLoader
 
+from infotok_lit.batch import Branch, Processor, Source
 from infotok_lit.data.broken_samples import BrokenSampleTally
-from infotok_lit.data.sample import Branch, Source
 from infotok_lit.data.stream import (
     BRANCH_IDS,
     BranchDataset,
@@ -19,7 +19,6 @@ from infotok_lit.data.stream import (
     collate,
 )
 from infotok_lit.errors import SettingsError
-from infotok_lit.models.unified import Processor
 
 _RESUMABLE = {
     "seed": "the samples come in another order from here on",

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from infotok_lit.data.sample import BrokenSampleError
+from infotok_lit.batch import BrokenSampleError
 
 MAX_PIXELS = 89_478_485
 """A quarter of a GiB as RGB: a file that unpacks to more is refused before it is decoded."""

@@ -6,14 +6,14 @@ from abc import abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 
+from infotok_lit.batch import BRANCHES, Branch, BrokenSampleError, GenerationSample, Sample, Source, UnderstandingSample
 from infotok_lit.data.image_file import read_image
 from infotok_lit.data.packed_rows import PackedRows
 from infotok_lit.data.row_text import RowText, read_row_text
-from infotok_lit.data.sample import Branch, BrokenSampleError, GenerationSample, Sample, Source, UnderstandingSample
 from infotok_lit.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -26,8 +26,6 @@ DESCRIBE_QUESTIONS = (
     "Write a caption for this picture.",
 )
 """What is asked when the answer is a caption. The wording is only augmentation; the first is the usual prompt."""
-
-BRANCHES: tuple[Branch, ...] = get_args(Branch)
 
 
 @dataclass(frozen=True)

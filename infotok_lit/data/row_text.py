@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from infotok_lit.data.sample import Branch
+from infotok_lit.batch import Branch
 
 _ASKING, _ANSWERING = ("human", "user"), ("gpt", "assistant")
 

@@ -6,11 +6,11 @@ A sample is the members of a tar that share a name up to its first dot: an image
 
 from pathlib import Path
 
+from infotok_lit.batch import BrokenSampleError
 from infotok_lit.data.fetch import default_cache, expand_braces, local_copy
 from infotok_lit.data.image_text import DESCRIBE_QUESTIONS, ImageTextSource, SampleOptions
 from infotok_lit.data.packed_rows import PackedRows
 from infotok_lit.data.row_text import RowText
-from infotok_lit.data.sample import BrokenSampleError
 from infotok_lit.data.shard_index import read_member, read_member_text, shard_index
 from infotok_lit.errors import DataError
 

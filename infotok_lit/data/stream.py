@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch.utils.data import Dataset, DistributedSampler
 
-from infotok_lit.data.sample import (
+from infotok_lit.batch import (
     Branch,
     BrokenSampleError,
     GenerationSample,

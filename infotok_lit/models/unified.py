@@ -10,155 +10,23 @@ L target positions, C target channels, H width of the LLM's input embeddings.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 from torch import Tensor, nn
 
-from infotok_lit.data.sample import Branch, GenerationSample, UnderstandingSample
-from infotok_lit.models.reconstruction import ReconstructionConfig
-from infotok_lit.models.tokenizer import Tokenizer
+from infotok_lit.batch import (
+    Branch,
+    BranchOutput,
+    GenerationBatch,
+    Processor,
+    ReconstructionOutput,
+    UnderstandingBatch,
+)
+from infotok_lit.models.common.reconstruction import ReconstructionConfig
 
 TokenTransform = Callable[[Tensor], Tensor]
 """A map (B, N, D) -> (B, N, D) applied to the shared tokens where they leave the encoder."""
-
-
-class NegativeTexts(NamedTuple):
-    """Texts that are nearly true of each image and false, at most M per image; right-padded."""
-
-    ids: Tensor
-    """(B, M, S) int64 token ids."""
-    mask: Tensor
-    """(B, M, S) bool, False at padding; a row without any True is no text."""
-
-
-class PairedText(NamedTuple):
-    """The text paired with each image, without template tokens; right-padded."""
-
-    ids: Tensor
-    """(B, S) int64 token ids: question and answer, or the prompt."""
-    mask: Tensor
-    """(B, S) bool, False at padding."""
-    target_mask: Tensor
-    """(B, S) bool, True where the token is an answer token (all False for generation)."""
-    key: Tensor
-    """(B,) int64 digest of the text: equal exactly for identical texts, on every machine."""
-    negatives: NegativeTexts | None = None
-    """None where no image of the batch has any."""
-
-
-class UnderstandingBatch(NamedTuple):
-    """Images to read, in the base model's chat template; right-padded."""
-
-    pixel_values: Tensor
-    """(B, 3, height, width) float32 in [-1, 1]."""
-    input_ids: Tensor
-    """(B, T) int64; IMAGE_TOKEN_ID at the image slots."""
-    attention_mask: Tensor
-    """(B, T) bool."""
-    labels: Tensor
-    """(B, T) int64; IGNORE_INDEX where no loss is taken."""
-    text: PairedText
-    questions: list[str]
-    answers: list[str]
-    names: list[str]
-    skipped: list[str]
-    """One message per broken sample that was replaced while this batch was made."""
-
-
-class GenerationBatch(NamedTuple):
-    """Images to draw, with their prompts in the base model's chat template; right-padded."""
-
-    pixel_values: Tensor
-    """(B, 3, height, width) float32 in [-1, 1]."""
-    input_ids: Tensor
-    """(B, T) int64."""
-    attention_mask: Tensor
-    """(B, T) bool."""
-    text: PairedText
-    captions: list[str]
-    names: list[str]
-    skipped: list[str]
-    """One message per broken sample that was replaced while this batch was made."""
-
-
-Batch = UnderstandingBatch | GenerationBatch
-
-IMAGE_TOKEN_ID = -200
-IGNORE_INDEX = -100
-
-
-@dataclass(frozen=True)
-class TokenLayout:
-    """Where shared tokens live: a canvas of `num_extra` tokens without a place, then a raster grid."""
-
-    num_extra: int
-    grid: tuple[int, int]
-
-    @property
-    def num_tokens(self) -> int:
-        """The number of tokens of the full canvas: the constant N of the objective."""
-        return self.num_extra + self.grid[0] * self.grid[1]
-
-
-class TokenCodes(NamedTuple):
-    """The codes of shared tokens that are discrete."""
-
-    codes: Tensor
-    """(B, N) int64."""
-    num_codes: int
-    loss: Tensor | None
-    """Scalar: what the quantiser itself asks to be minimised, already weighted."""
-
-
-@dataclass
-class BranchOutput:
-    """What one forward pass of one branch gives."""
-
-    loss_sum: Tensor
-    """Scalar: the branch's own loss summed over its elements (label tokens, or hidden image tokens)."""
-    loss_count: Tensor
-    """Scalar: how many elements were summed; the branch's loss is sum / count over the global batch."""
-    tokens: Tensor
-    """(B, N, D): the shared tokens Z as they leave the encoder."""
-    token_index: Tensor
-    """(B, N) int64: the place of each token in the canvas of `layout`."""
-    layout: TokenLayout
-    text: PairedText
-    text_embedding: nn.Embedding
-    """The LLM's input embedding table (vocabulary, H)."""
-    latents: Tensor | None = None
-    """(B, L, C): the clean image latents that generation predicts; None for understanding."""
-    latent_grid: tuple[int, int] | None = None
-    noise_level: Tensor | None = None
-    """(B,) in [0, 1]: at what time the tokens saw a noisy image, 0 pure noise and 1 clean; None where all is clean."""
-    codes: TokenCodes | None = None
-    """None for continuous tokens."""
-
-
-@dataclass
-class ReconstructionOutput:
-    """What drawing images from what is understood of them costs."""
-
-    loss_sum: Tensor
-    """Scalar: the base model's own drawing loss, summed over the elements that it predicts."""
-    loss_count: Tensor
-    """Scalar: how many elements were summed."""
-    quantiser_loss: Tensor | None = None
-    """Scalar: what the quantiser itself asks to be minimised, already weighted; None for continuous tokens."""
-
-
-class Processor(Protocol):
-    """Turns samples into a base model's batches: its chat template, tokenizer and image geometry. Deterministic."""
-
-    tokenizer: Tokenizer
-
-    def understanding(
-        self, samples: Sequence[UnderstandingSample], skipped: Sequence[str] = ()
-    ) -> UnderstandingBatch: ...
-
-    def generation(self, samples: Sequence[GenerationSample], skipped: Sequence[str] = ()) -> GenerationBatch: ...
 
 
 class UnifiedModel(nn.Module, ABC):

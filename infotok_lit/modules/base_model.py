@@ -5,15 +5,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+import torch
+from torch import nn
+
 from infotok_lit.assets import embedded_base
+from infotok_lit.checkpoints import CHECKPOINT_KEY, CheckpointError, KeyMap, exported_family, find_checkpoint, read_run
 from infotok_lit.errors import SettingsError
-from infotok_lit.models.checkpoint import CheckpointError
-from infotok_lit.models.families import FamilyLoading, family_config, family_loading
-from infotok_lit.models.folder import exported_family
+from infotok_lit.models.family import FamilyLoading, family_config, family_loading
 from infotok_lit.models.unified import UnifiedModel
-from infotok_lit.modules.run import find_checkpoint, load_base_weights
+from infotok_lit.modules.lora import LoraConfig, merged_state
 
 EMBEDDED = "embedded"
+BASE_PREFIX = "base."
 
 
 @dataclass(frozen=True)
@@ -98,3 +101,23 @@ class BaseModel:
                 f"{source} holds another {self.family} model than model.size and model.settings ask for: "
                 f"{', '.join(differing)} differ"
             )
+
+
+def base_weights(checkpoint: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """The base model's part of a run's state dict, under the base model's own names; adapters are merged in."""
+    state = checkpoint["state_dict"]
+    base = {name.removeprefix(BASE_PREFIX): value for name, value in state.items() if name.startswith(BASE_PREFIX)}
+    lora = checkpoint[CHECKPOINT_KEY].get("lora")
+    return base if lora is None else merged_state(base, LoraConfig(**lora))
+
+
+def rebuild_base(checkpoint: dict[str, Any]) -> UnifiedModel:
+    """The base model of a run's checkpoint, in evaluation mode; CheckpointError says what does not fit."""
+    saved = checkpoint[CHECKPOINT_KEY]
+    return family_loading(saved["family"]).rebuild(saved["config"], saved["tokenizer"], base_weights(checkpoint))
+
+
+def load_base_weights(base: nn.Module, path: Path) -> None:
+    """Load the base model of a run into `base`; CheckpointError says what does not fit."""
+    weights = base_weights(read_run(path))
+    base.load_state_dict(KeyMap(renames=()).from_official(weights, base.state_dict(), str(path)))

@@ -8,8 +8,8 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
+from infotok_lit.batch import Batch
 from infotok_lit.errors import ExplainedError
-from infotok_lit.models.unified import Batch
 
 SHOWN = 8
 

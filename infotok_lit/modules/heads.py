@@ -2,8 +2,8 @@
 
 from typing import Any
 
+from infotok_lit.checkpoints import CHECKPOINT_KEY
 from infotok_lit.models.unified import UnifiedModel
-from infotok_lit.modules.run import CHECKPOINT_KEY
 from infotok_lit.objective.config import ObjectiveConfig
 from infotok_lit.objective.heads import Widths
 from infotok_lit.objective.infotok import InfoTok

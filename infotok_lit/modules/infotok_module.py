@@ -14,29 +14,29 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torchmetrics import MeanMetric
 
+from infotok_lit.batch import BRANCHES, Batch, Branch, GenerationBatch
+from infotok_lit.checkpoints import CHECKPOINT_KEY, CheckpointError
 from infotok_lit.data.datamodule import UnifiedDataModule
 from infotok_lit.errors import SettingsError
-from infotok_lit.metrics.scene_scores import QAExactMatch
-from infotok_lit.models.checkpoint import CheckpointError
-from infotok_lit.models.reconstruction import ReconstructionConfig
-from infotok_lit.models.unified import Batch, GenerationBatch, UnifiedModel
+from infotok_lit.models.common.reconstruction import ReconstructionConfig
+from infotok_lit.models.unified import UnifiedModel
 from infotok_lit.modules.base_model import BaseModel
-from infotok_lit.modules.determinism import StepSeed, isolated_rng
+from infotok_lit.modules.determinism import StepSeed
 from infotok_lit.modules.finite import check_finite_gradients, check_finite_losses
 from infotok_lit.modules.heads import build_heads
 from infotok_lit.modules.lora import LoraConfig, add_adapters, merged
 from infotok_lit.modules.optimiser import OptimiserConfig, build_optimiser, freeze, warmup_cosine
 from infotok_lit.modules.part_gradients import part_gradient_norms
 from infotok_lit.modules.results import BranchResult, Reading, ReconstructionResult, objective_inputs
-from infotok_lit.modules.run import CHECKPOINT_KEY
 from infotok_lit.modules.task_weights import TaskWeights
-from infotok_lit.objective.config import Branch, ObjectiveConfig
+from infotok_lit.objective.config import ObjectiveConfig
 from infotok_lit.objective.distributed import global_mean
 from infotok_lit.objective.infotok import InfoTok
 from infotok_lit.objective.inputs import image_vector
 from infotok_lit.objective.report import collapse_message, gradient_norms
+from infotok_lit.scenes.metrics import QAExactMatch
+from infotok_lit.seeding import isolated_rng
 
-BRANCHES: tuple[Branch, ...] = ("understanding", "generation")
 CHECKPOINT_FORMAT = 1
 HALF_PRECISIONS = ("bf16-true", "16-true", "transformer-engine", "transformer-engine-float16")
 

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from infotok_lit.batch import BranchOutput, TokenCodes, TokenLayout
 from infotok_lit.metrics.code_usage import code_entropy_bits, code_usage_fraction
-from infotok_lit.models.unified import BranchOutput, TokenCodes, TokenLayout
 from infotok_lit.objective.infotok import BranchObjective
 from infotok_lit.objective.inputs import BranchInputs
 

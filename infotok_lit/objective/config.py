@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, is_dataclass
 from typing import Any, Literal, get_args, get_type_hints
 
-Branch = Literal["understanding", "generation"]
+from infotok_lit.batch import Branch
+
 Term = Literal["compactness", "sufficiency", "alignment"]
 Reduction = Literal["tokens", "mean"]
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from infotok_lit.objective.config import Branch, ObjectiveConfig, Term
+from infotok_lit.batch import Branch
+from infotok_lit.objective.config import ObjectiveConfig, Term
 from infotok_lit.objective.distributed import gather_rows
 from infotok_lit.objective.heads import BranchTerms
 from infotok_lit.objective.hsic import FEWEST_SAMPLES, normalised_hsic

@@ -6,9 +6,10 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from infotok_lit.batch import Branch
 from infotok_lit.objective.alignment import Alignment
 from infotok_lit.objective.compactness import compactness
-from infotok_lit.objective.config import Branch, ObjectiveConfig, Term
+from infotok_lit.objective.config import ObjectiveConfig, Term
 from infotok_lit.objective.inputs import BranchInputs
 from infotok_lit.objective.posterior import Posterior
 from infotok_lit.objective.projection import Projection

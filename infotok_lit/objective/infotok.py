@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from infotok_lit.objective.config import Branch, ObjectiveConfig, Term
+from infotok_lit.batch import Branch
+from infotok_lit.objective.config import ObjectiveConfig, Term
 from infotok_lit.objective.constraint import build_constraint
 from infotok_lit.objective.dependence import DependenceTerms
 from infotok_lit.objective.heads import BranchHeads, BranchTerms, Widths

@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from infotok_lit.batch import Branch
 from infotok_lit.objective.alignment import Contrast
-from infotok_lit.objective.config import Branch, Term
+from infotok_lit.objective.config import Term
 from infotok_lit.objective.distributed import global_sum, world_size
 from infotok_lit.objective.term import TermNats
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from infotok_lit.command_line import write_whole
+from infotok_lit.files import write_whole
 from infotok_lit.study.config import Row, Study
 
 RUN_FOLDER = "run"

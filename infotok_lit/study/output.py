@@ -7,7 +7,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from infotok_lit.command_line import write_whole
+from infotok_lit.files import write_whole
 
 DPI = 130
 

@@ -17,7 +17,7 @@ from typing import Literal
 
 import infotok_lit
 from infotok_lit import __version__
-from infotok_lit.command_line import write_whole
+from infotok_lit.files import write_whole
 
 RECORD_FILE = "cell.json"
 COMMAND_FILE = "command.sh"

@@ -13,9 +13,9 @@ from tiny import TinyModule, scenes_data
 from infotok_lit.callbacks import InformationPlane
 from infotok_lit.callbacks.history import MOST_ROWS, MetricHistory
 from infotok_lit.callbacks.information_plane import ALIGNMENT, OWN_LOSS, SUFFICIENCY
-from infotok_lit.data.scenes.answer_entropy import answer_bits
-from infotok_lit.data.scenes.spec import SPECS
 from infotok_lit.modules.infotok_module import BRANCHES
+from infotok_lit.scenes.answer_entropy import answer_bits
+from infotok_lit.scenes.spec import SPECS
 
 
 def plane_of(rows: list[dict[str, float]]) -> InformationPlane:

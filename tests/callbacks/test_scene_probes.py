@@ -11,8 +11,8 @@ from tiny import FAMILIES, TinyModule
 from infotok_lit.callbacks import SceneProbes
 from infotok_lit.data.datamodule import UnifiedDataModule
 from infotok_lit.data.image_text import ImageTextFolder
-from infotok_lit.data.scenes import Scenes
-from infotok_lit.modules.scene_probe import ProbeOptions, measure
+from infotok_lit.scenes import Scenes
+from infotok_lit.scenes.probe import ProbeOptions, measure
 
 PHOTOS = Path(__file__).parents[1] / "fixtures" / "photos"
 FEW = {"train": 50, "test": 10}

@@ -7,8 +7,8 @@ import torch
 from fit_with import fit, validate_in_one_and_two_processes
 from tiny import FAMILIES, TinyModule, scenes_data
 
+from infotok_lit.batch import UnderstandingSample
 from infotok_lit.callbacks import TokenSimilarity
-from infotok_lit.data.sample import UnderstandingSample
 
 
 def gram_cka(x: np.ndarray, y: np.ndarray, debiased: bool) -> float:

@@ -14,7 +14,7 @@ from infotok_lit.callbacks import ActiveUnits, Codebook, Constraints
 from infotok_lit.callbacks import active_units as active_units_file
 from infotok_lit.callbacks import codebook as codebook_file
 from infotok_lit.callbacks.codebook import CodedImages, draw_maps
-from infotok_lit.models.families import family_loading
+from infotok_lit.models.family import family_loading
 from infotok_lit.models.showo2.config import QuantiserConfig
 from infotok_lit.objective.config import BranchWeights
 

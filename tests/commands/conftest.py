@@ -10,8 +10,8 @@ from PIL import Image
 from tiny import FAMILIES, TINY_CONFIGS, tiny_config
 
 from infotok_lit.assets import SCENES_TOKENIZER
-from infotok_lit.export import export_model
-from infotok_lit.models.families import family_loading
+from infotok_lit.models.export import export_model
+from infotok_lit.models.family import family_loading
 from infotok_lit.models.harmon import config as harmon_config
 from infotok_lit.models.harmon.config import AutoencoderConfig, HarmonConfig
 from infotok_lit.models.unified import UnifiedModel

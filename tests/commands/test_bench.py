@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 
-from infotok_lit.bench import main, summarise, table, term_sets
-from infotok_lit.fit_setup import DRAWN_STEPS, FitSetup
-from infotok_lit.step_timing import PHASES, StepTime, StepTimer, Variant
+from infotok_lit.commands.bench import main, summarise, table, term_sets
+from infotok_lit.commands.fit_setup import DRAWN_STEPS, FitSetup
+from infotok_lit.commands.step_timing import PHASES, StepTime, StepTimer, Variant
 
 NAMES = ["plain", "C", "C&S", "C&S&A"]
 SMALL = {
@@ -16,7 +16,7 @@ SMALL = {
     "data": {
         "class_path": "infotok_lit.data.UnifiedDataModule",
         "init_args": {
-            "train": {"class_path": "infotok_lit.data.Scenes", "init_args": {"num_samples": 100}},
+            "train": {"class_path": "infotok_lit.scenes.Scenes", "init_args": {"num_samples": 100}},
             "understanding_batch_size": 3,
             "generation_batch_size": 2,
         },

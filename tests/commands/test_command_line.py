@@ -9,7 +9,8 @@ import sys
 
 import pytest
 
-from infotok_lit.command_line import at_least, write_whole
+from infotok_lit.commands.command_line import at_least
+from infotok_lit.files import write_whole
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch) -> None:
@@ -40,7 +41,7 @@ def test_numbers_below_the_limit_are_refused() -> None:
 def test_lines_go_to_stdout_and_the_bar_to_the_terminal(stdout_is_a_terminal) -> None:
     long = "x" * 200
     script = (
-        "from infotok_lit.command_line import progress_bar\n"
+        "from infotok_lit.commands.command_line import progress_bar\n"
         "with progress_bar(2) as bar:\n"
         f"    bar.write('{long}')\n"
         "    bar.show(1, 'half of it')\n"

@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from infotok_lit.data.sample import UnderstandingSample
-from infotok_lit.describe import DEFAULT_PROMPT, find_images, main
+from infotok_lit.batch import UnderstandingSample
+from infotok_lit.commands.describe import DEFAULT_PROMPT, find_images, main
 
 PROMPTS = ("what?", "is there a red circle to the left of the small blue square?", "how many objects are there?")
 TOKENS = "6"

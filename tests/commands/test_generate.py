@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from infotok_lit import generate as command
-from infotok_lit.generate import drawing_overrides, main
+from infotok_lit.commands import generate as command
+from infotok_lit.commands.generate import drawing_overrides, main
 
 PROMPTS = ("a red circle", "a small blue square to the left of a large green triangle", "two circles")
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from infotok_lit.inference import ModelChoice
+from infotok_lit.commands.model_choice import ModelChoice
 
 
 def choose(*arguments: object) -> ModelChoice:

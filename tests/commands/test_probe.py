@@ -8,12 +8,13 @@ import pytest
 import torch
 from tiny import TinyModule, scenes_data
 
+from infotok_lit.batch import BranchOutput, TokenLayout
+from infotok_lit.checkpoints import read_run
 from infotok_lit.cli import main
-from infotok_lit.data.scenes import Scenes
-from infotok_lit.models.unified import BranchOutput, TokenLayout
+from infotok_lit.modules.base_model import rebuild_base
 from infotok_lit.modules.heads import read_heads
-from infotok_lit.modules.run import read_run, rebuild_base
-from infotok_lit.modules.scene_probe import ProbeOptions, collect, measure, on_canvas
+from infotok_lit.scenes import Scenes
+from infotok_lit.scenes.probe import ProbeOptions, collect, measure, on_canvas
 
 FEW = ["--train", "60", "--test", "20", "--batch_size", "40", "--device", "cpu"]
 PARTS = ["place", "shape", "colour", "size", "frequency", "phase", "noise"]

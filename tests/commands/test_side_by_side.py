@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 from tiny import FAMILIES
 
-from infotok_lit import describe, generate
-from infotok_lit.callbacks.pictures import MARGIN, TILE
-from infotok_lit.data.sample import UnderstandingSample
-from infotok_lit.inference import ModelChoice, labels
+from infotok_lit.batch import UnderstandingSample
+from infotok_lit.commands import describe, generate
+from infotok_lit.commands.model_choice import ModelChoice, labels
+from infotok_lit.pictures import MARGIN, TILE
 
 PROMPTS = ("what?", "how many objects are there?")
 TOKENS = 5

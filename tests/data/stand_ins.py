@@ -12,16 +12,18 @@ from lightning.pytorch import LightningModule, Trainer
 from PIL import Image
 from torch import Tensor, nn
 
-from infotok_lit.data.datamodule import UnifiedDataModule
-from infotok_lit.data.sample import (
+from infotok_lit.batch import (
     Branch,
     BrokenSampleError,
+    GenerationBatch,
     GenerationSample,
+    PairedText,
     Sample,
     Source,
+    UnderstandingBatch,
     UnderstandingSample,
 )
-from infotok_lit.models.unified import GenerationBatch, PairedText, UnderstandingBatch
+from infotok_lit.data.datamodule import UnifiedDataModule
 
 
 def _pixels(samples: Sequence[Sample]) -> Tensor:

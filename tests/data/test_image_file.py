@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from infotok_lit.batch import BrokenSampleError
 from infotok_lit.data.image_file import read_image
-from infotok_lit.data.sample import BrokenSampleError
 
 PHOTOS = Path(__file__).parents[1] / "fixtures" / "photos"
 

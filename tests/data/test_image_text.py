@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from infotok_lit.batch import BrokenSampleError
 from infotok_lit.data.image_text import DESCRIBE_QUESTIONS, ImageTextFolder
 from infotok_lit.data.row_text import RowText, read_row_text
-from infotok_lit.data.sample import BrokenSampleError
 
 PHOTOS = Path(__file__).parents[1] / "fixtures" / "photos"
 

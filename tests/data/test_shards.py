@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from infotok_lit.batch import BrokenSampleError
 from infotok_lit.data import shard_index
 from infotok_lit.data.fetch import expand_braces
 from infotok_lit.data.image_text import ImageTextFolder
-from infotok_lit.data.sample import BrokenSampleError
 from infotok_lit.data.shards import ImageTextShards
 
 PHOTOS = Path(__file__).parents[1] / "fixtures" / "photos"

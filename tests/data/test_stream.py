@@ -10,7 +10,7 @@ from lightning.pytorch.trainer.states import RunningStage
 from stand_ins import Numbers, StandInProcessor, make_trainer
 from torch.utils.data import DataLoader
 
-from infotok_lit.data.sample import BrokenSampleError
+from infotok_lit.batch import BrokenSampleError
 from infotok_lit.data.stream import (
     BranchDataset,
     EndlessSampler,

@@ -8,13 +8,13 @@ import torch
 from safetensors import safe_open
 from tiny import FAMILIES, TinyModule, scenes_data, tiny_config, tiny_model
 
-from infotok_lit import export
 from infotok_lit.assets import SCENES_TOKENIZER
 from infotok_lit.callbacks import ExportInference
-from infotok_lit.data.scenes import Scenes
-from infotok_lit.models.families import load_folder
+from infotok_lit.commands import export
+from infotok_lit.models.family import load_folder
 from infotok_lit.models.harmon.config import AutoencoderConfig
 from infotok_lit.models.harmon.loading import build
+from infotok_lit.scenes import Scenes
 
 QUESTIONS = ["what shape is the red object?", "how many circles are there?"]
 
@@ -108,7 +108,7 @@ def test_nothing_is_left_of_an_export_that_fails(tmp_path, monkeypatch) -> None:
 def test_an_export_that_fails_keeps_what_it_was_to_replace(tmp_path, monkeypatch) -> None:
     export.export_model(tiny_model(seed=0), tmp_path / "out", {})
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
-    monkeypatch.setattr("infotok_lit.export.model_card", lambda base, provenance: 1 / 0)
+    monkeypatch.setattr("infotok_lit.models.export.model_card", lambda base, provenance: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         export.export_model(tiny_model(seed=1), tmp_path / "out", {}, force=True)
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before

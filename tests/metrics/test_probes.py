@@ -9,12 +9,8 @@ from scipy.fft import dctn
 from scipy.special import i0e
 from torch import Tensor
 
-from infotok_lit.data.scenes.prior import ScenePrior
-from infotok_lit.data.scenes.render import background
-from infotok_lit.data.scenes.source import Scenes
-from infotok_lit.data.scenes.spec import SPECS
 from infotok_lit.metrics.probes import Bits, Split, classify, coordinates, ridge
-from infotok_lit.metrics.scene_information import (
+from infotok_lit.scenes.information import (
     Features,
     SceneInformation,
     Truth,
@@ -23,6 +19,10 @@ from infotok_lit.metrics.scene_information import (
     phase_nats,
     scene_information,
 )
+from infotok_lit.scenes.prior import ScenePrior
+from infotok_lit.scenes.render import background
+from infotok_lit.scenes.source import Scenes
+from infotok_lit.scenes.spec import SPECS
 
 TRAIN, TEST = 800, 600
 SPLIT = Split.of(TRAIN, TEST)

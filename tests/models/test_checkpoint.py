@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from infotok_lit.models.checkpoint import CheckpointError, KeyMap, read_weights
+from infotok_lit.checkpoints import CheckpointError, KeyMap, read_weights
 
 STATE = {"a.weight": torch.arange(6.0).view(2, 3), "b.bias": torch.ones(2)}
 

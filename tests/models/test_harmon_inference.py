@@ -7,9 +7,9 @@ import torch
 from tiny import tiny_model
 from torch import Tensor
 
-from infotok_lit.data.scenes import Scenes
 from infotok_lit.models.harmon.mar import places_where
 from infotok_lit.models.harmon.model import Harmon
+from infotok_lit.scenes import Scenes
 
 PROMPTS = ["what shape is the red object?", "is there a circle?", "how many objects are there in this image?", "why?"]
 CAPTIONS = ["a red circle", "two blue squares", "a green triangle above a yellow circle"]

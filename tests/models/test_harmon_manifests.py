@@ -8,7 +8,7 @@ import torch
 from tiny import tiny_model
 
 from infotok_lit.assets import SCENES_TOKENIZER
-from infotok_lit.models.checkpoint import CheckpointError
+from infotok_lit.checkpoints import CheckpointError
 from infotok_lit.models.harmon.config import config_of_size
 from infotok_lit.models.harmon.loading import build
 from infotok_lit.models.harmon.model import Harmon

@@ -8,7 +8,7 @@ import pytest
 
 from infotok_lit.cli import main
 from infotok_lit.errors import SettingsError
-from infotok_lit.models.families import families, family_config
+from infotok_lit.models.family import families, family_config
 
 SIZES = [(family, size) for family in families() for size in get_args(family_config(family).Size)]
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny import FAMILIES, tiny_model
 
-from infotok_lit.data.scenes import Scenes
+from infotok_lit.scenes import Scenes
 
 BRANCHES = ("understanding", "generation")
 

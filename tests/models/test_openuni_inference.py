@@ -7,9 +7,9 @@ import torch
 from tiny import tiny_model
 from torch import Tensor
 
-from infotok_lit.data.scenes import Scenes
 from infotok_lit.models.openuni.model import OpenUni
 from infotok_lit.models.openuni.processor import KEEP_PROMPT
+from infotok_lit.scenes import Scenes
 
 PROMPTS = ["what shape is the red object?", "is there a circle?", "Describe the image in detail.", "why?"]
 CAPTIONS = ["a red circle", "two blue squares", "a green triangle above a yellow circle"]

@@ -12,9 +12,9 @@ from tiny import tiny_model, tiny_openuni_config
 from torch import Tensor
 
 from infotok_lit.assets import SCENES_TOKENIZER
-from infotok_lit.export import export_model
-from infotok_lit.models.checkpoint import CheckpointError
-from infotok_lit.models.families import load_folder
+from infotok_lit.checkpoints import CheckpointError
+from infotok_lit.models.export import export_model
+from infotok_lit.models.family import load_folder
 from infotok_lit.models.openuni.config import config_of_size
 from infotok_lit.models.openuni.keys import vlm_from_official, vlm_to_official
 from infotok_lit.models.openuni.loading import build, read_official

@@ -7,14 +7,14 @@ import torch
 from tiny import tiny_model, tiny_showo2_config
 
 from infotok_lit.assets import SCENES_TOKENIZER
-from infotok_lit.data.scenes import Scenes
-from infotok_lit.export import export_model
 from infotok_lit.metrics.code_usage import code_entropy_bits, code_usage_fraction
-from infotok_lit.models.families import load_folder
+from infotok_lit.models.export import export_model
+from infotok_lit.models.family import load_folder
 from infotok_lit.models.showo2.config import QuantiserConfig, config_of_size
 from infotok_lit.models.showo2.loading import build, differing_parts
 from infotok_lit.models.showo2.model import Showo2
 from infotok_lit.models.showo2.quantiser import TokenQuantiser
+from infotok_lit.scenes import Scenes
 
 KINDS = ("fsq", "lfq", "vq")
 WIDTH = 12

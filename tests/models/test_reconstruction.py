@@ -8,22 +8,23 @@ from tiny import FAMILIES, tiny_model, tiny_showo2_config
 from torch import Tensor, nn
 
 from infotok_lit.assets import SCENES_TOKENIZER
-from infotok_lit.data.scenes import Scenes
-from infotok_lit.models.describe_templates import DESCRIBE_TEMPLATES
-from infotok_lit.models.harmon.draws import TrainingDraws as HarmonDraws
-from infotok_lit.models.harmon.draws import draw_training as draw_harmon
-from infotok_lit.models.openuni.flow import draw_training as draw_openuni
-from infotok_lit.models.reconstruction import (
+from infotok_lit.batch import IMAGE_TOKEN_ID, GenerationBatch
+from infotok_lit.models.common.describe_templates import DESCRIBE_TEMPLATES
+from infotok_lit.models.common.reconstruction import (
     ReconstructionConfig,
     TemplateDraws,
     choose_templates,
     condition_pixels,
     draw_templates,
 )
+from infotok_lit.models.harmon.draws import TrainingDraws as HarmonDraws
+from infotok_lit.models.harmon.draws import draw_training as draw_harmon
+from infotok_lit.models.openuni.flow import draw_training as draw_openuni
 from infotok_lit.models.showo2.draws import draw_training as draw_showo2
 from infotok_lit.models.showo2.flow import on_path, training_time
 from infotok_lit.models.showo2.loading import build as build_showo2
-from infotok_lit.models.unified import IMAGE_TOKEN_ID, GenerationBatch, UnifiedModel
+from infotok_lit.models.unified import UnifiedModel
+from infotok_lit.scenes import Scenes
 
 AS_USUAL = ReconstructionConfig()
 SHORT = ReconstructionConfig(templates=("Describe this.", "What is here, and what colours does it have?"))

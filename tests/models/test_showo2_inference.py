@@ -7,13 +7,13 @@ import torch
 from tiny import tiny_model
 from torch import Tensor
 
-from infotok_lit.data.scenes import Scenes
+from infotok_lit.batch import IMAGE_TOKEN_ID
 from infotok_lit.models.showo2.attention import attend, build_mask, dense_mask
 from infotok_lit.models.showo2.describing import continue_greedily, embed_prompts
 from infotok_lit.models.showo2.flow import from_runs, to_runs
 from infotok_lit.models.showo2.model import Showo2
 from infotok_lit.models.showo2.sequence import find_regions, insert_images
-from infotok_lit.models.unified import IMAGE_TOKEN_ID
+from infotok_lit.scenes import Scenes
 
 PROMPTS = ["what shape is the red object?", "is there a circle?", "how many objects are there in this image?", "why?"]
 CAPTIONS = ["a red circle", "two blue squares", "a green triangle above a yellow circle"]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from infotok_lit.assets import SCENES_TOKENIZER
-from infotok_lit.models.checkpoint import CheckpointError
+from infotok_lit.checkpoints import CheckpointError
 from infotok_lit.models.showo2.config import config_of_size
 from infotok_lit.models.showo2.keys import EMBEDDINGS, LM_HEAD
 from infotok_lit.models.showo2.loading import build, read_official

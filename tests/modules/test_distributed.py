@@ -12,19 +12,19 @@ import torch
 from tiny import FAMILIES, TinyModule
 from torch import Tensor
 
+from infotok_lit.batch import Branch, Sample, Source, UnderstandingSample
 from infotok_lit.data.datamodule import UnifiedDataModule
-from infotok_lit.data.sample import Branch, Sample, Source, UnderstandingSample
-from infotok_lit.data.scenes import Scenes
+from infotok_lit.models.common.reconstruction import TemplateDraws, draw_templates
 from infotok_lit.models.harmon import model as harmon
 from infotok_lit.models.harmon.draws import TrainingDraws
 from infotok_lit.models.harmon.model import Harmon
 from infotok_lit.models.openuni import model as openuni
-from infotok_lit.models.reconstruction import TemplateDraws, draw_templates
 from infotok_lit.models.showo2 import model as showo2
 from infotok_lit.modules.lora import LoraConfig
 from infotok_lit.modules.task_weights import TaskWeights
 from infotok_lit.objective.distributed import rank, world_size
 from infotok_lit.objective.posterior import Posterior
+from infotok_lit.scenes import Scenes
 
 BATCH = 6
 ALL = ("compactness", "sufficiency", "alignment")

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from infotok_lit.assets import embedded_base
+from infotok_lit.checkpoints import CheckpointError
 from infotok_lit.cli import main as command_line
-from infotok_lit.export import export_model
-from infotok_lit.models.checkpoint import CheckpointError
-from infotok_lit.models.families import load_folder
+from infotok_lit.models.export import export_model
+from infotok_lit.models.family import load_folder
 from infotok_lit.modules import HarmonModule
 
 BASE = embedded_base("harmon", "scenes32")

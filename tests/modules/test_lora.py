@@ -8,13 +8,13 @@ from fit_tiny import Crash, Record, fit
 from safetensors import safe_open
 from tiny import FAMILIES, TinyModule, tiny_model
 
-from infotok_lit import export
 from infotok_lit.callbacks import ExportInference
-from infotok_lit.data.scenes import Scenes
-from infotok_lit.models.checkpoint import CheckpointError
-from infotok_lit.models.families import load_folder
+from infotok_lit.checkpoints import CheckpointError, newest_checkpoint
+from infotok_lit.commands import export
+from infotok_lit.models.family import load_folder
+from infotok_lit.modules.base_model import load_base_weights
 from infotok_lit.modules.lora import LoraConfig, add_adapters, merged, merged_state
-from infotok_lit.modules.run import load_base_weights, newest_checkpoint
+from infotok_lit.scenes import Scenes
 
 TARGETS = {"harmon": "llm.model.*", "showo2": "llm.model.*", "openuni": "vlm.model.language_model.*"}
 

@@ -8,7 +8,7 @@ import torch
 from test_training_step import TERMS, batches, trainer
 from tiny import FAMILIES, TinyModule, scenes_data
 
-from infotok_lit.models.reconstruction import ReconstructionConfig
+from infotok_lit.models.common.reconstruction import ReconstructionConfig
 from infotok_lit.modules.finite import NonFiniteError
 from infotok_lit.modules.harmon import HarmonModule
 from infotok_lit.modules.infotok_module import BRANCHES

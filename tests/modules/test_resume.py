@@ -18,14 +18,13 @@ import yaml
 from fit_tiny import STEPS, Crash, Record, fit
 from tiny import FAMILIES, TinyModule, tiny_config
 
+from infotok_lit.checkpoints import CheckpointError, newest_checkpoint, read_run
 from infotok_lit.cli import main as command_line
-from infotok_lit.models.checkpoint import CheckpointError
+from infotok_lit.commands.fit import last_checkpoint, main
 from infotok_lit.modules.finite import NonFiniteError
 from infotok_lit.modules.harmon import HarmonModule
-from infotok_lit.modules.run import newest_checkpoint, read_run
 from infotok_lit.modules.task_weights import TaskWeights
 from infotok_lit.objective.config import BranchWeights, DualConfig, NegativesConfig
-from infotok_lit.training import last_checkpoint, main
 
 TESTS = Path(__file__).parents[1]
 
@@ -232,7 +231,7 @@ def test_a_loss_that_is_not_finite_leaves_the_last_good_checkpoint(tmp_path) -> 
 @pytest.fixture
 def config(tmp_path) -> Path:
     """A configuration of the tiny model whose runs lie in tmp_path / "runs" / "tiny"."""
-    scenes = {"class_path": "infotok_lit.data.Scenes", "init_args": {"num_samples": 100}}
+    scenes = {"class_path": "infotok_lit.scenes.Scenes", "init_args": {"num_samples": 100}}
     sizes = {"understanding_batch_size": 2, "generation_batch_size": 2, "val_batch_size": 2, "val_samples": 2}
     content = {
         "model": {"class_path": "tiny.TinyModule", "init_args": {"terms": []}},

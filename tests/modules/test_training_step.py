@@ -8,13 +8,13 @@ import torch
 from lightning.pytorch.loggers import CSVLogger
 from tiny import FAMILIES, TinyModule, scenes_data, tiny_model
 
+from infotok_lit.batch import Source
 from infotok_lit.data.datamodule import UnifiedDataModule
-from infotok_lit.data.sample import Source
-from infotok_lit.data.scenes import Scenes
 from infotok_lit.modules.finite import NonFiniteError
 from infotok_lit.modules.infotok_module import BRANCHES
 from infotok_lit.modules.optimiser import OptimiserConfig, build_optimiser
 from infotok_lit.objective.config import NegativesConfig
+from infotok_lit.scenes import Scenes
 
 TERMS = ("compactness", "sufficiency", "alignment")
 

@@ -6,6 +6,7 @@ import torch
 from golden import Golden
 from torch import Tensor
 
+from infotok_lit.batch import PairedText
 from infotok_lit.models.harmon.config import (
     AutoencoderConfig,
     HarmonConfig,
@@ -15,7 +16,6 @@ from infotok_lit.models.harmon.config import (
 from infotok_lit.models.harmon.keys import HARMON_KEYS, kl16_keys
 from infotok_lit.models.harmon.model import Harmon
 from infotok_lit.models.harmon.processor import HarmonProcessor
-from infotok_lit.models.unified import PairedText
 
 
 class ByteTokenizer:

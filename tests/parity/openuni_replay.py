@@ -5,7 +5,7 @@ from typing import Any
 
 from golden import Golden
 
-from infotok_lit.models.language_model_config import LanguageModelConfig
+from infotok_lit.models.common.language_model_config import LanguageModelConfig
 from infotok_lit.models.openuni.config import (
     AutoencoderConfig,
     ConnectorConfig,

@@ -6,7 +6,8 @@ import torch
 from golden import Golden
 from torch import Tensor
 
-from infotok_lit.models.language_model_config import LanguageModelConfig
+from infotok_lit.batch import IMAGE_TOKEN_ID
+from infotok_lit.models.common.language_model_config import LanguageModelConfig
 from infotok_lit.models.showo2.autoencoder import WanVAE
 from infotok_lit.models.showo2.config import (
     AutoencoderConfig,
@@ -18,7 +19,6 @@ from infotok_lit.models.showo2.config import (
 from infotok_lit.models.showo2.keys import wan_keys
 from infotok_lit.models.showo2.model import Showo2
 from infotok_lit.models.showo2.processor import Showo2Processor
-from infotok_lit.models.unified import IMAGE_TOKEN_ID
 
 
 class RecordedTokenizer:

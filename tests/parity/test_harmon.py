@@ -14,13 +14,13 @@ from harmon_replay import (
     no_text,
 )
 
+from infotok_lit.batch import GenerationBatch, UnderstandingBatch
 from infotok_lit.models.harmon.autoencoder import from_tokens, to_tokens
 from infotok_lit.models.harmon.config import HarmonConfig
 from infotok_lit.models.harmon.diffusion import make_schedule
 from infotok_lit.models.harmon.draws import TrainingDraws
 from infotok_lit.models.harmon.mar import places_where
 from infotok_lit.models.harmon.model import Harmon
-from infotok_lit.models.unified import GenerationBatch, UnderstandingBatch
 
 
 @pytest.fixture(scope="module")

@@ -11,12 +11,12 @@ from harmon_replay import (
 from PIL import Image
 from torch import Tensor
 
-from infotok_lit.data.sample import GenerationSample, UnderstandingSample
+from infotok_lit.batch import GenerationSample, UnderstandingSample
+from infotok_lit.models.common.pixels import crop_to_square, pad_to_square, to_pixels
 from infotok_lit.models.harmon.diffusion import make_schedule
 from infotok_lit.models.harmon.keys import HARMON_KEYS
 from infotok_lit.models.harmon.model import Harmon
 from infotok_lit.models.harmon.processor import PADDING_GREY, HarmonProcessor
-from infotok_lit.models.pixels import crop_to_square, pad_to_square, to_pixels
 
 
 @pytest.fixture(scope="module")

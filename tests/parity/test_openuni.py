@@ -7,15 +7,15 @@ from openuni_replay import ORDERS, build, sana_config, without
 from PIL import Image
 from torch import Tensor
 
-from infotok_lit.callbacks.pictures import to_uint8
+from infotok_lit.batch import IMAGE_TOKEN_ID, GenerationBatch, PairedText
+from infotok_lit.models.common.pixels import crop_to_square, to_pixels
 from infotok_lit.models.openuni.config import DrawingConfig
 from infotok_lit.models.openuni.connector import after_connector, before_connector
 from infotok_lit.models.openuni.drawing import build_scheduler, guided, sana_timestep, walk
 from infotok_lit.models.openuni.flow import TrainingDraws, add_noise, timesteps_of
 from infotok_lit.models.openuni.model import OpenUni, build_transformer
 from infotok_lit.models.openuni.vlm import normalise, query_positions, read_queries
-from infotok_lit.models.pixels import crop_to_square, to_pixels
-from infotok_lit.models.unified import IMAGE_TOKEN_ID, GenerationBatch, PairedText
+from infotok_lit.pictures import to_uint8
 
 DRAWINGS = ("generate_text", "generate_text_nocfg", "generate_image")
 

@@ -6,9 +6,8 @@ from golden import Golden
 from openuni_replay import config_of, processor_of
 from PIL import Image
 
-from infotok_lit.data.sample import GenerationSample, UnderstandingSample
+from infotok_lit.batch import IMAGE_TOKEN_ID, GenerationSample, UnderstandingSample
 from infotok_lit.models.openuni.processor import KEEP_PROMPT, OpenUniProcessor
-from infotok_lit.models.unified import IMAGE_TOKEN_ID
 
 IMAGE = Image.new("RGB", (8, 8))
 

@@ -6,7 +6,8 @@ from golden import DECODED_IMAGE, SAMPLING_CHAIN, Golden
 from showo2_replay import build, build_vae, layouts
 from torch import Tensor
 
-from infotok_lit.models.language_model import text_loss
+from infotok_lit.batch import IMAGE_TOKEN_ID
+from infotok_lit.models.common.language_model import text_loss
 from infotok_lit.models.showo2.attention import build_mask, dense_mask
 from infotok_lit.models.showo2.autoencoder import WanVAE
 from infotok_lit.models.showo2.config import DrawingConfig
@@ -15,7 +16,6 @@ from infotok_lit.models.showo2.drawing import cached_velocity, full_velocity, gu
 from infotok_lit.models.showo2.encoder import _as_tokens
 from infotok_lit.models.showo2.flow import on_path, sampling_times, sinusoid, training_time
 from infotok_lit.models.showo2.model import Hidden, Showo2
-from infotok_lit.models.unified import IMAGE_TOKEN_ID
 
 READING = ("caption", "mmu_pretraining", "mmu_tuning", "mmu_tuning_noimage")
 JOINT = ("t2i", "t2i_dropped", "caption", "mmu_pretraining")

@@ -8,14 +8,13 @@ from PIL import Image
 from showo2_replay import RecordedTokenizer, config_of
 from torch import Tensor
 
-from infotok_lit.callbacks.pictures import to_uint8
-from infotok_lit.data.sample import GenerationSample, UnderstandingSample
-from infotok_lit.models.pixels import to_pixels
+from infotok_lit.batch import IGNORE_INDEX, IMAGE_TOKEN_ID, GenerationSample, UnderstandingSample
+from infotok_lit.models.common.pixels import to_pixels
 from infotok_lit.models.showo2.config import PromptConfig
 from infotok_lit.models.showo2.layouts import Layout, chat, interleaved
 from infotok_lit.models.showo2.processor import Showo2Processor, centre_crop, fit_on_square
 from infotok_lit.models.showo2.sequence import find_regions
-from infotok_lit.models.unified import IGNORE_INDEX, IMAGE_TOKEN_ID
+from infotok_lit.pictures import to_uint8
 
 
 @pytest.fixture(scope="module")

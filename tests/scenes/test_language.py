@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from infotok_lit.data.scenes import SPECS, Mention, Prompt, Scenes, parse_caption, write_caption
+from infotok_lit.scenes import SPECS, Mention, Prompt, Scenes, parse_caption, write_caption
 
 SHAPES = ("circle", "square", "triangle", "cross")
 COLOURS = ("red", "green", "blue", "yellow", "purple", "cyan")

@@ -4,7 +4,7 @@ from itertools import product
 
 import pytest
 
-from infotok_lit.data.scenes import (
+from infotok_lit.scenes import (
     CATEGORIES,
     QUESTION_KINDS,
     SPECS,
@@ -14,10 +14,10 @@ from infotok_lit.data.scenes import (
     describe_scene,
     parse_caption,
 )
-from infotok_lit.data.scenes.negatives import answer_question, false_captions, false_exchanges
-from infotok_lit.data.scenes.render import render
-from infotok_lit.data.scenes.scoring import score
-from infotok_lit.data.scenes.spec import HELD_OUT_COMBINATIONS, HELD_OUT_PLACEMENTS, SPLITS
+from infotok_lit.scenes.negatives import answer_question, false_captions, false_exchanges
+from infotok_lit.scenes.render import render
+from infotok_lit.scenes.scoring import score
+from infotok_lit.scenes.spec import HELD_OUT_COMBINATIONS, HELD_OUT_PLACEMENTS, SPLITS
 
 SPEC = SPECS["scenes32"]
 COUNT = 60

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from infotok_lit.data.scenes import (
+from infotok_lit.scenes import (
     SPECS,
     Scene,
     SceneObject,

@@ -7,11 +7,11 @@ from itertools import combinations, product
 import numpy as np
 import pytest
 
-from infotok_lit.data.scenes.answer_entropy import answer_bits, answer_entropy_bits, kind_entropy_bits
-from infotok_lit.data.scenes.generator import Scene, SceneObject, fits_split
-from infotok_lit.data.scenes.prior import FACTORS, ScenePrior
-from infotok_lit.data.scenes.questions import QUESTION_KINDS, draw_question
-from infotok_lit.data.scenes.spec import COLOURS, SHAPES, SIZES, SPECS, SceneSpec
+from infotok_lit.scenes.answer_entropy import answer_bits, answer_entropy_bits, kind_entropy_bits
+from infotok_lit.scenes.generator import Scene, SceneObject, fits_split
+from infotok_lit.scenes.prior import FACTORS, ScenePrior
+from infotok_lit.scenes.questions import QUESTION_KINDS, draw_question
+from infotok_lit.scenes.spec import COLOURS, SHAPES, SIZES, SPECS, SceneSpec
 
 SMALL = SceneSpec(max_objects=2)
 

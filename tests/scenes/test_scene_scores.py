@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from infotok_lit.data.scenes import Scenes
-from infotok_lit.metrics.scene_scores import QAExactMatch, SceneScore, drawing_chance
+from infotok_lit.scenes import Scenes
+from infotok_lit.scenes.metrics import QAExactMatch, SceneScore, drawing_chance
 
 
 def batch(indices: range, **arguments) -> tuple[torch.Tensor, list[str]]:

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from infotok_lit.data.scenes import CATEGORIES, QUESTION_KINDS, SPECS, Scenes, parse_caption, question_kind
-from infotok_lit.data.scenes.spec import HELD_OUT_COMBINATIONS, HELD_OUT_PLACEMENTS
+from infotok_lit.scenes import CATEGORIES, QUESTION_KINDS, SPECS, Scenes, parse_caption, question_kind
+from infotok_lit.scenes.spec import HELD_OUT_COMBINATIONS, HELD_OUT_PLACEMENTS
 
 HERE = Path(__file__).resolve().parent
 SPLIT_NAMES = ("train", "val", "held_out")

@@ -4,8 +4,8 @@ import pytest
 from transformers import AutoTokenizer
 
 import infotok_lit
-from infotok_lit.data.scenes import Scenes
-from infotok_lit.data.scenes.build_tokenizer import save_tokenizer
+from infotok_lit.scenes import Scenes
+from infotok_lit.scenes.build_tokenizer import save_tokenizer
 
 FOLDER = Path(infotok_lit.__file__).parent / "assets" / "scenes_tokenizer"
 PROMPT = "<|im_start|>user\nGenerate an image: a red circle left of a blue square<|im_end|>\n<|im_start|>assistant\n"

@@ -10,8 +10,8 @@ import pytest
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from infotok_lit.ablate import build_parser, main, read_study
-from infotok_lit.fit_setup import FitSetup
+from infotok_lit.commands.ablate import build_parser, main, read_study
+from infotok_lit.commands.fit_setup import FitSetup
 from infotok_lit.study.cells import Cell, point_job, row_cells
 from infotok_lit.study.config import Dimension, Study
 

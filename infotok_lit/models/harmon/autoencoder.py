@@ -7,7 +7,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from infotok_lit.models.block_transform import BlockTransform
+from infotok_lit.models.common.block_transform import BlockTransform
 from infotok_lit.models.harmon.config import AutoencoderConfig
 
 NOMINAL_RESOLUTION = 256

@@ -7,9 +7,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from infotok_lit.models.common.token_grid import Grid
 from infotok_lit.models.harmon.config import DrawingConfig
 from infotok_lit.models.harmon.mar import places_where
-from infotok_lit.models.token_grid import Grid
 
 Condition = Callable[[Tensor, Tensor], Tensor]
 """(tokens (B, L, C), visible places (B, K)) -> condition vectors (B, L, E), given the prompts."""

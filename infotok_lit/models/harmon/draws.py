@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from infotok_lit.models.common.image_noise import ImageNoise
 from infotok_lit.models.harmon.diffusion import TRAINING_STEPS
-from infotok_lit.models.image_noise import ImageNoise
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 Official files: `harmon_*.pth` (everything but the autoencoder) and `kl16.ckpt`.
 """
 
-from infotok_lit.models.checkpoint import KeyMap
+from infotok_lit.checkpoints import KeyMap
 
 HARMON_KEYS = KeyMap(
     renames=(

@@ -9,14 +9,13 @@ from typing import Any
 from torch import Tensor
 
 from infotok_lit.assets import SCENES_TOKENIZER
+from infotok_lit.checkpoints import first_existing, read_config, read_weights
 from infotok_lit.errors import SettingsError
-from infotok_lit.models.checkpoint import read_weights
-from infotok_lit.models.folder import first_existing, read_config
+from infotok_lit.models.common.token_grid import token_grid
+from infotok_lit.models.common.tokenizer import load_tokenizer
 from infotok_lit.models.harmon.config import HarmonConfig, Size, config_of_size
 from infotok_lit.models.harmon.model import Harmon
 from infotok_lit.models.harmon.processor import HarmonProcessor
-from infotok_lit.models.token_grid import token_grid
-from infotok_lit.models.tokenizer import load_tokenizer
 
 TOKENIZERS: dict[Size, str] = {
     "scenes32": str(SCENES_TOKENIZER),

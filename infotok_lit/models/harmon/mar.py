@@ -7,6 +7,7 @@ R buffers, K visible tokens, C token channels, D encoder width, E decoder width.
 import torch
 from torch import Tensor, nn
 
+from infotok_lit.models.common.token_grid import Grid
 from infotok_lit.models.harmon.config import MARConfig
 from infotok_lit.models.harmon.vit import (
     LAYER_NORM_EPS,
@@ -15,7 +16,6 @@ from infotok_lit.models.harmon.vit import (
     position_table,
     resize_positions,
 )
-from infotok_lit.models.token_grid import Grid
 
 
 class MAREncoder(nn.Module):

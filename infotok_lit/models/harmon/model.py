@@ -11,7 +11,19 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, LogitsProcessorList, RepetitionPenaltyLogitsProcessor
 
-from infotok_lit.models.checkpoint import KeyMap
+from infotok_lit.batch import BranchOutput, GenerationBatch, ReconstructionOutput, TokenLayout, UnderstandingBatch
+from infotok_lit.checkpoints import KeyMap
+from infotok_lit.models.common.language_model import build_language_model, embed_with_images, text_loss
+from infotok_lit.models.common.reconstruction import (
+    ReconstructionConfig,
+    TemplateDraws,
+    choose_templates,
+    condition_pixels,
+    draw_templates,
+    graph_unless_stopped,
+    scale_gradient,
+)
+from infotok_lit.models.common.token_grid import Grid, token_grid
 from infotok_lit.models.harmon.autoencoder import KL16, build_autoencoder, from_tokens, to_tokens
 from infotok_lit.models.harmon.config import DrawingConfig, HarmonConfig
 from infotok_lit.models.harmon.drawing import Noise, draw_tokens
@@ -25,26 +37,7 @@ from infotok_lit.models.harmon.language_model import (
 from infotok_lit.models.harmon.mar import MARDecoder, MAREncoder, places_where, with_buffers
 from infotok_lit.models.harmon.processor import HarmonProcessor
 from infotok_lit.models.harmon.token_diffusion import TokenDiffusion
-from infotok_lit.models.language_model import build_language_model, embed_with_images, text_loss
-from infotok_lit.models.reconstruction import (
-    ReconstructionConfig,
-    TemplateDraws,
-    choose_templates,
-    condition_pixels,
-    draw_templates,
-    graph_unless_stopped,
-    scale_gradient,
-)
-from infotok_lit.models.token_grid import Grid, token_grid
-from infotok_lit.models.unified import (
-    BranchOutput,
-    GenerationBatch,
-    ReconstructionOutput,
-    TokenLayout,
-    TokenTransform,
-    UnderstandingBatch,
-    UnifiedModel,
-)
+from infotok_lit.models.unified import TokenTransform, UnifiedModel
 
 
 class Drawn(NamedTuple):

@@ -6,7 +6,7 @@ Images are (B, 3, height, width) in [-1, 1]; latents are (B, C, h, w).
 from diffusers import AutoencoderDC
 from torch import Tensor, nn
 
-from infotok_lit.models.block_transform import BlockTransform
+from infotok_lit.models.common.block_transform import BlockTransform
 from infotok_lit.models.openuni.config import AutoencoderConfig
 
 RESIDUAL, ATTENTION = "ResBlock", "EfficientViTBlock"

@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
-from infotok_lit.models.language_model_config import LanguageModelConfig
-from infotok_lit.models.model_config import ModelConfig
+from infotok_lit.models.common.language_model_config import LanguageModelConfig
+from infotok_lit.models.common.model_config import ModelConfig
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from infotok_lit.models.checkpoint import CheckpointError, KeyMap, State
+from infotok_lit.checkpoints import CheckpointError, KeyMap, State
 
 FUSED = r"(vision_model\.encoder\.layers\.\d+\.attn)\.qkv\.(weight|bias)"
 SPLIT = r"(vision_model\.encoder\.layers\.\d+\.attn)\.([qkv])\.(weight|bias)"

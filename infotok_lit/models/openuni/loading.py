@@ -9,13 +9,12 @@ from typing import Any
 from torch import Tensor
 
 from infotok_lit.assets import SCENES_TOKENIZER
+from infotok_lit.checkpoints import CheckpointError, State, first_existing, read_config, read_weights
 from infotok_lit.errors import SettingsError
-from infotok_lit.models.checkpoint import CheckpointError, State, read_weights
-from infotok_lit.models.folder import first_existing, read_config
+from infotok_lit.models.common.tokenizer import load_tokenizer
 from infotok_lit.models.openuni.config import OpenUniConfig, Size, config_of_size
 from infotok_lit.models.openuni.model import OWN_PARTS, OpenUni
 from infotok_lit.models.openuni.processor import OpenUniProcessor, add_missing_tokens
-from infotok_lit.models.tokenizer import load_tokenizer
 
 TOKENIZERS: dict[Size, str] = {
     "scenes32": str(SCENES_TOKENIZER),

@@ -12,19 +12,12 @@ from diffusers import SanaTransformer2DModel
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from infotok_lit.models.block_transform import BlockTransform
-from infotok_lit.models.checkpoint import KeyMap
-from infotok_lit.models.image_noise import ImageNoise
-from infotok_lit.models.language_model import embed_with_images, text_loss
-from infotok_lit.models.openuni.autoencoder import build_autoencoder
-from infotok_lit.models.openuni.config import DiffusionTransformerConfig, DrawingConfig, OpenUniConfig
-from infotok_lit.models.openuni.connector import after_connector, before_connector, build_connector, build_projector
-from infotok_lit.models.openuni.drawing import sana_timestep, walk
-from infotok_lit.models.openuni.flow import TrainingDraws, add_noise, draw_training, timesteps_of
-from infotok_lit.models.openuni.keys import vlm_from_official, vlm_to_official
-from infotok_lit.models.openuni.processor import KEEP_PROMPT, OpenUniProcessor
-from infotok_lit.models.openuni.vlm import build_vlm, image_tokens, read_queries
-from infotok_lit.models.reconstruction import (
+from infotok_lit.batch import BranchOutput, GenerationBatch, ReconstructionOutput, TokenLayout, UnderstandingBatch
+from infotok_lit.checkpoints import KeyMap
+from infotok_lit.models.common.block_transform import BlockTransform
+from infotok_lit.models.common.image_noise import ImageNoise
+from infotok_lit.models.common.language_model import embed_with_images, text_loss
+from infotok_lit.models.common.reconstruction import (
     ReconstructionConfig,
     TemplateDraws,
     choose_templates,
@@ -33,16 +26,16 @@ from infotok_lit.models.reconstruction import (
     graph_unless_stopped,
     scale_gradient,
 )
-from infotok_lit.models.token_grid import Grid, token_grid
-from infotok_lit.models.unified import (
-    BranchOutput,
-    GenerationBatch,
-    ReconstructionOutput,
-    TokenLayout,
-    TokenTransform,
-    UnderstandingBatch,
-    UnifiedModel,
-)
+from infotok_lit.models.common.token_grid import Grid, token_grid
+from infotok_lit.models.openuni.autoencoder import build_autoencoder
+from infotok_lit.models.openuni.config import DiffusionTransformerConfig, DrawingConfig, OpenUniConfig
+from infotok_lit.models.openuni.connector import after_connector, before_connector, build_connector, build_projector
+from infotok_lit.models.openuni.drawing import sana_timestep, walk
+from infotok_lit.models.openuni.flow import TrainingDraws, add_noise, draw_training, timesteps_of
+from infotok_lit.models.openuni.keys import vlm_from_official, vlm_to_official
+from infotok_lit.models.openuni.processor import KEEP_PROMPT, OpenUniProcessor
+from infotok_lit.models.openuni.vlm import build_vlm, image_tokens, read_queries
+from infotok_lit.models.unified import TokenTransform, UnifiedModel
 
 OWN_PARTS = ("meta_queries", "connector.", "projector.", "transformer.")
 """Prefixes of what an OpenUni checkpoint holds; vision-language model and autoencoder have files of their own."""

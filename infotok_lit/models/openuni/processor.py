@@ -6,11 +6,18 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from infotok_lit.data.sample import GenerationSample, UnderstandingSample
-from infotok_lit.models.pixels import crop_to_square, pad_to_square, to_pixels
-from infotok_lit.models.text_batch import Text, pad, paired_text
-from infotok_lit.models.tokenizer import Tokenizer, single_id
-from infotok_lit.models.unified import IGNORE_INDEX, IMAGE_TOKEN_ID, GenerationBatch, UnderstandingBatch
+from infotok_lit.batch import (
+    IGNORE_INDEX,
+    IMAGE_TOKEN_ID,
+    GenerationBatch,
+    GenerationSample,
+    Tokenizer,
+    UnderstandingBatch,
+    UnderstandingSample,
+)
+from infotok_lit.models.common.pixels import crop_to_square, pad_to_square, to_pixels
+from infotok_lit.models.common.text_batch import Text, pad, paired_text
+from infotok_lit.models.common.tokenizer import single_id
 
 TURN = "<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n"
 END = "<|im_end|>"

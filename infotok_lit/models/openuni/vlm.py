@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import InternVLConfig, InternVLForConditionalGeneration, InternVLVisionConfig, Qwen2Config
 
-from infotok_lit.models.language_model_config import LanguageModelConfig
+from infotok_lit.models.common.language_model_config import LanguageModelConfig
 from infotok_lit.models.openuni.config import VisionConfig
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)

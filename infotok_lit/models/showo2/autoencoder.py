@@ -9,7 +9,7 @@ import torch
 from diffusers import AutoencoderKLWan
 from torch import Tensor, nn
 
-from infotok_lit.models.block_transform import BlockTransform
+from infotok_lit.models.common.block_transform import BlockTransform
 from infotok_lit.models.showo2.config import AutoencoderConfig
 
 LOG_VARIANCE_RANGE = (-30.0, 20.0)

@@ -4,9 +4,9 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
-from infotok_lit.models.language_model_config import LanguageModelConfig
-from infotok_lit.models.model_config import ModelConfig
-from infotok_lit.models.token_grid import token_grid
+from infotok_lit.models.common.language_model_config import LanguageModelConfig
+from infotok_lit.models.common.model_config import ModelConfig
+from infotok_lit.models.common.token_grid import token_grid
 
 PATCH_SIZE = 2
 """Latent pixels per side of a token."""

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from infotok_lit.batch import IMAGE_TOKEN_ID
 from infotok_lit.models.showo2.attention import dense_mask
 from infotok_lit.models.showo2.sequence import find_regions, insert_images
-from infotok_lit.models.unified import IMAGE_TOKEN_ID
 
 if TYPE_CHECKING:
     from infotok_lit.models.showo2.model import Showo2

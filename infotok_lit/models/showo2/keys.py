@@ -1,6 +1,6 @@
 """Official checkpoint names of Show-o2 and of its Wan2.1 VAE, from ours."""
 
-from infotok_lit.models.checkpoint import KeyMap
+from infotok_lit.checkpoints import KeyMap
 
 LM_HEAD, EMBEDDINGS = "showo.lm_head.weight", "showo.model.embed_tokens.weight"
 

@@ -6,7 +6,7 @@ An image takes `slots` positions, its time and its tokens, between the markers o
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from infotok_lit.models.unified import IGNORE_INDEX, IMAGE_TOKEN_ID
+from infotok_lit.batch import IGNORE_INDEX, IMAGE_TOKEN_ID
 
 CAPTION_PREFIXES = (
     "The image features ",

@@ -11,14 +11,13 @@ import torch
 from torch import Tensor
 
 from infotok_lit.assets import SCENES_TOKENIZER
+from infotok_lit.checkpoints import first_existing, read_config, read_weights
 from infotok_lit.errors import SettingsError
-from infotok_lit.models.checkpoint import read_weights
-from infotok_lit.models.folder import first_existing, read_config
+from infotok_lit.models.common.tokenizer import load_tokenizer
 from infotok_lit.models.showo2.config import Showo2Config, Size, config_of_size
 from infotok_lit.models.showo2.keys import EMBEDDINGS, LM_HEAD
 from infotok_lit.models.showo2.model import Showo2
 from infotok_lit.models.showo2.processor import Showo2Processor, add_missing_tokens
-from infotok_lit.models.tokenizer import load_tokenizer
 
 TOKENIZERS: dict[Size, str] = {
     "scenes32": str(SCENES_TOKENIZER),

@@ -13,12 +13,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from infotok_lit.batch import (
+    IMAGE_TOKEN_ID,
+    BranchOutput,
+    GenerationBatch,
+    ReconstructionOutput,
+    TokenCodes,
+    TokenLayout,
+    UnderstandingBatch,
+)
+from infotok_lit.checkpoints import KeyMap
 from infotok_lit.errors import SettingsError
-from infotok_lit.models.block_transform import BlockTransform
-from infotok_lit.models.checkpoint import KeyMap
-from infotok_lit.models.image_noise import ImageNoise
-from infotok_lit.models.language_model import build_language_model, text_loss
-from infotok_lit.models.reconstruction import (
+from infotok_lit.models.common.block_transform import BlockTransform
+from infotok_lit.models.common.image_noise import ImageNoise
+from infotok_lit.models.common.language_model import build_language_model, text_loss
+from infotok_lit.models.common.reconstruction import (
     ReconstructionConfig,
     TemplateDraws,
     choose_templates,
@@ -27,6 +36,7 @@ from infotok_lit.models.reconstruction import (
     graph_unless_stopped,
     scale_gradient,
 )
+from infotok_lit.models.common.token_grid import Grid, token_grid
 from infotok_lit.models.showo2.attention import OMNI_ATTENTION, Mask, build_mask, image_of_position
 from infotok_lit.models.showo2.autoencoder import build_autoencoder
 from infotok_lit.models.showo2.config import PATCH_SIZE, DrawingConfig, Showo2Config
@@ -40,18 +50,7 @@ from infotok_lit.models.showo2.keys import showo2_keys, wan_keys
 from infotok_lit.models.showo2.processor import Showo2Processor
 from infotok_lit.models.showo2.quantiser import SharedTokens
 from infotok_lit.models.showo2.sequence import find_regions, insert_images
-from infotok_lit.models.token_grid import Grid, token_grid
-from infotok_lit.models.unified import (
-    IMAGE_TOKEN_ID,
-    BranchOutput,
-    GenerationBatch,
-    ReconstructionOutput,
-    TokenCodes,
-    TokenLayout,
-    TokenTransform,
-    UnderstandingBatch,
-    UnifiedModel,
-)
+from infotok_lit.models.unified import TokenTransform, UnifiedModel
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,17 @@ from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from infotok_lit.data.sample import GenerationSample, UnderstandingSample
-from infotok_lit.models.pixels import to_pixels
+from infotok_lit.batch import (
+    IGNORE_INDEX,
+    GenerationBatch,
+    GenerationSample,
+    Tokenizer,
+    UnderstandingBatch,
+    UnderstandingSample,
+)
+from infotok_lit.models.common.pixels import to_pixels
+from infotok_lit.models.common.text_batch import Text, pad, paired_text
+from infotok_lit.models.common.tokenizer import single_id
 from infotok_lit.models.showo2.config import PromptConfig
 from infotok_lit.models.showo2.layouts import (
     Chat,
@@ -25,9 +34,6 @@ from infotok_lit.models.showo2.layouts import (
     pretraining,
     reconstructing,
 )
-from infotok_lit.models.text_batch import Text, pad, paired_text
-from infotok_lit.models.tokenizer import Tokenizer, single_id
-from infotok_lit.models.unified import IGNORE_INDEX, GenerationBatch, UnderstandingBatch
 
 START, END = "<|im_start|>", "<|im_end|>"
 IMAGE_START, IMAGE_END = "<|vision_start|>", "<|vision_end|>"

@@ -6,7 +6,7 @@ Shapes: B sequences, M image slots per sequence, T positions, N positions of an 
 import torch
 from torch import Tensor
 
-from infotok_lit.models.unified import IMAGE_TOKEN_ID
+from infotok_lit.batch import IMAGE_TOKEN_ID
 
 
 def find_regions(input_ids: Tensor) -> Tensor:

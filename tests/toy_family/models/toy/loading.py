@@ -9,9 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from infotok_lit.assets import SCENES_TOKENIZER
-from infotok_lit.models.checkpoint import read_weights
-from infotok_lit.models.folder import first_existing, read_config
-from infotok_lit.models.tokenizer import load_tokenizer
+from infotok_lit.checkpoints import first_existing, read_config, read_weights
+from infotok_lit.models.common.tokenizer import load_tokenizer
 from infotok_lit.models.toy.config import ToyConfig, config_of_size
 from infotok_lit.models.toy.model import KEYS, Toy
 from infotok_lit.models.toy.processor import ToyProcessor

@@ -9,23 +9,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from infotok_lit.models.block_transform import BlockTransform
-from infotok_lit.models.checkpoint import KeyMap
-from infotok_lit.models.image_noise import ImageNoise
-from infotok_lit.models.language_model import build_language_model
-from infotok_lit.models.reconstruction import ReconstructionConfig, condition_pixels, scale_gradient
-from infotok_lit.models.toy.config import DrawingConfig, ToyConfig
-from infotok_lit.models.toy.processor import ToyProcessor
-from infotok_lit.models.unified import (
+from infotok_lit.batch import (
     IMAGE_TOKEN_ID,
     BranchOutput,
     GenerationBatch,
     ReconstructionOutput,
     TokenLayout,
-    TokenTransform,
     UnderstandingBatch,
-    UnifiedModel,
 )
+from infotok_lit.checkpoints import KeyMap
+from infotok_lit.models.common.block_transform import BlockTransform
+from infotok_lit.models.common.image_noise import ImageNoise
+from infotok_lit.models.common.language_model import build_language_model
+from infotok_lit.models.common.reconstruction import ReconstructionConfig, condition_pixels, scale_gradient
+from infotok_lit.models.toy.config import DrawingConfig, ToyConfig
+from infotok_lit.models.toy.processor import ToyProcessor
+from infotok_lit.models.unified import TokenTransform, UnifiedModel
 
 KEYS = KeyMap(renames=((r"^encoder\.", "visual.proj."), (r"^places$", "visual.pos_embed")))
 """Our names -> those of the official checkpoint."""

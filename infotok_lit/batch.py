@@ -1,0 +1,243 @@
+"""What flows through the system: samples from data, batches into a model, and what a model's branch gives back.
+
+Everything that several layers speak of is defined here, once. This file knows torch and none of the layers.
+
+Shapes: B samples, N shared tokens that are present, D token width, T sequence length, S text length,
+L target positions, C target channels, H width of the LLM's input embeddings.
+"""
+
+# Annotations stay text, so that help and typing errors, which need these types, are answered without importing torch.
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+
+from infotok_lit.errors import ExplainedError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+    from PIL.Image import Image
+    from torch import Tensor, nn
+
+Branch = Literal["understanding", "generation"]
+BRANCHES: tuple[Branch, ...] = ("understanding", "generation")
+
+
+@dataclass(frozen=True)
+class UnderstandingSample:
+    """An image to read: the model is asked `question` and must answer `answer`."""
+
+    image: Image
+    """RGB."""
+    question: str
+    answer: str
+    name: str
+    """Where the sample comes from (file, row, scene index), for logs and errors."""
+    negatives: tuple[tuple[str, str], ...] = ()
+    """Questions with answers that are nearly true of the image, and false."""
+
+
+@dataclass(frozen=True)
+class GenerationSample:
+    """An image to draw from its caption. All randomness is already drawn, so that collating is deterministic."""
+
+    image: Image
+    """RGB."""
+    caption: str
+    name: str
+    crop_offset: float = 0.5
+    """Where a square crop starts along the longer side, as a fraction of the free room, in [0, 1)."""
+    drop_prompt: bool = False
+    """Train this sample on the unconditional prompt (classifier-free guidance)."""
+    negatives: tuple[str, ...] = ()
+    """Captions that are nearly true of the image, and false."""
+
+
+Sample = UnderstandingSample | GenerationSample
+
+
+class BrokenSampleError(ValueError):
+    """A sample cannot be used (unreadable, too small, no text); the message names the sample and the reason."""
+
+
+class TooManyBrokenSamplesError(ExplainedError, ValueError):
+    """So many samples cannot be used that training on the rest would not be what was asked for."""
+
+
+class Source(ABC):
+    """Images with text. A sample is a pure function of `index` and `rng`: no hidden state, any worker, any order."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def sample(self, branch: Branch, index: int, rng: np.random.Generator) -> Sample:
+        """The index-th sample of a branch; BrokenSampleError if it cannot be used, which loaders report."""
+
+    def hard_negatives(self, branch: Branch, index: int) -> Sequence[str] | Sequence[tuple[str, str]]:
+        """Texts that are nearly true of a sample's image and false: captions, or questions with answers.
+
+        A source that knows such texts overrides this; which of them a sample brings is drawn anew in each epoch.
+        """
+        return ()
+
+    def branch_length(self, branch: Branch) -> int:
+        """How many samples serve a branch; a source in which not every row serves both overrides this."""
+        return len(self)
+
+
+# Batches and what a forward pass gives
+
+
+class NegativeTexts(NamedTuple):
+    """Texts that are nearly true of each image and false, at most M per image; right-padded."""
+
+    ids: Tensor
+    """(B, M, S) int64 token ids."""
+    mask: Tensor
+    """(B, M, S) bool, False at padding; a row without any True is no text."""
+
+
+class PairedText(NamedTuple):
+    """The text paired with each image, without template tokens; right-padded."""
+
+    ids: Tensor
+    """(B, S) int64 token ids: question and answer, or the prompt."""
+    mask: Tensor
+    """(B, S) bool, False at padding."""
+    target_mask: Tensor
+    """(B, S) bool, True where the token is an answer token (all False for generation)."""
+    key: Tensor
+    """(B,) int64 digest of the text: equal exactly for identical texts, on every machine."""
+    negatives: NegativeTexts | None = None
+    """None where no image of the batch has any."""
+
+
+class UnderstandingBatch(NamedTuple):
+    """Images to read, in the base model's chat template; right-padded."""
+
+    pixel_values: Tensor
+    """(B, 3, height, width) float32 in [-1, 1]."""
+    input_ids: Tensor
+    """(B, T) int64; IMAGE_TOKEN_ID at the image slots."""
+    attention_mask: Tensor
+    """(B, T) bool."""
+    labels: Tensor
+    """(B, T) int64; IGNORE_INDEX where no loss is taken."""
+    text: PairedText
+    questions: list[str]
+    answers: list[str]
+    names: list[str]
+    skipped: list[str]
+    """One message per broken sample that was replaced while this batch was made."""
+
+
+class GenerationBatch(NamedTuple):
+    """Images to draw, with their prompts in the base model's chat template; right-padded."""
+
+    pixel_values: Tensor
+    """(B, 3, height, width) float32 in [-1, 1]."""
+    input_ids: Tensor
+    """(B, T) int64."""
+    attention_mask: Tensor
+    """(B, T) bool."""
+    text: PairedText
+    captions: list[str]
+    names: list[str]
+    skipped: list[str]
+    """One message per broken sample that was replaced while this batch was made."""
+
+
+Batch = UnderstandingBatch | GenerationBatch
+
+IMAGE_TOKEN_ID = -200
+IGNORE_INDEX = -100
+
+
+@dataclass(frozen=True)
+class TokenLayout:
+    """Where shared tokens live: a canvas of `num_extra` tokens without a place, then a raster grid."""
+
+    num_extra: int
+    grid: tuple[int, int]
+
+    @property
+    def num_tokens(self) -> int:
+        """The number of tokens of the full canvas: the constant N of the objective."""
+        return self.num_extra + self.grid[0] * self.grid[1]
+
+
+class TokenCodes(NamedTuple):
+    """The codes of shared tokens that are discrete."""
+
+    codes: Tensor
+    """(B, N) int64."""
+    num_codes: int
+    loss: Tensor | None
+    """Scalar: what the quantiser itself asks to be minimised, already weighted."""
+
+
+@dataclass
+class BranchOutput:
+    """What one forward pass of one branch gives."""
+
+    loss_sum: Tensor
+    """Scalar: the branch's own loss summed over its elements (label tokens, or hidden image tokens)."""
+    loss_count: Tensor
+    """Scalar: how many elements were summed; the branch's loss is sum / count over the global batch."""
+    tokens: Tensor
+    """(B, N, D): the shared tokens Z as they leave the encoder."""
+    token_index: Tensor
+    """(B, N) int64: the place of each token in the canvas of `layout`."""
+    layout: TokenLayout
+    text: PairedText
+    text_embedding: nn.Embedding
+    """The LLM's input embedding table (vocabulary, H)."""
+    latents: Tensor | None = None
+    """(B, L, C): the clean image latents that generation predicts; None for understanding."""
+    latent_grid: tuple[int, int] | None = None
+    noise_level: Tensor | None = None
+    """(B,) in [0, 1]: at what time the tokens saw a noisy image, 0 pure noise and 1 clean; None where all is clean."""
+    codes: TokenCodes | None = None
+    """None for continuous tokens."""
+
+
+@dataclass
+class ReconstructionOutput:
+    """What drawing images from what is understood of them costs."""
+
+    loss_sum: Tensor
+    """Scalar: the base model's own drawing loss, summed over the elements that it predicts."""
+    loss_count: Tensor
+    """Scalar: how many elements were summed."""
+    quantiser_loss: Tensor | None = None
+    """Scalar: what the quantiser itself asks to be minimised, already weighted; None for continuous tokens."""
+
+
+# What turns samples into batches
+
+
+class Tokenizer(Protocol):
+    """The part of a Hugging Face tokenizer that is used."""
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]: ...
+
+    def decode(self, token_ids: list[int], skip_special_tokens: bool = False) -> str: ...
+
+    def save_pretrained(self, save_directory: Path) -> object: ...
+
+
+class Processor(Protocol):
+    """Turns samples into a base model's batches: its chat template, tokenizer and image geometry. Deterministic."""
+
+    tokenizer: Tokenizer
+
+    def understanding(
+        self, samples: Sequence[UnderstandingSample], skipped: Sequence[str] = ()
+    ) -> UnderstandingBatch: ...
+
+    def generation(self, samples: Sequence[GenerationSample], skipped: Sequence[str] = ()) -> GenerationBatch: ...

@@ -1,0 +1,151 @@
+"""Every command line is read in one way: a typed function's parameters are its options, and a mistake is one sentence.
+
+A command is a function whose annotations are light and whose body imports what is heavy, so that its help is instant:
+
+    def export(ckpt: Path, out: Path, dtype: Literal["float32", "bfloat16"] | None = None, force: bool = False) -> None:
+        '''Strip a run to an inference folder.
+
+        Args:
+            ckpt: A run folder, or one of its checkpoints.
+            ...
+        '''
+
+    def main(argv: Sequence[str]) -> int:
+        return run(export, argv)
+"""
+
+import inspect
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import fields, is_dataclass
+from typing import Any, get_args, get_origin, get_type_hints
+
+from jsonargparse import ArgumentParser, Namespace
+
+from infotok_lit.commands.mistakes import one_sentence
+from infotok_lit.errors import SettingsError
+
+PROGRAM = "python -m infotok_lit"
+NUMBER = re.compile(r"-(\d|\.\d|inf$|nan$)")
+
+
+def run(function: Callable[..., int | None], argv: Sequence[str], config: bool = False, rest: str | None = None) -> int:
+    """Call a function with the options of a command line.
+
+    A parameter that is a dataclass is spelled by its fields, as if they were parameters. A list takes several values
+    (`--image a.png b.png`), and may be given several times. A flag is `--force` or `--force true`.
+
+    Args:
+        function: What to call; its docstring is the help, and what it returns (None: 0) the exit status.
+        argv: the subcommand, and the options.
+        config: also read the options from YAML files, each named with `--config`; later ones win.
+        rest: the parameter that takes the options that are not the function's own, as a list of arguments.
+
+    Raises:
+        SettingsError: for options that are unknown, missing or wrong: where, and what about it.
+    """
+    parser = build_parser(function, argv[0], config, rest)
+    hints = get_type_hints(function)
+    known = dict(_typed_options(hints, rest))
+    options = list(_options(argv[1:]))
+    others = []
+    if rest is not None:
+        own = {*known, "config", "help"} if config else {*known, "help"}
+        others = [option for option in options if _name(option[0]) not in own and option[0] != "-h"]
+        options = [option for option in options if option not in others]
+    arguments = [argument for option in options for argument in _spelled(*option, hint=known.get(_name(option[0])))]
+    with one_sentence(parser, arguments):
+        given = parser.instantiate(parser.parse_args(arguments))
+    values = {name: _taken(given, name, hint) for name, hint in hints.items() if name not in (rest, "return")}
+    if rest is not None:
+        values[rest] = [argument for option in others for argument in _spelled(*option)]
+    return function(**values) or 0
+
+
+def build_parser(
+    function: Callable[..., int | None], command: str, config: bool = False, rest: str | None = None
+) -> ArgumentParser:
+    """The parser behind `run`."""
+    description = (inspect.getdoc(function) or "").split("\nArgs:")[0].strip()
+    parser = ArgumentParser(
+        prog=f"{PROGRAM} {command}", description=description, exit_on_error=False, allow_abbrev=False
+    )
+    if config:
+        parser.add_argument("--config", action="config", help="a YAML file of options; may be repeated, later ones win")
+    flat = {name: hint for name, hint in get_type_hints(function).items() if is_dataclass(hint)}
+    parser.add_function_arguments(
+        function, as_group=False, as_positional=False, skip={*flat, *([rest] if rest else [])}, fail_untyped=True
+    )
+    for hint in flat.values():
+        parser.add_class_arguments(hint, as_positional=False)
+    return parser
+
+
+def normalised(argv: Iterable[str]) -> list[str]:
+    """Options and values as `--key=value`, so that a value may begin with a minus: `--key -1e-4`."""
+    return [argument for option in _options(argv) for argument in _spelled(*option)]
+
+
+# Options
+
+
+def _options(argv: Iterable[str]) -> Iterator[tuple[str, list[str]]]:
+    """`("--image", ["a.png", "b.png"])`: each option with the values after it."""
+    option: tuple[str, list[str]] | None = None
+    for argument in argv:
+        begins = argument.startswith("-") and len(argument) > 1 and " " not in argument.partition("=")[0]
+        if begins and not NUMBER.match(argument):
+            if option is not None:
+                yield option
+            name, given, value = argument.partition("=")
+            option = (name, [value] if given else [])
+        elif option is None:
+            raise SettingsError(f"{argument!r} is no option: options begin with --")
+        else:
+            option[1].append(argument)
+    if option is not None:
+        yield option
+
+
+def _spelled(name: str, values: list[str], hint: Any = None) -> list[str]:
+    """An option as arguments that jsonargparse reads."""
+    if _is_list(hint) and not name.endswith("+"):
+        # Several options of one name add up.
+        values = values[0:1] if len(values) == 1 and _is_json_list(values[0]) else [json.dumps(values)]
+        return [f"{name}+={value}" for value in values]
+    if hint is bool and not values:
+        return [f"{name}=true"]
+    if len(values) > 1:
+        raise SettingsError(f"{name} takes one value, not {len(values)}: {' '.join(values)}; quote it if it is one")
+    return [f"{name}={values[0]}"] if values else [name]
+
+
+def _name(option: str) -> str:
+    return option.lstrip("-").removesuffix("+").split(".")[0]
+
+
+def _typed_options(hints: dict[str, Any], rest: str | None) -> Iterator[tuple[str, Any]]:
+    for name, hint in hints.items():
+        if is_dataclass(hint):
+            own = get_type_hints(hint)
+            yield from ((field.name, own[field.name]) for field in fields(hint))
+        elif name not in ("return", rest):
+            yield name, hint
+
+
+def _taken(given: Namespace, name: str, hint: Any) -> Any:
+    if not is_dataclass(hint):
+        return given[name]
+    return hint(**{field.name: given[field.name] for field in fields(hint) if field.init})
+
+
+def _is_list(hint: Any) -> bool:
+    return any(get_origin(part) in (list, Sequence) for part in (hint, *get_args(hint)))
+
+
+def _is_json_list(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), list)
+    except ValueError:
+        return False

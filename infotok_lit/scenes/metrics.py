@@ -1,0 +1,129 @@
+"""Scores on Scenes: drawn images against their captions, answers against the truth, and what chance would reach."""
+
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from infotok_lit.scenes.grammar import CATEGORIES, draw_captioned_scene, parse_caption, write_caption
+from infotok_lit.scenes.questions import QUESTION_KINDS, question_kind
+from infotok_lit.scenes.render import render
+from infotok_lit.scenes.scoring import score
+from infotok_lit.scenes.spec import SPECS, SceneSpec
+
+_OTHER = "other"
+_ANSWER_BUCKETS = 4096
+
+
+class SceneScore(Metric):
+    """Share of drawn images that show what their caption asks for, by GenEval's formula.
+
+    Args:
+        spec: the family of scenes that the images belong to, a name in SPECS or the parameters themselves.
+    """
+
+    full_state_update = False
+    correct: Tensor
+    total: Tensor
+
+    def __init__(self, spec: str | SceneSpec = "scenes32") -> None:
+        super().__init__()
+        if isinstance(spec, str) and spec not in SPECS:
+            raise ValueError(f"spec must be one of {tuple(SPECS)}, got {spec!r}")
+        self.spec = SPECS[spec] if isinstance(spec, str) else spec
+        self.add_state("correct", torch.zeros(len(CATEGORIES), dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("total", torch.zeros(len(CATEGORIES), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, images: Tensor, captions: Sequence[str]) -> None:
+        """Adds images (B, 3, H, W) float in [-1, 1], each with its caption.
+
+        Raises:
+            ValueError: the numbers differ, or a caption is not in the grammar.
+        """
+        _check_lengths(images=images, captions=captions)
+        pixels = ((images.detach().float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+        for image, caption in zip(pixels.permute(0, 2, 3, 1).cpu().numpy(), captions, strict=True):
+            prompt = parse_caption(caption)
+            category = CATEGORIES.index(prompt.category)
+            self.correct[category] += int(score(image, prompt, self.spec))
+            self.total[category] += 1
+
+    def compute(self) -> dict[str, Tensor]:
+        """The score of each category that occurred, and "overall", their plain mean (nan before any update)."""
+        occurred = self.total > 0
+        scores = self.correct[occurred] / self.total[occurred]
+        names = [name for name, present in zip(CATEGORIES, occurred.tolist(), strict=True) if present]
+        return dict(zip(names, scores, strict=True)) | {"overall": scores.mean()}
+
+
+class QAExactMatch(Metric):
+    """Share of answers that equal the truth, up to letter case and surrounding white space."""
+
+    full_state_update = False
+    kinds = (*QUESTION_KINDS, _OTHER)
+    correct: Tensor
+    answer_counts: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("correct", torch.zeros(len(self.kinds), dtype=torch.int64), dist_reduce_fx="sum")
+        # Answers are counted by a digest, so that the counts of all processes add up.
+        counts = torch.zeros(len(self.kinds), _ANSWER_BUCKETS, dtype=torch.int64)
+        self.add_state("answer_counts", counts, dist_reduce_fx="sum")
+
+    def update(self, predictions: Sequence[str], answers: Sequence[str], questions: Sequence[str]) -> None:
+        """Adds predicted answers with the true ones and their questions.
+
+        Raises:
+            ValueError: the numbers differ.
+        """
+        _check_lengths(predictions=predictions, answers=answers, questions=questions)
+        for prediction, answer, question in zip(predictions, answers, questions, strict=True):
+            kind = self.kinds.index(question_kind(question) or _OTHER)
+            truth = _normalise(answer)
+            self.correct[kind] += int(_normalise(prediction) == truth)
+            self.answer_counts[kind, zlib.crc32(truth.encode()) % _ANSWER_BUCKETS] += 1
+
+    def compute(self) -> dict[str, Tensor]:
+        """Accuracy per kind that occurred, "overall" over all questions, and "chance".
+
+        "chance" is the accuracy of always giving the most frequent true answer of the question's kind.
+        """
+        totals = self.answer_counts.sum(dim=1)
+        scores = {
+            kind: self.correct[number] / totals[number] for number, kind in enumerate(self.kinds) if totals[number] > 0
+        }
+        scores["overall"] = self.correct.sum() / totals.sum()
+        scores["chance"] = self.answer_counts.amax(dim=1).sum() / totals.sum()
+        return scores
+
+
+def drawing_chance(spec: str | SceneSpec = "scenes32", num_scenes: int = 1000, seed: int = 0) -> dict[str, float]:
+    """What SceneScore gives perfect images that ignore their captions: each is scored against another's caption."""
+    metric = SceneScore(spec)
+    rng = np.random.default_rng(seed)
+    images, captions = [], []
+    for number in range(num_scenes):
+        category = CATEGORIES[number % len(CATEGORIES)]
+        prompt, scene = draw_captioned_scene(rng, metric.spec, "train", category)
+        images.append(render(scene, metric.spec))
+        captions.append(write_caption(prompt))
+    order = rng.permutation(num_scenes)
+    # A cyclic shift of a random order pairs no image with its own caption.
+    shuffled = np.stack(images)[order]
+    pixels = torch.from_numpy(shuffled).permute(0, 3, 1, 2).float() / 127.5 - 1
+    metric.update(pixels, [captions[number] for number in np.roll(order, 1)])
+    return {name: float(value) for name, value in metric.compute().items()}
+
+
+def _normalise(text: str) -> str:
+    return text.strip().casefold()
+
+
+def _check_lengths(**arguments: Sequence[str] | Tensor) -> None:
+    lengths = {name: len(values) for name, values in arguments.items()}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"expected equally many of each, got {lengths}")

@@ -1,0 +1,141 @@
+"""Hard negatives: texts about a scene that differ from the true one in one attribute, and are false."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+
+from infotok_lit.scenes.generator import Scene
+from infotok_lit.scenes.grammar import NUMBERS, PLURALS, RELATIONS, Prompt, parse_caption, write_caption
+from infotok_lit.scenes.parser import ParsedObject
+from infotok_lit.scenes.questions import DESCRIBE, describe_scene, question_kind
+from infotok_lit.scenes.scoring import satisfies
+from infotok_lit.scenes.spec import (
+    COLOURS,
+    HELD_OUT_COMBINATIONS,
+    HELD_OUT_PLACEMENTS,
+    RADIUS,
+    SHAPES,
+    SIZES,
+    SceneSpec,
+    Split,
+    place_name,
+)
+
+_CLASSES = (COLOURS, SHAPES, tuple(PLURALS.values()), SIZES, NUMBERS, RELATIONS, ("yes", "no"))
+"""Words that stand for one another's attribute."""
+_COUNTS = ("zero", *NUMBERS)
+_COLOUR, _SHAPE, _PLURAL, _RELATION = ("|".join(words) for words in (COLOURS, SHAPES, PLURALS.values(), RELATIONS))
+
+
+def false_captions(scene: Scene, caption: str, spec: SceneSpec, split: Split) -> list[str]:
+    """Every caption of the grammar that differs from a true one in one colour, shape, number or relation and is false.
+
+    A full description has no false neighbour but those in which one word for an attribute of an object is another.
+
+    Outside "held_out" none names a held-out combination or placement: that it is only ever named in vain would be
+    learned.
+    """
+    if caption == describe_scene(scene, spec):
+        return [text for text in _one_word_changed(caption) if _may_be_named(text, split)]
+    changed = [write_caption(prompt) for prompt in _changed(parse_caption(caption), spec)]
+    return [text for text in changed if not is_shown(scene, text, spec) and _may_be_named(text, split)]
+
+
+def false_exchanges(scene: Scene, question: str, answer: str, spec: SceneSpec, split: Split) -> list[tuple[str, str]]:
+    """Every question with its answer that differs from a true pair in one word for an attribute and is false.
+
+    A question that the scene leaves open, because what it asks about is not there or not unique, is none of them.
+    """
+    found = []
+    for text in _one_word_changed(f"{question}\n{answer}"):
+        asked, answered = text.split("\n")
+        truth = answer_question(scene, asked, spec)
+        if truth not in (None, answered):
+            found.append((asked, answered))
+    if question_kind(question) == "place":
+        found += [(question, place) for place in _neighbouring_places(answer, spec)]
+    return [(asked, answered) for asked, answered in found if _may_be_named(f"{asked} {answered}", split)]
+
+
+def is_shown(scene: Scene, caption: str, spec: SceneSpec) -> bool:
+    """Whether a caption is true of a scene, by the rule that drawn images are scored with."""
+    objects = []
+    for item in scene.objects:
+        side = 2 * RADIUS[item.size] * spec.cell_size
+        objects.append(ParsedObject(item.shape, item.colour, item.size, item.cell, item.centre, (side, side), 1.0))
+    return satisfies(objects, parse_caption(caption))
+
+
+def answer_question(scene: Scene, question: str, spec: SceneSpec) -> str | None:
+    """The answer to a question of the grammar; None where the scene leaves it open, or for another text."""
+    if question == DESCRIBE:
+        return describe_scene(scene, spec)
+    objects = scene.objects
+    if match := re.fullmatch(rf"is there a ({_COLOUR}) ({_SHAPE})\?", question):
+        return _yes(any((o.colour, o.shape) == match.groups() for o in objects))
+    if match := re.fullmatch(rf"how many ({_PLURAL}) are there\?", question):
+        return _COUNTS[sum(PLURALS[o.shape] == match[1] for o in objects)]
+    if match := re.fullmatch(rf"what colour is the ({_SHAPE})\?", question):
+        return _only([o.colour for o in objects if o.shape == match[1]])
+    if match := re.fullmatch(rf"what shape is the ({_COLOUR}) object\?", question):
+        return _only([o.shape for o in objects if o.colour == match[1]])
+    if match := re.fullmatch(rf"is the ({_COLOUR}) ({_SHAPE}) large or small\?", question):
+        return _only([o.size for o in objects if (o.colour, o.shape) == match.groups()])
+    if match := re.fullmatch(rf"where is the ({_COLOUR}) ({_SHAPE})\?", question):
+        return _only([place_name(o.cell, spec.cells) for o in objects if (o.colour, o.shape) == match.groups()])
+    if match := re.fullmatch(rf"is the ({_COLOUR}) ({_SHAPE}) ({_RELATION}) the ({_COLOUR}) ({_SHAPE})\?", question):
+        return _related(scene, (match[1], match[2]), match[3], (match[4], match[5]))
+    return None
+
+
+def _related(scene: Scene, first: tuple[str, str], relation: str, second: tuple[str, str]) -> str | None:
+    cells = [[o.cell for o in scene.objects if (o.colour, o.shape) == name] for name in (first, second)]
+    if [len(found) for found in cells] != [1, 1]:
+        return None
+    (row, column), (other_row, other_column) = cells[0][0], cells[1][0]
+    if (row == other_row) == (column == other_column):
+        return None  # neither in one row nor in one column, or the same object twice
+    before = {"left of": column < other_column, "right of": column > other_column}
+    return _yes((before | {"above": row < other_row, "below": row > other_row})[relation])
+
+
+def _changed(prompt: Prompt, spec: SceneSpec) -> Iterator[Prompt]:
+    """Prompts that differ in one attribute; those that the grammar does not have are left out."""
+    for i, mention in enumerate(prompt.objects):
+        others = [replace(mention, shape=shape) for shape in SHAPES if shape != mention.shape]
+        if mention.colour is not None:
+            others += [replace(mention, colour=colour) for colour in COLOURS if colour != mention.colour]
+        for other in others:
+            rest = prompt.objects[:i] + prompt.objects[i + 1 :]
+            if all(other.shape != o.shape and (o.colour is None or other.colour != o.colour) for o in rest):
+                yield replace(prompt, objects=(*prompt.objects[:i], other, *prompt.objects[i + 1 :]))
+    if prompt.category == "counting":
+        yield from (replace(prompt, count=n) for n in range(1, spec.max_objects + 1) if n != prompt.count)
+    if prompt.relation is not None:
+        yield from (replace(prompt, relation=relation) for relation in RELATIONS if relation != prompt.relation)
+
+
+def _one_word_changed(text: str) -> Iterator[str]:
+    for words in _CLASSES:
+        for match in re.finditer(rf"\b({'|'.join(words)})\b", text):
+            yield from (text[: match.start()] + word + text[match.end() :] for word in words if word != match[0])
+
+
+def _neighbouring_places(place: str, spec: SceneSpec) -> list[str]:
+    """The names of places that differ in one word."""
+    names = [place_name((row, column), spec.cells) for row in range(spec.cells) for column in range(spec.cells)]
+    alike = [name for name in names if len(name.split()) == len(place.split())]
+    return [name for name in alike if sum(a != b for a, b in zip(name.split(), place.split(), strict=True)) == 1]
+
+
+def _may_be_named(text: str, split: Split) -> bool:
+    held_out, words = HELD_OUT_COMBINATIONS | HELD_OUT_PLACEMENTS, text.replace("?", "")
+    return split == "held_out" or not any(f"{first} {second}" in words for first, second in held_out)
+
+
+def _only(values: list[str]) -> str | None:
+    return values[0] if len(values) == 1 else None
+
+
+def _yes(is_true: bool) -> str:
+    return "yes" if is_true else "no"

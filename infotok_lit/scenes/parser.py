@@ -1,0 +1,138 @@
+"""Finds the objects of a scene in an image, analytically: no weights, and a known error rate."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+from scipy import ndimage
+
+from infotok_lit.scenes.generator import Slot, draw_scene
+from infotok_lit.scenes.render import coverage, render
+from infotok_lit.scenes.spec import COLOURS, PALETTE, RADIUS, SHAPES, Cell, Colour, SceneSpec, Shape, Size
+
+MIN_SATURATION = 0.5
+"""A pixel belongs to a colour from this share of the palette colour's saturation on."""
+MIN_OVERLAP = 0.65
+"""Intersection over union with the best template from which on a shape counts as recognised."""
+_SPECK = 0.3  # a component below this share of the smallest template's area is noise
+_SHIFTS = np.linspace(-1, 1, 5)  # pixels, on each axis, around the component's centre of mass
+_NEIGHBOURS = np.ones((3, 3), dtype=bool)
+
+
+@dataclass(frozen=True)
+class ParsedObject:
+    """An object found in an image; `shape` and `size` are None where no template fits.
+
+    `centre` (y, x) and `extent` (height, width) are in pixels; `overlap` is the best template's intersection over
+    union, in [0, 1].
+    """
+
+    shape: Shape | None
+    colour: Colour
+    size: Size | None
+    cell: Cell
+    centre: tuple[float, float]
+    extent: tuple[float, float]
+    overlap: float
+
+
+class _Templates(NamedTuple):
+    images: np.ndarray  # (K, P, P) coverage, centre of mass near the middle pixel
+    areas: np.ndarray  # (K,)
+    centres: np.ndarray  # (K, 2) the shape's own centre relative to the middle pixel
+    labels: list[tuple[Shape, Size]]  # K entries
+
+
+def parse_image(image: np.ndarray, spec: SceneSpec) -> list[ParsedObject]:
+    """The objects in an image (image_size, image_size, 3) uint8 RGB, in reading order of their cells.
+
+    Raises:
+        ValueError: the image has another shape or type.
+    """
+    expected = (spec.image_size, spec.image_size, 3)
+    if image.shape != expected or image.dtype != np.uint8:
+        raise ValueError(f"expected a uint8 image {expected}, got {image.dtype} {image.shape}")
+    nearest, saturation = _split_colours(image)
+    templates = _templates(spec)
+    smallest = _SPECK * templates.areas.min()
+    found = []
+    for number, colour in enumerate(COLOURS):
+        mine = nearest == number
+        labels, count = ndimage.label(mine & (saturation >= MIN_SATURATION), _NEIGHBOURS)
+        for label, box in enumerate(ndimage.find_objects(labels, count), start=1):
+            core = labels == label
+            if core.sum() < smallest:
+                continue
+            # The faint pixels of the anti-aliased edge belong to the object too.
+            region = ndimage.binary_dilation(core, _NEIGHBOURS) & mine & (core | (labels == 0))
+            extent = tuple(float(side.stop - side.start) for side in box)
+            found.append(_recognise(np.where(region, saturation, 0), colour, extent, templates, spec))
+    return sorted(found, key=lambda item: (item.cell, item.centre))
+
+
+def parser_error_rate(spec: SceneSpec, num_scenes: int, seed: int = 0) -> float:
+    """Share of ground-truth renders in which the parser misses, adds or mistakes an object or its cell."""
+    rng = np.random.default_rng(seed)
+    errors = 0
+    for _ in range(num_scenes):
+        scene = draw_scene(rng, spec, [Slot()] * int(rng.integers(1, spec.max_objects + 1)))
+        truth = [(item.shape, item.colour, item.size, item.cell) for item in scene.objects]
+        parsed = parse_image(render(scene, spec), spec)
+        errors += truth != [(item.shape, item.colour, item.size, item.cell) for item in parsed]
+    return errors / num_scenes
+
+
+def _split_colours(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Per pixel (H, W): the index of the palette colour of nearest hue, and the saturation relative to it, in [0, 1].
+
+    A pixel that an object covers to a share `a` over grey has `a` times the colour's chroma, whatever the grey is: on
+    clean renders the saturation *is* the coverage.
+    """
+    chroma = image - image.mean(axis=2, keepdims=True)
+    palette = np.array([PALETTE[colour] for colour in COLOURS], dtype=np.float64)
+    palette -= palette.mean(axis=1, keepdims=True)
+    norms = np.linalg.norm(palette, axis=1)
+    projection = chroma @ (palette / norms[:, None]).T
+    nearest = projection.argmax(axis=2)
+    saturation = projection.max(axis=2) / norms[nearest]
+    return nearest, np.clip(saturation, 0, 1).astype(np.float32)
+
+
+@lru_cache(maxsize=8)
+def _templates(spec: SceneSpec) -> _Templates:
+    half = int(np.ceil(max(RADIUS[size] for size in spec.sizes) * spec.cell_size)) + 3
+    axis = np.arange(-half, half + 1, dtype=np.float64)
+    images, centres, labels = [], [], []
+    for shape in SHAPES:
+        for size in spec.sizes:
+            radius = RADIUS[size] * spec.cell_size
+            mass = coverage(shape, radius, axis[:, None], axis[None])
+            offset = (mass.sum(axis=1) @ axis / mass.sum(), mass.sum(axis=0) @ axis / mass.sum())
+            for centre in ((y - offset[0], x - offset[1]) for y in _SHIFTS for x in _SHIFTS):
+                images.append(coverage(shape, radius, axis[:, None] - centre[0], axis[None] - centre[1]))
+                centres.append(centre)
+                labels.append((shape, size))
+    stack = np.stack(images).astype(np.float32)
+    return _Templates(stack, stack.sum(axis=(1, 2)), np.array(centres), labels)
+
+
+def _recognise(
+    mass: np.ndarray, colour: Colour, extent: tuple[float, float], templates: _Templates, spec: SceneSpec
+) -> ParsedObject:
+    """Matches one component, (H, W) in [0, 1] and zero outside it, against all templates."""
+    total = mass.sum()
+    grid = np.arange(spec.image_size)
+    middle = (float(mass.sum(axis=1) @ grid / total), float(mass.sum(axis=0) @ grid / total))
+    row, column = round(middle[0]), round(middle[1])
+    half = templates.images.shape[1] // 2
+    patch = np.pad(mass, half)[row : row + 2 * half + 1, column : column + 2 * half + 1]
+    common = np.minimum(patch, templates.images).sum(axis=(1, 2))
+    overlaps = common / (total + templates.areas - common)
+    best = int(overlaps.argmax())
+    known = overlaps[best] >= MIN_OVERLAP
+    shape, size = templates.labels[best] if known else (None, None)
+    shift = templates.centres[best]
+    centre = (row + shift[0] + 0.5, column + shift[1] + 0.5) if known else (middle[0] + 0.5, middle[1] + 0.5)
+    cell = tuple(min(max(int(value / spec.cell_size), 0), spec.cells - 1) for value in centre)
+    return ParsedObject(shape, colour, size, cell, (float(centre[0]), float(centre[1])), extent, float(overlaps[best]))

@@ -1,0 +1,119 @@
+"""How likely each scene is that questions of the kind "description" are asked about, exactly.
+
+Such a scene has 1 to max_objects objects, each number equally likely, and is uniform over all scenes of that number
+that its split admits: draw_scene is uniform, and what a split does not admit is drawn again. So places come first, and
+given them the cells are independent. Everything here holds for the splits "train" and "val".
+
+Shapes: C cells, P sets of occupied cells.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import combinations
+
+import numpy as np
+
+from infotok_lit.scenes.generator import Scene
+from infotok_lit.scenes.spec import (
+    COLOURS,
+    HELD_OUT_COMBINATIONS,
+    HELD_OUT_PLACEMENTS,
+    SHAPES,
+    SceneSpec,
+    place_name,
+)
+
+FACTORS = ("place", "shape", "colour", "size")
+"""What a scene's objects are made of, in the order of the chain rule: colours given the shapes."""
+
+
+@dataclass(frozen=True)
+class SceneFactors:
+    """Scenes as numbers; -1 where a cell is empty."""
+
+    place: np.ndarray
+    """(n,) int64: the row of `ScenePrior.places`."""
+    shape: np.ndarray
+    """(n, C) int64: index into SHAPES."""
+    colour: np.ndarray
+    """(n, C) int64: index into COLOURS."""
+    size: np.ndarray
+    """(n, C) int64: index into the family's sizes."""
+
+
+@dataclass(frozen=True)
+class ScenePrior:
+    """The distribution of a family of scenes."""
+
+    spec: SceneSpec
+
+    @cached_property
+    def places(self) -> np.ndarray:
+        """(P, C) bool: every set of cells that may be occupied."""
+        cells = range(self.spec.cells**2)
+        sets = [taken for count in range(1, self.spec.max_objects + 1) for taken in combinations(cells, count)]
+        return np.array([[cell in taken for cell in cells] for taken in sets])
+
+    @cached_property
+    def allowed(self) -> np.ndarray:
+        """(C, shapes, colours) bool: what an object in a cell may be."""
+        allowed = np.ones((self.spec.cells**2, len(SHAPES), len(COLOURS)), dtype=bool)
+        for cell in range(len(allowed)):
+            place = place_name(divmod(cell, self.spec.cells), self.spec.cells)
+            for i, shape in enumerate(SHAPES):
+                for k, colour in enumerate(COLOURS):
+                    held_out = (colour, shape) in HELD_OUT_COMBINATIONS or (shape, place) in HELD_OUT_PLACEMENTS
+                    allowed[cell, i, k] = not held_out
+        return allowed
+
+    @cached_property
+    def place_log2(self) -> np.ndarray:
+        """(P,): log2 of each set's probability."""
+        bits = self.number_bits()
+        return self._log2_scenes - np.array([bits[number] for number in self.places.sum(1).tolist()])
+
+    def number_bits(self) -> dict[int, float]:
+        """-log2 of the probability of any scene that has so many objects."""
+        numbers = self.places.sum(1)
+        per_number = {number: self._log2_scenes[numbers == number] for number in set(numbers.tolist())}
+        return {
+            number: float(np.logaddexp2.reduce(log2_scenes) + np.log2(len(per_number)))
+            for number, log2_scenes in per_number.items()
+        }
+
+    @cached_property
+    def _log2_scenes(self) -> np.ndarray:
+        """(P,): log2 of how many scenes there are on each set of cells."""
+        return self.places @ np.log2(self.allowed.sum((1, 2)) * len(self.spec.sizes))
+
+    def entropy_bits(self) -> dict[str, float]:
+        """H of each factor given those before it, in bits per scene; they add up to that of the whole scene."""
+        chance = np.exp2(self.place_log2)
+        occupied = chance @ self.places
+        shape_chance = self.allowed.sum(2) / self.allowed.sum((1, 2))[:, None]
+        colours = np.log2(np.maximum(self.allowed.sum(2), 1))
+        return {
+            "place": float(-chance @ self.place_log2),
+            "shape": float(occupied @ -_xlog2x(shape_chance).sum(1)),
+            "colour": float(occupied @ (shape_chance * colours).sum(1)),
+            "size": float(occupied.sum() * np.log2(len(self.spec.sizes))),
+        }
+
+    def factors(self, scenes: list[Scene]) -> SceneFactors:
+        """Scenes -> numbers."""
+        rows = {tuple(taken): row for row, taken in enumerate(self.places.tolist())}
+        values = np.full((3, len(scenes), self.spec.cells**2), -1)
+        for number, scene in enumerate(scenes):
+            for item in scene.objects:
+                cell = item.cell[0] * self.spec.cells + item.cell[1]
+                values[:, number, cell] = (
+                    SHAPES.index(item.shape),
+                    COLOURS.index(item.colour),
+                    self.spec.sizes.index(item.size),
+                )
+        place = np.array([rows[tuple(taken)] for taken in (values[0] >= 0).tolist()])
+        return SceneFactors(place, *values)
+
+
+def _xlog2x(chance: np.ndarray) -> np.ndarray:
+    return chance * np.log2(np.where(chance > 0, chance, 1.0))

@@ -1,0 +1,192 @@
+"""What the shared tokens of a model hold about Scenes, by probes: bits of structure and bits of texture."""
+
+import math
+from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities import move_data_to_device
+from torch import Tensor
+
+from infotok_lit.batch import Batch, Branch, BranchOutput, GenerationSample, TokenLayout
+from infotok_lit.metrics.probes import Split
+from infotok_lit.models.unified import UnifiedModel
+from infotok_lit.objective.infotok import InfoTok
+from infotok_lit.scenes import Scenes
+from infotok_lit.scenes.information import Features, SceneInformation, Truth, scene_information
+from infotok_lit.seeding import isolated_rng, seed_of
+
+TOKENS, MEAN_TOKEN, POSTERIOR_MEAN, POSTERIOR_SAMPLE = "tokens", "mean token", "posterior mean", "posterior sample"
+FEATURES = (TOKENS, MEAN_TOKEN, POSTERIOR_MEAN, POSTERIOR_SAMPLE)
+SCENES_SEED = 20_000
+"""Added to the seed, so that the probes' scenes are none that a validation has seen."""
+
+Progress = Callable[[float, str], None]
+"""(share done, what is being done) -> None."""
+
+
+@dataclass(frozen=True)
+class ProbeOptions:
+    """How to probe.
+
+    Args:
+        scenes: The family of scenes, `scenes32` or `scenes64`.
+        train: How many scenes fit the probes.
+        test: How many other scenes measure them.
+        hidden: Width of the hidden layer of the probes of the objects; 0 for linear ones.
+        batch_size: Scenes that the model sees at a time. Harmon hides the same share of all images of a batch, so few
+            large batches see few shares, and the standard errors leave that out.
+        seed: Decides the scenes and all random numbers.
+        texture: Strength of the scenes' background; None for the family's own. It should be that of the data which the
+            model was trained on: what tokens hold of a background depends on how faint it is.
+        jitter: The most pixels that an object moves from its cell's centre; None for the family's own.
+
+    Raises:
+        ValueError: too few scenes, or a number that Scenes refuses.
+    """
+
+    scenes: str = "scenes32"
+    train: int = 1500
+    test: int = 500
+    hidden: int = 0
+    batch_size: int = 50
+    seed: int = 0
+    texture: float | None = None
+    jitter: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.train < 50 or self.test < 2:
+            raise ValueError(f"probes need 50 scenes to train and 2 to test, not {self.train} and {self.test}")
+        if self.hidden < 0 or self.batch_size < 1 or self.seed < 0:
+            raise ValueError("probes: batch_size must be at least 1, and hidden and seed not negative")
+        self.source()
+
+    def source(self) -> Scenes:
+        """The scenes to probe with, of the split `val`, whose distribution is known exactly."""
+        return Scenes(
+            self.scenes,
+            "val",
+            self.train + self.test,
+            SCENES_SEED + self.seed,
+            self.texture,
+            self.jitter,
+            question_kinds=("description",),
+        )
+
+
+@dataclass(frozen=True)
+class ProbeRow:
+    """What one kind of features of one branch holds."""
+
+    branch: Branch
+    features: str
+    """One of FEATURES."""
+    rate_bits: float | None
+    """Bits per image: what a posterior sample cannot exceed; None for features without noise."""
+    information: SceneInformation
+
+    def to_dict(self) -> dict[str, Any]:
+        """In primitives."""
+        named = {"branch": self.branch, "features": self.features, "rate_bits": self.rate_bits}
+        return named | asdict(self.information)
+
+
+def collect(
+    base: UnifiedModel,
+    heads: InfoTok | None,
+    branch: Branch,
+    source: Scenes,
+    options: ProbeOptions,
+    progress: Progress,
+    running: Callable[[], AbstractContextManager[Any]],
+) -> tuple[dict[str, Features], float | None]:
+    """One branch's features of all scenes by name, and the rate of its posterior in bits per image."""
+    device = next(base.parameters()).device
+    found: dict[str, list[Tensor]] = {}
+    rates = []
+    for number, batch in enumerate(batches(base, branch, source, options.batch_size)):
+        progress(number * options.batch_size / len(source), f"{branch}: tokens")
+        with running(), isolated_rng(seed_of(options.seed, number), device):
+            output = getattr(base, branch)(move_data_to_device(batch, device))
+            mean_token = output.tokens.float().mean(1, keepdim=True)
+            features = {TOKENS: on_canvas(output, output.tokens), MEAN_TOKEN: mean_token}
+            posterior = None if heads is None else heads.posterior(branch, output.tokens)
+            if posterior is not None:
+                features[POSTERIOR_MEAN] = on_canvas(output, posterior.mean)
+                features[POSTERIOR_SAMPLE] = on_canvas(output, posterior.rsample())
+                rates.append(posterior.kl().sum((1, 2)) / math.log(2))
+        for name, values in features.items():
+            # A tensor of inference mode could not train a probe; a copy from outside of it can.
+            found.setdefault(name, []).append(values.cpu().clone())
+    rate = torch.cat(rates).mean().item() if rates else None
+    side = source.spec.image_size
+    return {name: _features(torch.cat(values), output.layout, side) for name, values in found.items()}, rate
+
+
+def measure(
+    base: UnifiedModel,
+    heads: InfoTok | None = None,
+    options: ProbeOptions = ProbeOptions(),
+    progress: Progress = lambda done, what: None,
+    running: Callable[[], AbstractContextManager[Any]] = torch.inference_mode,
+    kinds: Collection[str] = FEATURES,
+) -> list[ProbeRow]:
+    """Probe both branches of a model, which is in evaluation mode, where it is.
+
+    To be called where gradients are computed, for the probes are trained.
+
+    Args:
+        heads: those of a run, for its posteriors; None probes the tokens alone.
+        progress: told how far it is.
+        running: makes the context that the model is called in.
+        kinds: which of FEATURES to probe; those of a posterior are there if the heads have one.
+    """
+    source = options.source()
+    truth = Truth.of([source.draw("understanding", index)[0] for index in range(len(source))], source.spec)
+    split = Split.of(options.train, options.test)
+    rows = []
+    for start, branch in enumerate(base.token_widths):
+        found, rate = collect(base, heads, branch, source, options, _part(progress, start / 2, 1 / 4), running)
+        collected = {name: features for name, features in found.items() if name in kinds}
+        for number, (name, features) in enumerate(collected.items()):
+            progress(start / 2 + (1 + number / len(collected)) / 4, f"{branch}: {name}")
+            information = scene_information(features, truth, split, options.hidden, options.seed)
+            rows.append(ProbeRow(branch, name, rate if name == POSTERIOR_SAMPLE else None, information))
+    progress(1.0, "")
+    return rows
+
+
+def on_canvas(output: BranchOutput, values: Tensor) -> Tensor:
+    """(B, N, d) of the present tokens -> (B, places, d + 1) float32: 0 at hidden places; last, which are present."""
+    width = values.shape[2] + 1
+    present = torch.cat([values, torch.ones_like(values[..., :1])], dim=2).float()
+    canvas = present.new_zeros(len(values), output.layout.num_tokens, width)
+    return canvas.scatter(1, output.token_index.unsqueeze(2).expand(-1, -1, width), present)
+
+
+def _features(values: Tensor, layout: TokenLayout, side: int) -> Features:
+    """(n, places, d + 1) as on_canvas gives them, or (n, 1, d) of a mean token -> features.
+
+    Local features are those of a grid whose places are whole patches of the image, as in every model made for Scenes.
+    """
+    height, width = layout.grid
+    if values.shape[1] != layout.num_tokens or not height * width or side % height or side % width:
+        return Features(values.flatten(1))
+    placed = values[:, layout.num_extra :].unflatten(1, layout.grid)
+    return Features(values.flatten(1), placed[..., :-1], placed[..., -1] > 0)
+
+
+def batches(base: UnifiedModel, branch: Branch, source: Scenes, size: int) -> Iterator[Batch]:
+    """The same scenes for both branches: to read, with their description as answer; to draw, with it as caption."""
+    for first in range(0, len(source), size):
+        samples = [source.sample("understanding", index) for index in range(first, min(first + size, len(source)))]
+        if branch == "understanding":
+            yield base.processor.understanding(samples)
+        else:
+            yield base.processor.generation([GenerationSample(s.image, s.answer, s.name) for s in samples])
+
+
+def _part(progress: Progress, start: float, share: float) -> Progress:
+    return lambda done, what: progress(start + share * done, what)

@@ -1,0 +1,113 @@
+"""Scenes as a data source: an endless supply of exactly labelled images that needs no download."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+from infotok_lit.batch import Branch, GenerationSample, Sample, Source, UnderstandingSample
+from infotok_lit.scenes.generator import Scene
+from infotok_lit.scenes.grammar import CATEGORIES, Category, draw_captioned_scene, write_caption
+from infotok_lit.scenes.negatives import false_captions, false_exchanges
+from infotok_lit.scenes.questions import QUESTION_KINDS, QuestionKind, describe_scene, draw_question
+from infotok_lit.scenes.render import render
+from infotok_lit.scenes.spec import SPECS, SPLITS, Split
+
+_BRANCH_IDS: dict[Branch, int] = {"understanding": 0, "generation": 1}
+
+
+class Scenes(Source):
+    """Procedurally drawn scenes with captions and questions.
+
+    Args:
+        spec: the family of scenes, 32 px with 2x2 places or 64 px with 3x3 places.
+        split: "train" and "val" never show the held-out combinations and placements; each image of "held_out" does.
+        num_samples: how many indices there are per branch.
+        seed: seed of the whole data set; a sample depends on nothing but seed, split, branch and index.
+        texture: strength of the background texture in [0, 1]; None keeps the family's own.
+        jitter: the most pixels that a centre moves from its cell's centre; None keeps the family's own.
+        categories: the caption categories of the generation branch, equally likely; a repeated one is likelier.
+        question_kinds: the question kinds of the understanding branch, likewise.
+        dense_captions: the share of the generation branch whose caption is the full description of a scene of one to
+            four objects. They belong to no category and are not scored: they teach what words mean where the short
+            captions leave most of an image open.
+
+    Raises:
+        ValueError: an argument is out of range; the message names it.
+    """
+
+    def __init__(
+        self,
+        spec: Literal["scenes32", "scenes64"] = "scenes32",
+        split: Split = "train",
+        num_samples: int = 1_000_000,
+        seed: int = 0,
+        texture: float | None = None,
+        jitter: float | None = None,
+        categories: tuple[Category, ...] = CATEGORIES,
+        question_kinds: tuple[QuestionKind, ...] = QUESTION_KINDS,
+        dense_captions: float = 0.0,
+    ) -> None:
+        _check_choices("spec", (spec,), tuple(SPECS))
+        _check_choices("split", (split,), SPLITS)
+        _check_choices("categories", categories, CATEGORIES)
+        _check_choices("question_kinds", question_kinds, QUESTION_KINDS)
+        if num_samples < 1 or seed < 0:
+            raise ValueError(f"num_samples must be positive and seed not negative, got {num_samples} and {seed}")
+        if not 0 <= dense_captions <= 1:
+            raise ValueError(f"dense_captions is a share: give it between 0 and 1, not {dense_captions}")
+        preset = SPECS[spec]
+        self.spec = replace(
+            preset,
+            texture=preset.texture if texture is None else texture,
+            jitter=preset.jitter if jitter is None else jitter,
+        )
+        self.name = spec
+        self.split: Split = split
+        self.seed = seed
+        self.categories = tuple(categories)
+        self.question_kinds = tuple(question_kinds)
+        self.dense_captions = dense_captions
+        self._num_samples = num_samples
+
+    def __len__(self) -> int:
+        return self._num_samples
+
+    def draw(self, branch: Branch, index: int) -> tuple[Scene, str, str]:
+        """The ground truth of a sample: its scene, its caption or question, and the answer ("" for a caption)."""
+        if not 0 <= index < self._num_samples:
+            raise IndexError(f"index {index} is outside the {self._num_samples} samples of {self.name}/{self.split}")
+        rng = np.random.default_rng([self.seed, SPLITS.index(self.split), _BRANCH_IDS[branch], index])
+        if branch == "generation" and self.dense_captions and rng.random() < self.dense_captions:
+            scene, _, _ = draw_question(rng, self.spec, self.split, "description")
+            return scene, describe_scene(scene, self.spec), ""
+        if branch == "generation":
+            category = self.categories[rng.integers(len(self.categories))]
+            prompt, scene = draw_captioned_scene(rng, self.spec, self.split, category)
+            return scene, write_caption(prompt), ""
+        kind = self.question_kinds[rng.integers(len(self.question_kinds))]
+        return draw_question(rng, self.spec, self.split, kind)
+
+    def hard_negatives(self, branch: Branch, index: int) -> Sequence[str] | Sequence[tuple[str, str]]:
+        """All false texts of the grammar that differ from the sample's own in one attribute."""
+        scene, text, answer = self.draw(branch, index)
+        if branch == "generation":
+            return false_captions(scene, text, self.spec, self.split)
+        return false_exchanges(scene, text, answer, self.spec, self.split)
+
+    def sample(self, branch: Branch, index: int, rng: np.random.Generator | None = None) -> Sample:
+        """The sample of an index. `rng` is not used: an index is the same scene in every epoch."""
+        scene, text, answer = self.draw(branch, index)
+        image = Image.fromarray(render(scene, self.spec))
+        name = f"{self.name}/{self.split}/{branch}/{index}"
+        if branch == "generation":
+            return GenerationSample(image=image, caption=text, name=name)
+        return UnderstandingSample(image=image, question=text, answer=answer, name=name)
+
+
+def _check_choices(argument: str, chosen: tuple[str, ...], known: tuple[str, ...]) -> None:
+    unknown = [item for item in chosen if item not in known]
+    if unknown or not chosen:
+        raise ValueError(f"{argument} must be chosen from {known}, got {chosen}")
