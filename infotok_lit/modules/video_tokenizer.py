@@ -10,13 +10,11 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from infotok_lit.budgets.router import budget_rate
+from infotok_lit.checkpoints import CHECKPOINT_KEY, KeyMap, exported_family, find_checkpoint, read_run
 from infotok_lit.errors import SettingsError
-from infotok_lit.models.checkpoint import KeyMap
-from infotok_lit.models.folder import exported_family
 from infotok_lit.modules.determinism import StepSeed
 from infotok_lit.modules.finite import check_finite_gradients, check_finite_losses
 from infotok_lit.modules.optimiser import OptimiserConfig, build_optimiser, warmup_cosine
-from infotok_lit.modules.run import CHECKPOINT_KEY, find_checkpoint, read_run
 from infotok_lit.video.datamodule import ClipBatch
 from infotok_lit.video.folder import FAMILY, config_from, export_tokenizer, load_tokenizer
 from infotok_lit.video.losses import LossConfig, Vgg16Features, reconstruction_losses

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from infotok_lit.batch import BrokenSampleError
 from infotok_lit.data.fetch import default_cache, expand_braces, local_copy
 from infotok_lit.data.image_file import read_image
-from infotok_lit.data.sample import BrokenSampleError
 from infotok_lit.errors import DataError, MissingFileError, SettingsError
 from infotok_lit.video.video_file import FRAME_LIMITS, FRAME_SUFFIXES, VIDEO_SUFFIXES, frame_files, read_part
 

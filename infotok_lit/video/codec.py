@@ -63,7 +63,7 @@ class CodecConfig:
     rule: Rule = "global"
     rate_steps: int | None = None
     window: int | None = None
-    overlap: int = 3
+    overlap: int = 1
     tile: int = 256
 
     def __post_init__(self) -> None:
@@ -172,7 +172,7 @@ def in_windows(frames: Iterable[np.ndarray], size: int, overlap: int) -> Iterato
     held: list[Tensor] = []
     emitted = False
     for frame in frames:
-        held.append(torch.from_numpy(np.ascontiguousarray(frame)))
+        held.append(torch.from_numpy(np.array(frame)))
         if len(held) == size:
             yield torch.stack(held)
             held, emitted = held[size - overlap :], True

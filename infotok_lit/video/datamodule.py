@@ -11,8 +11,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from infotok_lit.batch import BrokenSampleError, TooManyBrokenSamplesError
 from infotok_lit.data.broken_samples import BrokenSampleTally
-from infotok_lit.data.sample import BrokenSampleError, TooManyBrokenSamplesError
 from infotok_lit.data.stream import EndlessSampler, FixedSampler
 from infotok_lit.errors import SettingsError
 from infotok_lit.video.clips import Augmentation, Clip, ClipSource, central

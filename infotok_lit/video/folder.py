@@ -10,9 +10,8 @@ from typing import Any
 from safetensors.torch import save_file
 
 from infotok_lit import __version__
+from infotok_lit.checkpoints import CheckpointError, State, read_config, write_config
 from infotok_lit.errors import SettingsError
-from infotok_lit.models.checkpoint import CheckpointError, State
-from infotok_lit.models.folder import read_config, write_config
 from infotok_lit.video.official import load_official_file, official_state
 from infotok_lit.video.tokenizer import VideoTokenizer, VideoTokenizerConfig
 

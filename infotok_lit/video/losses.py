@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from infotok_lit.checkpoints import CheckpointError, read_weights
 from infotok_lit.errors import SettingsError
-from infotok_lit.models.checkpoint import CheckpointError, read_weights
 
 Features = Callable[[Tensor], Sequence[Tensor]]
 """Frames (N, 3, H, W) -> five feature maps (N, C_k, H_k, W_k)."""

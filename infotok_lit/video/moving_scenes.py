@@ -18,6 +18,9 @@ Split = Literal["train", "val"]
 PALETTE = ((225, 25, 30), (25, 175, 40), (30, 60, 235), (240, 215, 20), (185, 35, 215), (20, 205, 215))
 """RGB in [0, 255]."""
 SHAPES = ("circle", "square", "triangle")
+NUM_WAVES = 4
+MIN_WAVELENGTH = 16
+"""Of a wave of the background along each axis, in pixels."""
 _SPLIT_SEEDS: dict[Split, int] = {"train": 0, "val": 1}
 _PLACING_ATTEMPTS = 200
 
@@ -63,7 +66,7 @@ class ClipSpec:
     objects: tuple[int, int]
     speed: tuple[float, float]
     drift: float
-    texture: float = 0.3
+    texture: float = 0.2
     late: float = 0.25
 
 
@@ -174,9 +177,10 @@ def _texture(side: int, strength: float, rng: np.random.Generator) -> np.ndarray
     period = 2 * side
     grid = 2 * np.pi * np.arange(period) / period
     waves = np.zeros((period, period))
-    for down, right in rng.integers(-period // 8, period // 8 + 1, (6, 2)):
+    highest = period // MIN_WAVELENGTH
+    for down, right in rng.integers(-highest, highest + 1, (NUM_WAVES, 2)):
         waves += np.sin(down * grid[:, None] + right * grid[None] + rng.uniform(0, 2 * np.pi))
-    return 127.5 * (1 + strength * waves / 6**0.5)
+    return 127.5 * (1 + strength * waves / NUM_WAVES**0.5)
 
 
 def render_clip(truth: ClipTruth, texture: np.ndarray, side: int) -> np.ndarray:

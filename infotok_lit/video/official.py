@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from infotok_lit.models.checkpoint import CheckpointError, KeyMap, State, read_weights
+from infotok_lit.checkpoints import CheckpointError, KeyMap, State, read_weights
 from infotok_lit.video.tokenizer import VideoTokenizer, VideoTokenizerConfig
 
 CONSTANTS = r"(encoder\.patcher3d|decoder\.unpatcher3d|quantizer)\..*"

@@ -79,6 +79,14 @@ class VideoTokenizerConfig:
                 "patch_size, temporal_compression and spatial_compression must be powers of two, and patch_size not "
                 f"above the others; got {sides}"
             )
+        in_time, in_space = ((side // self.patch_size).bit_length() - 1 for side in sides[1:])
+        # The decoder's levels mirror the encoder's but for an offset of one where time is doubled.
+        needed = 2 + max(in_time, in_space - 1) if in_space else 1
+        if in_time > in_space or len(self.channel_multipliers) < needed:
+            raise SettingsError(
+                f"with patches of {self.patch_size}, {sides[1]} frames and {sides[2]} pixels per token need "
+                f"{needed} channel_multipliers or more, and temporal_compression not above spatial_compression"
+            )
 
     @property
     def num_codes(self) -> int:
@@ -118,10 +126,9 @@ SIZES: dict[str, VideoTokenizerConfig] = {
     "4x8x8": VideoTokenizerConfig(),
     "8x8x8": VideoTokenizerConfig(patch_size=4, temporal_compression=8),
     "scenes": VideoTokenizerConfig(
-        channels=32,
-        channel_multipliers=(1, 1),
+        channels=16,
+        channel_multipliers=(1, 2, 2),
         residual_blocks=1,
-        patch_size=4,
         latent_channels=48,
         levels=(8, 5, 5, 5),
         width=48,

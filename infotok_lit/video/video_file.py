@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from infotok_lit.batch import BrokenSampleError
 from infotok_lit.data.image_file import read_image
-from infotok_lit.data.sample import BrokenSampleError
 from infotok_lit.errors import DataError, MissingFileError, SettingsError
 
 FRAME_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
@@ -183,6 +183,14 @@ def _collect(container: Any, stream: Any, first: int, frames: int) -> np.ndarray
     raise ValueError(f"it has {len(found)} frames from frame {first} on, {frames} are needed")
 
 
+def check_target(path: Path) -> None:
+    """SettingsError if a video cannot be written to `path`: another suffix, or no PyAV for it."""
+    if path.suffix and path.suffix.lower() not in CODECS:
+        raise SettingsError(f"{path}: videos are written as {', '.join(CODECS)}, or as a folder of PNG files")
+    if path.suffix:
+        import_av()
+
+
 def write_video(path: Path, frames: Iterable[np.ndarray], frame_rate: Fraction) -> None:
     """Write frames (H, W, 3) uint8 to a video file, or to a folder of PNG files if `path` has no suffix.
 
@@ -191,8 +199,7 @@ def write_video(path: Path, frames: Iterable[np.ndarray], frame_rate: Fraction) 
     Raises:
         SettingsError: for a suffix that is not written, or if PyAV is missing.
     """
-    if path.suffix and path.suffix.lower() not in CODECS:
-        raise SettingsError(f"{path}: videos are written as {', '.join(CODECS)}, or as a folder of PNG files")
+    check_target(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
     try:
