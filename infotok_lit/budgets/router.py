@@ -31,6 +31,28 @@ def budget_rate(
     return (rate if steps is None else torch.round(rate * steps) / steps).clamp(MIN_RATE, 1.0)
 
 
+def rates_with_mean(complexity: Tensor, mean_rate: float, steps: int = 60) -> Tensor:
+    """Rates proportional to complexity whose mean is `mean_rate` also after they are clipped.
+
+    That compares strategies at equal mean bits; `budget_rate` gives less where many rates are clipped at 1.
+
+    Args:
+        complexity: (B,), not negative and not all 0.
+        mean_rate: in [1/16, 1].
+        steps: of the bisection that finds the factor.
+
+    Returns:
+        (B,) in [1/16, 1].
+    """
+    share = (complexity / complexity.mean()).double()
+    low, high = 0.0, 1.0 / float(share[share > 0].min())
+    for _ in range(steps):
+        middle = (low + high) / 2
+        too_low = float(budget_rate(share, 1.0, middle).mean()) < mean_rate
+        low, high = (middle, high) if too_low else (low, middle)
+    return budget_rate(share, 1.0, high).to(complexity)
+
+
 def block_rates(scores: Tensor, base: Tensor) -> Tensor:
     """Rates of the blocks of a sample, proportional to their mean score, with mean `base` before they are clipped.
 

@@ -9,7 +9,6 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
-from infotok_lit.budgets.router import budget_rate
 from infotok_lit.checkpoints import CHECKPOINT_KEY, KeyMap, exported_family, find_checkpoint, read_run
 from infotok_lit.errors import SettingsError
 from infotok_lit.modules.determinism import StepSeed
@@ -38,7 +37,8 @@ class VideoTokenizerModule(pl.LightningModule):
         rates: What share of their tokens training clips keep.
         losses: What reconstruction costs.
         optimiser: AdamW and its schedule; `heads_lr` is not used.
-        val_rates: The mean rates at which validation reconstructs, by the paper's rule.
+        val_rates: The mean rates over the validation clips at which these are reconstructed: `elboema` shares them out
+            by the clips' errors, the other strategies give each clip the same.
     """
 
     tokenizer: VideoTokenizer
@@ -80,7 +80,7 @@ class VideoTokenizerModule(pl.LightningModule):
     def training_step(self, batch: ClipBatch, batch_idx: int) -> Tensor:
         """Encode, route, drop and decode; the loss is a mean over the batch."""
         pixels = to_pixels(batch.clips)
-        done = self.tokenizer.reconstruct(pixels, self._draw_rates)
+        done = self.tokenizer.reconstruct(pixels, self._draw_rates, self.rates.mask)
         features = self._features[0].to(self.device) if self._features else None
         parts = reconstruction_losses(pixels, done.pixels, self.global_step, self.losses, features)
         check_finite_losses({f"clips/{name}": value for name, value in parts.items()}, {"clips": batch}, self.trainer)
@@ -101,19 +101,33 @@ class VideoTokenizerModule(pl.LightningModule):
         """Stop before a non-finite gradient reaches the weights."""
         self.log("train/gradient_norm", check_finite_gradients(self.tokenizer.parameters(), (), self.trainer))
 
+    def on_validation_epoch_start(self) -> None:
+        """Forget the last validation's clips."""
+        self._validated: list[tuple[Tensor, Tensor, Tensor]] = []
+
     def validation_step(self, batch: ClipBatch, batch_idx: int) -> None:
-        """PSNR in dB of uint8 frames, and the share of tokens that were kept, at each of the mean rates."""
-        pixels, count = to_pixels(batch.clips), len(batch.clips)
+        """Encode the clips and measure how hard they are; what they are kept at depends on all of them."""
+        pixels = to_pixels(batch.clips)
         codes = self.tokenizer.encode(pixels).codes
-        token_map = self.tokenizer.token_map(pixels, codes)
-        error = token_map.flatten(1).mean(1)
-        for base in self.val_rates:
-            mean = self.tokenizer.complexity.mean if self.tokenizer.complexity.mean > 0 else error.mean()
-            mask = keep_clipwide(token_map, budget_rate(error, mean, base))
-            frames = to_frames(self.tokenizer.decode(codes * mask[:, None]))
-            self.log(f"val/psnr_{base:g}", psnr(batch.clips, frames).mean(), sync_dist=True, batch_size=count)
-            self.log(f"val/kept_{base:g}", mask.float().mean(), sync_dist=True, batch_size=count)
-        self.log("val/error", error.mean(), sync_dist=True, batch_size=count)
+        self._validated.append((batch.clips.cpu(), codes.cpu(), self.tokenizer.token_map(pixels, codes).cpu()))
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the PSNR of uint8 frames in dB, and the share of tokens that were kept, at each of the mean rates."""
+        own = torch.cat([token_map.flatten(1).mean(1) for *_, token_map in self._validated]).to(self.device)
+        errors = self.all_gather(own).flatten()
+        mine = slice(self.global_rank * len(own), (self.global_rank + 1) * len(own))
+        for mean_rate in self.val_rates:
+            rates = self.rates.at_mean(errors, mean_rate)[mine].cpu().split([len(part[0]) for part in self._validated])
+            quality, kept = [], []
+            for (clips, codes, token_map), rate in zip(self._validated, rates, strict=True):
+                mask = keep_clipwide(token_map, rate, self.rates.mask)
+                frames = to_frames(self.tokenizer.decode((codes * mask[:, None]).to(self.device)))
+                quality.append(psnr(clips, frames.cpu()))
+                kept.append(mask.float().flatten(1).mean(1))
+            self.log(f"val/psnr_{mean_rate:g}", torch.cat(quality).mean().to(self.device), sync_dist=True)
+            self.log(f"val/kept_{mean_rate:g}", torch.cat(kept).mean().to(self.device), sync_dist=True)
+        self.log("val/error", errors.mean())
+        self._validated.clear()
 
     def configure_optimizers(self) -> dict[str, Any]:
         """AdamW; biases, norms and the embedding do not decay. The schedule ends at `trainer.max_steps`."""

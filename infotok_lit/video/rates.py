@@ -6,8 +6,17 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from infotok_lit.budgets.router import FLEX_BASES, MIN_RATE, RunningMean, block_rates, budget_rate, draw_bases
+from infotok_lit.budgets.router import (
+    FLEX_BASES,
+    MIN_RATE,
+    RunningMean,
+    block_rates,
+    budget_rate,
+    draw_bases,
+    rates_with_mean,
+)
 from infotok_lit.errors import SettingsError
+from infotok_lit.video.tokenizer import MaskKind
 
 Strategy = Literal["elboema", "elbo", "uniform", "static"]
 
@@ -24,12 +33,14 @@ class RateConfig:
         mean_factor: what the running mean keeps of itself at each step: 0.99 in the paper, 0.95 in the official code.
         bias_correction: start the running mean without bias. The official code does not, so that its first clips all
             have rate 1.
+        mask: which tokens are kept: the `map` of errors chooses; `first`, `jump` and `random` are controls.
     """
 
     strategy: Strategy = "elboema"
     bases: tuple[float, ...] = FLEX_BASES
     mean_factor: float = 0.99
     bias_correction: bool = True
+    mask: MaskKind = "map"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "bases", tuple(self.bases))
@@ -49,6 +60,12 @@ class RateConfig:
         if self.strategy == "static":
             return torch.ones(len(token_map), device=token_map.device)
         return self.at_base(token_map, draw_bases(self.bases, len(token_map), token_map.device), complexity)
+
+    def at_mean(self, errors: Tensor, mean_rate: float) -> Tensor:
+        """Rates (B,) of an evaluation set's clips with errors (B,), whose mean is `mean_rate` under every strategy."""
+        if self.strategy == "elboema":
+            return rates_with_mean(errors, mean_rate)
+        return torch.full_like(errors, mean_rate)
 
     def at_base(self, token_map: Tensor, base: Tensor, complexity: RunningMean) -> Tensor:
         """Rates (B,) at base rates (B,) by `elbo` or `elboema`; `complexity` has taken in these clips already."""

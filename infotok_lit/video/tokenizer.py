@@ -6,7 +6,7 @@ the first latent frame is the first frame's alone.
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -142,6 +142,10 @@ SIZES: dict[str, VideoTokenizerConfig] = {
 """The released size, a DV8x8x8 as Cosmos has it, and one for clips of 64 x 64 pixels on a CPU."""
 
 
+MaskKind = Literal["map", "first", "jump", "random"]
+JUMP = 4
+
+
 class Encoded(NamedTuple):
     """What the encoding half makes of a clip, by stage."""
 
@@ -268,17 +272,20 @@ class VideoTokenizer(nn.Module):
         """
         return pool_error(pixels, self.decode(codes), self.config)
 
-    def reconstruct(self, pixels: Tensor, rate_of: Callable[[Tensor], Tensor]) -> Reconstruction:
+    def reconstruct(
+        self, pixels: Tensor, rate_of: Callable[[Tensor], Tensor], kind: MaskKind = "map"
+    ) -> Reconstruction:
         """Encode a clip, let the router choose, and decode what is kept; differentiable but for the choice.
 
         Args:
             pixels: (B, 3, T, H, W).
             rate_of: gives the rates (B,) of clips from their token maps (B, t, h, w).
+            kind: which tokens are kept at a given rate.
         """
         codes = self.encode(pixels).codes
         token_map = self.token_map(pixels, codes.detach())
         rate = rate_of(token_map)
-        mask = keep_clipwide(token_map, rate)
+        mask = keep_clipwide(token_map, rate, kind)
         return Reconstruction(self.decode(codes * mask[:, None]), mask, token_map, rate)
 
 
@@ -292,7 +299,25 @@ def pool_error(pixels: Tensor, reconstructed: Tensor, config: VideoTokenizerConf
     return torch.cat((error[:, :, :1], later), dim=2).squeeze(1)
 
 
-def keep_clipwide(token_map: Tensor, rate: Tensor) -> Tensor:
-    """Keep the tokens of a clip (B, t, h, w) with the highest scores, at rates (B,): bool (B, t, h, w)."""
+def keep_clipwide(token_map: Tensor, rate: Tensor, kind: MaskKind = "map") -> Tensor:
+    """The tokens of each clip that are kept: as many at a rate, whatever the kind.
+
+    Args:
+        token_map: (B, t, h, w), the router's scores.
+        rate: (B,).
+        kind: `map` keeps the highest scores; the ablations know no scores: `first` (R2L in the paper) keeps the first
+            of each latent frame in raster order, `jump` deals those out over the frame in steps of four, and `random`
+            draws with torch's global generator.
+
+    Returns:
+        bool (B, t, h, w).
+    """
     scores = token_map.flatten(1)
+    if kind == "random":
+        scores = torch.rand_like(scores)
+    elif kind != "map":
+        place = torch.arange(token_map[0, 0].numel(), device=token_map.device)
+        if kind == "jump":
+            place = place % JUMP * len(place) + place // JUMP
+        scores = -place.repeat(token_map.shape[1]).expand_as(scores)
     return keep_top(scores, kept_count(rate, scores.shape[1])).view_as(token_map)

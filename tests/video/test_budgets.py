@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from infotok_lit.budgets.masks import keep_first, keep_top, kept_count
-from infotok_lit.budgets.router import FLEX_BASES, RunningMean, block_rates, budget_rate, draw_bases
+from infotok_lit.budgets.router import FLEX_BASES, RunningMean, block_rates, budget_rate, draw_bases, rates_with_mean
 from infotok_lit.errors import SettingsError
 from infotok_lit.video.rates import RateConfig
 from infotok_lit.video.tokenizer import keep_clipwide
@@ -56,6 +56,28 @@ def test_budgets_are_proportional_to_complexity_and_bounded() -> None:
     rates = budget_rate(complexity, 0.2, 0.5)
     assert torch.allclose(rates, torch.tensor([0.25, 0.5, 1.0, 1.0, 1 / 16]))
     assert budget_rate(complexity[:1], 0.2, 0.6, steps=4).item() == 0.25
+
+
+@pytest.mark.parametrize("mean", [0.1, 0.25, 0.5, 0.9, 1.0])
+def test_clipped_rates_keep_their_mean(mean: float) -> None:
+    complexity = torch.cat((torch.rand(30) + 0.01, torch.tensor([5.0, 9.0])))
+    rates = rates_with_mean(complexity, mean)
+    assert rates.mean().item() == pytest.approx(mean, abs=1e-4)
+    free = (rates > 1 / 16 + 1e-6) & (rates < 1 - 1e-6)
+    ratio = rates[free] / complexity[free]
+    assert torch.allclose(ratio, ratio[:1].expand_as(ratio), rtol=1e-4) if free.any() else mean == 1
+
+
+@pytest.mark.parametrize("kind", ["map", "first", "jump", "random"])
+def test_every_kind_of_mask_keeps_the_same_number(kind: str) -> None:
+    maps, rates = torch.rand(3, 2, 4, 8), torch.tensor([1.0, 0.5, 0.1])
+    mask = keep_clipwide(maps, rates, kind)
+    assert mask.flatten(1).sum(1).tolist() == kept_count(rates, 64).tolist()
+    half = mask[1].flatten(1)
+    if kind == "first":
+        assert half[:, :15].all() and half[:, 17:].sum() == 0
+    if kind == "jump":
+        assert half.unflatten(1, (8, 4))[..., 2:].sum() == 0
 
 
 def test_blocks_share_out_the_base_rate() -> None:
