@@ -126,7 +126,7 @@ SIZES: dict[str, VideoTokenizerConfig] = {
     "4x8x8": VideoTokenizerConfig(),
     "8x8x8": VideoTokenizerConfig(patch_size=4, temporal_compression=8),
     "scenes": VideoTokenizerConfig(
-        channels=16,
+        channels=20,
         channel_multipliers=(1, 2, 2),
         residual_blocks=1,
         latent_channels=48,
@@ -136,10 +136,10 @@ SIZES: dict[str, VideoTokenizerConfig] = {
         num_heads=4,
         encoder_layers=2,
         decoder_layers=2,
-        max_latent_frames=5,
+        max_latent_frames=3,
     ),
 }
-"""The released size, a DV8x8x8 as Cosmos has it, and one for clips of 64 x 64 pixels on a CPU."""
+"""The released size, a DV8x8x8 as Cosmos has it, and one for clips of 9 x 32 x 32 pixels on a CPU."""
 
 
 MaskKind = Literal["map", "first", "jump", "random"]
