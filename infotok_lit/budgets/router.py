@@ -11,6 +11,8 @@ from torch import Tensor, nn
 MIN_RATE = 1 / 16
 FLEX_BASES = (1.0, 0.75, 0.5, 0.25)
 """The base rates that the paper's Flex training draws from."""
+CONVERGED = 1 << 20
+"""So many updates that the start of an average no longer counts."""
 
 
 def budget_rate(
@@ -82,11 +84,12 @@ class RunningMean(nn.Module):
     """An exponential average that starts from nothing, and the last values it took.
 
     The average starts at 0. Without bias correction, as in the official code, the first values of `mean` are far too
-    small, so that the first samples all get rate 1. Both buffers travel in official checkpoints.
+    small, so that the first samples all get rate 1.
     """
 
     value: Tensor
     history: Tensor
+    updates: Tensor
 
     def __init__(self, factor: float = 0.95, bias_correction: bool = True, length: int = 128) -> None:
         """
@@ -100,20 +103,25 @@ class RunningMean(nn.Module):
         self.bias_correction = bias_correction
         self.register_buffer("value", torch.zeros(1))
         self.register_buffer("history", torch.zeros(length))
+        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
 
     @torch.no_grad()
     def update(self, observed: Tensor) -> None:
-        """Take in a value (a scalar, not 0), the same on all processes."""
+        """Take in a value (a scalar), the same on all processes."""
         self.value.mul_(self.factor).add_((1 - self.factor) * observed)
         self.history.copy_(self.history.roll(1))
         self.history[0] = observed
+        self.updates += 1
 
     @property
     def mean(self) -> Tensor:
         """(1,): the average; 0 before the first update."""
         if not self.bias_correction:
             return self.value.clone()
-        # A full history means a weight of more than 0.998, which is taken for 1; so no counter has to be stored.
-        updates = int(torch.count_nonzero(self.history))
-        known = 1.0 if updates in (0, len(self.history)) else 1 - self.factor**updates
-        return self.value / known
+        seen = 1 - self.factor**self.updates
+        return torch.where(self.updates > 0, self.value / seen, self.value)
+
+    @torch.no_grad()
+    def take_over(self) -> None:
+        """Go on from a value that came without the number of its updates: as an average that has converged."""
+        self.updates.copy_(CONVERGED * (self.value != 0)[0])

@@ -143,7 +143,7 @@ class VideoTokenizerModule(pl.LightningModule):
             "config": self.tokenizer.config.to_dict(),
             "init_from": self.init_from,
             "step": self.global_step,
-            "rates": self.rates.strategy,
+            "rates": asdict(self.rates) | {"bases": list(self.rates.bases)},
         }
 
 
@@ -182,7 +182,8 @@ def run_weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
 
 def rebuild_tokenizer(checkpoint: dict[str, Any], source: str) -> VideoTokenizer:
     """The tokenizer of a run's checkpoint, in evaluation mode; CheckpointError says what does not fit."""
-    tokenizer = VideoTokenizer(config_from(checkpoint[CHECKPOINT_KEY]["config"], source))
+    saved = checkpoint[CHECKPOINT_KEY]
+    tokenizer = VideoTokenizer(config_from(saved["config"], source), RateConfig(**saved["rates"]).running_mean())
     weights = run_weights(checkpoint)
     tokenizer.load_state_dict(KeyMap(renames=()).from_official(weights, tokenizer.state_dict(), source))
     return tokenizer.eval()

