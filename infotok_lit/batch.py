@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
-from infotok_lit.errors import ExplainedError
+from infotok_lit.errors import ExplainedError, SettingsError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -89,6 +89,14 @@ class Source(ABC):
         """How many samples serve a branch; a source in which not every row serves both overrides this."""
         return len(self)
 
+    def split(self, share: float) -> tuple[Source, Source]:
+        """The source without a share of its images, and with that share alone; always the same, whatever the order.
+
+        Raises:
+            SettingsError: it cannot be split.
+        """
+        raise SettingsError(f"{type(self).__name__} cannot be split: give it a validation source of its own")
+
 
 # Batches and what a forward pass gives
 
@@ -134,6 +142,8 @@ class UnderstandingBatch(NamedTuple):
     names: list[str]
     skipped: list[str]
     """One message per broken sample that was replaced while this batch was made."""
+    cut: Sequence[str] = ()
+    """One message per text that lost its end because it was longer than the model's limit."""
 
 
 class GenerationBatch(NamedTuple):
@@ -150,6 +160,8 @@ class GenerationBatch(NamedTuple):
     names: list[str]
     skipped: list[str]
     """One message per broken sample that was replaced while this batch was made."""
+    cut: Sequence[str] = ()
+    """One message per text that lost its end because it was longer than the model's limit."""
 
 
 Batch = UnderstandingBatch | GenerationBatch
@@ -235,6 +247,18 @@ class Processor(Protocol):
     """Turns samples into a base model's batches: its chat template, tokenizer and image geometry. Deterministic."""
 
     tokenizer: Tokenizer
+    end_id: int
+    """The token that ends an answer."""
+    pad_id: int
+
+    def pixels(self, images: Sequence[Image]) -> Tensor:
+        """RGB images to understand -> (B, 3, height, width) float32 in [-1, 1]."""
+
+    def check(self, sample: Sample) -> None:
+        """BrokenSampleError if a sample cannot be used however much of its text is cut."""
+
+    def decode(self, ids: Tensor) -> list[str]:
+        """Answers of generated ids (B, T), without anything from the end of the turn on."""
 
     def understanding(
         self, samples: Sequence[UnderstandingSample], skipped: Sequence[str] = ()

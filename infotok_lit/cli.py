@@ -3,12 +3,13 @@
 Only the standard library is imported here, so that help and typing errors are answered at once.
 """
 
+import errno
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from pathlib import Path
 
 from infotok_lit import __version__
+from infotok_lit.assets import find_config
 from infotok_lit.errors import ExplainedError, did_you_mean
 
 COMMANDS = {
@@ -28,6 +29,11 @@ COMMANDS = {
     "bench": ("infotok_lit.commands.bench", "time training steps per term, or (`bench inference`) the caches"),
 }
 """Subcommand -> the module whose main(argv) runs it, and a line of help."""
+MENDABLE = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT),
+    *(errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR),
+)
+"""What a user can mend in the file system: no permission, no space, nothing there, a file in place of a folder."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,13 +48,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = arguments[0]
     if command not in COMMANDS:
         return _fail(f"no subcommand {command!r}{did_you_mean(command, COMMANDS)}\n\n{_usage()}")
-    missing = _missing_config(arguments[1:])
-    if missing is not None:
-        return _fail(f"no configuration file at {missing}{did_you_mean(missing.name, _yaml_names(missing.parent))}")
     try:
+        _find_configs(arguments[1:])
         return import_module(COMMANDS[command][0]).main(arguments)
     except ExplainedError as error:
         return _fail(str(error))
+    except OSError as error:
+        if error.errno not in MENDABLE:
+            raise
+        return _fail(f"{error.filename or 'a file'}: {error.strerror}")
 
 
 def _usage() -> str:
@@ -56,22 +64,13 @@ def _usage() -> str:
     return "usage: python -m infotok_lit SUBCOMMAND [...]\n\n" + "\n".join(lines) + "\n\nSUBCOMMAND --help says more."
 
 
-def _missing_config(arguments: Sequence[str]) -> Path | None:
-    """The first --config file that does not exist, or None."""
+def _find_configs(arguments: Sequence[str]) -> None:
+    """Raise MissingFileError for a --config that is neither a file nor the name of one that ships."""
     for i, argument in enumerate(arguments):
         if argument in ("--config", "-c") and i + 1 < len(arguments):
-            value = arguments[i + 1]
+            find_config(arguments[i + 1])
         elif argument.startswith("--config="):
-            value = argument.removeprefix("--config=")
-        else:
-            continue
-        if not Path(value).is_file():
-            return Path(value)
-    return None
-
-
-def _yaml_names(folder: Path) -> list[str]:
-    return [path.name for path in folder.glob("*.yaml")] if folder.is_dir() else []
+            find_config(argument.removeprefix("--config="))
 
 
 def _say(text: str) -> None:

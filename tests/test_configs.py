@@ -4,6 +4,7 @@ import ast
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,43 +12,75 @@ import tarfile
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
-from lightning.pytorch.cli import LightningCLI
 
-from infotok_lit.assets import ASSETS, QUICKSTART_CONFIG
-from infotok_lit.commands.fit import InfoTokCLI, main
-from infotok_lit.data.datamodule import UnifiedDataModule
-from infotok_lit.modules.infotok_module import InfoTokModule
+from infotok_lit.assets import DEFAULTS_CONFIG, QUICKSTART_CONFIG, SCENES_TOKENIZER, config_chain, find_config
+from infotok_lit.cli import main
+from infotok_lit.commands.fit import InfoTokCLI
+from infotok_lit.modules.optimiser import build_optimiser
 
 ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "configs"
 PHOTOS = ROOT / "tests" / "fixtures" / "photos"
-STUDIES = [*ROOT.glob("configs/ablation/*.yaml"), *ROOT.glob("configs/sweep/*.yaml")]
+STUDIES = [*FOLDER.glob("ablation/*.yaml"), *FOLDER.glob("sweep/*.yaml"), FOLDER / "video_tokenizer" / "masks.yaml"]
 """What `ablate` reads: tests/study/test_ablate.py is about them."""
-VIDEO = [*ROOT.glob("configs/video_tokenizer/*.yaml")]
+VIDEO = [FOLDER / "video_tokenizer" / "scenes.yaml"]
 """Of a model of another kind: tests/video/test_module.py is about them."""
-CONFIGS = sorted({*ROOT.glob("configs/**/*.yaml"), *ASSETS.glob("*.yaml")} - {*STUDIES, *VIDEO})
-ON_ANY_MACHINE = ["--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.num_nodes=1"]
+CONFIGS = sorted(
+    str(path.relative_to(FOLDER).with_suffix("")) for path in {*FOLDER.glob("*/*.yaml")} - {*STUDIES, *VIDEO}
+)
+FOR = {
+    "evaluation/large_llm": "showo2/scenes32",
+    "openuni/lora": "openuni/b-512",
+    "openuni/unfreeze_projector": "openuni/b-512",
+    "openuni/unfreeze_vit": "openuni/l-512",
+    "showo2/discrete": "showo2/scenes32",
+}
+"""Overlay -> a configuration that it is for; those that are for all of them are laid over the quickstart."""
 HEAVY = {"torch", "lightning", "transformers", "diffusers", "numpy", "jsonargparse", "yaml", "PIL", "rich"}
+ANYWHERE = [
+    "--model.init_args.init_from=null",
+    "--trainer.accelerator=cpu",
+    "--trainer.devices=1",
+    "--trainer.precision=32-true",
+    "--trainer.logger=false",
+    "--trainer.enable_checkpointing=false",
+    "--trainer.enable_progress_bar=false",
+]
+SOME_TOKENIZER = f"--model.init_args.tokenizer={SCENES_TOKENIZER}"
+A_STEP = [
+    "--trainer.max_steps=1",
+    "--trainer.accumulate_grad_batches=1",
+    "--trainer.limit_val_batches=0",
+    "--trainer.callbacks=[]",
+    "--data.init_args.understanding_batch_size=4",
+    "--data.init_args.generation_batch_size=4",
+    "--data.init_args.num_workers=0",
+]
 
 
-def configure(*arguments: str) -> LightningCLI:
-    """Everything that a configuration names, instantiated and not run; no weights are read for it."""
-    return InfoTokCLI(
-        InfoTokModule,
-        UnifiedDataModule,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        seed_everything_default=0,
-        load_from_checkpoint_support=False,
-        auto_configure_optimizers=False,
-        run=False,
-        args=list(arguments),
-    )
+def names_of(config: str) -> list[str]:
+    """The --config options with which a configuration is used."""
+    alone = any("class_path" in read(path).get("model", {}) for path in config_chain([config]))
+    names = [config] if alone else [FOR.get(config, "harmon/scenes32"), config]
+    return [f"--config={name}" for name in names]
 
 
-def is_complete(path: Path) -> bool:
-    content = yaml.safe_load(path.read_text())
-    return all("class_path" in content.get(part, {}) for part in ("model", "data")) and "trainer" in content
+def is_small(config: str) -> bool:
+    return "scenes32" in str(names_of(config))
+
+
+def read(path: Path) -> dict:
+    return yaml.safe_load(path.read_text())
+
+
+def leaves(content: dict, prefix: str = "") -> dict[str, object]:
+    """Dotted key -> value."""
+    found: dict[str, object] = {}
+    for name, value in content.items():
+        found |= leaves(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return found
 
 
 @pytest.fixture
@@ -58,8 +91,7 @@ def your_data(tmp_path, monkeypatch) -> None:
     shutil.copytree(PHOTOS, folder / "images")
     rows = json.loads((PHOTOS / "annotations.json").read_text())
     for name in ("train.json", "val.json"):
-        paths = [{**row, "image": f"images/{row['image']}"} for row in rows]
-        (folder / name).write_text(json.dumps(paths))
+        (folder / name).write_text(json.dumps(rows))
     for name in ("val-000000.tar", *(f"train-{i:06}.tar" for i in range(16))):
         with tarfile.open(folder / name, "w") as tar:
             for file, content in (
@@ -71,64 +103,170 @@ def your_data(tmp_path, monkeypatch) -> None:
                 tar.addfile(member, io.BytesIO(content))
 
 
-@pytest.mark.filterwarnings("ignore:.*LightningCLI's args parameter.*")
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_every_configuration_can_be_run(path, your_data) -> None:
-    """An overlay is laid over the small configuration of its family, or over the quickstart."""
-    small = path.parent / "scenes32.yaml"
-    base = small if small.exists() and is_complete(small) else QUICKSTART_CONFIG
-    under = [] if is_complete(path) else ["--config", str(base)]
-    cli = configure(*under, "--config", str(path), *ON_ANY_MACHINE)
-    assert isinstance(cli.model, InfoTokModule)
-    assert isinstance(cli.datamodule, UnifiedDataModule)
-    assert not hasattr(cli.model, "base"), "the model is built by the trainer, not by parsing"
-    assert cli.trainer.max_steps > 0
+@pytest.mark.parametrize("config", [name for name in CONFIGS if not is_small(name)])
+def test_every_official_size_is_built(config, your_data) -> None:
+    """On meta: whatever names parts of the model (freeze, unfreeze, group_lr, lora) names real ones."""
+    module = InfoTokCLI(["fit", *names_of(config), *ANYWHERE, SOME_TOKENIZER], run=False).model
+    with torch.device("meta"):
+        module.configure_model()
+    trained = {name for name, parameter in module.base.named_parameters() if parameter.requires_grad}
+    assert trained
+    build_optimiser(module.optimiser_config, module.base, module.infotok, module.base.decays)
+    if config.startswith("openuni/unfreeze"):
+        assert any(name.startswith("vlm.model.multi_modal_projector.") for name in trained)
+        assert not any(name.startswith("vlm.model.language_model.") for name in trained)
+    if config == "openuni/lora":
+        assert {name.split(".")[0] for name in trained if "lora" in name} == {"vlm"}
 
 
-def test_there_are_configurations() -> None:
-    assert len(CONFIGS) >= 10 and QUICKSTART_CONFIG in CONFIGS
-    assert sum(is_complete(path) for path in CONFIGS) >= 3
+@pytest.mark.parametrize("config", [name for name in CONFIGS if is_small(name)])
+def test_the_small_ones_take_a_step(config, your_data) -> None:
+    cli = InfoTokCLI(["fit", *names_of(config), *ANYWHERE, *A_STEP])
+    assert cli.trainer.global_step == 1
+    assert cli.trainer.callback_metrics["train/loss"].isfinite()
+
+
+@pytest.mark.parametrize("overlay", ["lora", "unfreeze_projector", "unfreeze_vit"])
+def test_overlays_of_official_sizes_take_a_step_on_the_small_model(overlay, your_data) -> None:
+    small = ["--config=openuni/scenes32", "--model.init_args.freeze=[vlm.]", f"--config=openuni/{overlay}"]
+    assert InfoTokCLI(["fit", *small, *ANYWHERE, *A_STEP]).trainer.global_step == 1
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_a_configuration_states_only_what_differs(config) -> None:
+    """From what it says that it is laid over, and from the defaults."""
+    *below, own = [DEFAULTS_CONFIG, *config_chain([config])]
+    settled: dict[str, object] = {}
+    for path in below:
+        settled |= leaves(read(path))
+    repeated = {key for key, value in leaves(read(own)).items() if key in settled and settled[key] == value}
+    assert not repeated
+
+
+def test_the_list_of_callbacks_stands_once() -> None:
+    """What is measured of a study's cells and in an evaluation is another list, and short."""
+    listing = [config for config in CONFIGS if "callbacks" in read(find_config(config)).get("trainer", {})]
+    assert listing == ["evaluation/scenes32", "trainer/cell"]
+
+
+def test_the_index_names_every_configuration() -> None:
+    named = re.findall(r"^\| `(\S+)` \|", (FOLDER / "README.md").read_text(), re.MULTILINE)
+    assert sorted(named) == sorted(
+        [*CONFIGS, *(str(path.relative_to(FOLDER).with_suffix("")) for path in [*STUDIES, *VIDEO])]
+    )
+
+
+def refusal(capsys, *arguments: str) -> str:
+    """What the command line says, in one line, and nothing else."""
+    assert main(["fit", *arguments]) == 2
+    said = capsys.readouterr().err.removeprefix("Seed set to 0\n")
+    assert said.startswith("infotok_lit: ") and said.count("\n") == 1 and len(said) < 400
+    return said.removeprefix("infotok_lit: ").rstrip()
 
 
 @pytest.mark.parametrize(
     ("argument", "said"),
     [
-        ("--model.init_args.objective.terms=[compactness,sufficency]", "sufficency"),
-        ("--model.init_args.objective.bottleneck=outline", "outline"),
-        ("--model.init_args.objective.temprature=0.2", "temprature"),
-        ("--model.init_args.sise=0.5b", "sise"),
-        ("--model.init_args.size=7b", "7b"),
-        ("--data.init_args.train.init_args.splitt=val", "splitt"),
-        ("--data.init_args.prompt_dropuot=0.2", "prompt_dropuot"),
-        ("--trainer.max_stepps=3", "max_stepps"),
-        ("--model.init_args.optimiser.lr=fast", "fast"),
-        ("--model.init_args.objective.understanding.beta=-1", "beta is -1.0; a weight must be 0 (off) or positive"),
-        ("--ckpt_pth=last", "ckpt_pth"),
+        (
+            "model.init_args.objective.terms=[compactness,sufficency]",
+            "model.init_args.objective.terms: 'sufficency' is not one of compactness, sufficiency, alignment; did you "
+            "mean sufficiency?",
+        ),
+        (
+            "model.init_args.objective.bottleneck=outline",
+            "model.init_args.objective.bottleneck: 'outline' is not one of projected, inline; did you mean inline?",
+        ),
+        (
+            "model.init_args.objective.temprature=0.2",
+            "there is no setting model.init_args.objective.temprature; did you mean "
+            "model.init_args.objective.temperature?",
+        ),
+        ("model.init_args.sise=0.5b", "there is no setting model.init_args.sise; did you mean model.init_args.size?"),
+        (
+            "data.init_args.train.init_args.splitt=val",
+            "there is no setting data.init_args.train.init_args.splitt; did you mean "
+            "data.init_args.train.init_args.split?",
+        ),
+        ("trainer.max_stepps=3", "there is no setting trainer.max_stepps; did you mean trainer.max_steps?"),
+        ("max_steps=3", "there is no setting max_steps; did you mean trainer.max_steps?"),
+        ("model.init_args.optimiser.lr=fast", "model.init_args.optimiser.lr: 'fast' is not a number"),
+        ("ckpt_pth=last", "there is no setting ckpt_pth; did you mean ckpt_path?"),
+        (
+            "data.init_args.train=Folder",
+            "data.init_args.train: 'Folder' is not the path of a class, such as infotok_lit.scenes.Scenes",
+        ),
+        (
+            "trainer.callbacks+=infotok_lit.callbacks.Drawinks",
+            "trainer.callbacks: infotok_lit.callbacks has no Drawinks; did you mean Drawings?",
+        ),
     ],
 )
-def test_a_wrong_option_is_refused_by_name(argument, said, capsys) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        main(["fit", argument])
-    assert stopped.value.code == 2
-    assert said in capsys.readouterr().err
+def test_a_wrong_option_is_one_sentence(argument, said, capsys) -> None:
+    assert refusal(capsys, f"--{argument}") == said
+
+
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [
+        ("model.init_args.size=7b", "harmon has no size '7b'; choose one of scenes32, 0.5b, 1.5b"),
+        (
+            "model.init_args.objective.understanding.beta=-1",
+            "model.init_args.objective.understanding: beta is -1.0; a weight must be 0 (off) or positive",
+        ),
+        ("model.init_args.objective.temperature=-1", "temperature is -1.0; set it above 0"),
+        ("model.init_args.optimiser.lr=-1", "must not be negative"),
+        ("data.init_args.val_batch_size=0", "must be at least 1"),
+        ("trainer.accelerator=gpuu", "invalid accelerator name"),
+    ],
+)
+def test_a_value_that_a_class_refuses_is_its_sentence(argument, said, capsys) -> None:
+    assert said in refusal(capsys, f"--{argument}")
+
+
+def test_a_negative_number_may_follow_a_space(capsys) -> None:
+    assert "beta is -0.0001" in refusal(capsys, "--model.init_args.objective.generation.beta", "-1e-4")
 
 
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("model:\n  init_args:\n    objctive:\n      terms: []\n", "objctive"),
-        ("modle:\n  init_args:\n    size: scenes32\n", "modle"),
-        ("model:\n  init_args:\n    objective:\n      terms: [compression]\n", "compression"),
-        ("trainer: [1, 2\n", "trainer"),
+        (
+            "model:\n  init_args:\n    objctive:\n      terms: []\n",
+            "there is no setting model.init_args.objctive.terms (in {}); did you mean model.init_args.objective?",
+        ),
+        (
+            "modle:\n  init_args:\n    size: scenes32\n",
+            "there is no setting modle.init_args.size (in {}); did you mean model?",
+        ),
+        (
+            "model:\n  init_args:\n    objective:\n      terms: [compression]\n",
+            "model.init_args.objective.terms: 'compression' is not one of compactness, sufficiency, alignment; did you "
+            "mean compactness? (in {})",
+        ),
+        ("data:\n  init_args:\n    val_batch_size: 0\n", "must be at least 1"),
+        ("trainer: [1, 2\n", "{} is not YAML: "),
+        ("config: []\n", "{}: a configuration cannot name others under `config`; give each with --config"),
+        ("over: mine.yaml\n", "{} is laid over itself, by its key `over`"),
+        ("over: nothing.yaml\n", "no configuration file at"),
     ],
 )
-def test_a_wrong_file_is_refused_by_name(content, said, tmp_path, capsys) -> None:
+def test_a_wrong_file_is_one_sentence(content, said, tmp_path, capsys) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(content)
-    with pytest.raises(SystemExit) as stopped:
-        main(["fit", "--config", str(QUICKSTART_CONFIG), "--config", str(path)])
-    assert stopped.value.code == 2
-    assert said in capsys.readouterr().err
+    assert said.format(path) in refusal(capsys, "--config", str(QUICKSTART_CONFIG), "--config", str(path))
+
+
+def test_a_file_that_is_no_text_is_one_sentence(tmp_path, capsys) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(bytes(range(256)))
+    assert refusal(capsys, "--config", str(path)) == f"{path} is not a text file of settings in YAML"
+
+
+def test_configurations_are_found_by_name_and_each_lies_over_its_own() -> None:
+    chain = [
+        str(path.resolve().relative_to(FOLDER)) for path in config_chain(["showo2/7b", "configs/showo2/stage1.yaml"])
+    ]
+    assert chain == ["showo2/1.5b.yaml", "showo2/7b.yaml", "showo2/stage1.yaml"]
 
 
 # What is imported

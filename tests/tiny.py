@@ -8,33 +8,28 @@ import torch
 
 from infotok_lit.assets import SCENES_TOKENIZER
 from infotok_lit.data.datamodule import UnifiedDataModule
-from infotok_lit.models.common.language_model_config import LanguageModelConfig
-from infotok_lit.models.family import family_loading
-from infotok_lit.models.harmon.config import DrawingConfig, HarmonConfig, MARConfig, config_of_size
-from infotok_lit.models.openuni.config import (
-    ConnectorConfig,
-    DiffusionTransformerConfig,
-    OpenUniConfig,
-    VisionConfig,
-)
-from infotok_lit.models.openuni.config import DrawingConfig as OpenUniDrawingConfig
-from infotok_lit.models.openuni.config import config_of_size as config_of_openuni
-from infotok_lit.models.showo2.config import DiffusionHeadConfig, SemanticConfig, Showo2Config
-from infotok_lit.models.showo2.config import DrawingConfig as Showo2DrawingConfig
-from infotok_lit.models.showo2.config import config_of_size as config_of_showo2
+from infotok_lit.models.common.model_config import LanguageModelConfig
+from infotok_lit.models.family import family as family_called
+from infotok_lit.models.harmon.family import HarmonConfig, MARConfig
+from infotok_lit.models.openuni.family import ConnectorConfig, DiffusionTransformerConfig, OpenUniConfig, VisionConfig
+from infotok_lit.models.showo2.family import DiffusionHeadConfig, SemanticConfig, Showo2Config
 from infotok_lit.models.unified import UnifiedModel
 from infotok_lit.modules.infotok_module import InfoTokModule
 from infotok_lit.modules.lora import LoraConfig
+from infotok_lit.modules.losses import TaskWeights
 from infotok_lit.modules.optimiser import OptimiserConfig
-from infotok_lit.modules.task_weights import TaskWeights
-from infotok_lit.objective.config import DecoderConfig, ObjectiveConfig, ProjectionConfig, Term
+from infotok_lit.objective.compactness import ProjectionConfig
+from infotok_lit.objective.config import ObjectiveConfig
+from infotok_lit.objective.sufficiency import DecoderConfig
+from infotok_lit.objective.term import Term
 from infotok_lit.scenes import Scenes
 
 
 def tiny_config(dropout: float = 0.0) -> HarmonConfig:
     """Some 30 thousand parameters."""
+    scenes32 = family_called("harmon").config_of_size("scenes32")
     return replace(
-        config_of_size("scenes32"),
+        scenes32,
         mar=MARConfig(
             encoder_width=16,
             encoder_depth=1,
@@ -61,14 +56,15 @@ def tiny_config(dropout: float = 0.0) -> HarmonConfig:
             vocab_size=448,
             max_position_embeddings=512,
         ),
-        drawing=DrawingConfig(iterations=4, guidance=2.0),
+        sampling=replace(scenes32.sampling, iterations=4, guidance=2.0),
     )
 
 
 def tiny_showo2_config(dropout: float = 0.0) -> Showo2Config:
     """Some 40 thousand parameters; Show-o2 has no dropout."""
+    scenes32 = family_called("showo2").config_of_size("scenes32")
     return replace(
-        config_of_showo2("scenes32"),
+        scenes32,
         semantic=SemanticConfig(width=16, mlp_width=32, depth=1, heads=2, table_side=4),
         llm=LanguageModelConfig(
             hidden_size=16,
@@ -80,14 +76,15 @@ def tiny_showo2_config(dropout: float = 0.0) -> Showo2Config:
             max_position_embeddings=512,
         ),
         diffusion_head=DiffusionHeadConfig(width=24, mlp_width=32, depth=2, heads=4, kv_heads=2, head_dim=8),
-        drawing=Showo2DrawingConfig(iterations=4, guidance=2.0),
+        sampling=replace(scenes32.sampling, iterations=4, guidance=2.0),
     )
 
 
 def tiny_openuni_config(dropout: float = 0.0) -> OpenUniConfig:
     """Some 60 thousand parameters; OpenUni has no dropout."""
+    scenes32 = family_called("openuni").config_of_size("scenes32")
     return replace(
-        config_of_openuni("scenes32"),
+        scenes32,
         vision=VisionConfig(width=16, mlp_width=32, depth=1, heads=2, image_size=32, patch_size=4),
         llm=LanguageModelConfig(
             hidden_size=16,
@@ -103,7 +100,7 @@ def tiny_openuni_config(dropout: float = 0.0) -> OpenUniConfig:
         transformer=DiffusionTransformerConfig(
             heads=2, head_dim=8, depth=2, cross_heads=2, cross_head_dim=8, caption_width=24, sample_size=4
         ),
-        drawing=OpenUniDrawingConfig(iterations=4, guidance=2.0),
+        sampling=replace(scenes32.sampling, iterations=4, guidance=2.0),
         num_queries=4,
     )
 
@@ -121,7 +118,7 @@ FAMILIES = tuple(TINY_CONFIGS)
 def tiny_model(family: str = "harmon", seed: int = 0, dropout: float = 0.0) -> UnifiedModel:
     """A tiny model with random weights, none of them zero."""
     torch.manual_seed(seed)
-    model = family_loading(family).build(TINY_CONFIGS[family](dropout), str(SCENES_TOKENIZER))
+    model = family_called(family).build(TINY_CONFIGS[family](dropout), str(SCENES_TOKENIZER))
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data += 0.02 * torch.randn_like(parameter)

@@ -1,12 +1,26 @@
-"""Files that ship with the package: the quickstart's configuration, tokenizer and pretrained bases."""
+"""Files that ship with the package: configurations, the tokenizer of Scenes, pretrained bases, photographs of garments.
 
+Only the standard library is imported before a configuration is read: the command line answers typing errors with it.
+"""
+
+from collections.abc import Iterable
 from pathlib import Path
 
-from infotok_lit.errors import MissingFileError
+from infotok_lit.errors import MissingFileError, SettingsError, did_you_mean
 
 ASSETS = Path(__file__).parent
 QUICKSTART_CONFIG = ASSETS / "quickstart.yaml"
+DEFAULTS_CONFIG = ASSETS / "defaults.yaml"
+"""What lies under every configuration of `fit`."""
+CONFIGS = next(
+    (folder for folder in (ASSETS.parent / "configs", ASSETS.parents[1] / "configs") if folder.is_dir()), ASSETS
+)
+"""Where installing the package puts configs/, or configs/ of the repository."""
+OVER = "over"
+"""The key by which a configuration names the one that it is to be laid over: a path beside its own file."""
 SCENES_TOKENIZER = ASSETS / "scenes_tokenizer"
+GARMENT_PHOTOGRAPHS = ASSETS / "garments" / "photographs.npz"
+GARMENT_JUDGE = ASSETS / "garments" / "judge.safetensors"
 
 
 def embedded_base(family: str, size: str) -> Path:
@@ -19,3 +33,57 @@ def embedded_base(family: str, size: str) -> Path:
             "to weights of your own, or to null for random ones"
         )
     return folder
+
+
+def find_config(name: str | Path) -> Path:
+    """The configuration file at a path, or of a name below configs/, such as `harmon/scenes32`.
+
+    Raises:
+        MissingFileError: if there is none; the message names what is close.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    # From anywhere, what stands in the docs is found too: configs/harmon/scenes32.yaml.
+    inside = Path(*path.parts[1:]) if path.parts[:1] == ("configs",) else path
+    if not path.is_absolute() and ".." not in inside.parts:
+        for candidate in (CONFIGS / inside, CONFIGS / f"{inside}.yaml"):
+            if candidate.is_file():
+                return candidate
+    names = [str(file.relative_to(CONFIGS).with_suffix("")) for file in CONFIGS.rglob("*.yaml")]
+    beside = [file.name for file in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
+    raise MissingFileError(
+        f"no configuration file at {name}{did_you_mean(path.name, beside) or did_you_mean(str(inside), names)}"
+    )
+
+
+def config_chain(names: Iterable[str | Path]) -> list[Path]:
+    """The files of configurations, each after what it says it is laid over, unless that is there already.
+
+    Raises:
+        MissingFileError: if one is not there.
+        SettingsError: if two say that each is laid over the other.
+    """
+    chain: list[Path] = []
+    for name in names:
+        path = find_config(name)
+        below = []
+        while (base := _laid_over(path)) is not None and base.resolve() not in {file.resolve() for file in chain}:
+            if base in below:
+                raise SettingsError(f"{base} is laid over itself, by its key `{OVER}`")
+            below.append(base)
+            path = base
+        chain += [*reversed(below), find_config(name)]
+    return chain
+
+
+def _laid_over(path: Path) -> Path | None:
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        # Whoever reads the settings says what is wrong with the file.
+        return None
+    base = content.get(OVER) if isinstance(content, dict) else None
+    return None if base is None else find_config(path.parent / str(base))

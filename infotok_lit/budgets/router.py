@@ -107,7 +107,8 @@ class RunningMean(nn.Module):
 
     @torch.no_grad()
     def update(self, observed: Tensor) -> None:
-        """Take in a value (a scalar), the same on all processes."""
+        """Take in a value (a scalar), the same on all processes; one that is not finite counts as the mean."""
+        observed = torch.where(observed.isfinite(), observed, self.mean[0])
         self.value.mul_(self.factor).add_((1 - self.factor) * observed)
         self.history.copy_(self.history.roll(1))
         self.history[0] = observed

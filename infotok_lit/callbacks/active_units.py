@@ -9,10 +9,9 @@ from matplotlib.axes import Axes
 from PIL.Image import Image
 from torch import Tensor
 
-from infotok_lit.batch import Branch
+from infotok_lit.batch import BRANCHES, Branch
 from infotok_lit.callbacks.figures import BRANCH_COLOURS, GREY, panels, publish, rendered
-from infotok_lit.modules.infotok_module import BRANCHES
-from infotok_lit.modules.results import Reading
+from infotok_lit.modules.losses import BranchResult
 from infotok_lit.objective.distributed import global_sum
 from infotok_lit.objective.report import ACTIVE_NATS
 
@@ -40,16 +39,16 @@ class ActiveUnits(pl.Callback):
         self,
         trainer: pl.Trainer,
         pl_module: pl.LightningModule,
-        outputs: Reading,
+        outputs: BranchResult,
         batch: Any,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
         """Add up the bits of each dimension."""
-        if outputs.unit_rates is None:
+        if outputs.objective.unit_rates is None:
             return
-        branch, images = BRANCHES[dataloader_idx], len(outputs.tokens)
-        self._sums[branch] = self._sums.get(branch, 0.0) + images * outputs.unit_rates
+        branch, images = BRANCHES[dataloader_idx], len(outputs.output.tokens)
+        self._sums[branch] = self._sums.get(branch, 0.0) + images * outputs.objective.unit_rates
         self._images[branch] = self._images.get(branch, 0) + images
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

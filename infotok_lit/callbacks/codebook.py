@@ -10,10 +10,9 @@ from matplotlib.axes import Axes
 from PIL.Image import Image
 from torch import Tensor
 
-from infotok_lit.batch import Batch, Branch
+from infotok_lit.batch import BRANCHES, Batch, Branch
 from infotok_lit.callbacks.figures import BRANCH_COLOURS, GREY, panels, publish, rendered
-from infotok_lit.modules.infotok_module import BRANCHES
-from infotok_lit.modules.results import Reading
+from infotok_lit.modules.losses import BranchResult
 from infotok_lit.objective.distributed import global_sum
 from infotok_lit.pictures import captioned_grid, to_uint8
 
@@ -52,19 +51,21 @@ class Codebook(pl.Callback):
         self,
         trainer: pl.Trainer,
         pl_module: pl.LightningModule,
-        outputs: Reading,
+        outputs: BranchResult,
         batch: Batch,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
         """Count the codes; keep the first images."""
-        if outputs.codes is None:
+        if outputs.output.codes is None:
             return
-        branch, codes = BRANCHES[dataloader_idx], outputs.codes
+        branch, codes = BRANCHES[dataloader_idx], outputs.output.codes
         counts = torch.bincount(codes.codes.flatten(), minlength=codes.num_codes)
         self._counts[branch] = self._counts.get(branch, 0) + counts
         if branch == "understanding" and batch_idx == 0:
-            placed = codes.codes[: self.shown, outputs.layout.num_extra :].unflatten(1, outputs.layout.grid)
+            placed = codes.codes[: self.shown, outputs.output.layout.num_extra :].unflatten(
+                1, outputs.output.layout.grid
+            )
             self._images = CodedImages(batch.pixel_values[: self.shown], placed)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

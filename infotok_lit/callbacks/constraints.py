@@ -7,10 +7,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from PIL.Image import Image
 
-from infotok_lit.batch import Branch
+from infotok_lit.batch import BRANCHES, Branch
 from infotok_lit.callbacks.figures import BRANCH_COLOURS, GREY, log_axis, panels, publish, rendered
 from infotok_lit.callbacks.history import MetricHistory, logs_now
-from infotok_lit.modules.infotok_module import BRANCHES
 from infotok_lit.objective.constraint import RATE, Constraint
 
 

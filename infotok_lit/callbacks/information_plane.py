@@ -13,13 +13,13 @@ from matplotlib.colors import Normalize
 from PIL.Image import Image
 from torch import Tensor
 
-from infotok_lit.batch import Batch, Branch, UnderstandingBatch
+from infotok_lit.batch import BRANCHES, Batch, Branch, UnderstandingBatch
 from infotok_lit.callbacks.figures import BRANCH_COLOURS, GREY, log_axis, panels, publish, rendered
+from infotok_lit.callbacks.generated_images import scenes_of
 from infotok_lit.callbacks.history import MetricHistory, logs_now
-from infotok_lit.modules.infotok_module import BRANCHES
 from infotok_lit.objective.distributed import global_sum
 from infotok_lit.scenes.answer_entropy import answer_bits, answer_entropy_bits
-from infotok_lit.scenes.spec import SPECS
+from infotok_lit.scenes.spec import SPECS, SpecName
 
 Unit = Literal["token", "image"]
 
@@ -57,18 +57,25 @@ class InformationPlane(pl.Callback):
     Args:
         unit: Whether the rate is shown per token or per image.
         scenes: The family of Scenes that validation asks about, whose answers' entropy is known; None for other data.
+            Default: what understanding is validated on says.
     """
 
-    def __init__(self, unit: Unit = "token", scenes: Literal["scenes32", "scenes64"] | None = None) -> None:
+    def __init__(self, unit: Unit = "token", scenes: SpecName | Literal["auto"] | None = "auto") -> None:
         if unit not in ("token", "image"):
             raise ValueError(f"InformationPlane: unit must be token or image, not {unit!r}")
-        if scenes is not None and scenes not in SPECS:
+        if scenes not in (None, "auto", *SPECS):
             raise ValueError(f"InformationPlane: scenes must be one of {tuple(SPECS)}, not {scenes!r}")
         self.unit = unit
-        self.scenes = scenes
+        self.asked = scenes
+        self.scenes = None if scenes == "auto" else scenes
         self.training = MetricHistory()
         self.validation = MetricHistory()
         self._answers: list[float | None] = []
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Find out whose answers' entropy is known."""
+        if self.asked == "auto":
+            self.scenes = scenes_of(trainer, "understanding")
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -1,15 +1,31 @@
 """Logs what the tokens of a trained model hold about Scenes: bits of structure and bits of texture."""
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import move_data_to_device, rank_zero_warn
+from torch import Tensor
 
+from infotok_lit.batch import Batch, Branch, BranchOutput
 from infotok_lit.data.datamodule import UnifiedDataModule
 from infotok_lit.errors import SettingsError
+from infotok_lit.models.unified import UnifiedModel
+from infotok_lit.objective.infotok import InfoTok
+from infotok_lit.objective.compactness import Posterior
 from infotok_lit.scenes import Scenes
-from infotok_lit.scenes.probe import POSTERIOR_MEAN, POSTERIOR_SAMPLE, TOKENS, ProbeOptions, ProbeRow, measure
+from infotok_lit.scenes.probe import (
+    POSTERIOR_MEAN,
+    POSTERIOR_SAMPLE,
+    TOKENS,
+    ProbedModel,
+    ProbeOptions,
+    ProbeRow,
+    measure,
+)
 from infotok_lit.seeding import isolated_rng
 
 PREFIXES = {TOKENS: "probe", POSTERIOR_MEAN: "probe/posterior_mean", POSTERIOR_SAMPLE: "probe/posterior_sample"}
@@ -85,4 +101,29 @@ class SceneProbes(pl.Callback):
     def _measure(self, pl_module: pl.LightningModule) -> list[ProbeRow]:
         # Validation runs without gradients, which the probes need; the model is still called without.
         with isolated_rng(self.options.seed, pl_module.device), torch.inference_mode(False), torch.enable_grad():
-            return measure(pl_module.base, pl_module.infotok, self.options, kinds=tuple(PREFIXES))
+            model = probed_model(pl_module.base, pl_module.infotok)
+            return measure(model, self.options, kinds=tuple(PREFIXES))
+
+
+def probed_model(
+    base: UnifiedModel,
+    heads: InfoTok | None = None,
+    running: Callable[[], AbstractContextManager[Any]] = torch.inference_mode,
+) -> ProbedModel:
+    """A model as the probes see it.
+
+    Args:
+        heads: those of a run, for its posteriors; None for its tokens alone.
+        running: makes the context that the model is called in.
+    """
+    device = next(base.parameters()).device
+
+    def forward(branch: Branch, batch: Batch) -> BranchOutput:
+        with running():
+            return getattr(base, branch)(move_data_to_device(batch, device))
+
+    def posterior(branch: Branch, tokens: Tensor) -> Posterior | None:
+        with running():
+            return None if heads is None else heads.posterior(branch, tokens)
+
+    return ProbedModel(base.processor, device, forward, posterior)

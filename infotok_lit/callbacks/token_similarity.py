@@ -8,12 +8,10 @@ from lightning.pytorch.utilities import rank_zero_warn
 from PIL import Image
 from torch import Tensor
 
-from infotok_lit.batch import Branch, GenerationBatch, UnderstandingSample
-from infotok_lit.errors import SettingsError
+from infotok_lit.batch import BRANCHES, Branch, GenerationBatch, UnderstandingSample
 from infotok_lit.metrics.cka import LinearCKA
-from infotok_lit.models.common.text_batch import text_key
-from infotok_lit.modules.infotok_module import BRANCHES
-from infotok_lit.modules.results import Reading
+from infotok_lit.models.common.processor import text_key
+from infotok_lit.modules.losses import BranchResult
 from infotok_lit.objective.distributed import gather_rows
 from infotok_lit.pictures import to_uint8
 from infotok_lit.seeding import isolated_rng
@@ -39,7 +37,8 @@ class TokenSimilarity(pl.Callback):
 
     Args:
         drift: Compare the tokens with those before training as well, under `val/cka_drift/<branch>/...`. Needs the
-            validation before training, `trainer.num_sanity_val_steps: -1`; those tokens become part of the checkpoint.
+            validation before training, `trainer.num_sanity_val_steps: -1`, and warns if there is none; those tokens
+            become part of the checkpoint.
     """
 
     def __init__(self, drift: bool = False) -> None:
@@ -49,11 +48,12 @@ class TokenSimilarity(pl.Callback):
         self._now: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Refuse a drift from tokens that nobody will measure."""
+        """Say where there will be no drift, for want of tokens to compare with."""
         if stage == "fit" and self.drift and trainer.num_sanity_val_steps != float("inf"):
-            raise SettingsError(
-                "TokenSimilarity: drift compares with the validation before training: set trainer.num_sanity_val_steps "
-                "to -1, or drift to false"
+            self.drift = False
+            rank_zero_warn(
+                "TokenSimilarity: no drift is logged, as it compares with the validation before training; for that, "
+                "set trainer.num_sanity_val_steps to -1"
             )
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -65,7 +65,7 @@ class TokenSimilarity(pl.Callback):
         self,
         trainer: pl.Trainer,
         pl_module: pl.LightningModule,
-        outputs: Reading,
+        outputs: BranchResult,
         batch: GenerationBatch,
         batch_idx: int,
         dataloader_idx: int = 0,
@@ -73,7 +73,7 @@ class TokenSimilarity(pl.Callback):
         """Read the images of a generation batch, and add their mean tokens."""
         if dataloader_idx != GENERATION:
             return
-        drawn = outputs.tokens.float().mean(1)
+        drawn = outputs.output.tokens.float().mean(1)
         read = self._read(trainer, pl_module, batch).float().mean(1)
         names = torch.tensor([text_key(name) for name in batch.names], device=drawn.device)
         names, read, drawn = gather_rows(names, read, drawn)

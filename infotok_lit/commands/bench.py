@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from infotok_lit.commands.fit_setup import FitSetup
     from infotok_lit.commands.step_timing import StepBatch, StepTime, StepTimer, Variant
-    from infotok_lit.objective.config import Term
+    from infotok_lit.objective.term import Term
 
 TERM_SETS: "tuple[tuple[Term, ...], ...]" = (
     (),

@@ -74,9 +74,10 @@ def ask(
     """
     done = before
     for samples in batches(reader, arguments.batch_size):
-        batch = model.processor.understanding(samples)
+        pixel_values = model.processor.pixels([sample.image for sample in samples])
+        prompts = [sample.question for sample in samples]
         with choice.running(model) as device:
-            answers = model.describe(batch.pixel_values.to(device), batch.questions, arguments.max_new_tokens)
+            answers = model.describe(pixel_values.to(device), prompts, arguments.max_new_tokens)
         for sample, answer in zip(samples, answers, strict=True):
             yield Reply(sample.name, sample.question, answer)
         done += len(samples)

@@ -1,81 +1,272 @@
-"""`fit` and `validate`: LightningCLI over our modules and data."""
+"""`fit` and `validate`: LightningCLI over any LightningModule and DataModule that a configuration names."""
 
+import contextlib
+import logging
+import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-from lightning.pytorch import Trainer
-from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
+import lightning.pytorch as pl
+import yaml
+from jsonargparse import ArgumentParser
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
-from infotok_lit.assets import QUICKSTART_CONFIG
-from infotok_lit.checkpoints import CheckpointError, is_run_checkpoint, newest_checkpoint
-from infotok_lit.data.datamodule import UnifiedDataModule
-from infotok_lit.errors import MissingFileError
-from infotok_lit.modules.infotok_module import InfoTokModule
+from infotok_lit.assets import DEFAULTS_CONFIG, OVER, QUICKSTART_CONFIG, config_chain
+from infotok_lit.callbacks.saving import WholeCheckpoints, remove_leftovers
+from infotok_lit.commands.fit_checks import check_batches, check_trainer, warn_of_odd_settings
+from infotok_lit.commands.fit_resume import chosen_checkpoint, explain_misfit, run_folders, shaping_settings
+from infotok_lit.commands.mistakes import check_config, one_sentence
+from infotok_lit.commands.parsing import PROGRAM, normalised
+from infotok_lit.errors import ExplainedError, SettingsError
+
+TERMINATED = 143
+"""The exit status of a process that SIGTERM ended: 128 + 15."""
+
+HELP = """Fine-tune, or measure, what a configuration describes: a model, data and a trainer.
+
+  {program} {command}                                                the quickstart: a small embedded model, any CPU
+  {program} {command} --config harmon/0.5b --config data/folder      shipped configurations, laid over one another
+  {program} {command} --config mine.yaml --trainer.max_steps 100     a file of your own, and a single setting
+
+Configurations are files, or names below configs/; later ones win. Below are the options of the model (HarmonModule; for
+another: --model.help CLASS_PATH), of the data, and of Lightning's trainer. --print_config prints what they come to."""
 
 
 class InfoTokCLI(LightningCLI):
-    """LightningCLI with our two subcommands, and a `--ckpt_path last` that never starts afresh in silence."""
+    """What a configuration describes, instantiated, and run if so wanted.
 
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        """`fit` and `validate`, with the arguments that the CLI fills in."""
-        skipped = {"model", "datamodule", "train_dataloaders", "val_dataloaders", "dataloaders"}
-        return {"fit": skipped, "validate": skipped}
+    Args:
+        argv: `fit` or `validate`, and its options as on the command line; without a --config the quickstart's.
+        run: False only instantiates `model`, `datamodule` and `trainer`.
+
+    Raises:
+        SettingsError: for settings that are unknown, wrong, or cannot be meant.
+    """
+
+    def __init__(self, argv: Sequence[str], run: bool = True) -> None:
+        self.command, self.arguments = argv[0], with_defaults(normalised(argv[1:]))
+        self._call_settings: list[str] = []
+        quieten()
+        super().__init__(
+            pl.LightningModule,
+            pl.LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=RunRecord,
+            save_config_kwargs={"overwrite": True},
+            seed_everything_default=0,
+            load_from_checkpoint_support=False,
+            parser_class=FitParser,
+            parser_kwargs={"prog": f"{PROGRAM} {self.command}", "exit_on_error": False, "allow_abbrev": False},
+            auto_configure_optimizers=False,
+            run=False,
+            args=self.arguments,
+        )
+        if run:
+            self.start()
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add how checkpoints are kept, and what the trainer's method takes beside model and data (--ckpt_path)."""
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_argument(
+            f"--{OVER}", type=str | None, help="in a file: the configuration beside it that it is laid over"
+        )
+        given = {"model", "datamodule", "train_dataloaders", "val_dataloaders", "dataloaders"}
+        self._call_settings = parser.add_method_arguments(pl.Trainer, self.command, skip=given)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse; what is wrong is one sentence."""
+        with one_sentence(parser, self.arguments):
+            super().parse_arguments(parser, args)
+        # What is saved as a run's config.yaml is whole: it lies over nothing.
+        self.config[OVER] = None
+
+    def before_instantiate_classes(self) -> None:
+        """Refuse what the trainer would only stumble over."""
+        check_trainer(self.config.trainer, self.command)
 
     def instantiate_classes(self) -> None:
-        """Instantiate what is configured; a value that a class refuses ends like one that parsing refuses."""
-        try:
+        """Instantiate; a value that a class refuses ends like one that parsing refuses."""
+        with one_sentence(self.parser, self.arguments):
             super().instantiate_classes()
-        except (ValueError, FileNotFoundError) as error:
-            self.parser.error(str(error))
 
-    def before_fit(self) -> None:
-        """Find the checkpoint to go on from."""
-        self._resolve_checkpoint()
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        """The configured trainer, without the callbacks that one of its switches turns off."""
+        settings = self.config_init.trainer
+        if settings.enable_checkpointing is False or any(
+            isinstance(one, Checkpoint) for one in _as_list(settings.callbacks)
+        ):
+            # Off, or configured in the list of callbacks.
+            self.parser.callback_keys = []
+        settings.callbacks = [one for one in _as_list(settings.callbacks) if not _is_off(one, settings)]
+        if not any(isinstance(plugin, pl.plugins.io.CheckpointIO) for plugin in _as_list(settings.plugins)):
+            settings.plugins = [*_as_list(settings.plugins), WholeCheckpoints()]
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except MisconfigurationException as error:
+            raise SettingsError(f"trainer: {' '.join(str(error).split())}") from error
 
-    def before_validate(self) -> None:
-        """Find the checkpoint to measure."""
-        self._resolve_checkpoint()
+    def start(self) -> None:
+        """Run the subcommand; a start that fails leaves no run folder.
 
-    def _resolve_checkpoint(self) -> None:
-        """Replace `last` by the newest checkpoint, and refuse a damaged one before anything is built."""
-        given = self.config[self.subcommand].ckpt_path
-        if given == "last":
-            found = str(last_checkpoint(self.trainer))
-            self.config[self.subcommand].ckpt_path = self.config_init[self.subcommand].ckpt_path = found
-        elif given is not None and Path(given).is_file() and not is_run_checkpoint(Path(given)):
-            raise CheckpointError(f"--ckpt_path {given} is truncated, or is not a checkpoint of an infotok_lit run")
+        Raises:
+            SystemExit: 143, after a checkpoint, if the process was asked to end.
+        """
+        call = {name: self.config_init[name] for name in self._call_settings}
+        call["ckpt_path"] = chosen_checkpoint(self.trainer, call["ckpt_path"], self.settings, self.command)
+        self.config.ckpt_path = None if call["ckpt_path"] is None else str(call["ckpt_path"])
+        if self.trainer.is_global_zero:
+            for folder in run_folders(self.trainer):
+                remove_leftovers(folder)
+        if self.command == "fit":
+            check_batches(self.config, self.trainer)
+            warn_of_odd_settings(self.config)
+        with self._ending(call["ckpt_path"]):
+            getattr(self.trainer, self.command)(self.model, datamodule=self.datamodule, **call)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The configuration in primitives."""
+        return yaml.safe_load(self.parser.dump(self.config, skip_link_targets=False))
+
+    @contextlib.contextmanager
+    def _ending(self, checkpoint: Path | None) -> Iterator[None]:
+        folders = {Path(logger.log_dir) for logger in self.trainer.loggers if getattr(logger, "log_dir", None)}
+        own = {folder for folder in folders if not folder.exists()} if self.trainer.is_global_zero else set()
+        try:
+            yield
+        except SIGTERMException:
+            raise SystemExit(TERMINATED) from None
+        except Exception as error:
+            if checkpoint is not None:
+                explain_misfit(error, checkpoint, self.settings)
+            _explain_other_process(error)
+            raise
+        finally:
+            if not any(callback.began for callback in self.trainer.callbacks if isinstance(callback, RunRecord)):
+                for folder in own:
+                    _remove_start(folder)
 
     def _parse_ckpt_path(self) -> None:
         """Take nothing from the checkpoint: LightningCLI would read all of it, for hyper-parameters that override."""
 
 
-def last_checkpoint(trainer: Trainer) -> Path:
-    """The newest checkpoint of the trainer's earlier runs: below the folders of its loggers and checkpoint callbacks.
+class FitParser(LightningArgumentParser):
+    """Lightning's parser, with help that begins with our own options."""
 
-    Raises:
-        MissingFileError: if there is none, rather than a silent fresh start.
+    def format_help(self) -> str:
+        """The usual commands, then the options of model and data, then the trainer's."""
+        from infotok_lit.data.datamodule import UnifiedDataModule
+        from infotok_lit.modules.harmon import HarmonModule
+
+        command = self.prog.split()[-1]
+        own = ArgumentParser(
+            prog=self.prog, usage="%(prog)s [--config FILE_OR_NAME ...] [--ckpt_path PATH|last] [--KEY VALUE ...]"
+        )
+        own.description = "\0"
+        own.add_class_arguments(HarmonModule, "model.init_args", fail_untyped=False)
+        own.add_class_arguments(UnifiedDataModule, "data.init_args", fail_untyped=False)
+        head, _, options = own.format_help().partition("\0")
+        usual = super().format_help()
+        return "\n".join(
+            [head + HELP.format(program=PROGRAM, command=command), options.lstrip(), usual[usual.index("\noptions:") :]]
+        )
+
+
+class RunRecord(SaveConfigCallback):
+    """Writes config.yaml into the run's folder, and into checkpoints the settings that shape the run.
+
+    It also saves when the process is asked to end.
     """
-    folders = [Path(logger.save_dir, logger.name or "") for logger in trainer.loggers if logger.save_dir is not None]
-    chosen = [getattr(callback, "dirpath", None) for callback in trainer.checkpoint_callbacks]
-    folders += [Path(folder) for folder in chosen if folder is not None]
-    folders = folders or [Path(trainer.default_root_dir, "checkpoints")]
-    found = newest_checkpoint(folders)
-    if found is None:
-        below = " or ".join(str(folder.resolve()) for folder in folders)
-        raise MissingFileError(f"--ckpt_path last: no checkpoint below {below}; start without --ckpt_path")
-    return found
+
+    began = False
+    """Whether the run has come to its first batch: from here on its folder stays."""
+
+    def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The run has begun."""
+        self.began = True
+
+    on_train_start = on_validation_start = on_sanity_check_start
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Have the state saved where SIGTERM ends the run: it is whole then."""
+        if isinstance(exception, SIGTERMException):
+            for callback in trainer.checkpoint_callbacks:
+                callback.save_on_exception = True
+
+    def state_dict(self) -> dict[str, Any]:
+        """What shapes the run, for whoever resumes it."""
+        content = yaml.safe_load(self.parser.dump(self.config, skip_link_targets=False))
+        return {"settings": shaping_settings(content)}
 
 
-def ignore_expected_warnings() -> None:
-    """Silence what Lightning says of choices that we make on purpose, and of its own dependencies."""
+def with_defaults(arguments: Sequence[str]) -> list[str]:
+    """The arguments over what every run has unless told otherwise; without a --config, over the quickstart."""
+    named = [argument.partition("=")[2] for argument in arguments if argument.startswith(("--config=", "-c="))]
+    files = [DEFAULTS_CONFIG, *config_chain(named or [QUICKSTART_CONFIG])]
+    others = [argument for argument in arguments if not argument.startswith(("--config=", "-c="))]
+    if not any(argument.startswith(("--model=", "--model.class_path=")) for argument in others):
+        _check_complete(files)
+    return [*(f"--config={path}" for path in files), *others]
+
+
+def _check_complete(files: Sequence[Path]) -> None:
+    contents = [check_config(path) for path in files]
+    if not any("class_path" in (content.get("model") or {}) for content in contents):
+        raise SettingsError(
+            f"{files[-1]} names no model: it is an overlay; lay it over a complete configuration, as in --config "
+            f"harmon/scenes32 --config {files[-1]}"
+        )
+
+
+def quieten() -> None:
+    """Silence what Lightning says of choices that we make on purpose, of its own dependencies, and of its products."""
     for message in (
         "LightningCLI's args parameter is intended",
         r"Found 1 module\(s\) in eval mode",  # the frozen autoencoder
         r"`isinstance\(treespec, LeafSpec\)` is deprecated",
     ):
         warnings.filterwarnings("ignore", message=rf".*{message}")
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_tip)
+
+
+def _is_no_tip(record: logging.LogRecord) -> bool:
+    return "Tip:" not in record.getMessage()
+
+
+def _remove_start(folder: Path) -> None:
+    """Remove the folder of a run that never began: what a start writes there, and nothing else."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.name in ("config.yaml", "hparams.yaml") or path.name.startswith("events.out.tfevents."):
+            path.unlink()
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+
+
+def _as_list(value: Any) -> list[Any]:
+    return [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _is_off(callback: pl.Callback, settings: Any) -> bool:
+    """Whether a switch of the trainer turns a callback off, which Lightning would call a contradiction."""
+    return (
+        (settings.enable_progress_bar is False and isinstance(callback, pl.callbacks.ProgressBar))
+        or (settings.enable_checkpointing is False and isinstance(callback, Checkpoint))
+        or (settings.enable_model_summary is False and isinstance(callback, pl.callbacks.ModelSummary))
+        or (settings.logger is False and isinstance(callback, pl.callbacks.LearningRateMonitor))
+    )
+
+
+def _explain_other_process(error: Exception) -> None:
+    """In a process that lost its partner: one line, since the partner says what happened."""
+    lost = ("Connection closed by peer", "Connection reset by peer", "ProcessGroup", "NCCL")
+    is_another = int(os.environ.get("LOCAL_RANK", 0)) > 0 and not isinstance(error, ExplainedError)
+    if is_another and any(word in str(error) for word in lost):
+        raise SettingsError("this process ended because another process of the run did, which says why") from error
 
 
 def run(argv: Sequence[str]) -> InfoTokCLI:
@@ -87,23 +278,7 @@ def run(argv: Sequence[str]) -> InfoTokCLI:
     Returns:
         what ran, for Python code that looks further: its `trainer`, `model` and `datamodule`.
     """
-    arguments = list(argv)
-    if not any(argument.startswith(("--config", "-c")) for argument in arguments):
-        arguments[1:1] = ["--config", str(QUICKSTART_CONFIG)]
-    ignore_expected_warnings()
-    return InfoTokCLI(
-        InfoTokModule,
-        UnifiedDataModule,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        save_config_callback=SaveConfigCallback,
-        save_config_kwargs={"overwrite": True},
-        seed_everything_default=0,
-        load_from_checkpoint_support=False,
-        parser_kwargs={"prog": "python -m infotok_lit"},
-        auto_configure_optimizers=False,
-        args=arguments,
-    )
+    return InfoTokCLI(argv)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -4,13 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.cli import LightningArgumentParser
 
-from infotok_lit.assets import QUICKSTART_CONFIG
-from infotok_lit.commands.fit import InfoTokCLI, ignore_expected_warnings
+from infotok_lit.batch import BRANCHES
+from infotok_lit.commands.fit import InfoTokCLI
 from infotok_lit.commands.step_timing import StepBatch
-from infotok_lit.data.datamodule import UnifiedDataModule
-from infotok_lit.modules.infotok_module import InfoTokModule
 
 DRAWN_STEPS = 8
 """How many steps' batches are drawn from the data; further rounds use them again."""
@@ -24,30 +21,11 @@ class FitSetup(InfoTokCLI):
     """
 
     def __init__(self, arguments: Sequence[str]) -> None:
-        given = list(arguments)
-        if not any(argument.startswith(("--config", "-c")) for argument in given):
-            given = ["--config", str(QUICKSTART_CONFIG), *given]
-        ignore_expected_warnings()
-        super().__init__(
-            InfoTokModule,
-            UnifiedDataModule,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            save_config_callback=None,
-            seed_everything_default=0,
-            load_from_checkpoint_support=False,
-            auto_configure_optimizers=False,
-            run=False,
-            args=given,
-        )
-
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Accept what the config.yaml of a run holds for `fit` itself; nothing is resumed."""
-        parser.add_argument("--ckpt_path", type=str | None, default=None)
-        parser.add_argument("--weights_only", type=bool | None, default=None)
+        super().__init__(["fit", *arguments], run=False)
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """The configured trainer, but for what concerns other processes, logs and the terminal."""
+        self.parser.callback_keys = []
         return super().instantiate_trainer(
             devices=1,
             num_nodes=1,
@@ -66,6 +44,8 @@ class FitSetup(InfoTokCLI):
         self.model.trainer = self.trainer
         self.trainer.strategy.connect(self.model)
         self.datamodule.trainer = self.trainer
+        negatives = {branch: self.model.hard_negatives(branch) for branch in BRANCHES}
+        self.datamodule.connect(lambda: self.model.base.processor, negatives)
 
     def draw_steps(self, count: int) -> list[list[StepBatch]]:
         """The batches of the first steps, at most DRAWN_STEPS: for each step, those whose gradients accumulate."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from infotok_lit.commands.command_line import ShowProgress, at_least, progress_bar
 from infotok_lit.commands.model_choice import ModelChoice, labels
 from infotok_lit.files import write_whole
-from infotok_lit.models.family import family_config
+from infotok_lit.models.family import family as family_called
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,7 +25,7 @@ OTHER_IMAGE_SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".tif", ".tif
 MANIFEST = "manifest.json"
 NUMBERED = r"\d{5,}\.png"
 DRAWING_OPTIONS = ("guidance", "guidance_schedule", "iterations", "negative_prompt", "temperature", "time_shift")
-"""Options of the command that are fields of a family's DrawingConfig; a family need not have all of them."""
+"""Options of the command that are fields of a family's SamplingConfig; a family need not have all of them."""
 
 
 @dataclass(frozen=True)
@@ -83,13 +83,13 @@ def drawn_by(
     Args:
         before: pictures of other models that the progress counts as done already.
     """
-    drawing = replace(model.config.drawing, **options)
+    sampling = replace(model.config.sampling, **options)
 
     def show(done: float, what: str) -> None:
         show_progress(before + done, what)
 
     with choice.running(model):
-        yield from draw(model, pictures, drawing, arguments.size, arguments.batch_size, show)
+        yield from draw(model, pictures, sampling, arguments.size, arguments.batch_size, show)
 
 
 def side_by_side(
@@ -115,7 +115,7 @@ def plan(prompts: Sequence[str], images_per_prompt: int, seed: int) -> list[Pict
 def draw(
     model: "UnifiedModel",
     pictures: Sequence[Picture],
-    drawing: Any,
+    sampling: Any,
     image_size: tuple[int, int] | None,
     batch_size: int,
     show_progress: ShowProgress,
@@ -127,7 +127,7 @@ def draw(
         batch = pictures[start : start + batch_size]
         report = _reporter(show_progress, start, len(batch), len(pictures))
         prompts = [picture.prompt for picture in batch]
-        yield from to_uint8(model.generate(prompts, batch[0].seed, drawing, image_size, report))
+        yield from to_uint8(model.generate(prompts, batch[0].seed, sampling, image_size, report))
 
 
 def drawing_overrides(family: str, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -137,7 +137,7 @@ def drawing_overrides(family: str, arguments: argparse.Namespace) -> dict[str, A
         ValueError: for one that the family does not draw with.
     """
     given = {name: getattr(arguments, name) for name in DRAWING_OPTIONS if getattr(arguments, name) is not None}
-    known = [field.name for field in fields(family_config(family).DrawingConfig)]
+    known = [field.name for field in fields(family_called(family).sampling)]
     for name in given:
         if name not in known:
             raise ValueError(f"--{name} means nothing to a {family} model, which draws with {', '.join(known)}")

@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
@@ -15,6 +16,11 @@ from infotok_lit.errors import ExplainedError, SettingsError, did_you_mean
 
 KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "NoneType": "null"}
 """What a user calls Python's types."""
+MOVED = {
+    "objective.weight": "it is objective.understanding.lambda_ and objective.generation.lambda_ now, one per branch",
+    "objective.multiplier": "objective.warmup_steps alone says it: 0 for constant, more for a warm-up",
+}
+"""What the end of an older configuration's key is called now."""
 
 
 @contextmanager
@@ -47,6 +53,9 @@ def explain(error: Exception, parser: ArgumentParser, arguments: Sequence[str] =
     unknown = re.search(r"(?:unrecognized arguments: --|ption ')([^'=\s]+)", text)
     if unknown is not None:
         name = ".".join([*key, unknown[1]])
+        moved = next((now for old, now in MOVED.items() if name.endswith(old)), None)
+        if moved is not None:
+            return f"there is no setting {name} any more{_place(name, arguments)}; {moved}"
         close = closest_key(unknown[1], _known_keys(chain, parser))
         hint = f"; did you mean {'.'.join([*key, close])}?" if close else ""
         return f"there is no setting {name}{_place(name, arguments)}{hint}"
@@ -79,8 +88,8 @@ def config_files(arguments: Sequence[str]) -> list[Path]:
     return [Path(value) for name, _, value in pairs if name in ("-c", "--config") and value]
 
 
-def check_config(path: Path) -> None:
-    """Raise SettingsError, naming the file, unless it is a YAML mapping of settings."""
+def check_config(path: Path) -> dict[str, Any]:
+    """The settings in a file; SettingsError, naming it, unless it is a YAML mapping of settings."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.MarkedYAMLError as error:
@@ -95,6 +104,7 @@ def check_config(path: Path) -> None:
         raise SettingsError(f"{path} holds a {type(content).__name__}, not settings as `key: value`")
     if content and "config" in content:
         raise SettingsError(f"{path}: a configuration cannot name others under `config`; give each with --config")
+    return content or {}
 
 
 # Inside
@@ -150,15 +160,22 @@ def _plain(error: BaseException, text: str, chain: Sequence[BaseException]) -> s
         return f"{error.obj.__name__} has no {error.name}{did_you_mean(error.name, dir(error.obj))}"
     got = re.search(r"\. Got value: (.*)", text, re.DOTALL)
     value = got[1] if got else ""
-    if match := re.match(r"Expected a typing\.Literal\[(.*?)\]", text):
-        choices = [choice.strip().strip("'\"") for choice in match[1].split(",")]
+    union = _union(chain)
+    if union is not None:
+        choices = [
+            choice.strip().strip("'\"") for part in re.findall(r"Literal\[(.*?)\]", union) for choice in part.split(",")
+        ]
+        kinds = [KINDS.get(kind, kind) for kind in re.findall(r"<class '(?:\w+\.)*(\w+)'>", union)]
+        listed = [f"one of {', '.join(choices)}"] if choices else []
+        if kinds or choices:
+            return f"{value!r} is not {' or '.join(listed + kinds)}{did_you_mean(value, choices)}"
+    if text.startswith("Expected a typing.Literal["):
+        choices = _choices(text.partition(". Got value:")[0])
         return f"{value!r} is not one of {', '.join(choices)}{did_you_mean(value, choices)}"
     if match := re.match(r"Expected a dot import path string: (.*)", text):
         return f"{match[1]!r} is not the path of a class, such as infotok_lit.scenes.Scenes"
     if match := re.match(r"Expected a <class '(?:\w+\.)*(\w+)'>", text):
-        union = next((found for one in chain if (found := re.search(r"Subtypes: [\[(](.*)[\])]", _message(one)))), None)
-        kinds = re.findall(r"<class '(?:\w+\.)*(\w+)'>", union[1]) if union else [match[1]]
-        return f"{value!r} is not {' or '.join(KINDS.get(kind, kind) for kind in kinds)}"
+        return f"{value!r} is not {KINDS.get(match[1], match[1])}"
     if match := re.match(r"the following arguments are required: (.*)", text):
         return f"missing: {', '.join(f'--{name}' for name in match[1].split(', '))}; --help says more"
     if match := re.match(r"argument (\S+?)[,:].*expected one argument", text, re.DOTALL):
@@ -166,7 +183,22 @@ def _plain(error: BaseException, text: str, chain: Sequence[BaseException]) -> s
     return " ".join(text.split())
 
 
+def _choices(text: str) -> list[str]:
+    """What the Literals that a text spells allow."""
+    choices = [choice for part in re.findall(r"Literal\[(.*?)\]", text) for choice in part.split(",")]
+    return list(dict.fromkeys(choice.strip().strip("'\"") for choice in choices))
+
+
+def _union(chain: Sequence[BaseException]) -> str | None:
+    """The types of which none fits the value, if the innermost error is about one of several simple ones."""
+    if not chain[1:] or not _message(chain[-1]).startswith("Expected a "):
+        return None
+    match = re.match(r"Does not validate against any .*\nSubtypes: [\[(](.*)[\])]\n", _message(chain[-2]))
+    return match[1] if match else None
+
+
 def _located(sentence: str, key: Sequence[str], arguments: Sequence[str]) -> str:
+    key = key[:-1] if key[-1:] == ["init_args"] else key
     name = ".".join(key)
     says_where = not key or sentence.startswith((f"{key[0]}.", f"{key[-1]}:", name))
     place = _place(name, arguments)
@@ -180,7 +212,7 @@ def _place(key: str, arguments: Sequence[str]) -> str:
         name, _, value = argument.partition("=")
         if name in ("-c", "--config"):
             place = f" (in {value})" if _holds(Path(value), key.split(".")) else place
-        elif key and (name[2:] == key or name[2:].startswith(f"{key}.")):
+        elif key and f"{name[2:].removesuffix('+')}.".startswith(f"{key}."):
             place = ""
     return place
 

@@ -5,10 +5,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 from infotok_lit.checkpoints import exported_family
-from infotok_lit.models.family import families, family_config, family_loading
+from infotok_lit.models.family import families
+from infotok_lit.models.family import family as family_called
 
 if TYPE_CHECKING:
     import torch
@@ -100,12 +101,12 @@ class ModelChoice:
         """
         import torch
 
-        loading = family_loading(self.family)
+        known = family_called(self.family)
         device = chosen_device(self.device)
         if self.size is None:
-            model = loading.from_folder(self.path)
+            model = known.from_folder(self.path)
         else:
-            model = loading.from_official(self.path, self.size, self.parts, self.tokenizer)
+            model = known.from_official(self.path, self.size, self.parts, self.tokenizer)
         # Parameters only: buffers are tables (frequencies, bases) that lose their meaning in few bits.
         for parameter in model.parameters():
             parameter.data = parameter.data.to(getattr(torch, self.dtype))
@@ -142,8 +143,8 @@ def known_parts() -> dict[str, list[str]]:
     """Every part that the official checkpoint of some family needs -> what it is, per family."""
     parts: dict[str, list[str]] = {}
     for family in families():
-        for name, description in family_config(family).PARTS.items():
-            parts.setdefault(name, []).append(description)
+        for name, part in family_called(family).parts.items():
+            parts.setdefault(name, []).append(part.help)
     return parts
 
 
@@ -164,12 +165,12 @@ def _official_family(arguments: argparse.Namespace) -> str:
             f"{path} is not an exported folder: strip a run with `python -m infotok_lit export --ckpt RUN --out DIR`; "
             f"for an official checkpoint, say --family ({', '.join(families())}) and --model_size"
         )
-    sizes = get_args(family_config(family).Size)
+    sizes = family_called(family).sizes
     if size not in sizes:
         wrong = "needs its --model_size" if size is None else f"of family {family} has no size {size!r}"
         raise ValueError(f"the official checkpoint {path} {wrong}: choose one of {', '.join(sizes)}")
     for name, part in _given_parts(arguments).items():
-        if name not in family_config(family).PARTS:
+        if name not in family_called(family).parts:
             raise ValueError(f"--{name} means nothing to a {family} checkpoint: leave it out")
         if not part.exists():
             raise ValueError(f"there is no {name} at {part}")

@@ -23,6 +23,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from jsonargparse import ArgumentParser, Namespace
 
+from infotok_lit.assets import find_config
 from infotok_lit.commands.mistakes import one_sentence
 from infotok_lit.errors import SettingsError
 
@@ -39,7 +40,8 @@ def run(function: Callable[..., int | None], argv: Sequence[str], config: bool =
     Args:
         function: What to call; its docstring is the help, and what it returns (None: 0) the exit status.
         argv: the subcommand, and the options.
-        config: also read the options from YAML files, each named with `--config`; later ones win.
+        config: also read the options from YAML files, each named with `--config` (a path, or a name below configs/);
+            later ones win.
         rest: the parameter that takes the options that are not the function's own, as a list of arguments.
 
     Raises:
@@ -55,6 +57,7 @@ def run(function: Callable[..., int | None], argv: Sequence[str], config: bool =
         others = [option for option in options if _name(option[0]) not in own and option[0] != "-h"]
         options = [option for option in options if option not in others]
     arguments = [argument for option in options for argument in _spelled(*option, hint=known.get(_name(option[0])))]
+    arguments = [_with_path(argument) if config else argument for argument in arguments]
     with one_sentence(parser, arguments):
         given = parser.instantiate(parser.parse_args(arguments))
     values = {name: _taken(given, name, hint) for name, hint in hints.items() if name not in (rest, "return")}
@@ -119,6 +122,11 @@ def _spelled(name: str, values: list[str], hint: Any = None) -> list[str]:
     if len(values) > 1:
         raise SettingsError(f"{name} takes one value, not {len(values)}: {' '.join(values)}; quote it if it is one")
     return [f"{name}={values[0]}"] if values else [name]
+
+
+def _with_path(argument: str) -> str:
+    name, _, value = argument.partition("=")
+    return f"{name}={find_config(value)}" if name == "--config" and value else argument
 
 
 def _name(option: str) -> str:

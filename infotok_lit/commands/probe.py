@@ -26,13 +26,14 @@ if TYPE_CHECKING:
     from infotok_lit.models.unified import UnifiedModel
     from infotok_lit.objective.infotok import InfoTok
 
-SPECS = ("scenes32", "scenes64")
+SPECS = ("scenes32", "scenes64", "scenes32_hard", "garments32")
 
 
 def main(argv: Sequence[str]) -> int:
     """`probe --model DIR_OR_RUN [--scenes scenes64] [--out probe.json]`."""
     parser = _parser()
     arguments = parser.parse_args(argv[1:])
+    from infotok_lit.callbacks.scene_probes import probed_model
     from infotok_lit.scenes.probe import ProbeOptions, measure
 
     try:
@@ -41,7 +42,7 @@ def main(argv: Sequence[str]) -> int:
     except (ValueError, OSError) as error:
         parser.error(str(error))
     with progress_bar(1.0) as bar:
-        rows = [row.to_dict() for row in measure(base, heads, options, bar.show, running)]
+        rows = [row.to_dict() for row in measure(probed_model(base, heads, running), options, bar.show)]
     ceiling = _ceiling(options.scenes)
     result = {
         "infotok_lit": __version__,
@@ -75,8 +76,7 @@ def _load(
     import torch
 
     from infotok_lit.checkpoints import read_run
-    from infotok_lit.modules.base_model import rebuild_base
-    from infotok_lit.modules.heads import read_heads
+    from infotok_lit.modules.base_model import read_heads, rebuild_base
 
     checkpoint = read_run(run)
     device = chosen_device(arguments.device)
@@ -95,8 +95,8 @@ def _run(arguments: argparse.Namespace) -> Path | None:
 
 def _ceiling(scenes: str) -> dict[str, float]:
     """What there is to know about the objects, in bits per scene."""
-    from infotok_lit.scenes import SPECS as known
     from infotok_lit.scenes.prior import ScenePrior
+    from infotok_lit.scenes.spec import SPECS as known
 
     return ScenePrior(known[scenes]).entropy_bits()
 

@@ -16,11 +16,11 @@ from lightning.pytorch.utilities import GradClipAlgorithmType
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from infotok_lit.batch import Batch, Branch
-from infotok_lit.modules.infotok_module import BRANCHES, InfoTokModule
+from infotok_lit.batch import BRANCHES, Batch, Branch
+from infotok_lit.modules.infotok_module import InfoTokModule
 from infotok_lit.modules.optimiser import build_optimiser
-from infotok_lit.objective.config import Term
 from infotok_lit.objective.infotok import InfoTok
+from infotok_lit.objective.term import Term
 from infotok_lit.seeding import seed_of
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)

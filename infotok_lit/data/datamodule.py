@@ -1,5 +1,6 @@
 """Both branches of a unified model, each step, from any sources; resumable to the sample."""
 
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -8,16 +9,9 @@ from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.utilities import CombinedLoader, rank_zero_warn
 from torch.utils.data import DataLoader
 
-from infotok_lit.batch import Branch, Processor, Source
+from infotok_lit.batch import BRANCHES, Branch, Processor, Source
 from infotok_lit.data.broken_samples import BrokenSampleTally
-from infotok_lit.data.stream import (
-    BRANCH_IDS,
-    BranchDataset,
-    EndlessSampler,
-    FixedSampler,
-    branch_length,
-    collate,
-)
+from infotok_lit.data.stream import BranchDataset, EndlessSampler, FixedSampler, branch_length, collate
 from infotok_lit.errors import SettingsError
 
 _RESUMABLE = {
@@ -30,7 +24,10 @@ _RESUMABLE = {
 
 
 class UnifiedDataModule(LightningDataModule):
-    """Yields {"understanding": batch, "generation": batch} for training, and one loader per branch for validation."""
+    """Yields {"understanding": batch, "generation": batch} for training, and one loader per branch for validation.
+
+    It knows no model: `connect` hands it what it takes from one. The modules of this package do that by themselves.
+    """
 
     def __init__(
         self,
@@ -42,6 +39,7 @@ class UnifiedDataModule(LightningDataModule):
         generation_batch_size: int = 32,
         val_batch_size: int = 32,
         val_samples: int = 128,
+        val_share: float = 0.0,
         num_workers: int = 0,
         prompt_dropout: float = 0.1,
         max_broken_share: float = 0.05,
@@ -50,13 +48,15 @@ class UnifiedDataModule(LightningDataModule):
         """
         Args:
             train: Images with text to train on.
-            val: Images with text to validate on; default: the first of the training samples.
+            val: Images with text to validate on; default: what `val_share` says.
             generation_train: Images to draw, if not those of `train`.
             generation_val: Images to validate drawing on, if not those of `val`.
             understanding_batch_size: Samples to read per process and step.
             generation_batch_size: Samples to draw per process and step.
             val_batch_size: Samples per process and validation step.
             val_samples: How many samples of each branch validation uses: the first ones, always the same.
+            val_share: Where no validation data is given, the share of the training images that is not trained on but
+                validated on, always the same ones; 0 validates on the first of the training samples.
             num_workers: Worker processes per loader; training has two loaders.
             prompt_dropout: The share of drawn samples trained without a prompt, for classifier-free guidance.
             max_broken_share: Training stops when more than this share of the samples is broken.
@@ -64,10 +64,14 @@ class UnifiedDataModule(LightningDataModule):
         """
         super().__init__()
         _check_counts(understanding_batch_size, generation_batch_size, val_batch_size, val_samples)
-        if not (0 <= prompt_dropout <= 1 and 0 <= max_broken_share <= 1):
-            raise SettingsError("prompt_dropout and max_broken_share are shares: give them between 0 and 1")
+        if not (0 <= prompt_dropout <= 1 and 0 <= max_broken_share <= 1 and 0 <= val_share < 1):
+            raise SettingsError("prompt_dropout, max_broken_share and val_share are shares: give them between 0 and 1")
         if num_workers < 0 or seed < 0:
             raise SettingsError("num_workers and seed must not be negative")
+        if val_share and val is None:
+            train, val = train.split(val_share)
+            if generation_train is not None and generation_val is None:
+                generation_train, generation_val = generation_train.split(val_share)
         drawn = train if generation_train is None else generation_train
         self._train: dict[Branch, Source] = {"understanding": train, "generation": drawn}
         self._val: dict[Branch, Source] = {
@@ -85,7 +89,20 @@ class UnifiedDataModule(LightningDataModule):
         self._prompt_dropout = prompt_dropout
         self._max_broken_share = max_broken_share
         self._seed = seed
+        self._processor: Callable[[], Processor] | None = None
+        self._wanted_negatives: Mapping[Branch, int] = {}
         self._forget()
+
+    def connect(self, processor: Callable[[], Processor], hard_negatives: Mapping[Branch, int]) -> None:
+        """Say who turns samples into batches; to be called before the first loader is made.
+
+        Args:
+            processor: Gives the base model's processor; asked when a loader is made, so the model may be built later.
+            hard_negatives: How many texts that are nearly true of its image a sample of each branch brings, at most;
+                a branch that is left out has none.
+        """
+        self._processor = processor
+        self._wanted_negatives = dict(hard_negatives)
 
     def setup(self, stage: str) -> None:
         """Start anew; Lightning restores a checkpoint's state after this.
@@ -96,26 +113,31 @@ class UnifiedDataModule(LightningDataModule):
         self._forget()
         if stage == "fit" and self.trainer is not None:
             _refuse_other_ends(self.trainer)
-        seen_in_training = [branch for branch in BRANCH_IDS if self._val[branch] is self._train[branch]]
+        seen_in_training = [branch for branch in BRANCHES if self._val[branch] is self._train[branch]]
         if seen_in_training and stage in ("fit", "validate"):
             rank_zero_warn(
                 f"No validation data for {' and '.join(seen_in_training)}: validating on the first "
-                f"{self._val_samples} training samples, which says nothing about new images. Set data.val."
+                f"{self._val_samples} training samples, which says nothing about new images. Set val or val_share."
             )
 
     def train_dataloader(self) -> CombinedLoader:
         """Endless: training ends at `trainer.max_steps`."""
         self._warn_of_changes()
-        return CombinedLoader({branch: self._train_loader(branch) for branch in BRANCH_IDS}, mode="min_size")
+        return CombinedLoader({branch: self._train_loader(branch) for branch in BRANCHES}, mode="min_size")
 
     def val_dataloader(self) -> list[DataLoader]:
         """[understanding, generation]: the same samples each time, each on one process only."""
-        return [self._val_loader(branch) for branch in BRANCH_IDS]
+        return [self._val_loader(branch) for branch in BRANCHES]
 
     @property
     def validation_sources(self) -> dict[Branch, Source]:
         """What each branch is validated on."""
         return dict(self._val)
+
+    @property
+    def training_sources(self) -> dict[Branch, Source]:
+        """What each branch is trained on."""
+        return dict(self._train)
 
     @property
     def broken_samples(self) -> int:
@@ -135,7 +157,7 @@ class UnifiedDataModule(LightningDataModule):
         """Where the streams are, and what that depends on."""
         return {
             "batches": self._batches(),
-            "positions": {branch: self._position(branch) for branch in BRANCH_IDS},
+            "positions": {branch: self._position(branch) for branch in BRANCHES},
             "broken": self._tally.state_dict(),
             **self._identity(),
         }
@@ -183,7 +205,7 @@ class UnifiedDataModule(LightningDataModule):
         sampler = EndlessSampler(
             self._sizes[branch],
             batch_size,
-            seed=(self._seed, BRANCH_IDS[branch]),
+            seed=(self._seed, BRANCHES.index(branch)),
             start=partial(self._position, branch),
             num_replicas=self.trainer.world_size,
             rank=self.trainer.global_rank,
@@ -199,8 +221,8 @@ class UnifiedDataModule(LightningDataModule):
         return self._loader(dataset, branch, sampler, self._val_batch_size, keep_workers=False)
 
     def _hard_negatives(self, branch: Branch, source: Source) -> int:
-        """How many texts per image the module wants that its source knows to be false of it."""
-        wanted: int = self.trainer.lightning_module.hard_negatives(branch)
+        """How many texts per image are wanted that its source knows to be false of it."""
+        wanted = self._wanted_negatives.get(branch, 0)
         if wanted and type(source).hard_negatives is Source.hard_negatives:
             rank_zero_warn(
                 f"{type(source).__name__} knows no hard negatives for {branch}, so negatives.from_data changes nothing "
@@ -216,7 +238,12 @@ class UnifiedDataModule(LightningDataModule):
         batch_size: int,
         keep_workers: bool,
     ) -> DataLoader:
-        processor: Processor = self.trainer.lightning_module.base.processor
+        if self._processor is None:
+            raise SettingsError(
+                "the data does not know how to make batches: call UnifiedDataModule.connect(processor, hard_negatives) "
+                "in the setup of the LightningModule, or of a callback that its configure_callbacks returns"
+            )
+        processor = self._processor()
         build = processor.understanding if branch == "understanding" else processor.generation
         return DataLoader(
             dataset,

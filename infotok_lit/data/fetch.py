@@ -49,6 +49,8 @@ def _choices(body: str) -> list[str]:
 def local_copy(address: str, cache: Path) -> Path:
     """The local file behind a path, `pipe:COMMAND` or URL. What is fetched stays in the cache under its address.
 
+    A command runs in a shell: call this with what a user typed, never with what was read from data.
+
     Raises:
         DataError: There is no such file, or it could not be fetched; the message has the reason.
     """

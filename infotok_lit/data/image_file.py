@@ -8,6 +8,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from infotok_lit.batch import BrokenSampleError
 
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
+"""What Pillow may open: some of its other formats start programs, as EPS starts Ghostscript."""
 MAX_PIXELS = 89_478_485
 """A quarter of a GiB as RGB: a file that unpacks to more is refused before it is decoded."""
 
@@ -15,7 +17,11 @@ _SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 
 
 def read_image(
-    source: Path | bytes, name: str | None = None, min_side: int = 9, max_aspect: float = 10.0
+    source: Path | bytes,
+    name: str | None = None,
+    min_side: int = 9,
+    max_aspect: float = 10.0,
+    max_pixels: int = MAX_PIXELS,
 ) -> Image.Image:
     """Decode an image to RGB, upright and opaque.
 
@@ -27,14 +33,17 @@ def read_image(
         name: What errors call the image; default: the path.
         min_side: The smallest side in pixels that is accepted.
         max_aspect: The long side must be shorter than this many short sides.
+        max_pixels: The largest number of pixels that is decoded.
 
     Raises:
         BrokenSampleError: The image cannot be read or is outside the limits; the message names it and the reason.
     """
     label = name if name is not None else "image" if isinstance(source, bytes) else str(source)
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-            _check_size(image.size, min_side, max_aspect)
+        if isinstance(source, Path) and source.exists() and not source.is_file():
+            raise BrokenSampleError("a folder, a pipe or a device, not a file")
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
+            _check_size(image.size, min_side, max_aspect, max_pixels)
             return _to_rgb(ImageOps.exif_transpose(image))
     except (
         Exception
@@ -42,15 +51,15 @@ def read_image(
         raise BrokenSampleError(f"{label}: {_reason(source, error)}") from error
 
 
-def _check_size(size: tuple[int, int], min_side: int, max_aspect: float) -> None:
+def _check_size(size: tuple[int, int], min_side: int, max_aspect: float, max_pixels: int) -> None:
     short, long = sorted(size)
     what = f"{size[0]}x{size[1]} pixels"
     if short < min_side:
         raise BrokenSampleError(f"{what}: the short side is under the limit of {min_side}")
     if long >= max_aspect * short:
         raise BrokenSampleError(f"{what}: the aspect ratio is not under the limit of {max_aspect:g}")
-    if short * long > MAX_PIXELS:
-        raise BrokenSampleError(f"{what}: more than the limit of {MAX_PIXELS} pixels")
+    if short * long > max_pixels:
+        raise BrokenSampleError(f"{what}: more than the limit of {max_pixels} pixels in all")
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -70,7 +79,7 @@ def _reason(source: Path | bytes, error: Exception) -> str:
     """The same words for the same damage in every process: Pillow's own name memory addresses."""
     if isinstance(error, UnidentifiedImageError):
         is_empty = not source if isinstance(source, bytes) else source.stat().st_size == 0
-        return "the file is empty" if is_empty else "not an image of a known format"
+        return "the file is empty" if is_empty else f"not an image of a known format ({', '.join(FORMATS)})"
     if isinstance(error, FileNotFoundError):
         return f"there is no file {source}"
     return str(error) or type(error).__name__

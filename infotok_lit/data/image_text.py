@@ -1,9 +1,12 @@
-"""Your own images with text: rows of JSON beside image files. `row_text.py` lists the layouts of a row."""
+"""Your own images with text: rows of JSON beside image files. `rows.py` lists the layouts of a row."""
 
-import json
+from __future__ import annotations
+
+import copy
+import hashlib
 import logging
 from abc import abstractmethod
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,10 +14,9 @@ from typing import Any
 import numpy as np
 
 from infotok_lit.batch import BRANCHES, Branch, BrokenSampleError, GenerationSample, Sample, Source, UnderstandingSample
-from infotok_lit.data.image_file import read_image
-from infotok_lit.data.packed_rows import PackedRows
-from infotok_lit.data.row_text import RowText, read_row_text
-from infotok_lit.errors import DataError
+from infotok_lit.data.image_file import MAX_PIXELS, read_image
+from infotok_lit.data.rows import PackedRows, RowText, UnreadableRow, read_object, read_row_text, read_rows
+from infotok_lit.errors import DataError, SettingsError
 
 log = logging.getLogger(__name__)
 
@@ -37,10 +39,13 @@ class SampleOptions:
     describe_questions: tuple[str, ...]
     min_side: int
     max_aspect: float
+    max_pixels: int
 
     def __post_init__(self) -> None:
         if not self.describe_questions:
-            raise ValueError("describe_questions is empty: give at least one question, or leave it out")
+            raise SettingsError("describe_questions is empty: give at least one question, or leave it out")
+        if self.min_side < 1 or self.max_pixels < 1 or self.max_aspect <= 1:
+            raise SettingsError("min_side and max_pixels must be at least 1, and max_aspect above 1")
 
     def read_text(self, row: Mapping[str, Any]) -> RowText:
         """The text of a row; ValueError where a known key has another shape."""
@@ -96,7 +101,8 @@ class ImageTextSource(Source):
         name, image_source, text = self._open(int(self._rows_of[branch][index]))
         if not text.serves(branch):
             raise BrokenSampleError(f"{name}: it has no text for {branch}")
-        image = read_image(image_source, name, self._options.min_side, self._options.max_aspect)
+        limits = self._options
+        image = read_image(image_source, name, limits.min_side, limits.max_aspect, limits.max_pixels)
         if branch == "understanding":
             question, answer = self._exchange(text, rng)
             return UnderstandingSample(image, question, answer, name)
@@ -110,9 +116,31 @@ class ImageTextSource(Source):
         asked = self._options.describe_questions
         return asked[int(rng.integers(len(asked)))], text.captions[choice - len(text.questions)]
 
+    def split(self, share: float) -> tuple[ImageTextSource, ImageTextSource]:
+        """All rows but those of a share of the images, and those rows: an image is never in both.
+
+        Which images they are depends on their names alone, so that a few new ones move few of the old.
+        """
+        names = [self._image_name(row) for row in range(len(self))]
+        order = sorted(set(names), key=lambda name: hashlib.sha256(name.encode(errors="replace")).digest())
+        if len(order) < 2:
+            raise SettingsError(f"{self._label}: {len(order)} image cannot be split; two are needed at least")
+        kept = set(order[: min(max(1, round(share * len(order))), len(order) - 1)])
+        inside = np.array([name in kept for name in names])
+        return self._part(~inside), self._part(inside)
+
+    def _part(self, chosen: np.ndarray) -> ImageTextSource:
+        part = copy.copy(self)
+        part._rows_of = {branch: index[chosen[index]] for branch, index in self._rows_of.items()}
+        return part
+
     @abstractmethod
     def _open(self, row: int) -> tuple[str, Path | bytes, RowText]:
         """The name, the image and the text of a row; BrokenSampleError if it cannot be read."""
+
+    @abstractmethod
+    def _image_name(self, row: int) -> str:
+        """What names the image of a row: several rows may have the same."""
 
 
 class ImageTextFolder(ImageTextSource):
@@ -128,10 +156,11 @@ class ImageTextFolder(ImageTextSource):
         describe_questions: list[str] | None = None,
         min_side: int = 9,
         max_aspect: float = 10.0,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         """Read the annotations; images are opened when they are drawn.
 
-        Besides the layouts of `row_text.py`, a row may be {"image": path, "annotation": path}: its text is then in a
+        Besides the layouts of `rows.py`, a row may be {"image": path, "annotation": path}: its text is then in a
         JSON file of its own (Harmon's data_info.json).
 
         Args:
@@ -143,75 +172,42 @@ class ImageTextFolder(ImageTextSource):
             describe_questions: What is asked where the answer is a caption; default: a few paraphrases.
             min_side: Images with a smaller side, in pixels, are broken samples.
             max_aspect: Images whose long side is this many short sides or more are broken samples.
+            max_pixels: Images with more pixels are broken samples; they are not decoded.
         """
         path = Path(annotations)
         folder = path if path.is_dir() else path.parent
         self._images = folder if images is None else Path(images)
         self._captions = folder if captions is None else Path(captions)
         questions = DESCRIBE_QUESTIONS if describe_questions is None else tuple(describe_questions)
-        options = SampleOptions(caption_key, first_turn_only, questions, min_side, max_aspect)
+        options = SampleOptions(caption_key, first_turn_only, questions, min_side, max_aspect, max_pixels)
         kept_keys = ("image", "annotation", caption_key, "captions", "qa", "question", "answer", "conversations")
-        rows = [{key: row[key] for key in kept_keys if key in row} for row in _rows(path)]
+        rows = [
+            {"broken": row.reason}
+            if isinstance(row, UnreadableRow)
+            else {key: row[key] for key in kept_keys if key in row}
+            for row in read_rows(path)
+        ]
         super().__init__(annotations, PackedRows(rows), [_branches(row, options) for row in rows], options)
 
     def _open(self, row: int) -> tuple[str, Path | bytes, RowText]:
         fields = self._rows[row]
+        if "broken" in fields:
+            raise BrokenSampleError(fields["broken"])
         name = f"{fields['image']} (row {row})"
         try:
             has_file = isinstance(fields.get("annotation"), str)
-            annotation = _read_object(self._captions / fields["annotation"]) if has_file else {}
+            annotation = read_object(self._captions / fields["annotation"]) if has_file else {}
             return name, self._images / fields["image"], self._options.read_text({**fields, **annotation})
         except ValueError as error:
             raise BrokenSampleError(f"{name}: {error}") from error
 
+    def _image_name(self, row: int) -> str:
+        return str(self._rows[row].get("image", f"row {row}"))
+
 
 def _branches(row: Mapping[str, Any], options: SampleOptions) -> tuple[Branch, ...]:
+    if "broken" in row:
+        return BRANCHES
     if not isinstance(row.get("image"), str) or not row["image"]:
         return ()
     return BRANCHES if isinstance(row.get("annotation"), str) else options.branches(row)
-
-
-def _rows(path: Path) -> Iterator[Mapping[str, Any]]:
-    """The rows of an annotation file, or of all those in a folder, in the order of their names."""
-    if not path.exists():
-        raise DataError(f"there is no annotation file or folder {path}")
-    files = sorted(file for file in path.iterdir() if file.suffix in (".json", ".jsonl")) if path.is_dir() else [path]
-    if not files:
-        raise DataError(f"the folder {path} holds no .json or .jsonl file with annotations")
-    count = 0
-    for file in files:
-        for row in _rows_of_jsonl(file) if file.suffix == ".jsonl" else _rows_of_json(file):
-            if not isinstance(row, dict):
-                raise DataError(f"{file}: every row must be a JSON object, not {str(row)[:40]!r}")
-            count += 1
-            yield row
-    if not count:
-        raise DataError(f"{path} holds no rows")
-
-
-def _rows_of_jsonl(file: Path) -> Iterator[Any]:
-    with file.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                yield _parse(line, f"{file}, line {number}")
-
-
-def _rows_of_json(file: Path) -> list[Any]:
-    content = _parse(file.read_bytes(), str(file))
-    return content if isinstance(content, list) else [content]
-
-
-def _read_object(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        raise DataError(f"there is no annotation file {file}")
-    content = _parse(file.read_bytes(), str(file))
-    if not isinstance(content, dict):
-        raise DataError(f"{file} must hold a JSON object with the caption")
-    return content
-
-
-def _parse(content: bytes, where: str) -> Any:
-    try:
-        return json.loads(content)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{where}: not JSON ({error})") from error

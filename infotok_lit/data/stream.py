@@ -13,6 +13,7 @@ import numpy as np
 from torch.utils.data import Dataset, DistributedSampler
 
 from infotok_lit.batch import (
+    BRANCHES,
     Branch,
     BrokenSampleError,
     GenerationSample,
@@ -21,9 +22,6 @@ from infotok_lit.batch import (
     TooManyBrokenSamplesError,
 )
 from infotok_lit.errors import SettingsError
-
-BRANCH_IDS: dict[Branch, int] = {"understanding": 0, "generation": 1}
-"""Part of every seed, so that the two branches draw independently from one source."""
 
 MAX_ATTEMPTS = 100
 
@@ -150,7 +148,8 @@ class BranchDataset(Dataset):
         index, epoch = request
         skipped: list[str] = []
         for attempt in range(MAX_ATTEMPTS):
-            rng = np.random.default_rng([self._seed, epoch, index, BRANCH_IDS[self._branch], attempt])
+            # The branch is part of every seed, so that the two draw independently from one source.
+            rng = np.random.default_rng([self._seed, epoch, index, BRANCHES.index(self._branch), attempt])
             chosen = int(rng.integers(self._length)) if attempt else index
             try:
                 return Draw(self._finish(self._source.sample(self._branch, chosen, rng), chosen, rng), skipped)

@@ -128,6 +128,14 @@ def run_provenance(checkpoint: dict[str, Any], source: Path) -> dict[str, Any]:
         "initial weights": saved["init_from"] or "random",
         "terms": ", ".join(objective["terms"]) or "none (plain fine-tuning)",
         "bottleneck": objective["bottleneck"],
-        "weight (lambda)": objective["weight"],
+        **_term_weights(saved),
         "weights": "raw (no moving average)",
+    }
+
+
+def _term_weights(saved: dict[str, Any]) -> dict[str, str]:
+    """lambda, alpha and beta of each branch at the checkpoint, which older ones do not hold."""
+    return {
+        f"weights of the terms ({branch})": ", ".join(f"{name} {value:.3g}" for name, value in weights.items())
+        for branch, weights in saved.get("term_weights", {}).items()
     }

@@ -1,8 +1,8 @@
-"""The interface that every base model implements.
+"""The interface that every base model implements, and what all of them do in the same way.
 
-A unified model reads images (understanding) and draws them (generation) through one shared visual encoder. This file
-knows no objective and no trainer: a branch returns its own loss together with what an information-theoretic
-regulariser needs to see, and the caller decides what to do with it.
+A unified model understands images and generates them through one shared visual encoder. This file knows no objective
+and no trainer: a branch returns its own loss together with what an information-theoretic regulariser needs to see, and
+the caller decides what to do with it.
 
 Shapes: B samples, N shared tokens that are present, D token width, T sequence length, S text length,
 L target positions, C target channels, H width of the LLM's input embeddings.
@@ -11,30 +11,54 @@ L target positions, C target channels, H width of the LLM's input embeddings.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from infotok_lit.batch import (
     Branch,
     BranchOutput,
     GenerationBatch,
+    PairedText,
     Processor,
     ReconstructionOutput,
+    TokenCodes,
+    TokenLayout,
     UnderstandingBatch,
 )
-from infotok_lit.models.common.reconstruction import ReconstructionConfig
+from infotok_lit.checkpoints import KeyMap
+from infotok_lit.models.common.model_config import Grid, token_grid
+from infotok_lit.models.common.reconstruction import (
+    RandomTemplates,
+    ReconstructionConfig,
+    choose_templates,
+    condition_pixels,
+    random_templates,
+)
+from infotok_lit.models.common.sampling import ImageNoise
 
 TokenTransform = Callable[[Tensor], Tensor]
 """A map (B, N, D) -> (B, N, D) applied to the shared tokens where they leave the encoder."""
+Progress = Callable[[int, int], None]
+"""Called with (iteration, iterations) after each iteration."""
+
+
+class OfficialPart(NamedTuple):
+    """The parameters that one official file holds."""
+
+    prefixes: tuple[str, ...]
+    """Beginnings of our names."""
+    keys: KeyMap
+    """Our names -> official ones."""
+    may_hold_more: bool = False
+    """Whether official files hold names that no model needs, such as a discriminator's."""
 
 
 class UnifiedModel(nn.Module, ABC):
     """A base model: everything that exists at inference, and nothing else."""
 
     family: str
-    title: str
-    """The family's name for people."""
     token_widths: dict[Branch, int]
     """D of each branch."""
     num_extras: dict[Branch, int]
@@ -47,13 +71,25 @@ class UnifiedModel(nn.Module, ABC):
     """Name for people -> prefixes of parameter names; gradient norms are logged for each."""
     token_parts: Mapping[Branch, tuple[str, ...]]
     """Which parts make the shared tokens of each branch."""
-    processor: Processor
-    config: Any
-    """The family's configuration; its `image_size` and `drawing` are what calls fall back on."""
-    reconstruction_defaults: ReconstructionConfig
+    reconstruction_defaults = ReconstructionConfig(condition="same_res", gradient_scale=0.1, template_swap=0.1)
     """How the family is trained to reconstruct, unless a call says otherwise."""
-    official_aliases: tuple[str, ...] = ()
-    """Official names that repeat another tensor; files that store a tensor once leave them out."""
+
+    def __init__(self, config: Any, processor: Processor) -> None:
+        super().__init__()
+        self.config = config
+        self.processor = processor
+
+    @property
+    def title(self) -> str:
+        """The family's name for people."""
+        return self.config.title
+
+    @property
+    def text_embedding(self) -> nn.Embedding:
+        """The language model's input embedding table, (vocabulary, H)."""
+        return self.llm.get_input_embeddings()
+
+    # Training
 
     @abstractmethod
     def understanding(self, batch: UnderstandingBatch, transform: TokenTransform | None = None) -> BranchOutput:
@@ -63,69 +99,199 @@ class UnifiedModel(nn.Module, ABC):
     def generation(self, batch: GenerationBatch, transform: TokenTransform | None = None) -> BranchOutput:
         """Text-to-image loss of the base model, summed over the elements that it predicts."""
 
-    @abstractmethod
     def reconstruction(
         self,
         batch: GenerationBatch,
         config: ReconstructionConfig,
-        reading: TokenTransform | None = None,
-        drawing: TokenTransform | None = None,
+        understood_transform: TokenTransform | None = None,
+        generated_transform: TokenTransform | None = None,
+        templates: RandomTemplates | None = None,
+        random: Any = None,
     ) -> ReconstructionOutput:
-        """Loss of drawing the batch's images from what the model understands of them, not from their prompts.
+        """Loss of generating the batch's images from what the model understands of them, not from their prompts.
 
         Args:
             config: what it leaves open is as in `reconstruction_defaults`.
-            reading: applied to the shared tokens of the images that are understood.
-            drawing: applied to the shared tokens of the images that are drawn.
+            understood_transform: applied to the shared tokens of the images that are understood.
+            generated_transform: applied to the shared tokens of the images that are generated.
+            templates: the random numbers that choose the requests; drawn if not given.
+            random: the random numbers of the family's generation loss; drawn if not given.
         """
+        config = config.over(self.reconstruction_defaults)
+        templates = random_templates(len(batch.pixel_values)) if templates is None else templates
+        copies = condition_pixels(batch.pixel_values, config, self.config.token_pixels)
+        requests = choose_templates(templates, config)
+        scale = config.gradient_scale
+        return self.reconstruct(batch, copies, requests, scale, understood_transform, generated_transform, random)
+
+    @abstractmethod
+    def reconstruct(
+        self,
+        batch: GenerationBatch,
+        copies: Tensor,
+        requests: Sequence[str],
+        gradient_scale: float,
+        understood_transform: TokenTransform | None,
+        generated_transform: TokenTransform | None,
+        random: Any,
+    ) -> ReconstructionOutput:
+        """The reconstruction loss, with the settings of `reconstruction` applied.
+
+        Args:
+            copies: (B, 3, h, w) in [-1, 1]: the images to understand.
+            requests: what is asked of each; "" for the text of unconditional generation.
+            gradient_scale: factor on the gradient through the understood tokens.
+        """
+
+    def branch_output(
+        self,
+        branch: Branch,
+        loss: tuple[Tensor, Tensor],
+        tokens: Tensor,
+        text: PairedText,
+        grid: Grid,
+        *,
+        token_index: Tensor | None = None,
+        latents: Tensor | None = None,
+        latent_grid: Grid | None = None,
+        noise_level: Tensor | None = None,
+        codes: TokenCodes | None = None,
+    ) -> BranchOutput:
+        """What a branch gives back.
+
+        Args:
+            loss: sum over elements, and their number.
+            grid: of the tokens that have a place.
+            token_index: default: the tokens fill their canvas; the others are as in BranchOutput.
+        """
+        everywhere = torch.arange(tokens.shape[1], device=tokens.device).expand(len(tokens), -1)
+        return BranchOutput(
+            loss_sum=loss[0],
+            loss_count=loss[1],
+            tokens=tokens,
+            token_index=everywhere if token_index is None else token_index,
+            layout=TokenLayout(self.num_extras[branch], grid),
+            text=text,
+            text_embedding=self.text_embedding,
+            latents=latents,
+            latent_grid=latent_grid,
+            noise_level=noise_level,
+            codes=codes,
+        )
+
+    def decays(self, name: str, parameter: nn.Parameter) -> bool:
+        """Whether weight decay applies to a parameter (by its name in this model): to all matrices and tables."""
+        return parameter.ndim > 1
+
+    def set_activation_checkpointing(self, enabled: bool) -> None:
+        """Recompute activations in the backward pass instead of storing them; the numbers do not change."""
+        trained = (child for name, child in self.named_children() if name != "autoencoder")
+        for module in (module for child in trained for module in child.modules()):
+            if hasattr(module, "activation_checkpointing_enable"):
+                switch = module.activation_checkpointing_enable if enabled else module.activation_checkpointing_disable
+                switch(*([{"use_reentrant": False}] if enabled else []))
+            elif hasattr(module, "enable_gradient_checkpointing"):
+                (module.enable_gradient_checkpointing if enabled else module.disable_gradient_checkpointing)()
+            elif hasattr(module, "activation_checkpointing"):
+                module.activation_checkpointing = enabled
+
+    # Inference
 
     @abstractmethod
     def describe(
-        self, pixel_values: Tensor, prompts: Sequence[str], max_new_tokens: int, use_cache: bool = True
+        self, pixel_values: Tensor, prompts: Sequence[str], max_new_tokens: int = 64, use_cache: bool = True
     ) -> list[str]:
-        """Answer one prompt per image (B, 3, height, width) in [-1, 1], greedily.
+        """Answer one prompt per image greedily; prompts may differ in length, and no answer knows its batch.
 
         Args:
+            pixel_values: (B, 3, height, width) in [-1, 1], as `processor.pixels` makes them.
             use_cache: keep keys and values of earlier tokens; the answers are the same without, and take longer.
         """
 
-    @abstractmethod
+    @torch.no_grad()
     def generate(
         self,
         prompts: Sequence[str],
         seed: int = 0,
-        drawing: Any = None,
+        sampling: Any = None,
         image_size: tuple[int, int] | None = None,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Progress | None = None,
         use_cache: bool = True,
     ) -> Tensor:
-        """Draw one image per prompt: (B, 3, height, width) float32 in [-1, 1].
+        """Generate one image per prompt: (B, 3, height, width) float32 in [-1, 1].
 
         Image i depends on its prompt and on seed + i, not on the rest of the batch.
 
         Args:
-            drawing: the family's DrawingConfig; default: the model's own.
+            sampling: the family's SamplingConfig; default: the model's own.
             image_size: (height, width) in pixels; default: the size that the processor makes.
             progress: called with (iteration, iterations) after each iteration.
             use_cache: compute the prompts' keys and values once; the images are the same without, and take longer.
         """
+        sampling = self.config.sampling if sampling is None else sampling
+        grid = self.grid_of(*(image_size or (self.config.image_size, self.config.image_size)))
+        noise = ImageNoise([seed + offset for offset in range(len(prompts))], next(self.parameters()).device)
+        return self.sample(prompts, noise, sampling, grid, progress, use_cache).clamp(-1, 1)
 
     @abstractmethod
-    def decays(self, name: str, parameter: nn.Parameter) -> bool:
-        """Whether weight decay applies to a parameter (by its name in this model) in the official recipe."""
+    def sample(
+        self,
+        prompts: Sequence[str],
+        noise: ImageNoise,
+        sampling: Any,
+        grid: Grid,
+        progress: Progress | None,
+        use_cache: bool,
+    ) -> Tensor:
+        """As `generate`, with its defaults filled in; images need not be clamped."""
+
+    def grid_of(self, height: int, width: int) -> Grid:
+        """The grid of an image size in pixels; SettingsError if it is not a whole number of tokens."""
+        return token_grid(height, width, self.config.token_pixels)
+
+    # Checkpoints
 
     def description(self) -> dict[str, Any]:
         """What rebuilds this model, in primitives: the `config` entry of an exported folder's config.json."""
         return self.config.to_dict()
 
+    @property
     @abstractmethod
+    def official_parts(self) -> Mapping[str, OfficialPart]:
+        """Stem of an exported file -> what it holds; together everything that inference needs."""
+
+    @property
+    def official_aliases(self) -> tuple[str, ...]:
+        """Official names that repeat another tensor; files that store a tensor once leave them out."""
+        return tuple(first for part in self.official_parts.values() for first, _ in part.keys.tied)
+
     def official_weights(self) -> dict[str, dict[str, Tensor]]:
-        """File stem -> weights under official names and shapes: everything that inference needs."""
+        """File stem -> weights under official names and shapes; parts that have no weights are left out."""
+        own = {stem: self._weights_of(part) for stem, part in self.official_parts.items()}
+        return {stem: self.official_parts[stem].keys.to_official(state) for stem, state in own.items() if state}
+
+    def load_official_weights(self, stem: str, weights: Mapping[str, Tensor], source: str) -> None:
+        """Load one part; CheckpointError names what does not fit.
+
+        Args:
+            stem: of `official_parts`.
+            source: where the weights come from, for the message.
+        """
+        part = self.official_parts[stem]
+        own = self._weights_of(part)
+        if part.may_hold_more:
+            known = {part.keys.official_name(name) for name in own}
+            weights = {name: tensor for name, tensor in weights.items() if name in known}
+        self.load_state_dict(part.keys.from_official(weights, own, source), strict=False)
+
+    def _weights_of(self, part: OfficialPart) -> dict[str, Tensor]:
+        return {name: value for name, value in self.state_dict().items() if name.startswith(part.prefixes)}
 
     def save_tokenizer(self, folder: Path) -> None:
         """Write tokenizer.json and its configuration into an existing folder."""
         self.processor.tokenizer.save_pretrained(folder)
 
-    @abstractmethod
-    def set_activation_checkpointing(self, enabled: bool) -> None:
-        """Recompute activations in the backward pass instead of storing them; the numbers do not change."""
+
+def transformed(tokens: Tensor, transform: TokenTransform | None) -> Tensor:
+    """The tokens, through a transform if there is one."""
+    return tokens if transform is None else transform(tokens)

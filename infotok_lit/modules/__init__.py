@@ -1,7 +1,5 @@
 """The LightningModule of each base model."""
 
-from infotok_lit.modules.harmon import HarmonModule
-from infotok_lit.modules.openuni import OpenUniModule
-from infotok_lit.modules.showo2 import Showo2Module
+from infotok_lit.modules.families import HarmonModule, OpenUniModule, Showo2Module
 
 __all__ = ["HarmonModule", "OpenUniModule", "Showo2Module"]

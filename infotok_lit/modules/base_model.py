@@ -1,9 +1,9 @@
-"""Which base model is fine-tuned, and where its weights come from."""
+"""Which base model is fine-tuned, where its weights come from, and the heads that fit it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,12 +11,16 @@ from torch import nn
 from infotok_lit.assets import embedded_base
 from infotok_lit.checkpoints import CHECKPOINT_KEY, CheckpointError, KeyMap, exported_family, find_checkpoint, read_run
 from infotok_lit.errors import SettingsError
-from infotok_lit.models.family import FamilyLoading, family_config, family_loading
+from infotok_lit.models.family import Family, family
 from infotok_lit.models.unified import UnifiedModel
 from infotok_lit.modules.lora import LoraConfig, merged_state
+from infotok_lit.objective.config import ObjectiveConfig
+from infotok_lit.objective.infotok import InfoTok
+from infotok_lit.objective.term import Widths
 
 EMBEDDED = "embedded"
 BASE_PREFIX = "base."
+HEADS_PREFIX = "infotok."
 
 
 @dataclass(frozen=True)
@@ -43,16 +47,15 @@ class BaseModel:
     settings: Mapping[str, Any]
 
     def __post_init__(self) -> None:
-        known = family_config(self.family)
-        sizes = get_args(known.Size)
-        if self.size not in sizes:
+        known = family(self.family)
+        if self.size not in known.sizes:
             raise SettingsError(
-                f"model.size: {self.family} has no size {self.size!r}; choose one of {', '.join(sizes)}"
+                f"model.size: {self.family} has no size {self.size!r}; choose one of {', '.join(known.sizes)}"
             )
-        unknown = sorted(self.parts.keys() - known.PARTS.keys())
+        unknown = sorted(self.parts.keys() - known.parts.keys())
         if unknown:
             raise SettingsError(
-                f"model.parts: {self.family} has no {', '.join(unknown)}; it has {', '.join(known.PARTS)}"
+                f"model.parts: {self.family} has no {', '.join(unknown)}; it has {', '.join(known.parts)}"
             )
 
     def build(self) -> UnifiedModel:
@@ -63,9 +66,9 @@ class BaseModel:
         if self.init_from is None:
             return self._fresh()
         source = embedded_base(self.family, self.size) if self.init_from == EMBEDDED else Path(self.init_from)
-        wanted = self._loading.config_of_size(self.size).with_settings(self.settings)
+        wanted = self._family.config_of_size(self.size).with_settings(self.settings)
         if exported_family(source) is not None:
-            found, official = self._loading.read_exported(source)
+            found, official = self._family.read_exported(source)
             self._check_same(found, wanted, source)
             return official.load_into(self._fresh())
         checkpoint = find_checkpoint(source)
@@ -74,18 +77,18 @@ class BaseModel:
             load_base_weights(base, checkpoint)
             return base
         parts = {name: Path(path) for name, path in self.parts.items()}
-        return self._loading.read_official(source, parts, wanted).load_into(self._fresh())
+        return self._family.read_official(source, parts, wanted).load_into(self._fresh())
 
     def reference(self) -> dict[str, Any]:
         """What a checkpoint says of the base model beside its configuration and weights."""
         return {"tokenizer": self._tokenizer_source(), "init_from": self.init_from}
 
     @property
-    def _loading(self) -> FamilyLoading:
-        return family_loading(self.family)
+    def _family(self) -> Family:
+        return family(self.family)
 
     def _fresh(self) -> UnifiedModel:
-        return self._loading.of_size(self.size, self._tokenizer_source(), self.settings)
+        return self._family.fresh(self.size, self._tokenizer_source(), self.settings)
 
     def _tokenizer_source(self) -> str:
         """The configured tokenizer, or the one that the initial weights bring, or the size, which names its own."""
@@ -95,7 +98,7 @@ class BaseModel:
         return self.init_from if brought else self.size
 
     def _check_same(self, found: Any, wanted: Any, source: Path) -> None:
-        differing = self._loading.differing_parts(found, wanted)
+        differing = self._family.differing_parts(found, wanted)
         if differing:
             raise CheckpointError(
                 f"{source} holds another {self.family} model than model.size and model.settings ask for: "
@@ -114,10 +117,29 @@ def base_weights(checkpoint: dict[str, Any]) -> dict[str, torch.Tensor]:
 def rebuild_base(checkpoint: dict[str, Any]) -> UnifiedModel:
     """The base model of a run's checkpoint, in evaluation mode; CheckpointError says what does not fit."""
     saved = checkpoint[CHECKPOINT_KEY]
-    return family_loading(saved["family"]).rebuild(saved["config"], saved["tokenizer"], base_weights(checkpoint))
+    return family(saved["family"]).rebuild(saved["config"], saved["tokenizer"], base_weights(checkpoint))
 
 
 def load_base_weights(base: nn.Module, path: Path) -> None:
     """Load the base model of a run into `base`; CheckpointError says what does not fit."""
     weights = base_weights(read_run(path))
     base.load_state_dict(KeyMap(renames=()).from_official(weights, base.state_dict(), str(path)))
+
+
+def build_heads(objective: ObjectiveConfig, base: UnifiedModel) -> InfoTok:
+    """Fresh training-only heads for a base model."""
+    widths = {
+        branch: Widths(width, base.latent_width, base.text_width, base.num_extras[branch])
+        for branch, width in base.token_widths.items()
+    }
+    return InfoTok(objective, widths)
+
+
+def read_heads(checkpoint: dict[str, Any], base: UnifiedModel) -> InfoTok:
+    """The heads in a run's checkpoint, in evaluation mode."""
+    heads = build_heads(ObjectiveConfig.from_dict(checkpoint[CHECKPOINT_KEY]["objective"]), base)
+    state = checkpoint["state_dict"]
+    heads.load_state_dict(
+        {name.removeprefix(HEADS_PREFIX): value for name, value in state.items() if name.startswith(HEADS_PREFIX)}
+    )
+    return heads.eval()

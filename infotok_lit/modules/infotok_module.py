@@ -5,40 +5,44 @@ A training checkpoint holds `base.*`, which is the model, and `infotok.*`, which
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
-from torchmetrics import MeanMetric
 
 from infotok_lit.batch import BRANCHES, Batch, Branch, GenerationBatch
 from infotok_lit.checkpoints import CHECKPOINT_KEY, CheckpointError
-from infotok_lit.data.datamodule import UnifiedDataModule
 from infotok_lit.errors import SettingsError
 from infotok_lit.models.common.reconstruction import ReconstructionConfig
 from infotok_lit.models.unified import UnifiedModel
-from infotok_lit.modules.base_model import BaseModel
-from infotok_lit.modules.determinism import StepSeed
-from infotok_lit.modules.finite import check_finite_gradients, check_finite_losses
-from infotok_lit.modules.heads import build_heads
+from infotok_lit.modules.base_model import BaseModel, build_heads
+from infotok_lit.modules.finite import FiniteGuard
+from infotok_lit.modules.gradients import GradientWatch, frozen_tokens_message
 from infotok_lit.modules.lora import LoraConfig, add_adapters, merged
-from infotok_lit.modules.optimiser import OptimiserConfig, build_optimiser, freeze, warmup_cosine
-from infotok_lit.modules.part_gradients import part_gradient_norms
-from infotok_lit.modules.results import BranchResult, Reading, ReconstructionResult, objective_inputs
-from infotok_lit.modules.task_weights import TaskWeights
+from infotok_lit.modules.losses import BranchResult, ReconstructionResult, TaskWeights, loss_parts, task_loss
+from infotok_lit.modules.optimiser import (
+    MaskedAdamW,
+    OptimiserConfig,
+    build_optimiser,
+    clip_apart,
+    freeze,
+    warmup_cosine,
+)
+from infotok_lit.modules.run_callbacks import DataConnection, StepSeed
+from infotok_lit.modules.validation import Validation, finite_only
 from infotok_lit.objective.config import ObjectiveConfig
-from infotok_lit.objective.distributed import global_mean
 from infotok_lit.objective.infotok import InfoTok
-from infotok_lit.objective.inputs import image_vector
-from infotok_lit.objective.report import collapse_message, gradient_norms
-from infotok_lit.scenes.metrics import QAExactMatch
+from infotok_lit.objective.report import collapse_message
 from infotok_lit.seeding import isolated_rng
 
-CHECKPOINT_FORMAT = 1
+SHARDING_STRATEGIES = (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)
 HALF_PRECISIONS = ("bf16-true", "16-true", "transformer-engine", "transformer-engine-float16")
+ENCODER_EVERY = 10
+"""Of the steps that log, every so many-th measures what the terms ask of the encoder."""
 
 
 class InfoTokModule(pl.LightningModule):
@@ -103,15 +107,24 @@ class InfoTokModule(pl.LightningModule):
         self.reconstruction = reconstruction
         if not any((*asdict(task_weights).values(), *map(objective.active_terms, objective.branches))):
             raise SettingsError("nothing to train: all task_weights are 0, and objective.terms is empty")
+        if answer_tokens < 1:
+            raise SettingsError(f"answer_tokens is {answer_tokens}; set it to 1 or more")
+        for branch in objective.branches:
+            if objective.balanced_terms(branch) and not getattr(task_weights, branch):
+                raise SettingsError(
+                    f"task_weights.{branch} is 0, so its task pulls on no token, and objective.balance has nothing to "
+                    f"measure the terms of {branch} by: give the task a weight, set the shares of "
+                    f"objective.balance.{branch} to null, or leave {branch} out of objective.branches"
+                )
         self.frozen = tuple(freeze)
         self.unfrozen = tuple(unfreeze)
         self.lora = lora
         self.activation_checkpointing = activation_checkpointing
         self.answer_tokens = answer_tokens
-        self.validation_means: dict[str, MeanMetric] = {}
-        self._collapse_reported: set[Branch] = set()
-        self._frozen_reported: set[Branch] = set()
-        self._gradients: dict[str, Tensor] = {}
+        self.guard = FiniteGuard()
+        self.validation: Validation | None = None
+        self._said: set[tuple[str, Branch]] = set()
+        self.gradients = GradientWatch()
 
     def build_base(self) -> UnifiedModel:
         """The base model with the weights that training starts from."""
@@ -129,6 +142,11 @@ class InfoTokModule(pl.LightningModule):
                 "fine-tuning's size are rounded away: set it to bf16-mixed. To save memory, use model.lora, "
                 "model.freeze or model.activation_checkpointing"
             )
+        if isinstance(self.trainer.strategy, SHARDING_STRATEGIES):
+            raise SettingsError(
+                f"trainer.strategy: {type(self.trainer.strategy).__name__} shards the model, which the objective's "
+                "collectives do not support, so its processes would drift apart: set it to ddp"
+            )
 
     def configure_model(self) -> None:
         """Build the base model and the heads once; a resumed run then overwrites their weights."""
@@ -141,7 +159,6 @@ class InfoTokModule(pl.LightningModule):
         if self.activation_checkpointing:
             self.base.set_activation_checkpointing(True)
         self.infotok = self.build_heads(self.objective_config)
-        self.answer_score = QAExactMatch()
 
     @contextmanager
     def plain_base(self) -> Iterator[UnifiedModel]:
@@ -150,8 +167,8 @@ class InfoTokModule(pl.LightningModule):
             yield self.base
 
     def configure_callbacks(self) -> list[pl.Callback]:
-        """What makes resuming exact, also for a Trainer that was built by hand."""
-        return [StepSeed()]
+        """What every run gets, also with a Trainer that was built by hand."""
+        return [StepSeed(), DataConnection()]
 
     def build_heads(self, objective: ObjectiveConfig) -> InfoTok:
         """Fresh training-only heads for the base model."""
@@ -172,13 +189,26 @@ class InfoTokModule(pl.LightningModule):
 
     def run_branch(self, branch: Branch, batch: Batch) -> BranchResult:
         """One forward pass of one branch: the model's own loss, and the objective on the tokens it made."""
-        transform = self.infotok.transform(branch)
+        path = self.infotok.path(branch, self.global_step)
         forward = self.base.understanding if branch == "understanding" else self.base.generation
-        output = forward(batch, transform)
-        task_loss = global_mean(output.loss_sum.float(), output.loss_count)
-        image = image_vector(batch.pixel_values) if self.objective_config.estimator == "hsic" else None
-        objective = self.infotok(branch, objective_inputs(output, image), self.global_step)
-        return BranchResult(output, task_loss, objective)
+        output = forward(batch, path)
+        objective = self.infotok(branch, output, self.global_step, path=path, pixel_values=batch.pixel_values)
+        return BranchResult(output, task_loss(output), objective)
+
+    def run_reconstruction(self, batch: GenerationBatch) -> ReconstructionResult:
+        """One forward pass that draws images from what the model understands of them.
+
+        An inline bottleneck noises both sets of shared tokens; their rate is priced in the branches' own passes.
+        """
+        reading, drawing = (self.infotok.path(branch, self.global_step, priced=False) for branch in BRANCHES)
+        output = self.base.reconstruction(batch, self.reconstruction, reading, drawing)
+        return ReconstructionResult(task_loss(output), output.quantiser_loss)
+
+    def loss_parts(
+        self, results: Mapping[Branch, BranchResult], reconstruction: ReconstructionResult | None = None
+    ) -> dict[str, Tensor]:
+        """Every summand of the total loss under a name."""
+        return loss_parts(self.task_weights, results, reconstruction)
 
     def training_step(self, batch: Mapping[Branch, Batch], batch_idx: int) -> Tensor:
         """L = L_i2t + L_t2i + lambda (L_u + L_g), Eq. 11; and the reconstruction loss, where it has a weight."""
@@ -188,130 +218,90 @@ class InfoTokModule(pl.LightningModule):
         for branch in self.trained_branches:
             with isolated_rng(seeds[branch], self.device):
                 results[branch] = self.run_branch(branch, batch[branch])
-            self._warn_of_frozen_tokens(branch, results[branch])
+            self._say_once("frozen", branch, frozen_tokens_message(branch, self.base, results[branch]))
         if self.task_weights.reconstruction:
             with isolated_rng(seeds["reconstruction"], self.device):
                 reconstruction = self.run_reconstruction(batch["generation"])
         parts = self.loss_parts(results, reconstruction)
-        check_finite_losses(parts, {**batch, "reconstruction": batch["generation"]}, self.trainer)
-        total = torch.stack(list(parts.values())).sum()
+        total = self.guard.watch_losses(parts, {**batch, "reconstruction": batch["generation"]}, self.global_step)
         self.log("train/loss", total.detach(), prog_bar=True)
         if self._logs_this_step():
             for branch, result in results.items():
-                self._log_branch(branch, result)
+                self._log_branch(branch, result, parts[f"{branch}/task"])
             if reconstruction is not None:
                 self.log("train/reconstruction/loss", reconstruction.task_loss.detach(), sync_dist=True)
-            if isinstance(self.trainer.datamodule, UnifiedDataModule):
-                self.log("data/broken_samples", float(self.trainer.datamodule.broken_samples))
         return total
 
-    def run_reconstruction(self, batch: GenerationBatch) -> ReconstructionResult:
-        """One forward pass that draws images from what the model understands of them.
-
-        An inline bottleneck noises both sets of shared tokens; their rate is priced in the branches' own passes.
-        """
-        reading, drawing = (self.infotok.transform(branch, priced=False) for branch in BRANCHES)
-        output = self.base.reconstruction(batch, self.reconstruction, reading, drawing)
-        return ReconstructionResult(global_mean(output.loss_sum.float(), output.loss_count), output.quantiser_loss)
-
-    def loss_parts(
-        self, results: Mapping[Branch, BranchResult], reconstruction: ReconstructionResult | None = None
-    ) -> dict[str, Tensor]:
-        """Every summand of the total loss under a name."""
-        parts = {}
-        for branch, result in results.items():
-            parts[f"{branch}/task"] = getattr(self.task_weights, branch) * result.task_loss
-            parts |= {f"{branch}/{term}": value for term, value in result.objective.terms.items()}
-            if result.output.codes is not None and result.output.codes.loss is not None:
-                parts[f"{branch}/quantiser"] = result.output.codes.loss
-        if reconstruction is not None:
-            parts["reconstruction/task"] = self.task_weights.reconstruction * reconstruction.task_loss
-            if reconstruction.quantiser_loss is not None:
-                parts["reconstruction/quantiser"] = reconstruction.quantiser_loss
-        return parts
-
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Stop before a non-finite gradient reaches the weights; log what reached the shared tokens."""
-        norm = check_finite_gradients(self.base.parameters(), self.infotok.parameters(), self.trainer)
+    def configure_gradient_clipping(
+        self,
+        optimizer: MaskedAdamW,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the base model and the heads apart; mask a step that is not finite; log what reached what."""
+        self.infotok.finish_step()
+        parts = {"base": self.base.parameters(), "heads": self.infotok.parameters()}
+        norms = clip_apart(parts, gradient_clip_val, gradient_clip_algorithm)
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        optimizer.mask(self.guard.watch_gradients(norms, self.global_step, remember=not scaled))
         if self._logs_this_step():
-            self.log("train/gradient_norm", norm)
-            for name, value in self._gradients.items():
-                self.log(name, value)
-        self._gradients = {}
+            self.guard.check(self, self.trainer)
+            self.log_dict({f"train/gradient_norm/{part}": norm for part, norm in norms.items()})
+            self.log_dict(self.gradients.take())
+
+    def on_train_end(self) -> None:
+        """What happened since the last step that logged."""
+        self.guard.check(self, self.trainer)
 
     def _logs_this_step(self) -> bool:
-        return (self.global_step + 1) % self.trainer.log_every_n_steps == 0
+        every = self.trainer.log_every_n_steps
+        return every > 0 and (self.global_step + 1) % every == 0
 
-    def _log_branch(self, branch: Branch, result: BranchResult) -> None:
-        self.log(f"train/{branch}/loss", result.task_loss.detach(), sync_dist=True)
-        self.log_dict({f"train/{branch}/{name}": value for name, value in result.report().items()})
-        self._watch_token_gradients(branch, result)
-        self._watch_part_gradients(branch, result)
-        message = collapse_message(branch, result.objective.report)
-        if message is not None and branch not in self._collapse_reported:
-            self._collapse_reported.add(branch)
+    def _log_branch(self, branch: Branch, result: BranchResult, task: Tensor) -> None:
+        self.log(f"train/{branch}/loss", result.task_loss.detach(), prog_bar=True, sync_dist=True)
+        report = finite_only(result.report().items())
+        self.log_dict({f"train/{branch}/{name}": value for name, value in report.items()})
+        self.gradients.watch(branch, self.base, result, scale=self.trainer.accumulate_grad_batches)
+        if (self.global_step + 1) % (ENCODER_EVERY * self.trainer.log_every_n_steps) == 0:
+            self.gradients.watch_encoder(branch, self.base, result, task)
+        self._say_once("collapse", branch, collapse_message(branch, report))
+        if branch in self.infotok.balances:
+            self._say_once("silent task", branch, self.infotok.balances[branch].silent_task_message(branch))
+
+    def _say_once(self, kind: str, branch: Branch, message: str | None) -> None:
+        if message is not None and (kind, branch) not in self._said:
+            self._said.add((kind, branch))
             rank_zero_warn(f"step {self.global_step}: {message}")
-
-    def _warn_of_frozen_tokens(self, branch: Branch, result: BranchResult) -> None:
-        """Say once that the terms of a branch cannot move the model, and what to do about it."""
-        if branch in self._frozen_reported or not result.objective.terms or result.output.tokens.requires_grad:
-            return
-        self._frozen_reported.add(branch)
-        makers = [prefix for part in self.base.token_parts[branch] for prefix in self.base.parts[part]]
-        rank_zero_warn(
-            f"The tokens of the {branch} branch require no gradient, because all that makes them is frozen; so its "
-            f"terms ({', '.join(result.objective.terms)}) train only the heads and move no weight of the model. Ways "
-            f"out: train one of the parts that make the tokens ({', '.join(makers)}) by taking it out of model.freeze "
-            "or naming it in model.unfreeze; give one of them adapters with model.lora; or leave the branch out of "
-            "objective.branches."
-        )
-
-    def _watch_part_gradients(self, branch: Branch, result: BranchResult) -> None:
-        """How far the objective reaches: norms of d (its weighted sum) / d (each part of the model)."""
-        if result.objective.terms:
-            for part, norm in part_gradient_norms(result.objective.loss, self.base, self.base.parts).items():
-                self._gradients[f"train/{branch}/part_gradient/{part}"] = norm
-
-    def _watch_token_gradients(self, branch: Branch, result: BranchResult) -> None:
-        """What each term, and everything together, sends into the shared encoder: norms of d loss / d Z."""
-        tokens, prefix = result.output.tokens, f"train/{branch}/token_gradient"
-        for term, norm in gradient_norms(result.objective.terms, tokens).items():
-            self._gradients[f"{prefix}/{term}"] = norm
-        if tokens.requires_grad:
-            scale = self.trainer.accumulate_grad_batches
-            tokens.register_hook(
-                lambda gradient: self._gradients.update({f"{prefix}/total": scale * gradient.float().norm()})
-            )
 
     # Validation
 
-    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Reading:
+    def on_validation_epoch_start(self) -> None:
+        """Start anew."""
+        self.validation = Validation(self.device)
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> BranchResult:
         """Losses and information of one branch on fixed random draws, and for understanding the answers."""
-        branch = BRANCHES[dataloader_idx]
+        branch, others = BRANCHES[dataloader_idx], {}
         with isolated_rng(batch_idx, self.device):
             result = self.run_branch(branch, batch)
-        values = {f"{branch}/{name}": value for name, value in {"loss": result.task_loss, **result.report()}.items()}
         if branch == "generation" and self.task_weights.reconstruction:
             with isolated_rng(batch_idx, self.device):
-                values["reconstruction/loss"] = self.run_reconstruction(batch).task_loss
-        for name, value in values.items():
-            mean = self.validation_means.setdefault(f"val/{name}", MeanMetric().to(self.device))
-            mean.update(value, weight=len(batch.names))
-        answers = None
+                others["reconstruction/loss"] = self.run_reconstruction(batch).task_loss
+        self.validation.add(branch, result, others, images=len(batch.names))
         if branch == "understanding":
             answers = self.base.describe(batch.pixel_values, batch.questions, self.answer_tokens)
-            self.answer_score.update(answers, batch.answers, batch.questions)
-        output, rates = result.output, result.objective
-        return Reading(answers, output.tokens, output.layout, rates.token_rates, rates.unit_rates, output.codes)
+            self.validation.add_answers(answers, batch.answers, batch.questions)
+            result = replace(result, answers=answers)
+        return result
 
     def on_validation_epoch_end(self) -> None:
         """Log the means over all batches and ranks, and the exact match of the answers."""
         # Logged here, not in each step: Lightning drops what a step logs while it checks sanity, our "before".
-        self.log_dict({name: mean.compute() for name, mean in self.validation_means.items()})
-        self.validation_means.clear()
-        scores = self.answer_score.compute()
-        self.log_dict({f"val/understanding/answers/{name}": value for name, value in scores.items()})
-        self.answer_score.reset()
+        values, warnings = self.validation.finish()
+        self.log_dict(values)
+        # Untrained heads use nothing yet.
+        for warning in warnings if self.global_step else ():
+            rank_zero_warn(f"step {self.global_step}: {warning}")
 
     # Optimiser and checkpoints
 
@@ -324,7 +314,6 @@ class InfoTokModule(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what rebuilds the model without this class, and the settings that resuming restores; primitives only."""
         checkpoint[CHECKPOINT_KEY] = {
-            "format": CHECKPOINT_FORMAT,
             "family": self.base.family,
             "config": self.base.description(),
             **self.base_model.reference(),
@@ -332,6 +321,7 @@ class InfoTokModule(pl.LightningModule):
             "restored_settings": self._restored_settings(),
             "lora": None if self.lora is None else asdict(self.lora) | {"targets": list(self.lora.targets)},
             "objective": asdict(self.objective_config),
+            "term_weights": self.infotok.equivalents(),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -1,10 +1,12 @@
-"""AdamW with the parameter groups of the official recipes, and warm-up followed by a cosine."""
+"""AdamW with the parameter groups of the official recipes, clipping by part, and warm-up followed by a cosine."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -26,6 +28,7 @@ class OptimiserConfig:
         heads_lr: Learning rate of the training-only heads, which start from nothing.
         weight_decay: Decoupled weight decay of the parameters that the official recipe decays.
         betas: Decay rates of the two moments.
+        eps: What is added to the root of the second moment; it damps parameters whose gradients are not far above it.
         warmup_steps: Optimiser steps of linear warm-up.
         final_factor: The cosine ends at this fraction of the learning rate, at `trainer.max_steps`.
     """
@@ -34,6 +37,7 @@ class OptimiserConfig:
     heads_lr: float = 1e-4
     weight_decay: float = 0.02
     betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
     warmup_steps: int = 100
     final_factor: float = 0.0
     group_lr: dict[str, float] = field(default_factory=dict)
@@ -43,13 +47,62 @@ class OptimiserConfig:
         rates = (self.lr, self.heads_lr, *self.group_lr.values())
         if min(rates) < 0 or self.weight_decay < 0 or self.warmup_steps < 0:
             raise SettingsError("optimiser: learning rates, weight_decay and warmup_steps must not be negative")
+        if not self.eps > 0:
+            raise SettingsError(f"optimiser.eps is {self.eps}; set it above 0")
         if not 0 <= self.final_factor <= 1:
             raise SettingsError(f"optimiser.final_factor must be in [0, 1], got {self.final_factor}")
 
 
+class MaskedAdamW(AdamW):
+    """AdamW whose step leaves weights and state as they are where `found_inf` is 1; nothing is read from the device.
+
+    torch's fused kernel does that for a GradScaler. Here the mask is set by whoever clips, so the scaler must unscale
+    gradients before clipping, as it does for an optimiser that is not fused.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], betas: tuple[float, float], eps: float) -> None:
+        super().__init__(groups, betas=betas, eps=eps, fused=True)
+        self._step_supports_amp_scaling = False
+
+    def mask(self, found_inf: Tensor) -> None:
+        """A float scalar, 1 or 0, for the next step."""
+        self.found_inf = found_inf
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Also of an older run, whose groups were not fused."""
+        groups = [{**group, "fused": True, "foreach": None} for group in state_dict["param_groups"]]
+        super().load_state_dict({**state_dict, "param_groups": groups})
+
+
+def clip_apart(
+    parts: Mapping[str, Iterable[nn.Parameter]], most: float | None, algorithm: str | None
+) -> dict[str, Tensor]:
+    """Clip the gradients of each part by that part's own norm: heads must not decide how far the base moves.
+
+    Args:
+        parts: name -> parameters.
+        most: the largest norm, or the largest entry; None or 0 clips nothing.
+        algorithm: `norm` (default) or `value`.
+
+    Returns:
+        name -> the norm before clipping, a scalar; only of parts that have a gradient.
+    """
+    norms = {}
+    for name, parameters in parts.items():
+        trained = [parameter for parameter in parameters if parameter.grad is not None]
+        if not trained:
+            continue
+        norms[name] = torch.nn.utils.get_total_norm([parameter.grad for parameter in trained])
+        if most and algorithm == "value":
+            torch.nn.utils.clip_grad_value_(trained, most)
+        elif most:
+            torch.nn.utils.clip_grads_with_norm_(trained, most, norms[name])
+    return norms
+
+
 def build_optimiser(
     config: OptimiserConfig, base: nn.Module, heads: nn.Module, decays: Callable[[str, nn.Parameter], bool]
-) -> AdamW:
+) -> MaskedAdamW:
     """AdamW over the trainable parameters: the base model's by learning rate and decay, and the heads'.
 
     Args:
@@ -59,6 +112,7 @@ def build_optimiser(
         SettingsError: if nothing is trainable, or a prefix of `group_lr` matches no trainable parameter.
     """
     by_setting: dict[tuple[float, float], list[nn.Parameter]] = {}
+    prefixes: dict[tuple[float, float], dict[str, None]] = {}
     used: set[str] = set()
     for name, parameter in base.named_parameters():
         if parameter.requires_grad:
@@ -67,16 +121,20 @@ def build_optimiser(
             lr = config.lr if prefix is None else config.group_lr[prefix]
             decay = config.weight_decay if decays(name, parameter) else 0.0
             by_setting.setdefault((lr, decay), []).append(parameter)
+            prefixes.setdefault((lr, decay), {})[prefix or "base"] = None
     unused = sorted(config.group_lr.keys() - used)
     if unused:
         raise SettingsError(f"optimiser.group_lr: no trainable parameter starts with {', '.join(map(repr, unused))}")
-    groups = [_group(parameters, lr, decay) for (lr, decay), parameters in by_setting.items()]
-    groups.append(_group([p for p in heads.parameters() if p.ndim > 1], config.heads_lr, config.weight_decay))
-    groups.append(_group([p for p in heads.parameters() if p.ndim <= 1], config.heads_lr, 0.0))
+    groups = [
+        _group("+".join(prefix.rstrip(".") for prefix in prefixes[lr, decay]), parameters, lr, decay)
+        for (lr, decay), parameters in by_setting.items()
+    ]
+    groups.append(_group("heads", [p for p in heads.parameters() if p.ndim > 1], config.heads_lr, config.weight_decay))
+    groups.append(_group("heads", [p for p in heads.parameters() if p.ndim <= 1], config.heads_lr, 0.0))
     groups = [group for group in groups if group["params"]]
     if not groups:
         raise SettingsError("nothing is trainable: `freeze` covers the whole model and no term builds a head")
-    return AdamW(groups, betas=config.betas)
+    return MaskedAdamW(groups, config.betas, config.eps)
 
 
 def warmup_cosine(optimiser: Optimizer, config: OptimiserConfig, max_steps: int) -> LambdaLR:
@@ -114,5 +172,11 @@ def freeze(module: nn.Module, prefixes: Iterable[str], exceptions: Iterable[str]
             module.get_parameter(name).requires_grad_(False)
 
 
-def _group(parameters: list[nn.Parameter], lr: float, weight_decay: float) -> dict[str, object]:
-    return {"params": parameters, "lr": lr, "weight_decay": weight_decay}
+def _group(name: str, parameters: list[nn.Parameter], lr: float, weight_decay: float) -> dict[str, object]:
+    """A parameter group; by its name the learning rate is logged."""
+    return {
+        "params": parameters,
+        "lr": lr,
+        "weight_decay": weight_decay,
+        "name": name if weight_decay else f"{name}, no decay",
+    }

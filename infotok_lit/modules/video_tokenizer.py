@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from infotok_lit.checkpoints import CHECKPOINT_KEY, KeyMap, exported_family, find_checkpoint, read_run
 from infotok_lit.errors import SettingsError
-from infotok_lit.modules.determinism import StepSeed
-from infotok_lit.modules.finite import check_finite_gradients, check_finite_losses
-from infotok_lit.modules.optimiser import OptimiserConfig, build_optimiser, warmup_cosine
+from infotok_lit.modules.finite import FiniteGuard
+from infotok_lit.modules.optimiser import MaskedAdamW, OptimiserConfig, build_optimiser, clip_apart, warmup_cosine
+from infotok_lit.modules.run_callbacks import StepSeed
 from infotok_lit.video.datamodule import ClipBatch
 from infotok_lit.video.folder import FAMILY, config_from, export_tokenizer, load_tokenizer
 from infotok_lit.video.losses import LossConfig, Vgg16Features, reconstruction_losses
@@ -61,6 +61,7 @@ class VideoTokenizerModule(pl.LightningModule):
         self.rates, self.losses = rates, losses
         self.optimiser_config = optimiser
         self.val_rates = tuple(val_rates)
+        self.guard = FiniteGuard()
 
     def configure_model(self) -> None:
         """Build the tokenizer once; a resumed run then overwrites its weights."""
@@ -83,8 +84,9 @@ class VideoTokenizerModule(pl.LightningModule):
         done = self.tokenizer.reconstruct(pixels, self._draw_rates, self.rates.mask)
         features = self._features[0].to(self.device) if self._features else None
         parts = reconstruction_losses(pixels, done.pixels, self.global_step, self.losses, features)
-        check_finite_losses({f"clips/{name}": value for name, value in parts.items()}, {"clips": batch}, self.trainer)
-        total = torch.stack(list(parts.values())).sum()
+        total = self.guard.watch_losses(
+            {f"clips/{name}": value for name, value in parts.items()}, {"clips": batch}, self.global_step
+        )
         self.log("train/loss", total.detach(), prog_bar=True)
         self.log_dict({f"train/{name}": value.detach() for name, value in parts.items()})
         self.log("train/rate", done.rate.mean())
@@ -97,9 +99,24 @@ class VideoTokenizerModule(pl.LightningModule):
         self.tokenizer.complexity.update(error)
         return self.rates.draw(token_map, self.tokenizer.complexity)
 
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Stop before a non-finite gradient reaches the weights."""
-        self.log("train/gradient_norm", check_finite_gradients(self.tokenizer.parameters(), (), self.trainer))
+    def configure_gradient_clipping(
+        self,
+        optimizer: MaskedAdamW,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip, and mask a step that is not finite; the run stops at the next step that logs."""
+        parts = {"tokenizer": self.tokenizer.parameters()}
+        norms = clip_apart(parts, gradient_clip_val, gradient_clip_algorithm)
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        optimizer.mask(self.guard.watch_gradients(norms, self.global_step, remember=not scaled))
+        if (self.global_step + 1) % (self.trainer.log_every_n_steps or 1) == 0:
+            self.guard.check(self, self.trainer)
+            self.log("train/gradient_norm", norms["tokenizer"])
+
+    def on_train_end(self) -> None:
+        """What happened since the last step that logged."""
+        self.guard.check(self, self.trainer)
 
     def on_validation_epoch_start(self) -> None:
         """Forget the last validation's clips."""

@@ -1,19 +1,53 @@
 """Alignment A_b (Eq. 9): InfoNCE between the image's mean token and its text, image -> text.
 
-Shapes: B local images, K = ranks x B candidate texts, N tokens, d latent width, H text width.
+Shapes: B local images, K candidate texts (ranks x B, and those of a queue), N tokens, d latent width, H text width.
 """
 
+import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from infotok_lit.objective.config import NegativesConfig
-from infotok_lit.objective.distributed import gather_rows, rank
-from infotok_lit.objective.inputs import BranchInputs
-from infotok_lit.objective.negatives import TextQueue, choose
-from infotok_lit.objective.term import TermNats
+from infotok_lit.batch import BranchOutput
+from infotok_lit.objective.distributed import RowGatherer, rank
+from infotok_lit.objective.term import TermNats, mean_negatives, mean_text
+
+TEMPERATURE_RANGE = (0.01, 1.0)
+"""What a learned temperature stays within; CLIP (Radford et al. 2021) bounds its scale by 100 likewise."""
+
+
+@dataclass(frozen=True)
+class NegativesConfig:
+    """The texts that alignment contrasts an image with. Identical texts never are each other's negatives.
+
+    Args:
+        queue_size: So many texts of past batches are negatives too; 0 takes those of the global batch alone.
+        limit: At most so many negatives per image; null takes all.
+        kept: Which ones a limit keeps: `random`, drawn anew for every image and step, or `nearest` (hard negatives),
+            those whose mean embeddings have the largest cosine with the true text's.
+        from_data: So many texts that the data knows to be nearly true of an image, and false, are its negatives beside
+            all others; 0 asks for none. Scenes has them: its own texts with one attribute changed.
+    """
+
+    queue_size: int = 0
+    limit: int | None = None
+    kept: Literal["random", "nearest"] = "random"
+    from_data: int = 0
+
+    def __post_init__(self) -> None:
+        if self.kept not in ("random", "nearest"):
+            raise ValueError(f"negatives.kept: {self.kept!r} is not known; choose out of random, nearest.")
+        if self.queue_size < 0:
+            raise ValueError(f"negatives.queue_size is {self.queue_size}; set it to 0 (off) or more.")
+        if self.from_data < 0:
+            raise ValueError(f"negatives.from_data is {self.from_data}; set it to 0 (off) or more.")
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"negatives.limit is {self.limit}; set it to 1 or more, or to null for all.")
+        if self.limit is None and self.kept == "nearest":
+            raise ValueError("negatives.kept is nearest, but all negatives are taken; set negatives.limit.")
 
 
 @dataclass(frozen=True)
@@ -29,12 +63,14 @@ class Contrast:
             same reason it is over all texts where the loss takes some, and without those that were made to be false.
             Otherwise it equals log_k - nats. Never above the log of the number of all texts.
         paired: bool, False for an image without text.
+        found: bool, the true text is the likeliest of the candidates; False for an image without text.
     """
 
     nats: Tensor
     log_k: Tensor
     bound: Tensor
     paired: Tensor
+    found: Tensor
 
     def term(self) -> TermNats:
         """Nats per image; its elements are the pairs."""
@@ -51,8 +87,9 @@ class Alignment(nn.Module):
     Args:
         text_width: H.
         latent_width: d.
-        temperature: tau.
+        temperature: tau, or where it starts.
         negatives: which texts an image is contrasted with.
+        learn_temperature: learn tau within `TEMPERATURE_RANGE`.
     """
 
     def __init__(
@@ -60,38 +97,51 @@ class Alignment(nn.Module):
         text_width: int,
         latent_width: int,
         temperature: float,
-        negatives: NegativesConfig = NegativesConfig(),  # noqa: B008 - frozen
+        negatives: NegativesConfig = NegativesConfig(),
+        learn_temperature: bool = False,
     ) -> None:
         super().__init__()
-        self.temperature = temperature
+        self.fixed_temperature = temperature
         self.negatives = negatives
         self.text_map = nn.Linear(text_width, latent_width, bias=False)
         self.queue = TextQueue(negatives.queue_size, text_width) if negatives.queue_size else None
+        self.gather = RowGatherer()
+        low, high = map(math.log, TEMPERATURE_RANGE)
+        place = torch.tensor((math.log(temperature) - low) / (high - low))
+        self.place = nn.Parameter(place.logit(eps=1e-3)) if learn_temperature else None
 
-    def forward(self, mean: Tensor, inputs: BranchInputs) -> Contrast:
+    @property
+    def temperature(self) -> float | Tensor:
+        """tau; where it is learned, by a parameter whose sigmoid is its place in the range, on a log scale."""
+        if self.place is None:
+            return self.fixed_temperature
+        low, high = map(math.log, TEMPERATURE_RANGE)
+        return torch.exp(low + (high - low) * self.place.sigmoid())
+
+    def forward(self, mean: Tensor, output: BranchOutput) -> Contrast:
         """Posterior means (B, N, d) -> the contrast against the texts of the global batch (a collective call)."""
         images = F.normalize(mean.mean(1), dim=-1)
-        own_text = inputs.mean_text(inputs.text_mask)
-        all_texts, all_keys, all_paired = self._candidates(own_text, inputs)
+        own_text = mean_text(output, output.text.mask)
+        all_texts, all_keys, all_paired = self._candidates(own_text, output)
         mapped = F.normalize(self.text_map(all_texts), dim=-1)
         positive = torch.arange(len(images), device=images.device) + rank() * len(images)
-        same_text = inputs.text_key[:, None] == all_keys
+        same_text = output.text.key[:, None] == all_keys
         negatives = choose(all_paired & ~same_text, own_text, all_texts, self.negatives)
-        false = self._from_data(images, inputs)
+        false = self._from_data(images, output)
         return info_nce(images @ mapped.T / self.temperature, positive, negatives, all_paired, false)
 
-    def _from_data(self, images: Tensor, inputs: BranchInputs) -> Tensor | None:
+    def _from_data(self, images: Tensor, output: BranchOutput) -> Tensor | None:
         """(B, m): cosine / tau of each image with the texts that are false of it, -inf where there is none."""
         if not self.negatives.from_data:
             return None
-        texts, present = inputs.mean_negatives(self.negatives.from_data)
+        texts, present = mean_negatives(output, self.negatives.from_data)
         mapped = F.normalize(self.text_map(texts), dim=-1)
         similarity = (mapped @ images[..., None]).squeeze(-1) / self.temperature
         return similarity.masked_fill(~present, -torch.inf)
 
-    def _candidates(self, own_text: Tensor, inputs: BranchInputs) -> tuple[Tensor, Tensor, Tensor]:
+    def _candidates(self, own_text: Tensor, output: BranchOutput) -> tuple[Tensor, Tensor, Tensor]:
         """Mean texts (K, H), their keys (K,), and where there is one (K,): the global batch, then the queue."""
-        batch = gather_rows(own_text, inputs.text_key, inputs.text_mask.any(1))
+        batch = self.gather((own_text, output.text.key, output.text.mask.any(1)), self.training)
         if self.queue is None:
             return batch
         past = self.queue.rows()
@@ -125,4 +175,53 @@ def info_nce(
     with torch.no_grad():
         bound = everyone.sum(1).log() - (similarity.masked_fill(~everyone, -torch.inf).logsumexp(1) - score)
         log_k = contrasted.isfinite().sum(1).log()
-    return Contrast(nats, log_k * has_text, bound * has_text, has_text)
+        found = has_text & (score >= contrasted.amax(1))
+    return Contrast(nats, log_k * has_text, bound * has_text, has_text, found)
+
+
+class TextQueue(nn.Module):
+    """The last texts of training, newest last, as further negatives; its state is in buffers, hence in the checkpoint.
+
+    It holds what goes into the learned map and not what comes out, so the map of today applies to the texts of
+    yesterday. That is why there is no slow copy of the map (the momentum encoder of He et al., 2020).
+    """
+
+    texts: Tensor
+    keys: Tensor
+    present: Tensor
+
+    def __init__(self, size: int, text_width: int) -> None:
+        super().__init__()
+        self.register_buffer("texts", torch.zeros(size, text_width))
+        self.register_buffer("keys", torch.zeros(size, dtype=torch.int64))
+        self.register_buffer("present", torch.zeros(size, dtype=torch.bool))
+
+    def push(self, texts: Tensor, keys: Tensor, present: Tensor) -> None:
+        """Add the rows of the global batch (K, H), (K,), (K,); the oldest leave."""
+        for queue, new in ((self.texts, texts), (self.keys, keys), (self.present, present)):
+            queue.copy_(torch.cat([queue, new.detach().to(queue.dtype)])[-len(queue) :])
+
+    def rows(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Copies, so that a push between the forward and the backward pass does no harm."""
+        return self.texts.clone(), self.keys.clone(), self.present.clone()
+
+
+def choose(eligible: Tensor, anchors: Tensor, texts: Tensor, config: NegativesConfig) -> Tensor:
+    """At most `config.limit` of each row's eligible candidates.
+
+    Args:
+        eligible: (B, K) bool.
+        anchors: (B, H) each row's own text.
+        texts: (K, H) all candidate texts.
+
+    Returns:
+        (B, K) bool.
+    """
+    if config.limit is None or config.limit >= eligible.shape[1]:
+        return eligible
+    if config.kept == "nearest":
+        score = F.normalize(anchors, dim=-1) @ F.normalize(texts, dim=-1).T
+    else:
+        score = torch.rand(eligible.shape, device=eligible.device)
+    best = score.masked_fill(~eligible, -torch.inf).topk(config.limit, dim=1).indices
+    return torch.zeros_like(eligible).scatter(1, best, True) & eligible

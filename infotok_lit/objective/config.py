@@ -1,22 +1,28 @@
-"""What the objective is made of, in primitives: the signature of these classes is the command line and its help."""
+"""What the objective is made of, in primitives: the signature of these classes is the command line and its help.
+
+The settings of a single term stand with the term.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, is_dataclass
 from typing import Any, Literal, get_args, get_type_hints
 
 from infotok_lit.batch import Branch
-
-Term = Literal["compactness", "sufficiency", "alignment"]
-Reduction = Literal["tokens", "mean"]
-
-INITIAL_STD_RANGE = (0.005, 1.0)
+from infotok_lit.objective.alignment import TEMPERATURE_RANGE, NegativesConfig
+from infotok_lit.objective.balance import BalanceConfig
+from infotok_lit.objective.compactness import ProjectionConfig
+from infotok_lit.objective.constraint import DualConfig
+from infotok_lit.objective.hsic import HSICConfig
+from infotok_lit.objective.sufficiency import DecoderConfig
+from infotok_lit.objective.term import Reduction, Term
 
 
 @dataclass(frozen=True)
 class BranchWeights:
-    """Exchange rates of one branch, against one nat of rate (Eq. 10).
+    """What the terms of one branch weigh (Eq. 10 and 11), where `balance` does not find it.
 
     Args:
+        lambda_: Task loss per nat of rate per token (or per unit of each term's own mean).
         alpha: Weight of alignment, in nats of rate per nat of A. 0 switches alignment off in this branch.
         beta: Weight of sufficiency, in nats of rate per nat of S. 0 switches sufficiency off in this branch. Below 1 a
             token pays more for what it carries than the target gains, and the posterior collapses.
@@ -28,13 +34,14 @@ class BranchWeights:
             where sufficiency is on.
     """
 
+    lambda_: float = 0.1
     alpha: float = 10.0
     beta: float = 10.0
     rate_budget_bits: float | None = None
     sufficiency_target_nats: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("alpha", "beta"):
+        for name in ("lambda_", "alpha", "beta"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; a weight must be 0 (off) or positive.")
         if self.rate_budget_bits is not None and self.rate_budget_bits <= 0:
@@ -44,170 +51,72 @@ class BranchWeights:
         if self.sufficiency_target_nats is not None and self.beta == 0:
             raise ValueError("sufficiency_target_nats needs a beta above 0 to start from.")
 
+    def factor(self, term: Term) -> float:
+        """The factor of a term in Eq. 10: 1 for C, beta for S, alpha for A."""
+        return {"compactness": 1.0, "sufficiency": self.beta, "alignment": self.alpha}[term]
+
     @property
-    def constrained(self) -> bool:
-        """Whether dual ascent finds one of the factors."""
-        return self.rate_budget_bits is not None or self.sufficiency_target_nats is not None
-
-
-@dataclass(frozen=True)
-class DualConfig:
-    """Dual ascent on `rate_budget_bits` or `sufficiency_target_nats`.
-
-    Args:
-        step_size: How far the log of the multiplier moves per optimiser step and unit of the gap, which is clipped to
-            [-1, 1]. The gap is (rate - budget) / budget, or sufficiency - target in nats.
-        lowest: The multiplier does not fall below.
-        highest: The multiplier does not rise above.
-    """
-
-    step_size: float = 0.01
-    lowest: float = 1e-3
-    highest: float = 1e3
-
-    def __post_init__(self) -> None:
-        if self.step_size <= 0:
-            raise ValueError(f"dual.step_size is {self.step_size}; set it above 0.")
-        if not 0 < self.lowest < self.highest:
-            raise ValueError(f"dual.lowest is {self.lowest} and dual.highest {self.highest}; set 0 < lowest < highest.")
-
-
-@dataclass(frozen=True)
-class ProjectionConfig:
-    """The task projection f_b (Eq. 4). The inline bottleneck uses `initial_std` only.
-
-    Args:
-        kind: `mlp` and `linear` map tokens to means and log variances; `identity` keeps the tokens as means and learns
-            the log variances only, so that the rate binds the shared tokens themselves.
-        hidden_width: Width h of the hidden layer; `mlp` only.
-        latent_width: Width d of the projected tokens; `mlp` and `linear` only (`identity` keeps the token width).
-        initial_std: Standard deviation of the posterior at the start, in units of the prior's. Narrow, so that the
-            decoders see the tokens before the noise: one that starts at the prior teaches them to ignore the tokens.
-    """
-
-    kind: Literal["mlp", "linear", "identity"] = "mlp"
-    hidden_width: int = 256
-    latent_width: int = 64
-    initial_std: float = 0.05
-
-    def __post_init__(self) -> None:
-        _refuse_unknown("projection.kind", self.kind, ("mlp", "linear", "identity"))
-        for name in ("hidden_width", "latent_width"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"projection.{name} is {getattr(self, name)}; set it to 1 or more.")
-        low, high = INITIAL_STD_RANGE
-        if not low <= self.initial_std <= high:
-            raise ValueError(f"projection.initial_std is {self.initial_std}; set it between {low} and {high}.")
-
-
-@dataclass(frozen=True)
-class DecoderConfig:
-    """The variational decoders p(Y | Z~) of sufficiency (Eq. 8), both small transformers.
-
-    Args:
-        width: Width of the residual stream; a multiple of 4 (two axes, sine and cosine) and of `heads`.
-        depth: Number of layers.
-        heads: Number of attention heads.
-    """
-
-    width: int = 128
-    depth: int = 2
-    heads: int = 4
-
-    def __post_init__(self) -> None:
-        for name in ("width", "depth", "heads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"decoder.{name} is {getattr(self, name)}; set it to 1 or more.")
-        if self.width % 4 or self.width % self.heads:
-            raise ValueError(f"decoder.width {self.width} must be a multiple of 4 and of decoder.heads {self.heads}.")
-
-
-@dataclass(frozen=True)
-class NegativesConfig:
-    """The texts that alignment contrasts an image with. Identical texts never are each other's negatives.
-
-    Args:
-        queue_size: So many texts of past batches are negatives too; 0 takes those of the global batch alone.
-        limit: At most so many negatives per image; null takes all.
-        kept: Which ones a limit keeps: `random`, drawn anew for every image and step, or `nearest` (hard negatives),
-            those whose mean embeddings have the largest cosine with the true text's.
-        from_data: So many texts that the data knows to be nearly true of an image, and false, are its negatives beside
-            all others; 0 asks for none. Scenes has them: its own texts with one attribute changed.
-    """
-
-    queue_size: int = 0
-    limit: int | None = None
-    kept: Literal["random", "nearest"] = "random"
-    from_data: int = 0
-
-    def __post_init__(self) -> None:
-        _refuse_unknown("negatives.kept", self.kept, ("random", "nearest"))
-        if self.queue_size < 0:
-            raise ValueError(f"negatives.queue_size is {self.queue_size}; set it to 0 (off) or more.")
-        if self.from_data < 0:
-            raise ValueError(f"negatives.from_data is {self.from_data}; set it to 0 (off) or more.")
-        if self.limit is not None and self.limit < 1:
-            raise ValueError(f"negatives.limit is {self.limit}; set it to 1 or more, or to null for all.")
-        if self.limit is None and self.kept == "nearest":
-            raise ValueError("negatives.kept is nearest, but all negatives are taken; set negatives.limit.")
-
-
-@dataclass(frozen=True)
-class HSICConfig:
-    """Settings of `estimator: hsic`.
-
-    Args:
-        unbiased: Use the unbiased form, whose value does not depend on the batch size (at least 4 images). The biased
-            form is smoother and never negative, but far from 0 for small batches of independent samples.
-    """
-
-    unbiased: bool = True
+    def constrained(self) -> Term | None:
+        """The term whose factor dual ascent finds."""
+        if self.rate_budget_bits is not None:
+            return "compactness"
+        return None if self.sufficiency_target_nats is None else "sufficiency"
 
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
-    """The InfoTok objective: L = L_i2t + L_t2i + weight * sum over branches of (C + beta S + alpha A).
+    """The InfoTok objective: L = L_i2t + L_t2i + sum over branches of lambda (C + beta S + alpha A).
 
     Args:
         terms: Which terms are on. `[]` is plain fine-tuning: no heads, no cost.
         branches: Which branches are regularised.
+        balance: How strongly each term may pull on the shared tokens, as a share of the task's own pull; takes the
+            place of lambda, alpha and beta for the terms that it names.
+        understanding: lambda, alpha and beta of the understanding branch; its target is the answer text.
+        generation: lambda, alpha and beta of the generation branch; its target is the image latents, thousands of
+            numbers where an answer has a few words, hence the smaller default beta.
+        warmup_steps: Optimiser steps over which all terms rise linearly from 0; fresh heads send noise into a trained
+            encoder, so they may start quietly.
+        compactness_warmup_steps: The same for compactness alone, so that decoders learn to use the tokens before the
+            rate has its price.
+        free_bits: Bits that a token may carry before compactness counts them.
+        placebo: A control: everything is measured and all heads train, but no gradient of a term reaches the model, so
+            its weights end bit-equal to those of plain fine-tuning.
         estimator: `variational` (the paper) bounds the three informations in nats with heads of their own; `hsic`
             measures the same three dependencies by normalised HSIC with Gaussian kernels, each dimensionless in [0, 1],
-            on the mean token and without any head. It reads `terms`, `branches`, `weight`, alpha, beta, `multiplier`
-            and `hsic`; the rest belongs to `variational`.
+            on the mean token and without any head. It reads `terms`, `branches`, `balance`, the weights, `placebo`,
+            `warmup_steps` and `hsic`; the rest belongs to `variational`.
         hsic: Settings of the estimator `hsic`.
         bottleneck: `projected` (the paper) puts the noise on a projection that only training sees; `inline` puts it on
             the tokens that the model itself consumes, whose own losses then are the sufficiency term.
         projection: The task projections f_u, f_g.
         decoder: The decoders of sufficiency.
-        weight: lambda of Eq. 11: task loss per nat per token (or per unit of each term's own mean).
-        understanding: alpha and beta of the understanding branch; its target is the answer text.
-        generation: alpha and beta of the generation branch; its target is the image latents, thousands of numbers
-            where an answer has a few words, hence the smaller default beta.
         temperature: tau of the alignment term: cosine similarities are divided by it.
+        learn_temperature: Learn tau, from `temperature` on, within [0.01, 1].
         negatives: The texts that alignment contrasts an image with.
         reduction: `tokens` divides every term, in nats per image, by the token count N of the full canvas, so that
             alpha and beta are exchange rates; `mean` takes each term's mean over its own elements.
-        multiplier: How `weight` moves with the global step: `constant`, or `warmup` linearly from 0.
-        warmup_steps: Length of the warm-up in optimiser steps; 0 unless `multiplier` is `warmup`.
         dual: Dual ascent, for branches that ask for a budget or a target.
     """
 
     terms: tuple[Term, ...] = ("compactness", "sufficiency", "alignment")
     branches: tuple[Branch, ...] = ("understanding", "generation")
+    balance: BalanceConfig = field(default_factory=BalanceConfig)
+    understanding: BranchWeights = field(default_factory=BranchWeights)
+    generation: BranchWeights = field(default_factory=lambda: BranchWeights(beta=2.0))
+    warmup_steps: int = 0
+    compactness_warmup_steps: int = 0
+    free_bits: float = 0.0
+    placebo: bool = False
     estimator: Literal["variational", "hsic"] = "variational"
     hsic: HSICConfig = field(default_factory=HSICConfig)
     bottleneck: Literal["projected", "inline"] = "projected"
     projection: ProjectionConfig = field(default_factory=ProjectionConfig)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
-    weight: float = 0.1
-    understanding: BranchWeights = field(default_factory=BranchWeights)
-    generation: BranchWeights = field(default_factory=lambda: BranchWeights(alpha=10.0, beta=2.0))
     temperature: float = 0.1
+    learn_temperature: bool = False
     negatives: NegativesConfig = field(default_factory=NegativesConfig)
     reduction: Reduction = "tokens"
-    multiplier: Literal["constant", "warmup"] = "constant"
-    warmup_steps: int = 0
     dual: DualConfig = field(default_factory=DualConfig)
 
     def __post_init__(self) -> None:
@@ -216,71 +125,106 @@ class ObjectiveConfig:
         _refuse_unknown("bottleneck", self.bottleneck, ("projected", "inline"))
         _refuse_unknown("estimator", self.estimator, ("variational", "hsic"))
         _refuse_unknown("reduction", self.reduction, get_args(Reduction))
-        _refuse_unknown("multiplier", self.multiplier, ("constant", "warmup"))
+        low, high = TEMPERATURE_RANGE
         if self.temperature <= 0:
             raise ValueError(f"temperature is {self.temperature}; set it above 0 (0.1 is usual).")
-        if self.weight < 0:
-            raise ValueError(f"weight is {self.weight}; set it above 0, or terms to [] for plain fine-tuning.")
-        self._check_warmup()
+        if self.learn_temperature and not low <= self.temperature <= high:
+            raise ValueError(f"temperature is {self.temperature}; where it is learned, start between {low} and {high}.")
+        for name in ("warmup_steps", "compactness_warmup_steps", "free_bits"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; set it to 0 (off) or more.")
         self._check_estimator()
         if self.terms:
             self._check_something_acts()
 
-    def _check_warmup(self) -> None:
-        if self.multiplier == "warmup" and self.warmup_steps < 1:
-            raise ValueError(f"multiplier is warmup over {self.warmup_steps} steps; set warmup_steps to 1 or more.")
-        if self.multiplier == "constant" and self.warmup_steps:
-            raise ValueError(
-                f"warmup_steps is {self.warmup_steps} but multiplier is constant; set multiplier to warmup."
-            )
-
     def _check_estimator(self) -> None:
-        if self.estimator == "hsic" and self.bottleneck == "inline":
+        inline = self.bottleneck == "inline"
+        if self.estimator == "hsic" and inline:
             raise ValueError("estimator hsic has no noise to put on the tokens; set bottleneck to projected.")
-        if self.estimator == "hsic" and (self.understanding.constrained or self.generation.constrained):
-            raise ValueError("estimator hsic measures no bits or nats to limit; remove the budget or target.")
+        if self.placebo and inline:
+            raise ValueError("bottleneck inline changes the model's own loss; a placebo needs bottleneck projected.")
         for branch in get_args(Branch):
-            if self.bottleneck == "inline" and self.weights(branch).sufficiency_target_nats is not None:
+            constrained = self.weights(branch).constrained
+            if self.estimator == "hsic" and constrained:
+                raise ValueError("estimator hsic measures no bits or nats to limit; remove the budget or target.")
+            if inline and constrained == "sufficiency":
                 raise ValueError(
                     f"{branch}.sufficiency_target_nats: with bottleneck inline sufficiency is the model's own loss and "
                     "is not measured; set rate_budget_bits instead."
                 )
+            if constrained and self.balance.share(branch, constrained):
+                raise ValueError(
+                    f"{branch}: dual ascent finds the factor of {constrained}, so balance cannot set it as well; set "
+                    f"balance.{branch}.{constrained} to null, or remove the budget or target."
+                )
 
     def _check_something_acts(self) -> None:
-        if self.weight == 0:
-            raise ValueError("weight is 0 while terms are on; set terms to [] for plain fine-tuning.")
         if not self.branches:
             raise ValueError("branches is empty while terms are on; name a branch, or set terms to [].")
         if self.bottleneck == "inline" and "compactness" not in self.terms:
             raise ValueError("bottleneck inline is noise priced by its rate; add compactness to terms.")
         if not any(self.active_terms(branch) for branch in self.branches):
-            raise ValueError("every term that is on has weight 0; raise alpha or beta, or set terms to [].")
+            raise ValueError(
+                "every term that is on has weight 0; raise lambda_, alpha, beta or a share of balance, or set terms "
+                "to [] for plain fine-tuning."
+            )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "ObjectiveConfig":
-        """The inverse of dataclasses.asdict; what is missing keeps its default."""
-        parts = {name: part for name, part in get_type_hints(cls).items() if is_dataclass(part) and name in values}
-        return cls(**{**values, **{name: part(**values[name]) for name, part in parts.items()}})
+        """The inverse of dataclasses.asdict, also for older runs; what is missing keeps its default."""
+        return _built(cls, _with_current_names(values))
 
     def weights(self, branch: Branch) -> BranchWeights:
-        """alpha, beta and what else one branch has of its own."""
+        """lambda, alpha, beta and what else one branch has of its own."""
         return self.understanding if branch == "understanding" else self.generation
+
+    def warmup(self, term: Term, step: int) -> float:
+        """The factor in [0, 1] by which a term has risen at a global step."""
+        lengths = [self.warmup_steps, self.compactness_warmup_steps if term == "compactness" else 0]
+        return min([1.0, *(step / length for length in lengths if length)])
 
     def negatives_from_data(self, branch: Branch) -> int:
         """How many texts per image alignment asks the data for in a branch."""
         aligned = self.estimator == "variational" and "alignment" in self.active_terms(branch)
         return self.negatives.from_data if aligned else 0
 
-    def coefficient(self, branch: Branch, term: Term) -> float:
-        """The factor of a term in Eq. 10: 1 for C, beta for S, alpha for A."""
-        weights = self.weights(branch)
-        return {"compactness": 1.0, "sufficiency": weights.beta, "alignment": weights.alpha}[term]
-
     def active_terms(self, branch: Branch) -> tuple[Term, ...]:
-        """The terms that act in a branch: listed, the branch listed, and their coefficient not 0."""
+        """The terms that act in a branch: listed, the branch listed, and their weight (or share) not 0."""
         if branch not in self.branches:
             return ()
-        return tuple(term for term in self.terms if self.coefficient(branch, term) > 0)
+
+        def acts(term: Term) -> bool:
+            share, weights = self.balance.share(branch, term), self.weights(branch)
+            return weights.lambda_ * weights.factor(term) > 0 if share is None else share > 0
+
+        return tuple(term for term in self.terms if acts(term))
+
+    def balanced_terms(self, branch: Branch) -> tuple[Term, ...]:
+        """The terms of a branch whose weight `balance` finds. Inline, sufficiency is the model's own loss: no term."""
+        terms = [term for term in self.active_terms(branch) if self.balance.share(branch, term) is not None]
+        return tuple(term for term in terms if self.bottleneck == "projected" or term != "sufficiency")
+
+
+def _with_current_names(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of an older run under today's names.
+
+    There was one `weight` for both branches, now `lambda_` of each; and `multiplier` said what a `warmup_steps` above 0
+    says.
+    """
+    current = dict(values)
+    weight = current.pop("weight", None)
+    if weight is not None:
+        for branch in get_args(Branch):
+            current[branch] = {**current.get(branch, {}), "lambda_": weight}
+    current.pop("multiplier", None)
+    return current
+
+
+def _built(cls: type, values: Mapping[str, Any]) -> Any:
+    """A dataclass of dataclasses from nested dicts."""
+    types = get_type_hints(cls)
+    parts = {name: _built(types[name], part) for name, part in values.items() if is_dataclass(types.get(name))}
+    return cls(**{**values, **parts})
 
 
 def _checked_choices(name: str, given: object, known: tuple[str, ...]) -> tuple[str, ...]:

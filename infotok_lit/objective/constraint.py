@@ -5,14 +5,37 @@ rises while the limit is exceeded and falls while it is not, in the log, so that
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from infotok_lit.objective.config import BranchWeights, DualConfig, Term
+from infotok_lit.objective.term import Term
 
 RATE, SUFFICIENCY = "rate_bits_per_token", "sufficiency_nats_per_element"
 """Report names of the two quantities that can be constrained."""
+
+
+@dataclass(frozen=True)
+class DualConfig:
+    """Dual ascent on `rate_budget_bits` or `sufficiency_target_nats`.
+
+    Args:
+        step_size: How far the log of the multiplier moves per optimiser step and unit of the gap, which is clipped to
+            [-1, 1]. The gap is (rate - budget) / budget, or sufficiency - target in nats.
+        lowest: The multiplier does not fall below.
+        highest: The multiplier does not rise above.
+    """
+
+    step_size: float = 0.01
+    lowest: float = 1e-3
+    highest: float = 1e3
+
+    def __post_init__(self) -> None:
+        if self.step_size <= 0:
+            raise ValueError(f"dual.step_size is {self.step_size}; set it above 0.")
+        if not 0 < self.lowest < self.highest:
+            raise ValueError(f"dual.lowest is {self.lowest} and dual.highest {self.highest}; set 0 < lowest < highest.")
 
 
 class Constraint(nn.Module):
@@ -71,12 +94,3 @@ class Constraint(nn.Module):
         self.gap_sum.mul_(~new)
         self.passes.mul_(~new)
         self.last_step.fill_(step)
-
-
-def build_constraint(weights: BranchWeights, terms: tuple[Term, ...], config: DualConfig) -> Constraint | None:
-    """The constraint that a branch asks for; None without one, or where its term is off."""
-    if weights.rate_budget_bits is not None and "compactness" in terms:
-        return Constraint("compactness", RATE, weights.rate_budget_bits, 1.0, config)
-    if weights.sufficiency_target_nats is not None and "sufficiency" in terms:
-        return Constraint("sufficiency", SUFFICIENCY, weights.sufficiency_target_nats, weights.beta, config)
-    return None

@@ -54,10 +54,28 @@ def gather_rows(*tensors: Tensor) -> tuple[Tensor, ...]:
     Raises:
         ValueError: ranks hold batches of different size.
     """
-    if world_size() == 1:
-        return tensors
-    _refuse_unequal_rows(len(tensors[0]), tensors[0].device)
-    return tuple(_GatherRows.apply(tensor) for tensor in tensors)
+    return RowGatherer()(tensors, known=False)
+
+
+class RowGatherer:
+    """`gather_rows` that asks the other ranks for their number of rows no more than it must.
+
+    To ask costs a collective and a read-back, which a training step should not wait for. Training batches have one
+    size, so they are compared once, and again when the own size changes.
+    """
+
+    def __init__(self) -> None:
+        self.equal_rows: int | None = None
+
+    def __call__(self, tensors: tuple[Tensor, ...], known: bool) -> tuple[Tensor, ...]:
+        """(B, ...) each -> (world * B, ...) each; `known`: batches are of one size from call to call."""
+        if world_size() == 1:
+            return tensors
+        rows = len(tensors[0])
+        if not known or rows != self.equal_rows:
+            _refuse_unequal_rows(rows, tensors[0].device)
+            self.equal_rows = rows
+        return tuple(_GatherRows.apply(tensor) for tensor in tensors)
 
 
 def _initialised() -> bool:

@@ -1,48 +1,18 @@
-"""The variational terms of one branch: its heads, and what they measure in nats."""
+"""The variational terms of one branch: its training-only heads, and what they measure in nats."""
 
 import math
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from dataclasses import replace
 
+import torch
 from torch import Tensor, nn
 
-from infotok_lit.batch import Branch
+from infotok_lit.batch import Branch, BranchOutput
 from infotok_lit.objective.alignment import Alignment
-from infotok_lit.objective.compactness import compactness
-from infotok_lit.objective.config import ObjectiveConfig, Term
-from infotok_lit.objective.inputs import BranchInputs
-from infotok_lit.objective.posterior import Posterior
-from infotok_lit.objective.projection import Projection
+from infotok_lit.objective.compactness import Posterior, Projection, compactness
+from infotok_lit.objective.config import ObjectiveConfig
 from infotok_lit.objective.report import alignment_report, noise_band_report, rate_report, sufficiency_report
-from infotok_lit.objective.sufficiency import LatentDecoder, TextDecoder
-from infotok_lit.objective.term import TermNats
-
-
-class Widths(NamedTuple):
-    """What the heads must know of one branch of a model."""
-
-    tokens: int
-    """D: width of the shared tokens."""
-    latents: int
-    """C: channels of the image latents."""
-    text: int
-    """H: width of the LLM's input embeddings."""
-    num_extra: int
-    """Tokens without a place in the grid."""
-
-
-@dataclass(frozen=True)
-class BranchTerms:
-    """What one branch's terms are on one batch."""
-
-    reduced: dict[Term, Tensor]
-    """The cost of each term, a scalar with its graph; this rank's share, not yet weighted."""
-    report: dict[str, Tensor]
-    """Raw numbers, detached and global."""
-    token_rates: Tensor | None
-    """(B, N) bits per token, detached; None without a posterior."""
-    unit_rates: Tensor | None = None
-    """(d,) bits per token that each dimension carries, the mean of this rank's tokens; None without a posterior."""
+from infotok_lit.objective.sufficiency import LatentDecoder, TextDecoder, other_images
+from infotok_lit.objective.term import BranchObjective, Term, TermNats, Widths
 
 
 class BranchHeads(nn.Module):
@@ -54,39 +24,53 @@ class BranchHeads(nn.Module):
         inline = config.bottleneck == "inline"
         projection = replace(config.projection, kind="identity") if inline else config.projection
         with_variance = "compactness" in terms or "sufficiency" in terms
+        self.branch = branch
         self.reduction = config.reduction
+        self.free_nats = config.free_bits * math.log(2)
         self.with_compactness = "compactness" in terms
         self.projection = Projection(projection, widths.tokens, with_variance)
-        latent_width = self.projection.latent_width
+        width = self.projection.latent_width
         decoded = "sufficiency" in terms and not inline
-        self.decoder = _decoder(branch, config, widths, latent_width) if decoded else None
+        self.decoder = _decoder(branch, config, widths, width) if decoded else None
         aligned = "alignment" in terms
-        settings = (widths.text, latent_width, config.temperature, config.negatives)
-        self.alignment = Alignment(*settings) if aligned else None
+        settings = (config.temperature, config.negatives, config.learn_temperature)
+        self.alignment = Alignment(widths.text, width, *settings) if aligned else None
 
-    def forward(self, posterior: Posterior, inputs: BranchInputs, noise: Tensor | None) -> BranchTerms:
-        """The terms, what is measured on the way, and the rate of every token."""
+    def forward(self, posterior: Posterior, output: BranchOutput, noise: Tensor | None) -> BranchObjective:
+        """The terms, not yet weighted, and what is measured on the way; a collective call."""
         terms: dict[Term, TermNats] = {}
         report: dict[str, Tensor] = {}
-        token_rates = unit_rates = None
+        token_rates = unit_rates = gaps = None
         if posterior.log_variance is not None:
             kl = posterior.kl()
             token_rates = kl.detach().sum(-1) / math.log(2)
             unit_rates = kl.detach().mean((0, 1)) / math.log(2)
             report |= rate_report(kl.detach())
             if self.with_compactness:
-                terms["compactness"] = compactness(kl)
+                terms["compactness"] = compactness(kl, self.free_nats)
         if self.decoder is not None:
-            terms["sufficiency"] = self.decoder(posterior.rsample(noise), inputs)
+            sample = posterior.rsample(noise)
+            terms["sufficiency"] = self.decoder(sample, output)
             report |= sufficiency_report(terms["sufficiency"])
+            if not self.training:
+                gaps = self._gaps(sample, output, terms["sufficiency"])
         if self.alignment is not None:
-            contrast = self.alignment(posterior.mean, inputs)
+            contrast = self.alignment(posterior.mean, output)
             terms["alignment"] = contrast.term()
             report |= alignment_report(contrast)
-        if inputs.noise_level is not None:
-            report |= noise_band_report(inputs.noise_level, token_rates, terms)
-        reduced = {name: term.reduce(self.reduction, inputs.num_places) for name, term in terms.items()}
-        return BranchTerms(reduced, report, token_rates, unit_rates)
+        if output.noise_level is not None:
+            report |= noise_band_report(output.noise_level, token_rates, terms)
+        reduced = {name: term.reduce(self.reduction, output.layout.num_tokens) for name, term in terms.items()}
+        return BranchObjective(reduced, report, token_rates=token_rates, unit_rates=unit_rates, sufficiency_gaps=gaps)
+
+    @torch.no_grad()
+    def _gaps(self, sample: Tensor, output: BranchOutput, own: TermNats) -> Tensor:
+        """(B,): S with the sample of another image, minus S, per target element; NaN where no image differs."""
+        other, differs = other_images(self.branch, output)
+        # The other image's places go with its sample; which latents count stays, or the two would not compare.
+        nats = self.decoder(sample[other], replace(output, token_index=output.token_index[other]))
+        gap = (nats.per_image - own.per_image) / own.elements.clamp(min=1)
+        return gap.where(differs & (own.elements > 0), torch.nan)
 
 
 def _decoder(branch: Branch, config: ObjectiveConfig, widths: Widths, latent_width: int) -> nn.Module:

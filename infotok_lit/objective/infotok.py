@@ -5,37 +5,40 @@ left is the model as it was.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from infotok_lit.batch import Branch
-from infotok_lit.objective.config import ObjectiveConfig, Term
-from infotok_lit.objective.constraint import build_constraint
-from infotok_lit.objective.dependence import DependenceTerms
-from infotok_lit.objective.heads import BranchHeads, BranchTerms, Widths
-from infotok_lit.objective.inline import InlineBottleneck
-from infotok_lit.objective.inputs import BranchInputs
-from infotok_lit.objective.multipliers import build_multiplier
-from infotok_lit.objective.posterior import Posterior
-from infotok_lit.objective.report import weight_report
+from infotok_lit.batch import Branch, BranchOutput
+from infotok_lit.objective.balance import Balance, finish_step
+from infotok_lit.objective.compactness import InlineBottleneck, Posterior
+from infotok_lit.objective.config import ObjectiveConfig
+from infotok_lit.objective.constraint import RATE, SUFFICIENCY, Constraint
+from infotok_lit.objective.heads import BranchHeads
+from infotok_lit.objective.hsic import DependenceTerms
+from infotok_lit.objective.report import balance_report, equivalent_weights, weight_report
+from infotok_lit.objective.term import BranchObjective, Term, Widths
 
 
-@dataclass(frozen=True)
-class BranchObjective:
-    """One branch's share of the total loss, and what there is to know about it."""
+class TokenPath:
+    """What happens to a branch's shared tokens on their way into the model, in one forward pass.
 
-    loss: Tensor
-    """Scalar: multiplier * L_b; this rank's share (its average over ranks is the global number)."""
-    terms: dict[str, Tensor]
-    """The parts of `loss`, weighted, with their graph: for gradient norms."""
-    report: dict[str, Tensor]
-    """Raw numbers, detached, global; names and units in `report.REPORT_UNITS`."""
-    token_rates: Tensor | None
-    """(B, N): bits per token of the local batch, detached; None where no term draws a sample."""
-    unit_rates: Tensor | None = None
-    """(d,): bits per token that each dimension carries, over the local batch; None where `token_rates` is."""
+    Noise, where the bottleneck is inline; and where terms are balanced, an ear for the gradient that comes back.
+
+    Args:
+        inline: the noise; None for none.
+        balance: the ear; None for none.
+    """
+
+    def __init__(self, inline: InlineBottleneck | None, balance: Balance | None) -> None:
+        self.inline = inline
+        self.balance = balance
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        """(B, N, D) -> (B, N, D), same dtype."""
+        tokens = tokens if self.inline is None else self.inline(tokens)
+        return tokens if self.balance is None else self.balance.watch_task(tokens)
 
 
 class InfoTok(nn.Module):
@@ -59,59 +62,92 @@ class InfoTok(nn.Module):
         super().__init__()
         self.config = config
         self.widths = dict(widths)
-        self.multiplier = build_multiplier(config)
-        active = [branch for branch in config.branches if config.active_terms(branch)]
-        self.heads = nn.ModuleDict({branch: _heads(branch, config, widths[branch]) for branch in active})
+        self.heads = nn.ModuleDict()
         self.constraints = nn.ModuleDict()
-        for branch in active:
-            constraint = build_constraint(config.weights(branch), config.active_terms(branch), config.dual)
+        self.balances = nn.ModuleDict()
+        for branch in config.branches:
+            terms = config.active_terms(branch)
+            if not terms:
+                continue
+            if config.estimator == "hsic":
+                self.heads[branch] = DependenceTerms(branch, terms, config.hsic.unbiased)
+            else:
+                self.heads[branch] = BranchHeads(branch, config, widths[branch])
+            balanced = config.balanced_terms(branch)
+            if balanced:
+                shares = {term: config.balance.share(branch, term) for term in balanced}
+                self.balances[branch] = Balance(shares, config.balance)
+            constraint = _constraint(branch, config)
             if constraint is not None:
                 self.constraints[branch] = constraint
-        self._inline: dict[Branch, InlineBottleneck] = {}
 
-    def transform(self, branch: Branch, noise: Tensor | None = None, priced: bool = True) -> InlineBottleneck | None:
-        """What the model must apply to the branch's shared tokens: None, or this step's inline bottleneck.
+    def path(self, branch: Branch, step: int, noise: Tensor | None = None, priced: bool = True) -> TokenPath | None:
+        """What the model must apply to the branch's shared tokens in one forward pass; None for nothing.
 
-        The next `forward` of the branch takes its posterior; call this anew for every pass of the model, in validation
-        too, where the bounds hold for noisy tokens.
+        Give it to `forward` with what the model returned; make one anew for every pass, in validation too, where the
+        bounds hold for noisy tokens.
 
         Args:
             branch: whose tokens.
-            noise: (B, N, D) standard normal, drawn if not given.
+            step: global step.
+            noise: (B, N, D) standard normal for an inline bottleneck; drawn if not given.
             priced: False for a further pass over a branch's tokens, which meets the same noise and no `forward`.
         """
-        if self.config.bottleneck != "inline" or branch not in self.heads:
+        if branch not in self.heads:
             return None
-        inline = InlineBottleneck(self.heads[branch].projection, noise)
-        if priced:
-            self._inline[branch] = inline
-        return inline
+        inline = InlineBottleneck(self.heads[branch].projection, noise) if self.config.bottleneck == "inline" else None
+        measured = priced and branch in self.balances and self.balances[branch].measures(step)
+        balance = self.balances[branch] if measured else None
+        return TokenPath(inline, balance) if inline or balance else None
 
-    def forward(self, branch: Branch, inputs: BranchInputs, step: int, noise: Tensor | None = None) -> BranchObjective:
-        """Loss and report of one branch; collective where several ranks train together.
+    def forward(
+        self,
+        branch: Branch,
+        output: BranchOutput,
+        step: int,
+        *,
+        path: TokenPath | None = None,
+        pixel_values: Tensor | None = None,
+        noise: Tensor | None = None,
+    ) -> BranchObjective:
+        """The weighted terms and the report of one branch; collective where several ranks train together.
 
         Args:
-            branch: which heads to use; one without active terms costs nothing and returns a loss of 0.
-            inputs: tokens and targets of the branch's one forward pass.
-            step: global step, for the multiplier.
+            branch: which heads to use; one without active terms costs nothing and has none.
+            output: what the branch's one forward pass gave.
+            step: global step, for warm-up, dual ascent and balance.
+            path: what that pass was given, of `path`.
+            pixel_values: (B, 3, height, width), for `estimator: hsic`.
             noise: (B, N, d) standard normal for the posterior sample; drawn if not given. Projected bottleneck only.
 
         Raises:
-            ValueError: inputs of another layout; an inline bottleneck that the model was not given.
+            ValueError: an output of another layout or shape; an inline bottleneck that the model was not given.
         """
         if branch not in self.heads:
-            return BranchObjective(inputs.tokens.new_zeros((), dtype=torch.float32), {}, {}, None)
-        self._refuse_other_layout(branch, inputs)
-        with torch.autocast(inputs.tokens.device.type, enabled=False):
-            measured = self._measure(branch, inputs, noise)
-            multiplier = self.config.weight * self.multiplier(step)
-            factors = self._factors(branch, step)
-            terms = {name: factors[name] * cost * multiplier for name, cost in measured.reduced.items()}
-            loss = torch.stack(list(terms.values())).sum()
-        report = measured.report | weight_report(terms, multiplier)
+            return BranchObjective()
+        _check_shapes(output, self.widths[branch])
+        tokens = output.tokens
+        if self.config.placebo:
+            tokens = tokens.detach().requires_grad_(torch.is_grad_enabled())
+        with torch.autocast(tokens.device.type, enabled=False):
+            measured = self._measure(branch, tokens, output, path, pixel_values, noise)
+            weights = self._weights(branch, step)
+            weights = {term: weights[term] for term in measured.terms}
+            terms = {term: weights[term] * cost for term, cost in measured.terms.items()}
+            report = measured.report | weight_report(terms)
+            if branch in self.balances:
+                balance = self.balances[branch]
+                if balance.measures(step) and tokens.requires_grad:
+                    first = next(iter(terms))
+                    terms[first] = terms[first] + balance.watch_terms(measured.terms, tokens)
+                report |= balance_report(balance, weights, self.config.weights(branch).lambda_)
         if branch in self.constraints:
             report |= self.constraints[branch].observe(report)
-        return BranchObjective(loss, terms, report, measured.token_rates, measured.unit_rates)
+        return replace(measured, terms=terms, report=report, tokens=tokens)
+
+    def finish_step(self) -> None:
+        """Take in what balance has measured in an optimiser step, after its last backward pass; a collective call."""
+        finish_step(self.balances.values())
 
     def posterior(self, branch: Branch, tokens: Tensor) -> Posterior | None:
         """What the branch's heads make of shared tokens (B, N, D); None where it has no posterior with a variance."""
@@ -123,41 +159,92 @@ class InfoTok(nn.Module):
         with torch.autocast(tokens.device.type, enabled=False):
             return head.projection(tokens)
 
-    def _measure(self, branch: Branch, inputs: BranchInputs, noise: Tensor | None) -> BranchTerms:
-        if self.config.estimator == "hsic":
-            return self.heads[branch](inputs)
-        return self.heads[branch](self._posterior(branch, inputs, noise), inputs, noise)
+    def equivalents(self) -> dict[Branch, dict[str, float]]:
+        """lambda, alpha and beta of each branch as things stand, for people; reads from the device."""
+        found = {}
+        for branch in self.heads:
+            values = equivalent_weights(self._full_weights(branch), self.config.weights(branch).lambda_)
+            found[branch] = {name: float(value) for name, value in values.items()}
+        return found
 
-    def _factors(self, branch: Branch, step: int) -> dict[Term, Tensor | float]:
-        """Eq. 10's 1, beta and alpha; where the branch has a constraint, its multiplier in place of one of them."""
-        factors: dict[Term, Tensor | float] = {
-            term: self.config.coefficient(branch, term) for term in self.config.active_terms(branch)
+    def _measure(
+        self,
+        branch: Branch,
+        tokens: Tensor,
+        output: BranchOutput,
+        path: TokenPath | None,
+        pixel_values: Tensor | None,
+        noise: Tensor | None,
+    ) -> BranchObjective:
+        head = self.heads[branch]
+        if self.config.estimator == "hsic":
+            return head(tokens, output, pixel_values)
+        if self.config.bottleneck == "projected":
+            return head(head.projection(tokens), output, noise)
+        if noise is not None:
+            raise ValueError("The inline bottleneck draws its noise in the model; give noise to path() instead.")
+        return head(_inline_posterior(branch, output, path), output, None)
+
+    def _weights(self, branch: Branch, step: int) -> dict[Term, Tensor | float]:
+        """The factor of each active term in the total loss at a step, which may move a constraint's."""
+        if branch in self.constraints:
+            self.constraints[branch].multiplier(step)
+        return {term: self.config.warmup(term, step) * value for term, value in self._full_weights(branch).items()}
+
+    def _full_weights(self, branch: Branch) -> dict[Term, Tensor | float]:
+        """The same without warm-up, as things stand: configured, or found by dual ascent or balance."""
+        own = self.config.weights(branch)
+        weights: dict[Term, Tensor | float] = {
+            term: own.lambda_ * own.factor(term) for term in self.config.active_terms(branch)
         }
         if branch in self.constraints:
             constraint = self.constraints[branch]
-            factors[constraint.term] = constraint.multiplier(step)
-        return factors
-
-    def _refuse_other_layout(self, branch: Branch, inputs: BranchInputs) -> None:
-        expected = self.widths[branch].num_extra
-        if inputs.num_extra != expected:
-            raise ValueError(f"inputs have {inputs.num_extra} extra tokens; the heads were built for {expected}.")
-
-    def _posterior(self, branch: Branch, inputs: BranchInputs, noise: Tensor | None) -> Posterior:
-        if self.config.bottleneck == "projected":
-            return self.heads[branch].projection(inputs.tokens)
-        if noise is not None:
-            raise ValueError("The inline bottleneck draws its noise in the model; give noise to transform() instead.")
-        inline = self._inline.pop(branch, None)
-        if inline is None or inline.posterior is None:
-            raise ValueError(f"bottleneck inline: pass transform({branch!r}) to the model in every forward pass.")
-        if inline.posterior.mean.shape != inputs.tokens.shape:
-            raise ValueError(
-                f"bottleneck inline: the model's transform saw tokens {tuple(inline.posterior.mean.shape)}, "
-                f"the objective got {tuple(inputs.tokens.shape)}; both must be of one forward pass."
-            )
-        return inline.posterior
+            weights[constraint.term] = own.lambda_ * constraint.log_multiplier.exp()
+        return weights | (self.balances[branch].factors() if branch in self.balances else {})
 
 
-def _heads(branch: Branch, config: ObjectiveConfig, widths: Widths) -> nn.Module:
-    return DependenceTerms(branch, config) if config.estimator == "hsic" else BranchHeads(branch, config, widths)
+def _constraint(branch: Branch, config: ObjectiveConfig) -> Constraint | None:
+    """The constraint that a branch asks for; None without one, or where its term is off."""
+    weights = config.weights(branch)
+    if weights.constrained not in config.active_terms(branch):
+        return None
+    if weights.constrained == "compactness":
+        return Constraint("compactness", RATE, weights.rate_budget_bits, 1.0, config.dual)
+    return Constraint("sufficiency", SUFFICIENCY, weights.sufficiency_target_nats, weights.beta, config.dual)
+
+
+def _inline_posterior(branch: Branch, output: BranchOutput, path: TokenPath | None) -> Posterior:
+    """That of the tokens which the model consumed in the pass that gave `output`."""
+    if path is None or path.inline is None or path.inline.posterior is None:
+        raise ValueError(f"bottleneck inline: pass path({branch!r}) to the model, and then to the objective.")
+    posterior = path.inline.posterior
+    if posterior.mean.shape != output.tokens.shape:
+        raise ValueError(
+            f"bottleneck inline: the path saw tokens {tuple(posterior.mean.shape)}, "
+            f"the objective got {tuple(output.tokens.shape)}; both must be of one forward pass."
+        )
+    return posterior
+
+
+def _check_shapes(output: BranchOutput, widths: Widths) -> None:
+    """Refuse what does not belong together, in words."""
+    if output.layout.num_extra != widths.num_extra:
+        raise ValueError(
+            f"the tokens have {output.layout.num_extra} extra places; the heads were built for {widths.num_extra}."
+        )
+    if output.layout.num_tokens == 0:
+        raise ValueError("the canvas has no place at all: num_extra is 0 and grid is (0, 0).")
+    if output.tokens.ndim != 3 or output.tokens.shape[1] == 0:
+        raise ValueError(f"tokens must be (B, N, D) with N >= 1, not {tuple(output.tokens.shape)}.")
+    images, text = output.tokens.shape[0], output.text
+    texts = (images, *text.ids.shape[1:])
+    expected = [("token_index", output.token_index, output.tokens.shape[:2]), ("text.key", text.key, (images,))]
+    expected += [(f"text.{name}", getattr(text, name), texts) for name in ("ids", "mask", "target_mask")]
+    if output.noise_level is not None:
+        expected.append(("noise_level", output.noise_level, (images,)))
+    if text.negatives is not None:
+        negatives = (images, *text.negatives.ids.shape[1:3])
+        expected += [(f"text.negatives.{name}", getattr(text.negatives, name), negatives) for name in ("ids", "mask")]
+    for name, found, shape in expected:
+        if found.shape != shape:
+            raise ValueError(f"{name} must have shape {tuple(shape)}, not {tuple(found.shape)}.")

@@ -1,6 +1,7 @@
-"""What is watched: every number of a branch, its name and its unit. Nothing here is optimised.
+"""What is watched: every number of a branch by name, whose units docs/objective.md gives. Nothing here is optimised.
 
-All numbers are over the global batch and equal on every rank; log them without a second reduction.
+All numbers are over the global batch and equal on every rank; log them without a second reduction. Nothing is read
+from the device but by what makes a message.
 """
 
 import math
@@ -12,52 +13,21 @@ from torch import Tensor
 
 from infotok_lit.batch import Branch
 from infotok_lit.objective.alignment import Contrast
-from infotok_lit.objective.config import Term
+from infotok_lit.objective.balance import Balance
 from infotok_lit.objective.distributed import global_sum, world_size
-from infotok_lit.objective.term import TermNats
+from infotok_lit.objective.term import Term, TermNats
 
+Number = float | Tensor
 NUM_NOISE_BANDS = 4
 NOISE_BANDS = tuple(
     f"t_{band / NUM_NOISE_BANDS:.2f}_{(band + 1) / NUM_NOISE_BANDS:.2f}" for band in range(NUM_NOISE_BANDS)
 )
 """Names of the bands of the time t in [0, 1] of a flow model, from noise to clean; the last one includes 1."""
-BANDED = {
-    "rate_bits_per_token": "C: bits per token that is present, mean",
-    "sufficiency_nats_per_element": "S: nats per target element, mean",
-    "alignment_nats": "A: nats per pair, mean",
-}
-"""What is also reported per band, where images carry a time; a band that no image of the global batch is in is not."""
-
-REPORT_UNITS = {
-    "rate_bits_per_token": "C, upper bound on I(Z~; I): bits per token that is present, mean",
-    "rate_bits_per_image": "C: bits per image, summed over its present tokens, mean over images",
-    "rate_bits_per_dim": "C: bits per present token and dimension, mean",
-    "active_units": "dimensions of Z~ whose mean KL exceeds 0.01 nats: a count",
-    "active_units_fraction": "active units over d",
-    "sufficiency_nats_per_image": "S: nats per image, summed over target elements, mean over images",
-    "sufficiency_nats_per_element": "S: nats per answer token, or per latent number (a density: may be negative), mean",
-    "alignment_nats": "A: nats per pair, mean over images that have a text",
-    "alignment_log_k": "log of the candidates per pair that the loss took, the true text included: nats, mean",
-    "alignment_bound_nats": "InfoNCE lower bound on I(Z~; T) from all texts, repeated ones too: nats, mean",
-    "hsic_compactness": "normalised HSIC of the mean token and the image: dimensionless, 0 independent, 1 determined",
-    "hsic_sufficiency": "normalised HSIC of the mean token and the target: dimensionless, 0 independent, 1 determined",
-    "hsic_alignment": "normalised HSIC of the mean token and the text: dimensionless, 0 independent, 1 determined",
-    "constraint_gap": "rate - budget in bits per token, or sufficiency - target in nats per element; 0 on the limit",
-    "constraint_multiplier": "the factor that dual ascent found: of C (budget), or beta (target)",
-    "multiplier": "lambda times its schedule: task loss per unit of a reduced term",
-    "weighted_compactness": "what C adds to the total loss: multiplier * C, reduced",
-    "weighted_sufficiency": "what S adds to the total loss: multiplier * beta * S, reduced",
-    "weighted_alignment": "what A adds to the total loss: multiplier * alpha * A, reduced",
-} | {
-    f"{name}/{band}": f"{meaning}, over images at times {band}"
-    for name, meaning in BANDED.items()
-    for band in NOISE_BANDS
-}
-"""Report name -> unit and meaning."""
-
 ACTIVE_NATS = 0.01
 """Mean KL above which a dimension carries something."""
 COLLAPSED_BITS_PER_TOKEN = 0.05
+INERT_NATS = 0.01
+"""Nats per answer token that sufficiency must take from the tokens."""
 
 
 def rate_report(kl: Tensor) -> dict[str, Tensor]:
@@ -88,21 +58,21 @@ def sufficiency_report(term: TermNats) -> dict[str, Tensor]:
 
 def alignment_report(contrast: Contrast) -> dict[str, Tensor]:
     """Means over the images that have a text; 0 where none has."""
-    nats, log_k, bound, pairs = _totals(
-        contrast.nats.sum(), contrast.log_k.sum(), contrast.bound.sum(), contrast.paired.sum()
-    )
+    parts = (contrast.nats, contrast.log_k, contrast.bound, contrast.found, contrast.paired)
+    nats, log_k, bound, found, pairs = _totals(*(part.sum() for part in parts))
     pairs = pairs.clamp(min=1)
     return {
         "alignment_nats": nats / pairs,
         "alignment_log_k": log_k / pairs,
         "alignment_bound_nats": bound / pairs,
+        "alignment_accuracy": found / pairs,
     }
 
 
 def noise_band_report(
     noise_level: Tensor, token_rates: Tensor | None, terms: Mapping[Term, TermNats]
 ) -> dict[str, Tensor]:
-    """The numbers of `BANDED` per band of the time t.
+    """Rate, sufficiency and alignment per band of the time t; NaN for a band that no image of the global batch is in.
 
     Args:
         noise_level: (B,) t in [0, 1].
@@ -125,16 +95,40 @@ def noise_band_report(
     sums = global_sum((values[..., None] * F.one_hot(band, NUM_NOISE_BANDS)).sum(1))
     names = [f"{name}/{band}" for name in ratios for band in NOISE_BANDS]
     totals, counts = sums[0::2].flatten(), sums[1::2].flatten()
-    # Counts are global, so all ranks leave out the same bands.
-    filled = (counts > 0).tolist()
-    return {name: total / count for name, total, count, kept in zip(names, totals, counts, filled, strict=True) if kept}
+    return {name: total / count for name, total, count in zip(names, totals, counts, strict=True)}
 
 
-def weight_report(terms: dict[str, Tensor], multiplier: float) -> dict[str, Tensor]:
-    """Weighted terms (this rank's shares) -> their global values, and the multiplier that they contain."""
+def weight_report(terms: Mapping[Term, Tensor]) -> dict[str, Tensor]:
+    """Weighted terms (this rank's shares) -> their global values: what each adds to the total loss."""
     values = _totals(*terms.values()) / world_size()
-    weighted = {f"weighted_{name}": value for name, value in zip(terms, values, strict=True)}
-    return weighted | {"multiplier": torch.full_like(values[0], multiplier)}
+    return {f"weighted_{name}": value for name, value in zip(terms, values, strict=True)}
+
+
+def balance_report(balance: Balance, weights: Mapping[Term, Tensor | float], lambda_: float) -> dict[str, Tensor]:
+    """The measured pulls, and the lambda, alpha and beta that amount to the weights which balance has found.
+
+    rho is what a term pulls now, weight included, as a share of the task's pull.
+    """
+    task, *pulls = balance.pulls()
+    report = {"pull_task": task}
+    for term, pull in zip(balance.shares, pulls, strict=True):
+        report[f"rho_{term}"] = weights[term] * pull / task.clamp(min=torch.finfo(task.dtype).tiny)
+    values = {term: torch.as_tensor(weight, device=task.device) for term, weight in weights.items()}
+    equivalents = equivalent_weights(values, torch.as_tensor(lambda_, device=task.device))
+    return report | {f"equivalent_{name}": value.detach() for name, value in equivalents.items()}
+
+
+def equivalent_weights(weights: Mapping[Term, Number], lambda_: Number) -> dict[str, Number]:
+    """The lambda, alpha and beta of Eq. 10 and 11 that amount to each term's factor in the total loss.
+
+    Args:
+        lambda_: the configured one, which is taken without compactness, as nothing else fixes it then.
+    """
+    found = {"lambda": weights.get("compactness", lambda_)}
+    for name, term in (("alpha", "alignment"), ("beta", "sufficiency")):
+        if term in weights:
+            found[name] = weights[term] / (found["lambda"] + 1e-30)
+    return found
 
 
 def collapse_message(branch: Branch, report: dict[str, Tensor]) -> str | None:
@@ -147,12 +141,30 @@ def collapse_message(branch: Branch, report: dict[str, Tensor]) -> str | None:
     return (
         f"{branch}: the posterior has collapsed to the prior ({rate:.3f} bits/token, {active} active units). The noise "
         "drowns what the tokens say, so no decoder can use them and the objective no longer presses on the encoder. "
-        f"Raise {branch}.beta (or alpha), lower weight or warm it up, add sufficiency to terms, or bind the rate to "
-        "the tokens themselves with projection.kind identity or bottleneck inline."
+        f"Raise {branch}.beta (or alpha), or its share in balance; warm up compactness (compactness_warmup_steps), let "
+        "tokens carry some bits for free (free_bits), add sufficiency to terms, or bind the rate to the tokens "
+        "themselves with projection.kind identity or bottleneck inline."
     )
 
 
-def gradient_norms(terms: dict[str, Tensor], tokens: Tensor) -> dict[str, Tensor]:
+def inert_message(branch: Branch, gap: float, error: float) -> str | None:
+    """Says in words that sufficiency takes nothing from the tokens, and what to change; None while it does.
+
+    Args:
+        gap: mean nats per target element that S loses with another image's tokens.
+        error: its standard error.
+    """
+    if gap > max(3 * error, INERT_NATS if branch == "understanding" else 0.0):
+        return None
+    return (
+        f"{branch}: sufficiency is inert: with the tokens of another image S is only {gap:.4f} nats per element worse "
+        f"(standard error {error:.4f}). Its decoder predicts from what it knows without tokens, so the term teaches "
+        "the encoder nothing. Let decoder.teacher_forcing be false, take a smaller decoder, warm up compactness "
+        "(compactness_warmup_steps), set free_bits, or train longer."
+    )
+
+
+def gradient_norms(terms: Mapping[str, Tensor], tokens: Tensor) -> dict[str, Tensor]:
     """|| d term / d tokens ||, over the local batch: what each weighted term sends into the shared encoder.
 
     Only the heads lie between, so this costs little; it keeps the graph for the step's own backward pass. Alignment

@@ -1,11 +1,33 @@
-"""The common currency of the terms: nats per image, and the two ways to reduce them."""
+"""What all terms share: their names, nats per image and how these are reduced, and texts as vectors.
 
-from dataclasses import dataclass
+Shapes: B images, S text length, M texts that are false of an image, H width of the LLM's input embeddings.
+"""
 
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from infotok_lit.objective.config import Reduction
+from infotok_lit.batch import BranchOutput
 from infotok_lit.objective.distributed import global_mean
+
+Term = Literal["compactness", "sufficiency", "alignment"]
+Reduction = Literal["tokens", "mean"]
+
+
+class Widths(NamedTuple):
+    """What the heads must know of one branch of a model."""
+
+    tokens: int
+    """D: width of the shared tokens."""
+    latents: int
+    """C: channels of the image latents."""
+    text: int
+    """H: width of the LLM's input embeddings."""
+    num_extra: int
+    """Tokens without a place in the grid."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +43,7 @@ class TermNats:
     per_image: Tensor
     elements: Tensor
 
-    def reduce(self, reduction: Reduction, num_places: int) -> Tensor:
+    def reduce(self, reduction: Reduction, num_tokens: int) -> Tensor:
         """Scalar, this rank's share of the global number.
 
         `tokens`: nats per image / N, the mean over the global batch, so that all terms share the unit nats/token.
@@ -29,4 +51,65 @@ class TermNats:
         """
         if reduction == "mean":
             return global_mean(self.per_image.sum(), self.elements.sum())
-        return global_mean(self.per_image.sum() / num_places, len(self.per_image))
+        return global_mean(self.per_image.sum() / num_tokens, len(self.per_image))
+
+
+@dataclass(frozen=True)
+class BranchObjective:
+    """The terms of one branch on one batch, and what there is to know about them."""
+
+    terms: dict[Term, Tensor] = field(default_factory=dict)
+    """Each term, a scalar with its graph; this rank's share (its average over ranks is the global number). From the
+    heads: not yet weighted. From `InfoTok`: what the term adds to the total loss."""
+    report: dict[str, Tensor] = field(default_factory=dict)
+    """Raw numbers, detached and global; docs/objective.md names their units."""
+    tokens: Tensor | None = None
+    """(B, N, D): what the terms were computed from, for gradients: the shared tokens, or a placebo's copy of them."""
+    token_rates: Tensor | None = None
+    """(B, N) bits per token, detached; None without a posterior."""
+    unit_rates: Tensor | None = None
+    """(d,) bits per token that each dimension carries, the mean of this rank's tokens; None without a posterior."""
+    sufficiency_gaps: Tensor | None = None
+    """(B,) nats per target element that S loses with the tokens of another image, NaN where no other image differs;
+    None in training, and without sufficiency."""
+
+    @property
+    def loss(self) -> Tensor:
+        """Scalar: the sum of the terms, which there must be."""
+        return torch.stack(list(self.terms.values())).sum()
+
+
+def embedded_text(output: BranchOutput) -> Tensor:
+    """(B, S, H) float32: the detached embeddings of the text; those of id 0 at padding."""
+    return _embedded(output, output.text.ids, output.text.mask)
+
+
+def mean_text(output: BranchOutput, words: Tensor) -> Tensor:
+    """(B, H): the mean embedding of the chosen words (B, S) of each text, detached; 0 for a row without any."""
+    return _mean(embedded_text(output), words)
+
+
+def mean_negatives(output: BranchOutput, count: int) -> tuple[Tensor, Tensor]:
+    """The first texts that are false of each image: their mean embeddings (B, m, H), and where there is one (B, m).
+
+    m is at most `count`, and 0 where the batch has none.
+    """
+    if output.text.negatives is None:
+        nothing = output.tokens.new_zeros(len(output.tokens), 0, dtype=torch.bool)
+        return nothing.new_zeros(*nothing.shape, output.text_embedding.embedding_dim, dtype=torch.float32), nothing
+    ids, mask = (part[:, :count] for part in output.text.negatives)
+    return _mean(_embedded(output, ids, mask), mask), mask.any(-1)
+
+
+def answer_words(output: BranchOutput) -> Tensor:
+    """(B, S) bool: the answer's tokens, which sufficiency of understanding predicts."""
+    return output.text.target_mask & output.text.mask
+
+
+def _embedded(output: BranchOutput, ids: Tensor, mask: Tensor) -> Tensor:
+    return F.embedding(ids.masked_fill(~mask, 0), output.text_embedding.weight.detach()).float()
+
+
+def _mean(embedded: Tensor, words: Tensor) -> Tensor:
+    mask = words[..., None].float()
+    return (embedded * mask).sum(-2) / mask.sum(-2).clamp(min=1)

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from infotok_lit.scenes.generator import Scene, Slot, draw_scene, fits_split, has_held_out_combination
-from infotok_lit.scenes.spec import COLOURS, SHAPES, Cell, Colour, SceneSpec, Shape, Split
+from infotok_lit.scenes.spec import COLOURS, VOCABULARIES, Cell, Colour, Kind, SceneSpec, Split, Vocabulary
 
 Category = Literal["single_object", "two_objects", "counting", "colors", "position", "color_attribution"]
 Relation = Literal["left of", "right of", "above", "below"]
@@ -15,12 +15,13 @@ Relation = Literal["left of", "right of", "above", "below"]
 CATEGORIES: tuple[Category, ...] = get_args(Category)
 RELATIONS: tuple[Relation, ...] = get_args(Relation)
 NUMBERS = ("one", "two", "three", "four")
-PLURALS: dict[Shape, str] = {shape: "crosses" if shape == "cross" else f"{shape}s" for shape in SHAPES}
 
 _COLOURED = ("colors", "position", "color_attribution")
 _PAIRS = ("two_objects", "position", "color_attribution")
-_OBJECT = rf"a (?:({'|'.join(COLOURS)}) )?({'|'.join(SHAPES)})"
-_COUNT = re.compile(rf"({'|'.join(NUMBERS)}) ({'|'.join((*SHAPES, *PLURALS.values()))})")
+_SINGULAR = {plural: kind for known in VOCABULARIES for kind, plural in zip(known.kinds, known.plurals, strict=True)}
+_KINDS = tuple(_SINGULAR.values())
+_OBJECT = rf"a (?:({'|'.join(COLOURS)}) )?({'|'.join(_KINDS)})"
+_COUNT = re.compile(rf"({'|'.join(NUMBERS)}) ({'|'.join((*_KINDS, *_SINGULAR))})")
 _PHRASE = re.compile(rf"{_OBJECT}(?: (and|{'|'.join(RELATIONS)}) {_OBJECT})?")
 
 
@@ -28,7 +29,7 @@ _PHRASE = re.compile(rf"{_OBJECT}(?: (and|{'|'.join(RELATIONS)}) {_OBJECT})?")
 class Mention:
     """An object as a caption names it; `colour` is None where the caption leaves it open."""
 
-    shape: Shape
+    kind: Kind
     colour: Colour | None = None
 
 
@@ -46,12 +47,13 @@ class Prompt:
     relation: Relation | None = None
 
     def __post_init__(self) -> None:
-        shapes = {mention.shape for mention in self.objects}
+        kinds = {mention.kind for mention in self.objects}
         colours = {mention.colour for mention in self.objects}
         number = 2 if self.category in _PAIRS else 1
         coloured = self.category in _COLOURED
         valid = (
-            len(self.objects) == len(shapes) == number
+            len(self.objects) == len(kinds) == number
+            and any(kinds <= set(known.kinds) for known in VOCABULARIES)
             and ((None not in colours and len(colours) == number) if coloured else colours == {None})
             and (1 <= self.count <= len(NUMBERS) if self.category == "counting" else self.count == 1)
             and (self.relation is not None) == (self.category == "position")
@@ -59,13 +61,18 @@ class Prompt:
         if not valid:
             raise ValueError(f"not a prompt of the Scenes grammar: {self.category}, {self.objects}, {self.count}")
 
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """What its objects are of."""
+        return next(known for known in VOCABULARIES if self.objects[0].kind in known.kinds)
+
 
 def write_caption(prompt: Prompt) -> str:
     """The caption of a prompt, in lower case."""
     if prompt.category == "counting":
-        shape = prompt.objects[0].shape
-        return f"{NUMBERS[prompt.count - 1]} {shape if prompt.count == 1 else PLURALS[shape]}"
-    names = [" ".join(filter(None, ("a", mention.colour, mention.shape))) for mention in prompt.objects]
+        kind = prompt.objects[0].kind
+        return f"{NUMBERS[prompt.count - 1]} {kind if prompt.count == 1 else prompt.vocabulary.plural(kind)}"
+    names = [" ".join(filter(None, ("a", mention.colour, mention.kind))) for mention in prompt.objects]
     return f" {prompt.relation or 'and'} ".join(names)
 
 
@@ -85,9 +92,8 @@ def _parse_count(caption: str) -> Prompt | None:
     match = _COUNT.fullmatch(caption)
     if match is None:
         return None
-    singular = {plural: shape for shape, plural in PLURALS.items()}
-    shape = singular.get(match[2], match[2])
-    return Prompt("counting", (Mention(shape),), count=NUMBERS.index(match[1]) + 1)
+    kind = _SINGULAR.get(match[2], match[2])
+    return Prompt("counting", (Mention(kind),), count=NUMBERS.index(match[1]) + 1)
 
 
 def _parse_phrase(caption: str) -> Prompt | None:
@@ -103,15 +109,16 @@ def _parse_phrase(caption: str) -> Prompt | None:
     return Prompt("position", objects, relation=link)
 
 
-def draw_prompt(rng: np.random.Generator, category: Category, max_count: int = 4) -> Prompt:
-    """A prompt drawn uniformly from a category; `max_count` bounds the counting prompts."""
+def draw_prompt(rng: np.random.Generator, spec: SceneSpec, category: Category) -> Prompt:
+    """A prompt drawn uniformly from those of a category that a family of scenes can show."""
     number = 2 if category in _PAIRS else 1
-    shapes = [SHAPES[i] for i in rng.permutation(len(SHAPES))[:number]]
+    known = spec.vocabulary.kinds
+    kinds = [known[i] for i in rng.permutation(len(known))[:number]]
     colours = [COLOURS[i] for i in rng.permutation(len(COLOURS))[:number]] if category in _COLOURED else [None] * number
     return Prompt(
         category,
-        tuple(Mention(shape, colour) for shape, colour in zip(shapes, colours, strict=True)),
-        count=int(rng.integers(max_count)) + 1 if category == "counting" else 1,
+        tuple(Mention(kind, colour) for kind, colour in zip(kinds, colours, strict=True)),
+        count=int(rng.integers(spec.max_objects)) + 1 if category == "counting" else 1,
         relation=RELATIONS[rng.integers(len(RELATIONS))] if category == "position" else None,
     )
 
@@ -125,19 +132,19 @@ def draw_captioned_scene(
     for something that was never shown.
     """
     while True:
-        prompt = draw_prompt(rng, category, spec.max_objects)
-        scene = draw_scene(rng, spec, _slots(rng, prompt, spec.cells))
-        hidden = split == "held_out" and category in _COLOURED and not has_held_out_combination(scene)
+        prompt = draw_prompt(rng, spec, category)
+        scene = draw_scene(rng, spec, split, _slots(rng, prompt, spec.cells))
+        hidden = split == "held_out" and category in _COLOURED and not has_held_out_combination(scene, spec)
         if fits_split(scene, spec, split) and not hidden:
             return prompt, scene
 
 
 def _slots(rng: np.random.Generator, prompt: Prompt, cells: int) -> list[Slot]:
-    slots = [Slot(mention.shape, mention.colour) for mention in prompt.objects] * prompt.count
+    slots = [Slot(mention.kind, mention.colour) for mention in prompt.objects] * prompt.count
     if prompt.relation is None:
         return slots
     first, second = _related_cells(rng, prompt.relation, cells)
-    return [Slot(slots[0].shape, slots[0].colour, first), Slot(slots[1].shape, slots[1].colour, second)]
+    return [Slot(slots[0].kind, slots[0].colour, first), Slot(slots[1].kind, slots[1].colour, second)]
 
 
 def _related_cells(rng: np.random.Generator, relation: Relation, cells: int) -> tuple[Cell, Cell]:

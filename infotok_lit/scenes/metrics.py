@@ -1,19 +1,26 @@
-"""Scores on Scenes: drawn images against their captions, answers against the truth, and what chance would reach."""
+"""Scores on Scenes: drawn images against their captions, answers against the truth, and what to hold them against.
+
+Beside every score stand what chance would reach, and how often the parser of the images is right itself.
+"""
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from infotok_lit.scenes.grammar import CATEGORIES, draw_captioned_scene, parse_caption, write_caption
+from infotok_lit.scenes.generator import Slot, draw_scene
+from infotok_lit.scenes.grammar import CATEGORIES, Prompt, draw_captioned_scene, parse_caption, write_caption
+from infotok_lit.scenes.parser import parse_image
 from infotok_lit.scenes.questions import QUESTION_KINDS, question_kind
 from infotok_lit.scenes.render import render
 from infotok_lit.scenes.scoring import score
 from infotok_lit.scenes.spec import SPECS, SceneSpec
 
+RoundTrip = Callable[[Tensor], Tensor]
+"""Images (B, 3, height, width) in [-1, 1] -> the same after an autoencoder."""
 _OTHER = "other"
 _ANSWER_BUCKETS = 4096
 
@@ -37,16 +44,29 @@ class SceneScore(Metric):
         self.add_state("correct", torch.zeros(len(CATEGORIES), dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("total", torch.zeros(len(CATEGORIES), dtype=torch.int64), dist_reduce_fx="sum")
 
+    def knows(self, caption: str) -> bool:
+        """Whether a caption is one that these scenes can be judged by."""
+        try:
+            self._prompt(caption)
+        except ValueError:
+            return False
+        return True
+
+    def _prompt(self, caption: str) -> Prompt:
+        prompt = parse_caption(caption)
+        if prompt.vocabulary is not self.spec.vocabulary:
+            raise ValueError(f"not a caption of the Scenes grammar of {self.spec.vocabulary.noun}s: {caption!r}")
+        return prompt
+
     def update(self, images: Tensor, captions: Sequence[str]) -> None:
         """Adds images (B, 3, H, W) float in [-1, 1], each with its caption.
 
         Raises:
-            ValueError: the numbers differ, or a caption is not in the grammar.
+            ValueError: the numbers differ, or `knows` a caption not.
         """
         _check_lengths(images=images, captions=captions)
-        pixels = ((images.detach().float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-        for image, caption in zip(pixels.permute(0, 2, 3, 1).cpu().numpy(), captions, strict=True):
-            prompt = parse_caption(caption)
+        for image, caption in zip(_levels(images), captions, strict=True):
+            prompt = self._prompt(caption)
             category = CATEGORIES.index(prompt.category)
             self.correct[category] += int(score(image, prompt, self.spec))
             self.total[category] += 1
@@ -113,10 +133,44 @@ def drawing_chance(spec: str | SceneSpec = "scenes32", num_scenes: int = 1000, s
         captions.append(write_caption(prompt))
     order = rng.permutation(num_scenes)
     # A cyclic shift of a random order pairs no image with its own caption.
-    shuffled = np.stack(images)[order]
-    pixels = torch.from_numpy(shuffled).permute(0, 3, 1, 2).float() / 127.5 - 1
-    metric.update(pixels, [captions[number] for number in np.roll(order, 1)])
+    metric.update(_pixels(np.stack(images)[order]), [captions[number] for number in np.roll(order, 1)])
     return {name: float(value) for name, value in metric.compute().items()}
+
+
+def parser_accuracy(
+    spec: str | SceneSpec = "scenes32", round_trip: RoundTrip | None = None, num_scenes: int = 300, seed: int = 0
+) -> float:
+    """Share of objects in true images whose kind and colour the parser finds in their cell; the mean over the kinds.
+
+    Garments are of those that the judge was not trained on.
+
+    Args:
+        round_trip: what the images pass through before: a model's autoencoder.
+        num_scenes: how many images, each with as many objects as the family shows.
+    """
+    spec = SPECS[spec] if isinstance(spec, str) else spec
+    rng = np.random.default_rng(seed)
+    scenes = [draw_scene(rng, spec, "val", [Slot()] * spec.max_objects) for _ in range(num_scenes)]
+    images = np.stack([render(scene, spec) for scene in scenes])
+    if round_trip is not None:
+        images = _levels(round_trip(_pixels(images)))
+    right: dict[str, list[bool]] = {kind: [] for kind in spec.vocabulary.kinds}
+    for scene, image in zip(scenes, images, strict=True):
+        found = {(item.cell, item.kind, item.colour) for item in parse_image(image, spec)}
+        for item in scene.objects:
+            right[item.kind].append((item.cell, item.kind, item.colour) in found)
+    return float(np.mean([np.mean(values) for values in right.values()]))
+
+
+def _pixels(images: np.ndarray) -> Tensor:
+    """(B, H, W, 3) uint8 -> (B, 3, H, W) in [-1, 1]."""
+    return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def _levels(images: Tensor) -> np.ndarray:
+    """(B, 3, H, W) in [-1, 1] -> (B, H, W, 3) uint8."""
+    levels = ((images.detach().float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return levels.permute(0, 2, 3, 1).cpu().numpy()
 
 
 def _normalise(text: str) -> str:

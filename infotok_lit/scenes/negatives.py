@@ -5,30 +5,25 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from infotok_lit.scenes.generator import Scene
-from infotok_lit.scenes.grammar import NUMBERS, PLURALS, RELATIONS, Prompt, parse_caption, write_caption
+from infotok_lit.scenes.grammar import NUMBERS, RELATIONS, Prompt, parse_caption, write_caption
 from infotok_lit.scenes.parser import ParsedObject
 from infotok_lit.scenes.questions import DESCRIBE, describe_scene, question_kind
 from infotok_lit.scenes.scoring import satisfies
-from infotok_lit.scenes.spec import (
-    COLOURS,
-    HELD_OUT_COMBINATIONS,
-    HELD_OUT_PLACEMENTS,
-    RADIUS,
-    SHAPES,
-    SIZES,
-    SceneSpec,
-    Split,
-    place_name,
-)
+from infotok_lit.scenes.spec import COLOURS, SIZES, VOCABULARIES, SceneSpec, Split, place_name
 
-_CLASSES = (COLOURS, SHAPES, tuple(PLURALS.values()), SIZES, NUMBERS, RELATIONS, ("yes", "no"))
+_KINDS = [known.kinds for known in VOCABULARIES]
+_PLURALS = [known.plurals for known in VOCABULARIES]
+_CLASSES = (COLOURS, *_KINDS, *_PLURALS, SIZES, NUMBERS, RELATIONS, ("yes", "no"))
 """Words that stand for one another's attribute."""
 _COUNTS = ("zero", *NUMBERS)
-_COLOUR, _SHAPE, _PLURAL, _RELATION = ("|".join(words) for words in (COLOURS, SHAPES, PLURALS.values(), RELATIONS))
+_COLOUR, _KIND, _PLURAL, _NOUN, _RELATION = (
+    "|".join(words)
+    for words in (COLOURS, sum(_KINDS, ()), sum(_PLURALS, ()), (known.noun for known in VOCABULARIES), RELATIONS)
+)
 
 
 def false_captions(scene: Scene, caption: str, spec: SceneSpec, split: Split) -> list[str]:
-    """Every caption of the grammar that differs from a true one in one colour, shape, number or relation and is false.
+    """Every caption of the grammar that differs from a true one in one colour, kind, number or relation and is false.
 
     A full description has no false neighbour but those in which one word for an attribute of an object is another.
 
@@ -36,9 +31,9 @@ def false_captions(scene: Scene, caption: str, spec: SceneSpec, split: Split) ->
     learned.
     """
     if caption == describe_scene(scene, spec):
-        return [text for text in _one_word_changed(caption) if _may_be_named(text, split)]
+        return [text for text in _one_word_changed(caption) if _may_be_named(text, spec, split)]
     changed = [write_caption(prompt) for prompt in _changed(parse_caption(caption), spec)]
-    return [text for text in changed if not is_shown(scene, text, spec) and _may_be_named(text, split)]
+    return [text for text in changed if not is_shown(scene, text, spec) and _may_be_named(text, spec, split)]
 
 
 def false_exchanges(scene: Scene, question: str, answer: str, spec: SceneSpec, split: Split) -> list[tuple[str, str]]:
@@ -54,15 +49,15 @@ def false_exchanges(scene: Scene, question: str, answer: str, spec: SceneSpec, s
             found.append((asked, answered))
     if question_kind(question) == "place":
         found += [(question, place) for place in _neighbouring_places(answer, spec)]
-    return [(asked, answered) for asked, answered in found if _may_be_named(f"{asked} {answered}", split)]
+    return [(asked, answered) for asked, answered in found if _may_be_named(f"{asked} {answered}", spec, split)]
 
 
 def is_shown(scene: Scene, caption: str, spec: SceneSpec) -> bool:
     """Whether a caption is true of a scene, by the rule that drawn images are scored with."""
     objects = []
     for item in scene.objects:
-        side = 2 * RADIUS[item.size] * spec.cell_size
-        objects.append(ParsedObject(item.shape, item.colour, item.size, item.cell, item.centre, (side, side), 1.0))
+        side = 2 * spec.radius(item.size)
+        objects.append(ParsedObject(item.kind, item.colour, item.size, item.cell, item.centre, (side, side), 1.0))
     return satisfies(objects, parse_caption(caption))
 
 
@@ -71,25 +66,25 @@ def answer_question(scene: Scene, question: str, spec: SceneSpec) -> str | None:
     if question == DESCRIBE:
         return describe_scene(scene, spec)
     objects = scene.objects
-    if match := re.fullmatch(rf"is there a ({_COLOUR}) ({_SHAPE})\?", question):
-        return _yes(any((o.colour, o.shape) == match.groups() for o in objects))
+    if match := re.fullmatch(rf"is there a ({_COLOUR}) ({_KIND})\?", question):
+        return _yes(any((o.colour, o.kind) == match.groups() for o in objects))
     if match := re.fullmatch(rf"how many ({_PLURAL}) are there\?", question):
-        return _COUNTS[sum(PLURALS[o.shape] == match[1] for o in objects)]
-    if match := re.fullmatch(rf"what colour is the ({_SHAPE})\?", question):
-        return _only([o.colour for o in objects if o.shape == match[1]])
-    if match := re.fullmatch(rf"what shape is the ({_COLOUR}) object\?", question):
-        return _only([o.shape for o in objects if o.colour == match[1]])
-    if match := re.fullmatch(rf"is the ({_COLOUR}) ({_SHAPE}) large or small\?", question):
-        return _only([o.size for o in objects if (o.colour, o.shape) == match.groups()])
-    if match := re.fullmatch(rf"where is the ({_COLOUR}) ({_SHAPE})\?", question):
-        return _only([place_name(o.cell, spec.cells) for o in objects if (o.colour, o.shape) == match.groups()])
-    if match := re.fullmatch(rf"is the ({_COLOUR}) ({_SHAPE}) ({_RELATION}) the ({_COLOUR}) ({_SHAPE})\?", question):
+        return _COUNTS[sum(spec.vocabulary.plural(o.kind) == match[1] for o in objects)]
+    if match := re.fullmatch(rf"what colour is the ({_KIND})\?", question):
+        return _only([o.colour for o in objects if o.kind == match[1]])
+    if match := re.fullmatch(rf"what (?:{_NOUN}) is the ({_COLOUR}) object\?", question):
+        return _only([o.kind for o in objects if o.colour == match[1]])
+    if match := re.fullmatch(rf"is the ({_COLOUR}) ({_KIND}) large or small\?", question):
+        return _only([o.size for o in objects if (o.colour, o.kind) == match.groups()])
+    if match := re.fullmatch(rf"where is the ({_COLOUR}) ({_KIND})\?", question):
+        return _only([place_name(o.cell, spec.cells) for o in objects if (o.colour, o.kind) == match.groups()])
+    if match := re.fullmatch(rf"is the ({_COLOUR}) ({_KIND}) ({_RELATION}) the ({_COLOUR}) ({_KIND})\?", question):
         return _related(scene, (match[1], match[2]), match[3], (match[4], match[5]))
     return None
 
 
 def _related(scene: Scene, first: tuple[str, str], relation: str, second: tuple[str, str]) -> str | None:
-    cells = [[o.cell for o in scene.objects if (o.colour, o.shape) == name] for name in (first, second)]
+    cells = [[o.cell for o in scene.objects if (o.colour, o.kind) == name] for name in (first, second)]
     if [len(found) for found in cells] != [1, 1]:
         return None
     (row, column), (other_row, other_column) = cells[0][0], cells[1][0]
@@ -102,12 +97,12 @@ def _related(scene: Scene, first: tuple[str, str], relation: str, second: tuple[
 def _changed(prompt: Prompt, spec: SceneSpec) -> Iterator[Prompt]:
     """Prompts that differ in one attribute; those that the grammar does not have are left out."""
     for i, mention in enumerate(prompt.objects):
-        others = [replace(mention, shape=shape) for shape in SHAPES if shape != mention.shape]
+        others = [replace(mention, kind=kind) for kind in spec.vocabulary.kinds if kind != mention.kind]
         if mention.colour is not None:
             others += [replace(mention, colour=colour) for colour in COLOURS if colour != mention.colour]
         for other in others:
             rest = prompt.objects[:i] + prompt.objects[i + 1 :]
-            if all(other.shape != o.shape and (o.colour is None or other.colour != o.colour) for o in rest):
+            if all(other.kind != o.kind and (o.colour is None or other.colour != o.colour) for o in rest):
                 yield replace(prompt, objects=(*prompt.objects[:i], other, *prompt.objects[i + 1 :]))
     if prompt.category == "counting":
         yield from (replace(prompt, count=n) for n in range(1, spec.max_objects + 1) if n != prompt.count)
@@ -128,9 +123,9 @@ def _neighbouring_places(place: str, spec: SceneSpec) -> list[str]:
     return [name for name in alike if sum(a != b for a, b in zip(name.split(), place.split(), strict=True)) == 1]
 
 
-def _may_be_named(text: str, split: Split) -> bool:
-    held_out, words = HELD_OUT_COMBINATIONS | HELD_OUT_PLACEMENTS, text.replace("?", "")
-    return split == "held_out" or not any(f"{first} {second}" in words for first, second in held_out)
+def _may_be_named(text: str, spec: SceneSpec, split: Split) -> bool:
+    words = text.replace("?", "")
+    return split == "held_out" or not any(f"{first} {second}" in words for first, second in spec.vocabulary.held_out)
 
 
 def _only(values: list[str]) -> str | None:

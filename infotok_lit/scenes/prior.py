@@ -14,17 +14,10 @@ from itertools import combinations
 import numpy as np
 
 from infotok_lit.scenes.generator import Scene
-from infotok_lit.scenes.spec import (
-    COLOURS,
-    HELD_OUT_COMBINATIONS,
-    HELD_OUT_PLACEMENTS,
-    SHAPES,
-    SceneSpec,
-    place_name,
-)
+from infotok_lit.scenes.spec import COLOURS, SceneSpec, place_name
 
-FACTORS = ("place", "shape", "colour", "size")
-"""What a scene's objects are made of, in the order of the chain rule: colours given the shapes."""
+FACTORS = ("place", "kind", "colour", "size")
+"""What a scene's objects are made of, in the order of the chain rule: colours given the kinds."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +26,8 @@ class SceneFactors:
 
     place: np.ndarray
     """(n,) int64: the row of `ScenePrior.places`."""
-    shape: np.ndarray
-    """(n, C) int64: index into SHAPES."""
+    kind: np.ndarray
+    """(n, C) int64: index into the vocabulary's kinds."""
     colour: np.ndarray
     """(n, C) int64: index into COLOURS."""
     size: np.ndarray
@@ -56,14 +49,15 @@ class ScenePrior:
 
     @cached_property
     def allowed(self) -> np.ndarray:
-        """(C, shapes, colours) bool: what an object in a cell may be."""
-        allowed = np.ones((self.spec.cells**2, len(SHAPES), len(COLOURS)), dtype=bool)
+        """(C, kinds, colours) bool: what an object in a cell may be."""
+        words = self.spec.vocabulary
+        allowed = np.ones((self.spec.cells**2, len(words.kinds), len(COLOURS)), dtype=bool)
         for cell in range(len(allowed)):
             place = place_name(divmod(cell, self.spec.cells), self.spec.cells)
-            for i, shape in enumerate(SHAPES):
+            for i, kind in enumerate(words.kinds):
                 for k, colour in enumerate(COLOURS):
-                    held_out = (colour, shape) in HELD_OUT_COMBINATIONS or (shape, place) in HELD_OUT_PLACEMENTS
-                    allowed[cell, i, k] = not held_out
+                    combined = (colour, kind) in words.held_out_combinations
+                    allowed[cell, i, k] = not (combined or (kind, place) in words.held_out_placements)
         return allowed
 
     @cached_property
@@ -90,12 +84,12 @@ class ScenePrior:
         """H of each factor given those before it, in bits per scene; they add up to that of the whole scene."""
         chance = np.exp2(self.place_log2)
         occupied = chance @ self.places
-        shape_chance = self.allowed.sum(2) / self.allowed.sum((1, 2))[:, None]
+        kind_chance = self.allowed.sum(2) / self.allowed.sum((1, 2))[:, None]
         colours = np.log2(np.maximum(self.allowed.sum(2), 1))
         return {
             "place": float(-chance @ self.place_log2),
-            "shape": float(occupied @ -_xlog2x(shape_chance).sum(1)),
-            "colour": float(occupied @ (shape_chance * colours).sum(1)),
+            "kind": float(occupied @ -_xlog2x(kind_chance).sum(1)),
+            "colour": float(occupied @ (kind_chance * colours).sum(1)),
             "size": float(occupied.sum() * np.log2(len(self.spec.sizes))),
         }
 
@@ -107,7 +101,7 @@ class ScenePrior:
             for item in scene.objects:
                 cell = item.cell[0] * self.spec.cells + item.cell[1]
                 values[:, number, cell] = (
-                    SHAPES.index(item.shape),
+                    self.spec.vocabulary.kinds.index(item.kind),
                     COLOURS.index(item.colour),
                     self.spec.sizes.index(item.size),
                 )

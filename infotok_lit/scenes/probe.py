@@ -2,20 +2,18 @@
 
 import math
 from collections.abc import Callable, Collection, Iterator
-from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from lightning.pytorch.utilities import move_data_to_device
 from torch import Tensor
 
-from infotok_lit.batch import Batch, Branch, BranchOutput, GenerationSample, TokenLayout
+from infotok_lit.batch import BRANCHES, Batch, Branch, BranchOutput, GenerationSample, Processor, TokenLayout
 from infotok_lit.metrics.probes import Split
-from infotok_lit.models.unified import UnifiedModel
-from infotok_lit.objective.infotok import InfoTok
-from infotok_lit.scenes import Scenes
-from infotok_lit.scenes.information import Features, SceneInformation, Truth, scene_information
+from infotok_lit.scenes.information import SceneInformation, scene_information
+from infotok_lit.scenes.source import Scenes
+from infotok_lit.scenes.spec import SpecName
+from infotok_lit.scenes.texture_information import Features, Truth
 from infotok_lit.seeding import isolated_rng, seed_of
 
 TOKENS, MEAN_TOKEN, POSTERIOR_MEAN, POSTERIOR_SAMPLE = "tokens", "mean token", "posterior mean", "posterior sample"
@@ -32,7 +30,7 @@ class ProbeOptions:
     """How to probe.
 
     Args:
-        scenes: The family of scenes, `scenes32` or `scenes64`.
+        scenes: The family of scenes: `scenes32`, `scenes64`, `scenes32_hard` or `garments32`.
         train: How many scenes fit the probes.
         test: How many other scenes measure them.
         hidden: Width of the hidden layer of the probes of the objects; 0 for linear ones.
@@ -47,7 +45,7 @@ class ProbeOptions:
         ValueError: too few scenes, or a number that Scenes refuses.
     """
 
-    scenes: str = "scenes32"
+    scenes: SpecName = "scenes32"
     train: int = 1500
     test: int = 500
     hidden: int = 0
@@ -93,26 +91,48 @@ class ProbeRow:
         return named | asdict(self.information)
 
 
+class Posterior(Protocol):
+    """A distribution of tokens, (B, N, d)."""
+
+    mean: Tensor
+
+    def rsample(self) -> Tensor:
+        """(B, N, d): one draw."""
+
+    def kl(self) -> Tensor:
+        """(B, N, d): its rate in nats."""
+
+
+@dataclass(frozen=True)
+class ProbedModel:
+    """What probes need of a model, which is in evaluation mode.
+
+    Args:
+        processor: makes its batches.
+        device: where it is.
+        forward: one forward pass of a branch, of a batch that lies on the CPU, without gradients.
+        posterior: of the shared tokens (B, N, D) of a branch; None where there is none.
+    """
+
+    processor: Processor
+    device: torch.device
+    forward: Callable[[Branch, Batch], BranchOutput]
+    posterior: Callable[[Branch, Tensor], Posterior | None] = lambda branch, tokens: None
+
+
 def collect(
-    base: UnifiedModel,
-    heads: InfoTok | None,
-    branch: Branch,
-    source: Scenes,
-    options: ProbeOptions,
-    progress: Progress,
-    running: Callable[[], AbstractContextManager[Any]],
+    model: ProbedModel, branch: Branch, source: Scenes, options: ProbeOptions, progress: Progress
 ) -> tuple[dict[str, Features], float | None]:
     """One branch's features of all scenes by name, and the rate of its posterior in bits per image."""
-    device = next(base.parameters()).device
     found: dict[str, list[Tensor]] = {}
     rates = []
-    for number, batch in enumerate(batches(base, branch, source, options.batch_size)):
+    for number, batch in enumerate(batches(model.processor, branch, source, options.batch_size)):
         progress(number * options.batch_size / len(source), f"{branch}: tokens")
-        with running(), isolated_rng(seed_of(options.seed, number), device):
-            output = getattr(base, branch)(move_data_to_device(batch, device))
+        with torch.no_grad(), isolated_rng(seed_of(options.seed, number), model.device):
+            output = model.forward(branch, batch)
             mean_token = output.tokens.float().mean(1, keepdim=True)
             features = {TOKENS: on_canvas(output, output.tokens), MEAN_TOKEN: mean_token}
-            posterior = None if heads is None else heads.posterior(branch, output.tokens)
+            posterior = model.posterior(branch, output.tokens)
             if posterior is not None:
                 features[POSTERIOR_MEAN] = on_canvas(output, posterior.mean)
                 features[POSTERIOR_SAMPLE] = on_canvas(output, posterior.rsample())
@@ -126,29 +146,25 @@ def collect(
 
 
 def measure(
-    base: UnifiedModel,
-    heads: InfoTok | None = None,
+    model: ProbedModel,
     options: ProbeOptions = ProbeOptions(),
     progress: Progress = lambda done, what: None,
-    running: Callable[[], AbstractContextManager[Any]] = torch.inference_mode,
     kinds: Collection[str] = FEATURES,
 ) -> list[ProbeRow]:
-    """Probe both branches of a model, which is in evaluation mode, where it is.
+    """Probe both branches of a model.
 
     To be called where gradients are computed, for the probes are trained.
 
     Args:
-        heads: those of a run, for its posteriors; None probes the tokens alone.
         progress: told how far it is.
-        running: makes the context that the model is called in.
-        kinds: which of FEATURES to probe; those of a posterior are there if the heads have one.
+        kinds: which of FEATURES to probe; those of a posterior are there if the model has one.
     """
     source = options.source()
     truth = Truth.of([source.draw("understanding", index)[0] for index in range(len(source))], source.spec)
     split = Split.of(options.train, options.test)
     rows = []
-    for start, branch in enumerate(base.token_widths):
-        found, rate = collect(base, heads, branch, source, options, _part(progress, start / 2, 1 / 4), running)
+    for start, branch in enumerate(BRANCHES):
+        found, rate = collect(model, branch, source, options, _part(progress, start / 2, 1 / 4))
         collected = {name: features for name, features in found.items() if name in kinds}
         for number, (name, features) in enumerate(collected.items()):
             progress(start / 2 + (1 + number / len(collected)) / 4, f"{branch}: {name}")
@@ -178,14 +194,14 @@ def _features(values: Tensor, layout: TokenLayout, side: int) -> Features:
     return Features(values.flatten(1), placed[..., :-1], placed[..., -1] > 0)
 
 
-def batches(base: UnifiedModel, branch: Branch, source: Scenes, size: int) -> Iterator[Batch]:
+def batches(processor: Processor, branch: Branch, source: Scenes, size: int) -> Iterator[Batch]:
     """The same scenes for both branches: to read, with their description as answer; to draw, with it as caption."""
     for first in range(0, len(source), size):
         samples = [source.sample("understanding", index) for index in range(first, min(first + size, len(source)))]
         if branch == "understanding":
-            yield base.processor.understanding(samples)
+            yield processor.understanding(samples)
         else:
-            yield base.processor.generation([GenerationSample(s.image, s.answer, s.name) for s in samples])
+            yield processor.generation([GenerationSample(s.image, s.answer, s.name) for s in samples])
 
 
 def _part(progress: Progress, start: float, share: float) -> Progress:

@@ -6,8 +6,8 @@ from typing import Literal, get_args
 import numpy as np
 
 from infotok_lit.scenes.generator import Scene, SceneObject, Slot, draw_scene, fits_split
-from infotok_lit.scenes.grammar import NUMBERS, PLURALS
-from infotok_lit.scenes.spec import COLOURS, HELD_OUT_COMBINATIONS, SHAPES, SceneSpec, Split, place_name
+from infotok_lit.scenes.grammar import NUMBERS
+from infotok_lit.scenes.spec import COLOURS, VOCABULARIES, Kind, SceneSpec, Split, place_name
 
 QuestionKind = Literal["existence", "counting", "attribute", "size", "place", "relation", "description"]
 QUESTION_KINDS: tuple[QuestionKind, ...] = get_args(QuestionKind)
@@ -24,15 +24,15 @@ def draw_question(
     least = 2 if kind == "relation" else 1
     number = int(rng.integers(least, spec.max_objects + 1))
     count = int(rng.integers(1, number + 1)) if kind != "counting" else int(rng.integers(1, spec.max_objects + 1))
-    number = max(number, count)
+    number, kinds = max(number, count), spec.vocabulary.kinds
     while True:
-        target = SHAPES[rng.integers(len(SHAPES))]
-        slots = _counting_slots(rng, target, count, number) if kind == "counting" else [Slot()] * number
-        scene = draw_scene(rng, spec, slots)
+        target = kinds[rng.integers(len(kinds))]
+        slots = _counting_slots(rng, kinds, target, count, number) if kind == "counting" else [Slot()] * number
+        scene = draw_scene(rng, spec, split, slots)
         if not fits_split(scene, spec, split):
             continue
         if kind == "counting":
-            return scene, f"how many {PLURALS[target]} are there?", NUMBERS[count - 1]
+            return scene, f"how many {spec.vocabulary.plural(target)} are there?", NUMBERS[count - 1]
         pair = _ask(rng, scene, spec, split, kind)
         if pair is not None:
             return scene, *pair
@@ -48,7 +48,7 @@ def question_kind(question: str) -> QuestionKind | None:
         "is there a ": "existence",
         "how many ": "counting",
         "what colour is the ": "attribute",
-        "what shape is the ": "attribute",
+        **{f"what {known.noun} is the ": "attribute" for known in VOCABULARIES},
         "where is the ": "place",
     }
     return next((kind for start, kind in starts.items() if question.startswith(start)), None)
@@ -56,12 +56,14 @@ def question_kind(question: str) -> QuestionKind | None:
 
 def describe_scene(scene: Scene, spec: SceneSpec) -> str:
     """Every object in reading order, e.g. "a large red circle top left and a small blue square bottom right"."""
-    names = [f"a {o.size} {o.colour} {o.shape} {place_name(o.cell, spec.cells)}" for o in scene.objects]
+    names = [f"a {o.size} {o.colour} {o.kind} {place_name(o.cell, spec.cells)}" for o in scene.objects]
     return " and ".join(names)
 
 
-def _counting_slots(rng: np.random.Generator, target: str, count: int, number: int) -> list[Slot]:
-    others = [shape for shape in SHAPES if shape != target]
+def _counting_slots(
+    rng: np.random.Generator, kinds: tuple[Kind, ...], target: Kind, count: int, number: int
+) -> list[Slot]:
+    others = [kind for kind in kinds if kind != target]
     return [Slot(target)] * count + [Slot(others[rng.integers(len(others))]) for _ in range(number - count)]
 
 
@@ -69,9 +71,9 @@ def _ask(
     rng: np.random.Generator, scene: Scene, spec: SceneSpec, split: Split, kind: QuestionKind
 ) -> tuple[str, str] | None:
     if kind == "existence":
-        return _ask_existence(rng, scene, split)
+        return _ask_existence(rng, scene, spec, split)
     if kind == "attribute":
-        return _ask_attribute(rng, scene)
+        return _ask_attribute(rng, scene, spec)
     if kind == "size":
         return _ask_size(rng, scene)
     if kind == "place":
@@ -81,34 +83,35 @@ def _ask(
     return DESCRIBE, describe_scene(scene, spec)
 
 
-def _ask_existence(rng: np.random.Generator, scene: Scene, split: Split) -> tuple[str, str] | None:
-    present = sorted({(o.colour, o.shape) for o in scene.objects})
+def _ask_existence(rng: np.random.Generator, scene: Scene, spec: SceneSpec, split: Split) -> tuple[str, str] | None:
+    present = sorted({(o.colour, o.kind) for o in scene.objects})
     if rng.integers(2):
-        colour, shape = present[rng.integers(len(present))]
-        return f"is there a {colour} {shape}?", "yes"
+        colour, kind = present[rng.integers(len(present))]
+        return f"is there a {colour} {kind}?", "yes"
     # Outside "held_out" a held-out pair is never present: asking for it would teach that it never is.
-    banned = set(present) | (set() if split == "held_out" else HELD_OUT_COMBINATIONS)
-    colours, shapes = {o.colour for o in scene.objects}, {o.shape for o in scene.objects}
-    absent = [(colour, shape) for colour in COLOURS for shape in SHAPES if (colour, shape) not in banned]
-    # Half of the absent pairs share a colour or a shape with an object, as in POPE's adversarial setting.
-    near = [(colour, shape) for colour, shape in absent if colour in colours or shape in shapes]
+    banned = set(present) | (set() if split == "held_out" else spec.vocabulary.held_out_combinations)
+    colours, kinds = {o.colour for o in scene.objects}, {o.kind for o in scene.objects}
+    absent = [(colour, kind) for colour in COLOURS for kind in spec.vocabulary.kinds if (colour, kind) not in banned]
+    # Half of the absent pairs share a colour or a kind with an object, as in POPE's adversarial setting.
+    near = [(colour, kind) for colour, kind in absent if colour in colours or kind in kinds]
     pool = near if near and rng.integers(2) else absent
-    colour, shape = pool[rng.integers(len(pool))]
-    return f"is there a {colour} {shape}?", "no"
+    colour, kind = pool[rng.integers(len(pool))]
+    return f"is there a {colour} {kind}?", "no"
 
 
-def _ask_attribute(rng: np.random.Generator, scene: Scene) -> tuple[str, str] | None:
-    shapes = Counter(o.shape for o in scene.objects)
+def _ask_attribute(rng: np.random.Generator, scene: Scene, spec: SceneSpec) -> tuple[str, str] | None:
+    kinds = Counter(o.kind for o in scene.objects)
     colours = Counter(o.colour for o in scene.objects)
-    pairs = [(f"what colour is the {o.shape}?", o.colour) for o in scene.objects if shapes[o.shape] == 1]
-    pairs += [(f"what shape is the {o.colour} object?", o.shape) for o in scene.objects if colours[o.colour] == 1]
+    noun = spec.vocabulary.noun
+    pairs = [(f"what colour is the {o.kind}?", o.colour) for o in scene.objects if kinds[o.kind] == 1]
+    pairs += [(f"what {noun} is the {o.colour} object?", o.kind) for o in scene.objects if colours[o.colour] == 1]
     return pairs[rng.integers(len(pairs))] if pairs else None
 
 
 def _unique(scene: Scene) -> list[SceneObject]:
-    """The objects that their colour and shape name unambiguously."""
-    names = Counter((o.colour, o.shape) for o in scene.objects)
-    return [o for o in scene.objects if names[o.colour, o.shape] == 1]
+    """The objects that their colour and kind name unambiguously."""
+    names = Counter((o.colour, o.kind) for o in scene.objects)
+    return [o for o in scene.objects if names[o.colour, o.kind] == 1]
 
 
 def _ask_size(rng: np.random.Generator, scene: Scene) -> tuple[str, str] | None:
@@ -116,7 +119,7 @@ def _ask_size(rng: np.random.Generator, scene: Scene) -> tuple[str, str] | None:
     if not objects:
         return None
     chosen = objects[rng.integers(len(objects))]
-    return f"is the {chosen.colour} {chosen.shape} large or small?", chosen.size
+    return f"is the {chosen.colour} {chosen.kind} large or small?", chosen.size
 
 
 def _ask_place(rng: np.random.Generator, scene: Scene, spec: SceneSpec) -> tuple[str, str] | None:
@@ -124,7 +127,7 @@ def _ask_place(rng: np.random.Generator, scene: Scene, spec: SceneSpec) -> tuple
     if not objects:
         return None
     chosen = objects[rng.integers(len(objects))]
-    return f"where is the {chosen.colour} {chosen.shape}?", place_name(chosen.cell, spec.cells)
+    return f"where is the {chosen.colour} {chosen.kind}?", place_name(chosen.cell, spec.cells)
 
 
 def _ask_relation(rng: np.random.Generator, scene: Scene) -> tuple[str, str] | None:
@@ -139,5 +142,5 @@ def _ask_relation(rng: np.random.Generator, scene: Scene) -> tuple[str, str] | N
     relations = ("left of", "right of") if axis == 1 else ("above", "below")
     is_true = bool(rng.integers(2))
     relation = relations[(first.cell[axis] > second.cell[axis]) == is_true]
-    question = f"is the {first.colour} {first.shape} {relation} the {second.colour} {second.shape}?"
+    question = f"is the {first.colour} {first.kind} {relation} the {second.colour} {second.kind}?"
     return question, "yes" if is_true else "no"

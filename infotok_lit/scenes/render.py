@@ -1,12 +1,13 @@
-"""Renders a scene: saturated anti-aliased shapes over a grey texture."""
+"""Renders a scene: saturated anti-aliased objects over a grey texture, and over blobs of colour in hard families."""
 
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 
-from infotok_lit.scenes.generator import Scene
-from infotok_lit.scenes.spec import PALETTE, RADIUS, SceneSpec, Shape
+from infotok_lit.scenes.garments import cut_out, photograph
+from infotok_lit.scenes.generator import Scene, SceneObject
+from infotok_lit.scenes.spec import COLOURS, GARMENTS, PALETTE, Kind, SceneSpec
 
 _SQUARE_SIDE = 0.88  # half side over radius: the square then covers about the circle's area
 _CROSS_ARM = 0.32  # half width of an arm over radius
@@ -14,10 +15,12 @@ _TRIANGLE_BASE = 0.85  # distance of the base below the centre over radius; the 
 NUM_WAVES = 4
 MAX_FREQUENCY = np.pi / 2
 """Of a wave of the background, on each axis, in radians per pixel: half of what pixels can hold."""
+_BLOB = 0.5
+"""Standard deviation of a distractor, in cells."""
 _WAVE_SHARE = 0.6  # of the texture's amplitude; the rest is independent noise per pixel
 
 
-def coverage(shape: Shape, radius: float, y: np.ndarray, x: np.ndarray) -> np.ndarray:
+def coverage(shape: Kind, radius: float, y: np.ndarray, x: np.ndarray) -> np.ndarray:
     """Share of each pixel that a shape covers, in [0, 1].
 
     `y` and `x` are the pixel centres' offsets from the shape's centre in pixels and broadcast together. The share is
@@ -80,17 +83,60 @@ def background(image_size: int, texture: float, seed: int) -> np.ndarray:
     return np.clip(127.5 * (1 + texture * pattern), 0, 255)
 
 
+@dataclass(frozen=True)
+class Distractors:
+    """The random numbers of the blobs, all independent and uniform."""
+
+    colour: np.ndarray
+    """(count,) int64: index into COLOURS."""
+    centre: np.ndarray
+    """(count, 2) in [0, 1]: down and across, as shares of the image."""
+
+
+def draw_distractors(count: int, seed: int) -> Distractors:
+    """The distractors of a seed."""
+    rng = np.random.default_rng([seed, 1])
+    return Distractors(rng.integers(len(COLOURS), size=count), rng.uniform(0, 1, (count, 2)))
+
+
+def distractor_shares(drawn: Distractors, spec: SceneSpec) -> np.ndarray:
+    """(count, image_size, image_size) in [0, contrast]: how much of each pixel's colour is that of each blob.
+
+    Blobs are Gaussian; where several meet they share, so that no place is nearer to their colours than `contrast`.
+    """
+    offsets = _pixel_centres(spec.image_size) - drawn.centre[..., None] * spec.image_size
+    profile = np.exp(-0.5 * (offsets / (_BLOB * spec.cell_size)) ** 2)
+    blobs = profile[:, 0, :, None] * profile[:, 1, None, :]
+    return spec.contrast * blobs / np.maximum(blobs.sum(0), 1)
+
+
 def render(scene: Scene, spec: SceneSpec) -> np.ndarray:
     """The image of a scene, (image_size, image_size, 3) uint8 RGB; a pure function of its arguments."""
     grey = background(spec.image_size, spec.texture, scene.texture_seed)
     image = np.repeat(np.round(grey)[..., None], 3, axis=2)
-    grid = _pixel_centres(spec.image_size)
+    if spec.distractors:
+        drawn = draw_distractors(spec.distractors, scene.texture_seed)
+        shares = distractor_shares(drawn, spec)
+        colours = np.array([PALETTE[COLOURS[number]] for number in drawn.colour])
+        image += np.tensordot(shares, colours, axes=(0, 0)) - shares.sum(0)[..., None] * image
     for item in scene.objects:
-        radius = RADIUS[item.size] * spec.cell_size
+        radius = spec.radius(item.size)
         top, left = (max(0, int(centre - radius - 1)) for centre in item.centre)
-        bottom, right = (int(centre + radius + 2) for centre in item.centre)
-        y = grid[top:bottom, None] - item.centre[0]
-        x = grid[None, left:right] - item.centre[1]
+        bottom, right = (min(spec.image_size, int(centre + radius + 2)) for centre in item.centre)
+        seen, shade = _appearance(item, spec, (top, bottom), (left, right))
         window = image[top:bottom, left:right]
-        window += coverage(item.shape, radius, y, x)[..., None] * (np.array(PALETTE[item.colour]) - window)
+        window += seen[..., None] * (shade[..., None] * np.array(PALETTE[item.colour]) - window)
     return np.round(image).astype(np.uint8)
+
+
+def _appearance(
+    item: SceneObject, spec: SceneSpec, rows: tuple[int, int], columns: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The share of each pixel of a window that an object covers, and how bright its colour is there; in [0, 1]."""
+    radius, (y, x) = spec.radius(item.size), item.centre
+    if spec.vocabulary is GARMENTS:
+        shape = (rows[1] - rows[0], columns[1] - columns[0])
+        return cut_out(photograph(item.kind, item.photograph), 2 * radius, (y - rows[0], x - columns[0]), shape)
+    grid = _pixel_centres(spec.image_size)
+    seen = coverage(item.kind, radius, grid[slice(*rows), None] - y, grid[None, slice(*columns)] - x)
+    return seen, np.ones_like(seen)

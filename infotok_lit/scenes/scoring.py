@@ -1,4 +1,4 @@
-"""Judges an image against a prompt as GenEval does (Ghosh et al. 2023), with the analytic parser as its detector."""
+"""Judges an image against a prompt as GenEval does (Ghosh et al. 2023), with the family's parser as its detector."""
 
 import numpy as np
 
@@ -30,7 +30,7 @@ def satisfies(objects: list[ParsedObject], prompt: Prompt) -> bool:
 
 
 def _matches(item: ParsedObject, mention: Mention) -> bool:
-    return item.shape == mention.shape and mention.colour in (None, item.colour)
+    return item.kind == mention.kind and mention.colour in (None, item.colour)
 
 
 def _holds(relation: Relation, first: ParsedObject, second: ParsedObject) -> bool:

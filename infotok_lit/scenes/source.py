@@ -2,28 +2,28 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
 
 import numpy as np
 from PIL import Image
 
-from infotok_lit.batch import Branch, GenerationSample, Sample, Source, UnderstandingSample
+from infotok_lit.batch import BRANCHES, Branch, GenerationSample, Sample, Source, UnderstandingSample
 from infotok_lit.scenes.generator import Scene
 from infotok_lit.scenes.grammar import CATEGORIES, Category, draw_captioned_scene, write_caption
 from infotok_lit.scenes.negatives import false_captions, false_exchanges
 from infotok_lit.scenes.questions import QUESTION_KINDS, QuestionKind, describe_scene, draw_question
 from infotok_lit.scenes.render import render
-from infotok_lit.scenes.spec import SPECS, SPLITS, Split
-
-_BRANCH_IDS: dict[Branch, int] = {"understanding": 0, "generation": 1}
+from infotok_lit.scenes.spec import SPECS, SPLITS, SpecName, Split
 
 
 class Scenes(Source):
     """Procedurally drawn scenes with captions and questions.
 
     Args:
-        spec: the family of scenes, 32 px with 2x2 places or 64 px with 3x3 places.
+        spec: the family of scenes: shapes at 32 px with 2x2 places (`scenes32`), the same with distractors in the
+            shapes' own colours (`scenes32_hard`), shapes at 64 px with 3x3 places (`scenes64`), or photographs of
+            garments at 32 px with 2x2 places (`garments32`).
         split: "train" and "val" never show the held-out combinations and placements; each image of "held_out" does.
+            "val" and "held_out" show other photographs than "train".
         num_samples: how many indices there are per branch.
         seed: seed of the whole data set; a sample depends on nothing but seed, split, branch and index.
         texture: strength of the background texture in [0, 1]; None keeps the family's own.
@@ -40,7 +40,7 @@ class Scenes(Source):
 
     def __init__(
         self,
-        spec: Literal["scenes32", "scenes64"] = "scenes32",
+        spec: SpecName = "scenes32",
         split: Split = "train",
         num_samples: int = 1_000_000,
         seed: int = 0,
@@ -79,7 +79,7 @@ class Scenes(Source):
         """The ground truth of a sample: its scene, its caption or question, and the answer ("" for a caption)."""
         if not 0 <= index < self._num_samples:
             raise IndexError(f"index {index} is outside the {self._num_samples} samples of {self.name}/{self.split}")
-        rng = np.random.default_rng([self.seed, SPLITS.index(self.split), _BRANCH_IDS[branch], index])
+        rng = np.random.default_rng([self.seed, SPLITS.index(self.split), BRANCHES.index(branch), index])
         if branch == "generation" and self.dense_captions and rng.random() < self.dense_captions:
             scene, _, _ = draw_question(rng, self.spec, self.split, "description")
             return scene, describe_scene(scene, self.spec), ""

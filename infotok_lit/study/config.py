@@ -13,7 +13,7 @@ class Row:
 
     Args:
         configs: Configuration files laid over those of the study, in this order.
-        overrides: Dotted names of `fit` with their values, such as `model.init_args.objective.weight: 0.1`.
+        overrides: Dotted names of `fit` with their values, such as `model.init_args.objective.temperature: 0.1`.
         train: False measures the model as it is, with `validate` instead of `fit`.
     """
 

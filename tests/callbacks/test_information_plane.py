@@ -10,10 +10,10 @@ import torch
 from fit_with import events, fit, pictures
 from tiny import TinyModule, scenes_data
 
+from infotok_lit.batch import BRANCHES
 from infotok_lit.callbacks import InformationPlane
 from infotok_lit.callbacks.history import MOST_ROWS, MetricHistory
 from infotok_lit.callbacks.information_plane import ALIGNMENT, OWN_LOSS, SUFFICIENCY
-from infotok_lit.modules.infotok_module import BRANCHES
 from infotok_lit.scenes.answer_entropy import answer_bits
 from infotok_lit.scenes.spec import SPECS
 

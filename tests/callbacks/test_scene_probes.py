@@ -9,6 +9,7 @@ from fit_with import events, fit, validate_in_one_and_two_processes
 from tiny import FAMILIES, TinyModule
 
 from infotok_lit.callbacks import SceneProbes
+from infotok_lit.callbacks.scene_probes import probed_model
 from infotok_lit.data.datamodule import UnifiedDataModule
 from infotok_lit.data.image_text import ImageTextFolder
 from infotok_lit.scenes import Scenes
@@ -42,7 +43,7 @@ def test_the_last_validation_logs_what_the_trained_model_holds_of_scenes_like_th
     names = {"tokens": "", "posterior mean": "posterior_mean/", "posterior sample": "posterior_sample/"}
     expected = {}
     options = ProbeOptions(**FEW, batch_size=10, texture=0.6, jitter=0.25)
-    for row in measure(module.base.eval(), module.infotok.eval(), options):
+    for row in measure(probed_model(module.base.eval(), module.infotok.eval()), options):
         if row.features in names:
             prefix = f"val/{row.branch}/probe/{names[row.features]}"
             for what in ("structure", "texture"):

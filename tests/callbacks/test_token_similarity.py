@@ -38,7 +38,7 @@ class Tokens(pl.Callback):
 
     def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0) -> None:
         if dataloader_idx == 1:
-            self.drawn[-1].append(outputs.tokens.mean(1))
+            self.drawn[-1].append(outputs.output.tokens.mean(1))
 
 
 def read_tokens(module: TinyModule, count: int) -> np.ndarray:

@@ -14,8 +14,8 @@ from infotok_lit.callbacks import ActiveUnits, Codebook, Constraints
 from infotok_lit.callbacks import active_units as active_units_file
 from infotok_lit.callbacks import codebook as codebook_file
 from infotok_lit.callbacks.codebook import CodedImages, draw_maps
-from infotok_lit.models.family import family_loading
-from infotok_lit.models.showo2.config import QuantiserConfig
+from infotok_lit.models.family import family as family_called
+from infotok_lit.models.showo2.family import QuantiserConfig
 from infotok_lit.objective.config import BranchWeights
 
 
@@ -68,7 +68,7 @@ class Discrete(TinyModule):
     def build_base(self):
         config = replace(TINY_CONFIGS["showo2"](0.0), quantiser=QuantiserConfig(kind="fsq", levels=(4, 3)))
         torch.manual_seed(0)
-        return family_loading("showo2").build(config, str(SCENES_TOKENIZER)).train()
+        return family_called("showo2").build(config, str(SCENES_TOKENIZER)).train()
 
 
 def test_codes_are_counted_over_the_validation_set(tmp_path, monkeypatch):

@@ -10,10 +10,10 @@ from PIL import Image
 from tiny import FAMILIES, TINY_CONFIGS, tiny_config
 
 from infotok_lit.assets import SCENES_TOKENIZER
+from infotok_lit.models.common.model_config import KL16Config
 from infotok_lit.models.export import export_model
-from infotok_lit.models.family import family_loading
-from infotok_lit.models.harmon import config as harmon_config
-from infotok_lit.models.harmon.config import AutoencoderConfig, HarmonConfig
+from infotok_lit.models.family import family as family_called
+from infotok_lit.models.harmon.family import SIZES, HarmonConfig
 from infotok_lit.models.unified import UnifiedModel
 
 torch.set_num_threads(1)
@@ -25,7 +25,7 @@ LOUD = ("llm.", "project_in.", "encoder.fusion.", "vlm.model.language_model.", "
 def talkative(family: str, config: Any) -> UnifiedModel:
     """Random weights so large that answers depend on the image and on the question."""
     torch.manual_seed(0)
-    model = family_loading(family).build(config, str(SCENES_TOKENIZER))
+    model = family_called(family).build(config, str(SCENES_TOKENIZER))
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             scale = 1.0 if name.startswith(LOUD) else 0.1
@@ -35,7 +35,7 @@ def talkative(family: str, config: Any) -> UnifiedModel:
 
 def with_kl16() -> HarmonConfig:
     """The tiny model behind a tiny KL-16: 32 pixels, stride 2, patches of 4, so the same 4x4 grid."""
-    autoencoder = AutoencoderConfig(
+    autoencoder = KL16Config(
         kind="kl16",
         latent_channels=2,
         base_width=4,
@@ -92,7 +92,7 @@ def exported_kl16(kl16_model, tmp_path_factory) -> dict[str, Path]:
 @pytest.fixture
 def tiny_official_size(monkeypatch) -> None:
     """Let the official size 0.5b be the tiny model with its KL-16."""
-    monkeypatch.setitem(harmon_config._SIZES, "0.5b", with_kl16())
+    monkeypatch.setitem(SIZES, "0.5b", with_kl16())
 
 
 @pytest.fixture(scope="session")

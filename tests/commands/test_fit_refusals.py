@@ -1,24 +1,139 @@
-"""Settings that only the built model or the opened data can refuse: `fit` answers with one message, not a traceback."""
+"""Settings that cannot be met, or cannot be meant: `fit` answers with one message, no traceback and no run folder."""
+
+import os
+import warnings
+from pathlib import Path
 
 import pytest
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import ModelParallelStrategy
 
 from infotok_lit.cli import main
+from infotok_lit.commands.fit import InfoTokCLI
+from infotok_lit.errors import SettingsError
+from infotok_lit.modules.harmon import HarmonModule
+
+FRESH = ["--model.init_args.init_from=null", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
+TINY = [
+    "--trainer.max_steps=1",
+    "--trainer.limit_val_batches=0",
+    "--trainer.callbacks=[]",
+    "--data.init_args.understanding_batch_size=2",
+    "--data.init_args.generation_batch_size=2",
+]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "damaged.ckpt").write_bytes(b"PK\x03\x04 cut off")
+    (tmp_path / "a_file").write_text("")
+    (tmp_path / "a_folder").mkdir()
+    return tmp_path
+
+
+def said(capsys, *arguments: str) -> str:
+    assert main(["fit", *FRESH, *arguments]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("infotok_lit: ")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+BUILT = [
+    (["--model.init_args.freeze=[nope.]"], "freeze: no parameter starts with 'nope.'"),
+    (["--model.init_args.lora.targets=[nope]"], "lora.targets: no linear layer is called 'nope'"),
+    (["--model.init_args.optimiser.group_lr.nope=0.1"], "group_lr: no trainable parameter starts with 'nope'"),
+    (["--model.init_args.image_size=30"], "image size 30 x 30 is not a multiple of 8 pixels"),
+    (["--model.init_args.tokenizer=/nowhere"], "no tokenizer at '/nowhere'"),
+    (
+        ["--model.init_args.settings={autoencoder: {kept: 99}}"],
+        "autoencoder.kept must be in [1, 8], the block size; got 99",
+    ),
+    (["--trainer.max_steps=-1"], "say when to stop with trainer.max_steps"),
+    (["--trainer.precision=bf16-true"], "set it to bf16-mixed"),
+    (["--trainer.logger.init_args.save_dir=a_file"], "Not a directory"),
+    (["--trainer.logger.init_args.save_dir=/proc/nowhere"], "/proc/nowhere: No such file or directory"),
+    (
+        ["--trainer.callbacks=[{class_path: infotok_lit.callbacks.ExportInference, init_args: {folder: a_folder}}]"],
+        "a_folder",
+    ),
+]
+"""Refused by the built model, the opened data or the file system."""
+
+PARSED = [
+    (["--trainer.accelerator=gpu"], "trainer.accelerator is gpu, but there is no GPU here"),
+    (["--config=harmon/scenes32", "--config=trainer/multi_gpu", "--trainer.accelerator=gpu"], "there is no GPU here"),
+    (["--trainer.devices=0"], "trainer.devices is 0; set it to 1 or more"),
+    (["--trainer.accumulate_grad_batches=0"], "trainer.accumulate_grad_batches is 0; set it to 1 or more"),
+    (["--trainer.gradient_clip_val=-1"], "trainer.gradient_clip_val is -1; set it above 0, or to null"),
+    (["--trainer.limit_train_batches=0"], "trainer.limit_train_batches is 0, so nothing would be trained"),
+    (["--trainer.max_epochs=0"], "trainer.max_epochs is 0, so nothing would be trained"),
+    (["--trainer.max_steps=0"], "trainer.max_steps is 0, so nothing would be trained"),
+    (["--trainer.precision=fp7"], "trainer.precision: 'fp7' is not one of 64, 32, 16"),
+    (["--model.init_args.answer_tokens=0"], "answer_tokens is 0; set it to 1 or more"),
+    (["--ckpt_path=nowhere.ckpt"], "nowhere.ckpt"),
+    (["--ckpt_path=a_folder"], "--ckpt_path a_folder is a folder"),
+    (["--ckpt_path=damaged.ckpt"], "damaged.ckpt"),
+    (["--ckpt_path=http://127.0.0.1:9/a.ckpt"], "is a URL, and checkpoints are read from files only"),
+    (["--ckpt_path=file:///tmp/a.ckpt"], "is a URL, and checkpoints are read from files only"),
+    (["--ckpt_path=simplecache::s3://a/b.ckpt"], "is a URL, and checkpoints are read from files only"),
+    (["--config=objective/csa"], "names no model: it is an overlay"),
+    (["--data.init_args.generation_batch_size=1"], "alignment has no other text to tell its own from"),
+    (
+        ["--config=harmon/scenes32", "--config=objective/hsic", "--data.init_args.understanding_batch_size=3"],
+        "estimator hsic needs 4 images at a time",
+    ),
+]
+"""Refused before anything is built."""
+
+
+@pytest.mark.parametrize(("arguments", "words"), [*BUILT, *PARSED])
+def test_what_cannot_be_met_is_one_message_and_leaves_nothing(here, capsys, monkeypatch, arguments, words) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert words in said(capsys, *arguments)
+    assert not list(here.rglob("version_*"))
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--model.init_args.freeze=[nope.]"], "freeze: no parameter starts with 'nope.'"),
-        (["--model.init_args.lora.targets=[nope]"], "lora.targets: no linear layer is called 'nope'"),
-        (["--model.init_args.optimiser.group_lr.nope=0.1"], "group_lr: no trainable parameter starts with 'nope'"),
-        (["--model.init_args.image_size=30"], "image size 30 x 30 is not a multiple of 8 pixels"),
-        (["--model.init_args.tokenizer=/nowhere"], "no tokenizer at '/nowhere'"),
-        (["--trainer.max_steps=-1"], "say when to stop with trainer.max_steps"),
-        (["--trainer.precision=bf16-true"], "set it to bf16-mixed"),
-        (["--trainer.num_sanity_val_steps=0"], "set trainer.num_sanity_val_steps to -1, or drift to false"),
+        (["--model.init_args.optimiser.lr=0"], "optimiser.lr is 0"),
+        (["--model.init_args.optimiser.warmup_steps=1"], "the learning rate never reaches its value"),
     ],
 )
-def test_a_setting_that_cannot_be_met_is_one_message(tmp_path, monkeypatch, capsys, arguments, words) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert main(["fit", "--model.init_args.init_from=null", "--trainer.accelerator=cpu", *arguments]) != 0
-    assert words in capsys.readouterr().err
+def test_what_is_hardly_meant_is_warned_of(here, arguments, words) -> None:
+    with pytest.warns(UserWarning, match=words):
+        InfoTokCLI(["fit", *FRESH, *TINY, *arguments])
+
+
+def test_a_sharding_strategy_is_refused_by_name(here) -> None:
+    """It would run, and its processes would diverge."""
+    module = HarmonModule()
+    module.trainer = Trainer(accelerator="cpu", strategy=ModelParallelStrategy(), logger=False)
+    with pytest.raises(SettingsError, match="ModelParallelStrategy shards the model.*set it to ddp"):
+        module.setup("fit")
+
+
+def test_a_file_system_that_refuses_is_one_message(here, capsys, monkeypatch) -> None:
+    """A full disk, and a folder that may not be written to: root may write anywhere, so the system's answer is made."""
+    for error, words in (
+        (OSError(28, os.strerror(28), "runs/last.ckpt"), "runs/last.ckpt: No space left on device"),
+        (PermissionError(13, os.strerror(13), "runs"), "runs: Permission denied"),
+    ):
+
+        def refuse(*_: object, _error: OSError = error, **__: object) -> None:
+            raise _error
+
+        monkeypatch.setattr(Trainer, "_run", refuse)
+        assert words in said(capsys)
+
+
+@pytest.mark.parametrize(
+    "switch", ["enable_progress_bar=false", "logger=false", "enable_checkpointing=false", "num_sanity_val_steps=0"]
+)
+def test_a_switch_of_the_trainer_works_with_the_default_callbacks(here, switch) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        cli = InfoTokCLI(["fit", "--config=harmon/scenes32", f"--trainer.{switch}"], run=False)
+    assert cli.trainer.max_steps == 300

@@ -78,7 +78,7 @@ def test_drawing_options_override_the_models_own(model, exported, tmp_path) -> N
     given = {"iterations": 7, "guidance": 5.0} | OWN_OPTIONS[model.family]
     options = [part for name, value in given.items() for part in (f"--{name}", value)]
     assert generate("--model", exported, "--prompt", PROMPTS[0], *options, "--out", out) == 0
-    drawing = replace(model.config.drawing, **given)
+    drawing = replace(model.config.sampling, **given)
     assert np.abs(pixels(out) - truth(model, PROMPTS[0], 0, drawing)).max() <= 1
     assert np.abs(pixels(out) - truth(model, PROMPTS[0], 0)).max() > 1
 
@@ -137,8 +137,8 @@ def test_an_option_that_the_family_does_not_draw_with_is_refused(monkeypatch) ->
     given = command._parser().parse_args(["--model", "m", "--out", "o", "--iterations", "7", "--guidance", "2"])
     assert drawing_overrides("harmon", given) == {"iterations": 7, "guidance": 2.0}
 
-    flow = SimpleNamespace(DrawingConfig=make_dataclass("DrawingConfig", [("guidance", float), ("steps", int)]))
-    monkeypatch.setattr(command, "family_config", {"flow": flow}.__getitem__)
+    flow = SimpleNamespace(sampling=make_dataclass("SamplingConfig", [("guidance", float), ("steps", int)]))
+    monkeypatch.setattr(command, "family_called", {"flow": flow}.__getitem__)
     with pytest.raises(
         ValueError, match="--iterations means nothing to a flow model, which draws with guidance, steps"
     ):
@@ -150,7 +150,7 @@ def test_progress_counts_images_by_iterations(model) -> None:
     pictures = command.plan(["a", "b", "c"], 1, seed=0)
     # Show-o2 counts the points of its time grid, between which it steps.
     points = {"harmon": 2, "showo2": 3, "openuni": 2}[model.family]
-    drawing = replace(model.config.drawing, iterations=points, guidance=1.0)
+    drawing = replace(model.config.sampling, iterations=points, guidance=1.0)
     assert len(list(command.draw(model, pictures, drawing, None, 2, lambda done, what: seen.append((done, what))))) == 3
     assert seen == [
         (1.0, "images: 2/3, iteration 1/2"),

@@ -9,15 +9,15 @@ import torch
 from tiny import TinyModule, scenes_data
 
 from infotok_lit.batch import BranchOutput, TokenLayout
+from infotok_lit.callbacks.scene_probes import probed_model
 from infotok_lit.checkpoints import read_run
 from infotok_lit.cli import main
-from infotok_lit.modules.base_model import rebuild_base
-from infotok_lit.modules.heads import read_heads
+from infotok_lit.modules.base_model import read_heads, rebuild_base
 from infotok_lit.scenes import Scenes
 from infotok_lit.scenes.probe import ProbeOptions, collect, measure, on_canvas
 
 FEW = ["--train", "60", "--test", "20", "--batch_size", "40", "--device", "cpu"]
-PARTS = ["place", "shape", "colour", "size", "frequency", "phase", "noise"]
+PARTS = ["place", "kind", "colour", "size", "frequency", "phase", "noise"]
 
 
 def run_of(folder: Path, module: TinyModule) -> Path:
@@ -78,7 +78,7 @@ def test_a_run_brings_its_posteriors_and_their_rate(tmp_path, bottleneck):
 def test_objectives_without_posterior_are_probed_by_their_tokens(tmp_path):
     saved = read_run(run_of(tmp_path, TinyModule(())))
     base = rebuild_base(saved)
-    rows = measure(base, read_heads(saved, base), ProbeOptions(train=50, test=10))
+    rows = measure(probed_model(base, read_heads(saved, base)), ProbeOptions(train=50, test=10))
     assert {row.features for row in rows} == {"tokens", "mean token"}
 
 
@@ -86,8 +86,7 @@ def test_both_branches_see_the_same_scenes_and_a_seed_repeats_them(model):
     source = Scenes("scenes32", "val", 10, 5, question_kinds=("description",))
     for branch in model.token_widths:
         first, again = (
-            collect(model, None, branch, source, ProbeOptions(), lambda done, what: None, torch.inference_mode)[0]
-            for _ in range(2)
+            collect(probed_model(model), branch, source, ProbeOptions(), lambda done, what: None)[0] for _ in range(2)
         )
         torch.testing.assert_close(first["tokens"].values, again["tokens"].values, rtol=0, atol=0)
         assert len(first["tokens"].values) == 10

@@ -76,8 +76,8 @@ class Recorder(LightningModule):
         self.val_captions: list[str] = []
         self.noise: list[float] = []
 
-    def hard_negatives(self, branch: Branch) -> int:
-        return 0
+    def setup(self, stage: str) -> None:
+        self.trainer.datamodule.connect(lambda: self.base.processor, hard_negatives={})
 
     def training_step(self, batch: dict[str, UnderstandingBatch | GenerationBatch], batch_idx: int) -> Tensor:
         read, drawn = batch["understanding"], batch["generation"]

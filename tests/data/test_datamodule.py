@@ -11,10 +11,11 @@ import pytest
 import yaml
 from jsonargparse import ArgumentParser
 from lightning.pytorch.callbacks import Callback
-from stand_ins import Numbers, Recorder, as_shard, data, fit, make_trainer
+from stand_ins import Numbers, Recorder, StandInProcessor, as_shard, data, fit, make_trainer
 
 from infotok_lit.data.datamodule import UnifiedDataModule
 from infotok_lit.data.image_text import ImageTextFolder
+from infotok_lit.errors import SettingsError
 
 PHOTOS = Path(__file__).parents[1] / "fixtures" / "photos"
 
@@ -183,6 +184,42 @@ def test_settings_that_cannot_work_are_refused(tmp_path):
     ):
         with pytest.raises(ValueError, match=r"|".join([*wrong, "batch sizes"])):
             data(**wrong)
+
+
+def test_a_share_is_kept_for_validation(tmp_path):
+    photos = ImageTextFolder(str(PHOTOS / "annotations.json"))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="No validation data")
+        recorder = fit(tmp_path, UnifiedDataModule(photos, val_share=0.2, val_batch_size=2), max_steps=2)
+    trained = {name for read, drawn, _ in recorder.steps for name in read + drawn}
+    validated = {name for _, names in recorder.validated for name in names}
+    assert (len(trained), len(validated)) == (10, 3) and not trained & validated
+    with pytest.raises(ValueError, match="Numbers cannot be split"):
+        data(val_share=0.2)
+    assert UnifiedDataModule(Numbers(), val=Numbers(), val_share=0.2), "there is validation data: nothing to split"
+
+
+def test_data_that_was_never_connected_says_what_to_call(tmp_path):
+    class Unconnected(Recorder):
+        def setup(self, stage: str) -> None:
+            pass
+
+    with pytest.raises(SettingsError, match=r"call UnifiedDataModule.connect\(processor, hard_negatives\)"):
+        make_trainer(str(tmp_path)).fit(Unconnected(), datamodule=data())
+
+
+@pytest.mark.filterwarnings("ignore:Numbers knows no hard negatives")
+def test_it_takes_nothing_from_the_module_that_it_was_not_handed(tmp_path):
+    asked = []
+
+    class Other(Recorder):
+        def setup(self, stage: str) -> None:
+            del self.base.processor
+            self.trainer.datamodule.connect(lambda: asked.append(stage) or StandInProcessor(), {"generation": 2})
+
+    recorder = Other()
+    make_trainer(str(tmp_path), max_steps=2, limit_val_batches=0).fit(recorder, datamodule=data())
+    assert len(recorder.steps) == 2 and set(asked) == {"fit"}
 
 
 def test_a_branch_without_data_is_refused(tmp_path):

@@ -11,7 +11,7 @@ from PIL import Image
 
 from infotok_lit.batch import BrokenSampleError
 from infotok_lit.data.image_text import DESCRIBE_QUESTIONS, ImageTextFolder
-from infotok_lit.data.row_text import RowText, read_row_text
+from infotok_lit.data.rows import RowText, read_row_text
 
 PHOTOS = Path(__file__).parents[1] / "fixtures" / "photos"
 
@@ -215,3 +215,36 @@ def test_unusable_annotations_are_refused(files, message, tmp_path):
 def test_missing_annotations_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"there is no annotation file or folder .*nothing.json"):
         ImageTextFolder(str(tmp_path / "nothing.json"))
+
+
+@pytest.mark.parametrize(("share", "kept"), [(0.15, 2), (0.5, 6), (0.001, 1), (0.99, 12)])
+def test_a_split_parts_images_and_not_rows(tmp_path, share, kept):
+    rows = json.loads((PHOTOS / "annotations.json").read_text())
+    doubled = [{**row, "image": str(PHOTOS / row["image"])} for row in rows for _ in range(2)]
+    source = ImageTextFolder(write(tmp_path / "rows.json", doubled))
+    parts = source.split(share)
+    for branch in ("understanding", "generation"):
+        names = [
+            {
+                part.sample(branch, i, np.random.default_rng(0)).name.split(" (")[0]
+                for i in range(part.branch_length(branch))
+            }
+            for part in parts
+        ]
+        assert [len(part) for part in names] == [13 - kept, kept] and not names[0] & names[1]
+        assert sum(part.branch_length(branch) for part in parts) == 26
+
+
+def test_a_split_depends_on_names_alone(tmp_path):
+    """Another order, and one image more, move none of the others but at the border."""
+    rows = [{"image": f"{name}.png", "caption": name} for name in "abcdefghij"]
+
+    def held_out(rows: list[dict]) -> set[str]:
+        picture_of = ImageTextFolder(write(tmp_path / "rows.json", rows)).split(0.3)[1]
+        return {picture_of._rows[int(row)]["caption"] for row in picture_of._rows_of["generation"]}
+
+    first = held_out(rows)
+    assert len(first) == 3 and held_out(rows[::-1]) == first
+    assert len(first - held_out([*rows, {"image": "k.png", "caption": "k"}])) <= 1
+    with pytest.raises(ValueError, match="two are needed"):
+        held_out(rows[:1])

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from infotok_lit.batch import BrokenSampleError
-from infotok_lit.data import shard_index
+from infotok_lit.data import shards as shards_module
 from infotok_lit.data.fetch import expand_braces
 from infotok_lit.data.image_text import ImageTextFolder
 from infotok_lit.data.shards import ImageTextShards
@@ -171,8 +171,8 @@ def test_a_download_that_breaks_off_is_not_kept(tmp_path, server):
 def test_index_is_reused_until_the_shard_changes(tmp_path, monkeypatch):
     path = write_shard(tmp_path / "a.tar", members_of(0) + members_of(1))
     scans = []
-    scan = shard_index._scan
-    monkeypatch.setattr(shard_index, "_scan", lambda *arguments: scans.append(arguments) or scan(*arguments))
+    scan = shards_module._scan
+    monkeypatch.setattr(shards_module, "_scan", lambda *arguments: scans.append(arguments) or scan(*arguments))
     assert [len(shards(str(path), tmp_path)) for _ in range(3)] == [2, 2, 2]
     assert len(scans) == 1
     shards(str(path), tmp_path, caption_key="text")  # may serve other branches

@@ -11,9 +11,9 @@ from tiny import FAMILIES, TinyModule, scenes_data, tiny_config, tiny_model
 from infotok_lit.assets import SCENES_TOKENIZER
 from infotok_lit.callbacks import ExportInference
 from infotok_lit.commands import export
+from infotok_lit.models.common.model_config import KL16Config
 from infotok_lit.models.family import load_folder
-from infotok_lit.models.harmon.config import AutoencoderConfig
-from infotok_lit.models.harmon.loading import build
+from infotok_lit.models.harmon.family import FAMILY as HARMON
 from infotok_lit.scenes import Scenes
 
 QUESTIONS = ["what shape is the red object?", "how many circles are there?"]
@@ -66,11 +66,11 @@ def test_the_exported_model_is_bitwise_the_trained_one_without_heads(tmp_path, b
 
 def tiny_kl16():
     """A tiny model that has an autoencoder with weights."""
-    autoencoder = AutoencoderConfig(latent_channels=4, base_width=8, num_groups=4)
+    autoencoder = KL16Config(latent_channels=4, base_width=8, num_groups=4)
     config = replace(tiny_config(), autoencoder=autoencoder, image_size=32)
     mar = replace(config.mar, default_grid=(2, 2))
     torch.manual_seed(0)
-    return build(replace(config, mar=mar), str(SCENES_TOKENIZER)).eval()
+    return HARMON.build(replace(config, mar=mar), str(SCENES_TOKENIZER)).eval()
 
 
 def test_pth_files_are_what_the_official_code_loads(tmp_path) -> None:

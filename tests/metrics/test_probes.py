@@ -10,19 +10,21 @@ from scipy.special import i0e
 from torch import Tensor
 
 from infotok_lit.metrics.probes import Bits, Split, classify, coordinates, ridge
-from infotok_lit.scenes.information import (
+from infotok_lit.scenes.garments import photograph, photographs_of
+from infotok_lit.scenes.information import SceneInformation, scene_information
+from infotok_lit.scenes.prior import ScenePrior
+from infotok_lit.scenes.render import background, distractor_shares, draw_distractors
+from infotok_lit.scenes.source import Scenes
+from infotok_lit.scenes.spec import SPECS
+from infotok_lit.scenes.texture_information import (
     Features,
-    SceneInformation,
     Truth,
+    distractor_nats,
     frequency_nats,
     patchwise,
     phase_nats,
-    scene_information,
+    photograph_nats,
 )
-from infotok_lit.scenes.prior import ScenePrior
-from infotok_lit.scenes.render import background
-from infotok_lit.scenes.source import Scenes
-from infotok_lit.scenes.spec import SPECS
 
 TRAIN, TEST = 800, 600
 SPLIT = Split.of(TRAIN, TEST)
@@ -96,7 +98,7 @@ def test_constant_features_are_left_out():
 
 
 def test_features_that_hold_all_factors_hold_the_entropy_of_the_scene(truth):
-    found = measured(one_hot(truth, "shape", "colour", "size"), truth)
+    found = measured(one_hot(truth, "kind", "colour", "size"), truth)
     entropies = truth.prior.entropy_bits()
     assert_bound(found.structure, sum(entropies.values()), slack=0.2)
     for name, bits in entropies.items():
@@ -225,3 +227,63 @@ def test_a_frequency_in_white_noise_has_at_most_the_information_of_its_exact_pos
 
 def _log_i0(value: np.ndarray) -> np.ndarray:
     return np.log(i0e(value)) + value
+
+
+# Photographs and distractors
+
+
+def truth_of(spec: str) -> Truth:
+    source = Scenes(spec, "val", COUNT, seed=7, question_kinds=("description",))
+    return Truth.of([source.draw("understanding", index)[0] for index in range(COUNT)], source.spec)
+
+
+def test_features_that_hold_the_photographs_hold_their_entropy_and_noisy_ones_less():
+    """Which of its kind each garment is: log2 of how many there are, summed over the garments."""
+    truth = truth_of("garments32")
+    pictures = torch.zeros(COUNT, 4, 28 * 28)
+    for row, scene in enumerate(truth.scenes):
+        for item in scene.objects:
+            image = torch.from_numpy(photograph(item.kind, item.photograph)).flatten() / 255.0
+            pictures[row, 2 * item.cell[0] + item.cell[1]] = image
+    entropy = np.mean(
+        [sum(math.log2(len(photographs_of(item.kind, "val"))) for item in scene.objects) for scene in truth.scenes]
+    )
+    few = torch.linalg.svd(pictures.flatten(0, 1), full_matrices=False)[2][:40].T
+    clear = (pictures @ few).flatten(1)
+
+    def found(sigma: float) -> Bits:
+        inputs = coordinates(clear + sigma * noise(COUNT, 160), SPLIT)
+        return Bits.of(photograph_nats(inputs, truth, SPLIT) / math.log(2))
+
+    assert 0.5 * entropy < found(0.0).mean <= entropy
+    assert 0.1 < found(2.0).mean < found(0.0).mean - 1
+    assert abs(found(50.0).mean) < 0.2
+
+
+def test_features_that_hold_the_distractors_hold_bits_of_them_and_never_more_than_there_are():
+    truth = truth_of("scenes32_hard")
+    spec = truth.prior.spec
+    drawn = [draw_distractors(spec.distractors, scene.texture_seed) for scene in truth.scenes]
+    maps = torch.zeros(COUNT, 6, 32, 32)
+    for row, blobs in enumerate(drawn):
+        for colour, share in zip(blobs.colour, distractor_shares(blobs, spec), strict=True):
+            maps[row, colour] += torch.from_numpy(share)
+    assert maps.min() >= 0 and maps.sum(1).max() <= spec.contrast + 1e-6
+    features = maps.unflatten(2, (8, 4)).unflatten(4, (8, 4)).mean((3, 5)).flatten(1)
+    held, nothing = (
+        Bits.of(distractor_nats(coordinates(values, SPLIT), truth, SPLIT) / math.log(2))
+        for values in (features, noise(COUNT, 30))
+    )
+    assert 10 < held.mean < spec.distractors * math.log2(6 * 64)
+    assert abs(nothing.mean) < 0.2
+
+
+def test_the_parts_of_a_family_are_reported_and_summed():
+    parts = {"scenes32": (), "scenes32_hard": ("distractors",), "garments32": ("photograph",)}
+    for spec, own in parts.items():
+        truth = truth_of(spec)
+        few = Truth.of(truth.scenes[:120], truth.prior.spec)
+        found = scene_information(Features(noise(120, 8)), few, Split.of(100, 20))
+        names = (*own, "frequency", "phase", "noise")
+        assert tuple(found.parts) == ("place", "kind", "colour", "size", *names)
+        assert found.texture.mean == pytest.approx(sum(found.parts[name].mean for name in names), abs=1e-3)

@@ -47,8 +47,8 @@ def loop_without_cache(model: Harmon, image: Tensor, prompt: str, penalty: float
     """One image alone, the whole sequence anew for each token, the most likely one taken."""
     with torch.no_grad():
         latents, grid = model.encode_images(image[None])
-        visual = model.project_for_reading(model.encoder(latents, grid))
-        start, _ = model.processor.prompts_with_image([prompt], visual.shape[1])
+        visual = model.project_for_llm(model.encoder(latents, grid))
+        start, _ = model.processor.understanding_prompts([prompt], visual.shape[1])
         answer: list[int] = []
         for _ in range(NEW_TOKENS):
             ids = torch.cat([start, torch.tensor([answer], dtype=torch.int64)], dim=1)
@@ -110,7 +110,7 @@ def test_losses_do_not_depend_on_padding(model) -> None:
 
 
 def draw(model: Harmon, captions: list[str], seed: int = 5, size: tuple[int, int] | None = None, **drawing) -> Tensor:
-    return model.generate(captions, seed, replace(model.config.drawing, **drawing), size)
+    return model.generate(captions, seed, replace(model.config.sampling, **drawing), size)
 
 
 def test_a_picture_is_its_prompt_and_its_seed(model) -> None:
@@ -164,7 +164,7 @@ def test_more_rounds_than_places_add_nothing(model) -> None:
 def test_cached_prompts_change_nothing(model) -> None:
     """Twice from one cache: a round must leave the cache as it found it."""
     random = torch.Generator().manual_seed(2)
-    ids, mask = model.processor.prompts_to_draw(CAPTIONS, unconditional=True)
+    ids, mask = model.processor.generation_prompts(CAPTIONS, negative="")
     assert not mask.all()
     with torch.no_grad():
         cache = model.text_cache(ids, mask)
@@ -182,10 +182,10 @@ def test_cached_prompts_change_nothing(model) -> None:
 
 
 def test_conditioning_does_not_depend_on_padding(model) -> None:
-    ids, mask = model.processor.prompts_to_draw(CAPTIONS, unconditional=False)
+    ids, mask = model.processor.generation_prompts(CAPTIONS)
     tokens = torch.randn(3, 18, model.token_widths["generation"], generator=torch.Generator().manual_seed(4))
     with torch.no_grad():
         together = model.condition_on_text(tokens, ids, mask)
         for i, caption in enumerate(CAPTIONS):
-            alone = model.condition_on_text(tokens[i : i + 1], *model.processor.prompts_to_draw([caption], False))
+            alone = model.condition_on_text(tokens[i : i + 1], *model.processor.generation_prompts([caption]))
             torch.testing.assert_close(together[i : i + 1], alone, rtol=1e-4, atol=1e-4)

@@ -2,25 +2,25 @@
 
 import json
 from dataclasses import replace
-from typing import get_args
 
 import pytest
 
 from infotok_lit.cli import main
 from infotok_lit.errors import SettingsError
-from infotok_lit.models.family import families, family_config
+from infotok_lit.models.family import families
+from infotok_lit.models.family import family as family_called
 
-SIZES = [(family, size) for family in families() for size in get_args(family_config(family).Size)]
+SIZES = [(family, size) for family in families() for size in family_called(family).sizes]
 
 
 @pytest.mark.parametrize(("family", "size"), SIZES)
 def test_every_size_survives_a_config_json(family, size) -> None:
-    config = family_config(family).config_of_size(size)
+    config = family_called(family).config_of_size(size)
     assert type(config).from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
 def test_settings_change_what_they_name_alone() -> None:
-    config = family_config("harmon").config_of_size("scenes32")
+    config = family_called("harmon").config_of_size("scenes32")
     changed = config.with_settings({"image_size": 64, "mar": {"default_grid": [8, 8]}})
     assert changed == replace(config, image_size=64, mar=replace(config.mar, default_grid=(8, 8)))
 
@@ -35,13 +35,13 @@ def test_settings_change_what_they_name_alone() -> None:
     ],
 )
 def test_what_does_not_exist_is_refused_by_name(family, settings, said) -> None:
-    config = family_config(family).config_of_size("scenes32")
+    config = family_called(family).config_of_size("scenes32")
     with pytest.raises(SettingsError, match=rf"this does not describe a model of {config.title}: .*{said}"):
         config.with_settings(settings)
 
 
 def test_what_is_missing_is_named() -> None:
-    config = family_config("showo2").config_of_size("scenes32")
+    config = family_called("showo2").config_of_size("scenes32")
     values = config.to_dict()
     del values["semantic"]
     with pytest.raises(SettingsError, match="'semantic'"):

@@ -49,9 +49,9 @@ def test_the_system_prompt_is_part_of_the_conversation(model, images, monkeypatc
 
 
 def test_an_answer_stops_at_its_own_end(model, images, monkeypatch) -> None:
-    ids, mask = model.processor.prompts_with_image(PROMPTS)
+    ids, mask = model.processor.understanding_prompts(PROMPTS)
     with torch.no_grad():
-        embeds = model.embed_with_images(ids, model.read_images(images))
+        embeds = model.embed_with_images(ids, model.understood_tokens(images))
         free = model.answer(embeds, mask, NEW_TOKENS)
         end = int(free[0, 2])
         monkeypatch.setattr(model.processor, "end_id", end)
@@ -65,7 +65,7 @@ def test_an_answer_stops_at_its_own_end(model, images, monkeypatch) -> None:
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 @pytest.mark.parametrize("size", [None, (16, 48)])
 def test_a_picture_is_its_prompt_and_its_seed(model, guidance, size) -> None:
-    drawing = replace(model.config.drawing, guidance=guidance)
+    drawing = replace(model.config.sampling, guidance=guidance)
     together = model.generate(CAPTIONS, 5, drawing, size)
     assert together.shape == (3, 3, *(size or (32, 32)))
     for i, caption in enumerate(CAPTIONS):
@@ -82,8 +82,8 @@ def test_a_size_that_the_latents_cannot_have_is_refused(model) -> None:
 
 def test_guidance_leads_away_from_the_negative_prompt(model) -> None:
     """Guidance is linear: without one iteration's difference between prompts and negatives it changes nothing."""
-    guided = replace(model.config.drawing, guidance=3.0, negative_prompt=CAPTIONS[0])
-    plain = replace(model.config.drawing, guidance=1.0)
+    guided = replace(model.config.sampling, guidance=3.0, negative_prompt=CAPTIONS[0])
+    plain = replace(model.config.sampling, guidance=1.0)
     found = model.generate([CAPTIONS[0]], 0, guided)
     torch.testing.assert_close(found, model.generate([CAPTIONS[0]], 0, plain), rtol=0, atol=2e-4)
     assert (model.generate([CAPTIONS[1]], 0, guided) - model.generate([CAPTIONS[1]], 0, plain)).abs().max() > 0.01
@@ -91,11 +91,11 @@ def test_guidance_leads_away_from_the_negative_prompt(model) -> None:
 
 def test_a_redrawn_picture_is_its_source_its_instruction_and_its_seed(model, images) -> None:
     instructions = [KEEP_PROMPT, "make it red", "make it blue", "add a circle"]
-    together = model.redraw(images, instructions, seed=2)
+    together = model.edit(images, instructions, seed=2)
     for i, instruction in enumerate(instructions):
-        alone = model.redraw(images[i : i + 1], [instruction], seed=2 + i)
+        alone = model.edit(images[i : i + 1], [instruction], seed=2 + i)
         torch.testing.assert_close(together[i : i + 1], alone, rtol=0, atol=2e-4)
-    assert (together - model.redraw(images.flip(0), instructions, seed=2)).abs().max() > 1e-3
+    assert (together - model.edit(images.flip(0), instructions, seed=2)).abs().max() > 1e-3
 
 
 def test_losses_do_not_depend_on_padding(model) -> None:

@@ -15,9 +15,7 @@ from infotok_lit.assets import SCENES_TOKENIZER
 from infotok_lit.checkpoints import CheckpointError
 from infotok_lit.models.export import export_model
 from infotok_lit.models.family import load_folder
-from infotok_lit.models.openuni.config import config_of_size
-from infotok_lit.models.openuni.keys import vlm_from_official, vlm_to_official
-from infotok_lit.models.openuni.loading import build, read_official
+from infotok_lit.models.openuni.family import FAMILY
 from infotok_lit.models.openuni.model import OpenUni
 
 GOLDENS = Path(__file__).parents[1] / "fixtures" / "goldens"
@@ -47,7 +45,7 @@ def size(request) -> str:
 @pytest.fixture(scope="module")
 def model(size) -> OpenUni:
     with torch.device("meta"):
-        return build(config_of_size(size), str(SCENES_TOKENIZER))
+        return FAMILY.build(FAMILY.config_of_size(size), str(SCENES_TOKENIZER))
 
 
 def own_manifest(size: str, suffix: str = "") -> Shapes:
@@ -65,14 +63,16 @@ def test_our_names_are_the_official_ones(size, model) -> None:
 
 
 def test_official_files_load(size, model) -> None:
-    model.load_own_weights(on_meta(own_manifest(size)), "openuni.pth")
+    model.load_official_weights("openuni", on_meta(own_manifest(size)), "openuni.pth")
     for naming in ("official", "native_tf5"):
-        model.load_vlm_weights(on_meta(manifest(f"internvl3_{SIZES[size]}_{naming}")), "InternVL3")
+        model.load_official_weights("internvl3", on_meta(manifest(f"internvl3_{SIZES[size]}_{naming}")), "InternVL3")
     older = older_names(on_meta(manifest(f"internvl3_{SIZES[size]}_native_tf5")))
-    model.load_vlm_weights(older, "InternVL3-hf")
+    model.load_official_weights("internvl3", older, "InternVL3-hf")
     prefix = "vae."
     whole = {name: shape for name, shape in own_manifest(size, "_full").items() if name.startswith(prefix)}
-    model.load_autoencoder_weights(on_meta({n.removeprefix(prefix): shape for n, shape in whole.items()}), "DC-AE")
+    model.load_official_weights(
+        "dc_ae", on_meta({n.removeprefix(prefix): shape for n, shape in whole.items()}), "DC-AE"
+    )
 
 
 def test_a_pretrained_checkpoint_lacks_only_the_diffusion_transformer(size, model) -> None:
@@ -80,7 +80,7 @@ def test_a_pretrained_checkpoint_lacks_only_the_diffusion_transformer(size, mode
     expected = {name for name in own_manifest(size) if not name.startswith("transformer.")}
     assert pretrained.keys() == expected
     with pytest.raises(CheckpointError, match="missing: transformer"):
-        model.load_own_weights(on_meta(pretrained), "openuni.pth")
+        model.load_official_weights("openuni", on_meta(pretrained), "openuni.pth")
 
 
 def test_every_single_key_matters(size, model) -> None:
@@ -88,15 +88,15 @@ def test_every_single_key_matters(size, model) -> None:
     for key in ("meta_queries", "projector.bias", "transformer.proj_out.bias"):
         shorter = {name: shape for name, shape in shapes.items() if name != key}
         with pytest.raises(CheckpointError, match=f"(?m)1 missing: {key}$"):
-            model.load_own_weights(on_meta(shorter), "file")
+            model.load_official_weights("openuni", on_meta(shorter), "file")
         with pytest.raises(CheckpointError, match=f"(?m)1 unexpected: {key}x$"):
-            model.load_own_weights(on_meta(shapes | {key + "x": (1,)}), "file")
+            model.load_official_weights("openuni", on_meta(shapes | {key + "x": (1,)}), "file")
         with pytest.raises(CheckpointError, match=rf"1 mis-shaped: {key} \(7,\), expected "):
-            model.load_own_weights(on_meta(shapes | {key: (7,)}), "file")
+            model.load_official_weights("openuni", on_meta(shapes | {key: (7,)}), "file")
     vlm = manifest(f"internvl3_{SIZES[size]}_official")
     del vlm["mlp1.0.weight"]
     with pytest.raises(CheckpointError, match=r"(?m)1 missing: mlp1\.0\.weight$"):
-        model.load_vlm_weights(on_meta(vlm), "InternVL3")
+        model.load_official_weights("internvl3", on_meta(vlm), "InternVL3")
 
 
 def older_names(native: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -113,12 +113,15 @@ def older_names(native: dict[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-@pytest.mark.parametrize("naming", [vlm_to_official, dict, older_names])
+@pytest.mark.parametrize("naming", ["official", "native", "older"])
 def test_every_naming_of_the_language_model_is_the_same_model(naming) -> None:
-    native = tiny_model("openuni").vlm.state_dict()
-    back = vlm_from_official(naming(native), native, "a test")
-    assert back.keys() == native.keys()
-    assert all(torch.equal(back[name], native[name]) for name in native)
+    model, target = tiny_model("openuni", seed=1), tiny_model("openuni", seed=2)
+    native = model.vlm.state_dict()
+    named = {"official": model.official_weights()["internvl3"], "native": native, "older": older_names(native)}
+    target.load_official_weights("internvl3", named[naming], "a test")
+    found = target.vlm.state_dict()
+    assert found.keys() == native.keys()
+    assert all(torch.equal(found[name], native[name]) for name in native)
 
 
 def half(weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -129,7 +132,7 @@ def half(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 def files(tmp_path: Path, model: OpenUni, weights: dict[str, Any]) -> tuple[Path, dict[str, Path]]:
     """An official checkpoint, and the parts beside it."""
     torch.save(weights, tmp_path / "openuni.pth")
-    for part, state in (("vlm", vlm_to_official(model.vlm.state_dict())), ("sana", model.transformer.state_dict())):
+    for part, state in (("vlm", model.official_weights()["internvl3"]), ("sana", model.transformer.state_dict())):
         (tmp_path / part).mkdir()
         save_file({name: tensor.contiguous() for name, tensor in state.items()}, tmp_path / part / "model.safetensors")
     return tmp_path / "openuni.pth", {"vlm": tmp_path / "vlm"}
@@ -144,16 +147,16 @@ def test_all_variants_of_official_files_give_the_same_model(tmp_path, variant, w
     if variant == "pretrained":
         weights = {name: tensor for name, tensor in weights.items() if not name.startswith("transformer.")}
     if variant == "whole":
-        weights |= {f"lmm.{name}": tensor for name, tensor in vlm_to_official(model.vlm.state_dict()).items()}
+        weights |= {f"lmm.{name}": tensor for name, tensor in model.official_weights()["internvl3"].items()}
     weights = half(weights)
     path, parts = files(tmp_path, model, {"state_dict": weights} if wrapped else weights)
     if variant == "pretrained":
         with pytest.raises(ValueError, match="holds no transformer: set `transformer` to SANA's folder"):
-            read_official(path, parts, config)
+            FAMILY.read_official(path, parts, config)
         parts["transformer"] = tmp_path / "sana"
     if variant == "whole":
         parts = {}
-    loaded = read_official(path, parts, config).load_into(tiny_model("openuni", seed=2))
+    loaded = FAMILY.read_official(path, parts, config).load_into(tiny_model("openuni", seed=2))
     expected = model.state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in loaded.state_dict().items())
     # What is exported is the fine-tuned variant, whichever was read.
@@ -170,10 +173,10 @@ def test_a_file_without_the_essentials_is_no_openuni(tmp_path, absent) -> None:
     weights = {n: t for n, t in model.official_weights()["openuni"].items() if not n.startswith(absent)}
     path, parts = files(tmp_path, model, weights)
     with pytest.raises(CheckpointError, match=f"is no OpenUni checkpoint: it lacks {absent}"):
-        read_official(path, parts, tiny_openuni_config())
+        FAMILY.read_official(path, parts, tiny_openuni_config())
 
 
 def test_the_embedded_size_has_at_most_three_million_parameters() -> None:
     with torch.device("meta"):
-        model = build(config_of_size("scenes32"), str(SCENES_TOKENIZER))
+        model = FAMILY.build(FAMILY.config_of_size("scenes32"), str(SCENES_TOKENIZER))
     assert sum(parameter.numel() for parameter in model.parameters()) <= 3_000_000

@@ -10,10 +10,9 @@ from infotok_lit.assets import SCENES_TOKENIZER
 from infotok_lit.metrics.code_usage import code_entropy_bits, code_usage_fraction
 from infotok_lit.models.export import export_model
 from infotok_lit.models.family import load_folder
-from infotok_lit.models.showo2.config import QuantiserConfig, config_of_size
-from infotok_lit.models.showo2.loading import build, differing_parts
+from infotok_lit.models.showo2.encoder import TokenQuantiser
+from infotok_lit.models.showo2.family import FAMILY, QuantiserConfig
 from infotok_lit.models.showo2.model import Showo2
-from infotok_lit.models.showo2.quantiser import TokenQuantiser
 from infotok_lit.scenes import Scenes
 
 KINDS = ("fsq", "lfq", "vq")
@@ -93,7 +92,7 @@ def test_bfloat16_picks_the_codes_of_float32(kind) -> None:
 
 def tiny_discrete(kind: str) -> Showo2:
     torch.manual_seed(0)
-    model = build(replace(tiny_showo2_config(), quantiser=config(kind)), str(SCENES_TOKENIZER))
+    model = FAMILY.build(replace(tiny_showo2_config(), quantiser=config(kind)), str(SCENES_TOKENIZER))
     for parameter in model.parameters():
         parameter.data += 0.05 * torch.randn_like(parameter)
     return model
@@ -120,10 +119,10 @@ def test_a_model_with_a_quantiser_is_exported_whole(tmp_path, kind, dtype) -> No
 
 
 def test_a_quantiser_may_be_added_but_not_swapped() -> None:
-    plain = config_of_size("scenes32")
+    plain = FAMILY.config_of_size("scenes32")
     with_fsq, with_vq = (replace(plain, quantiser=config(kind)) for kind in ("fsq", "vq"))
-    assert differing_parts(plain, with_fsq) == []
-    assert differing_parts(with_fsq, with_vq) == ["quantiser"]
+    assert FAMILY.differing_parts(plain, with_fsq) == []
+    assert FAMILY.differing_parts(with_fsq, with_vq) == ["quantiser"]
 
 
 def test_continuous_tokens_have_no_codes() -> None:

@@ -9,20 +9,20 @@ from torch import Tensor, nn
 
 from infotok_lit.assets import SCENES_TOKENIZER
 from infotok_lit.batch import IMAGE_TOKEN_ID, GenerationBatch
-from infotok_lit.models.common.describe_templates import DESCRIBE_TEMPLATES
 from infotok_lit.models.common.reconstruction import (
+    DESCRIBE_TEMPLATES,
+    RandomTemplates,
     ReconstructionConfig,
-    TemplateDraws,
     choose_templates,
     condition_pixels,
-    draw_templates,
+    random_templates,
 )
-from infotok_lit.models.harmon.draws import TrainingDraws as HarmonDraws
-from infotok_lit.models.harmon.draws import draw_training as draw_harmon
-from infotok_lit.models.openuni.flow import draw_training as draw_openuni
-from infotok_lit.models.showo2.draws import draw_training as draw_showo2
+from infotok_lit.models.harmon.sampling import RandomNumbers as HarmonNumbers
+from infotok_lit.models.harmon.sampling import random_numbers as draw_harmon
+from infotok_lit.models.openuni.diffusion import random_numbers as draw_openuni
+from infotok_lit.models.showo2.family import FAMILY as SHOWO2
 from infotok_lit.models.showo2.flow import on_path, training_time
-from infotok_lit.models.showo2.loading import build as build_showo2
+from infotok_lit.models.showo2.flow import random_numbers as draw_showo2
 from infotok_lit.models.unified import UnifiedModel
 from infotok_lit.scenes import Scenes
 
@@ -60,28 +60,29 @@ def draws_of(model: UnifiedModel, batch: GenerationBatch, seed: int = 5):
     torch.manual_seed(seed)
     if model.family == "harmon":
         latents, _ = model.encode_images(batch.pixel_values)
-        return draw_harmon(*latents.shape, 2, 0.3, 10.0, latents.device)  # hides any share above 0.3 equally often
+        mar = replace(model.config.mar, mask_ratio_std=10.0)  # hides any share above 0.3 equally often
+        return draw_harmon(*latents.shape, mar, latents.device)
     shape = model.encode_images(batch.pixel_values).shape
     return (draw_showo2 if model.family == "showo2" else draw_openuni)(shape, torch.device("cpu"))
 
 
 def row_of(draws, row: int, rows: int):
     """The draws of one image."""
-    if not isinstance(draws, HarmonDraws):
+    if not isinstance(draws, HarmonNumbers):
         return type(draws)(*(value[row : row + 1] for value in vars(draws).values()))
 
     def own(numbers: Tensor) -> Tensor:
         return numbers.unflatten(0, (2, rows, -1))[:, row].flatten(0, 1)  # two noise draws per token
 
-    return HarmonDraws(draws.hidden[row : row + 1], own(draws.timesteps), own(draws.noise))
+    return HarmonNumbers(draws.hidden[row : row + 1], own(draws.timesteps), own(draws.noise))
 
 
-def templates(*places: float, swap: float = 0.99) -> TemplateDraws:
-    return TemplateDraws(torch.tensor(places), torch.full((len(places),), swap))
+def templates(*places: float, swap: float = 0.99) -> RandomTemplates:
+    return RandomTemplates(torch.tensor(places), torch.full((len(places),), swap))
 
 
 def loss_of(model: UnifiedModel, batch: GenerationBatch, config: ReconstructionConfig = SHORT, **others) -> Tensor:
-    given = {"templates": templates(*[0.0, 0.9, 0.0][: len(batch.names)]), "draws": draws_of(model, batch)}
+    given = {"templates": templates(*[0.0, 0.9, 0.0][: len(batch.names)]), "random": draws_of(model, batch)}
     output = model.reconstruction(batch, config, **{**given, **others})
     return output.loss_sum / output.loss_count
 
@@ -105,7 +106,9 @@ def test_the_gradient_is_scaled_and_the_loss_is_not(model, condition) -> None:
     batch, found = batch_of(model), {}
     for scale in (1.0, 0.1):
         probe = Probe()
-        loss = loss_of(model, batch, replace(SHORT, condition=condition, gradient_scale=scale), reading=probe)
+        loss = loss_of(
+            model, batch, replace(SHORT, condition=condition, gradient_scale=scale), understood_transform=probe
+        )
         found[scale] = (loss, *torch.autograd.grad(loss, probe.offset))
     assert found[1.0][0] == found[0.1][0]
     largest = found[1.0][1].abs().max().item()
@@ -171,14 +174,14 @@ CLOSING = "<|im_end|>\n<|im_start|>assistant\n"
 
 def test_harmon_puts_the_image_before_the_request_and_keeps_it_when_the_request_is_swapped() -> None:
     model = lively("harmon")
-    found = as_text(model, *model.processor.prompts_to_reconstruct(["Describe this.", ""], 18))
+    found = as_text(model, *model.processor.reconstruction_prompts(["Describe this.", ""], 18))
     assert found == [f"{OPENING}{{18}}\nDescribe this.{CLOSING}", f"{OPENING}{{18}}Generate an image.{CLOSING}"]
 
 
 def test_showo2_answers_the_request_with_the_image() -> None:
     prompts = replace(tiny_showo2_config().prompts, system="You are a helpful assistant.")
-    model = build_showo2(replace(tiny_showo2_config(), prompts=prompts), str(SCENES_TOKENIZER))
-    found = as_text(model, *model.processor.prompts_to_reconstruct(["Describe this.", ""], 5, 17))
+    model = SHOWO2.build(replace(tiny_showo2_config(), prompts=prompts), str(SCENES_TOKENIZER))
+    found = as_text(model, *model.processor.reconstruction_prompts(["Describe this.", ""], 5, 17))
     before = (
         "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
         "<|im_start|>user\n<|vision_start|>{5}<|vision_end|>"
@@ -189,7 +192,7 @@ def test_showo2_answers_the_request_with_the_image() -> None:
 
 def test_openuni_asks_after_the_image_and_opens_the_one_to_draw() -> None:
     model = lively("openuni")
-    found = as_text(model, *model.processor.prompts_to_reconstruct(["Describe this.", ""]))
+    found = as_text(model, *model.processor.reconstruction_prompts(["Describe this.", ""]))
     before, after = "<|im_start|>user\n<img>{16}</img>\n", f"{CLOSING}<img>"
     assert found == [f"{before}Describe this.{after}", f"{before}Generate an image.{after}"]
 
@@ -197,7 +200,7 @@ def test_openuni_asks_after_the_image_and_opens_the_one_to_draw() -> None:
 def test_every_template_reaches_the_model_as_it_is_written(model) -> None:
     """Also through the tokenizer of Scenes, which knows few words: it falls back on bytes."""
     counts = {"harmon": [18], "showo2": [5, 17], "openuni": []}[model.family]
-    found = as_text(model, *model.processor.prompts_to_reconstruct(DESCRIBE_TEMPLATES, *counts))
+    found = as_text(model, *model.processor.reconstruction_prompts(DESCRIBE_TEMPLATES, *counts))
     assert all(template in text for template, text in zip(DESCRIBE_TEMPLATES, found, strict=True))
 
 
@@ -210,10 +213,10 @@ def test_templates_are_many_and_none_is_repeated() -> None:
 
 def test_draws_choose_templates() -> None:
     config = ReconstructionConfig(template_swap=0.1, templates=("a", "b", "c", "d"))
-    draws = TemplateDraws(torch.tensor([0.0, 0.26, 0.5, 0.999, 0.3]), torch.tensor([0.1, 0.5, 0.9, 0.2, 0.09]))
+    draws = RandomTemplates(torch.tensor([0.0, 0.26, 0.5, 0.999, 0.3]), torch.tensor([0.1, 0.5, 0.9, 0.2, 0.09]))
     assert choose_templates(draws, config) == ["a", "b", "c", "d", ""]
     torch.manual_seed(0)
-    chosen = choose_templates(draw_templates(4000), config)
+    chosen = choose_templates(random_templates(4000), config)
     for text, share in {"": 0.1, "a": 0.225, "b": 0.225, "c": 0.225, "d": 0.225}.items():
         assert abs(chosen.count(text) / 4000 - share) < 4 * (share * (1 - share) / 4000) ** 0.5
 
@@ -236,14 +239,14 @@ def test_a_row_does_not_depend_on_its_neighbours_and_their_padding(model) -> Non
     """Nor on how long their requests are."""
     batch, chosen = batch_of(model), templates(0.0, 0.9, 0.0)
     draws = draws_of(model, batch)
-    together = model.reconstruction(batch, SHORT, templates=chosen, draws=draws)
+    together = model.reconstruction(batch, SHORT, templates=chosen, random=draws)
     apart = []
     for row in range(3):
         alone = GenerationBatch(
             batch.pixel_values[row : row + 1], *batch[1:4], *(part[row : row + 1] for part in batch[4:])
         )
-        own = TemplateDraws(chosen.template[row : row + 1], chosen.swap[row : row + 1])
-        apart.append(model.reconstruction(alone, SHORT, templates=own, draws=row_of(draws, row, 3)))
+        own = RandomTemplates(chosen.template[row : row + 1], chosen.swap[row : row + 1])
+        apart.append(model.reconstruction(alone, SHORT, templates=own, random=row_of(draws, row, 3)))
     torch.testing.assert_close(together.loss_sum, sum(part.loss_sum for part in apart), rtol=1e-4, atol=1e-4)
     assert together.loss_count == sum(part.loss_count for part in apart)
 
@@ -274,8 +277,8 @@ def test_showo2s_loss_ignores_the_condition_the_text_and_the_time(condition) -> 
     batch, config = batch_of(model), replace(SHORT, condition=condition)
     expected = loss_of(model, batch, config)
     seen = {}
-    original = model.processor.prompts_to_reconstruct
-    model.processor.prompts_to_reconstruct = lambda *given: seen.setdefault("ids", original(*given))
+    original = model.processor.reconstruction_prompts
+    model.processor.reconstruction_prompts = lambda *given: seen.setdefault("ids", original(*given))
     loss_of(model, batch, config)
     drawn = torch.zeros(seen["ids"][0].shape, dtype=torch.bool)
     for row, ids in enumerate(seen["ids"][0].tolist()):
@@ -289,7 +292,7 @@ def test_showo2s_loss_ignores_the_condition_the_text_and_the_time(condition) -> 
 
 def test_the_mean_is_over_what_is_predicted(model) -> None:
     batch = batch_of(model)
-    output = model.reconstruction(batch, SHORT, draws=draws_of(model, batch))
+    output = model.reconstruction(batch, SHORT, random=draws_of(model, batch))
     hidden = int(draws_of(model, batch).hidden.sum()) if model.family == "harmon" else 0
     expected = {"harmon": 2 * hidden, "showo2": 3 * 16 * 48, "openuni": 3 * 16 * 48}
     assert output.loss_count == expected[model.family]
@@ -303,13 +306,13 @@ def test_harmon_reads_understood_tokens_as_it_would_read_words() -> None:
     model = lively("harmon")
     batch, draws = batch_of(model), draws_of(model, batch_of(model))
     expected = loss_of(model, batch)
-    ids, mask = model.processor.prompts_to_reconstruct([SHORT.templates[i] for i in (0, 1, 0)], 18)
+    ids, mask = model.processor.reconstruction_prompts([SHORT.templates[i] for i in (0, 1, 0)], 18)
     with torch.no_grad():
-        visual = model.project_for_reading(model.encoder(*model.encode_images(batch.pixel_values))).flatten(0, 1)
+        visual = model.project_for_llm(model.encoder(*model.encode_images(batch.pixel_values))).flatten(0, 1)
         table = model.llm.get_input_embeddings().weight
         ids[ids == IMAGE_TOKEN_ID] = len(table) + torch.arange(len(visual))
         model.llm.set_input_embeddings(nn.Embedding.from_pretrained(torch.cat([table, visual])))
-    output = model.generation(batch._replace(input_ids=ids, attention_mask=mask), draws=draws)
+    output = model.generation(batch._replace(input_ids=ids, attention_mask=mask), random=draws)
     torch.testing.assert_close(output.loss_sum / output.loss_count, expected)
 
 
@@ -320,11 +323,11 @@ def test_showo2_at_one_size_is_its_own_sequence_of_two_images() -> None:
     clean = model.encode_images(batch.pixel_values)
     time = training_time(draws.normal, 0.0, 17)
     noisy, velocity = on_path(clean, draws.noise, time)
-    ids, _ = model.processor.prompts_to_reconstruct([SHORT.templates[i] for i in (0, 1, 0)], 17, 17)
+    ids, _ = model.processor.reconstruction_prompts([SHORT.templates[i] for i in (0, 1, 0)], 17, 17)
     both = torch.stack([clean, noisy], dim=1).flatten(0, 1)
     times = torch.stack([torch.ones_like(time), time], dim=1).flatten()
     loss_sum, loss_count = model.flow_loss(
-        model.read_sequence(ids, both, times),
+        model.run_sequence(ids, both, times),
         torch.stack([velocity, velocity], dim=1).flatten(0, 1),
         torch.tensor([False, True] * 3),
     )
@@ -334,8 +337,8 @@ def test_showo2_at_one_size_is_its_own_sequence_of_two_images() -> None:
 def test_openuni_is_the_official_loss_of_drawing_from_an_image() -> None:
     model = lively("openuni")
     batch, draws = batch_of(model), draws_of(model, batch_of(model))
-    ids, mask = model.processor.prompts_to_redraw([SHORT.templates[i] for i in (0, 1, 0)])
-    official = model.redrawing_loss(batch._replace(input_ids=ids, attention_mask=mask), batch.pixel_values, draws)
+    ids, mask = model.processor.editing_prompts([SHORT.templates[i] for i in (0, 1, 0)])
+    official = model.editing_loss(batch._replace(input_ids=ids, attention_mask=mask), batch.pixel_values, draws)
     torch.testing.assert_close(loss_of(model, batch), official)
 
 

@@ -8,11 +8,10 @@ from tiny import tiny_model
 from torch import Tensor
 
 from infotok_lit.batch import IMAGE_TOKEN_ID
-from infotok_lit.models.showo2.attention import attend, build_mask, dense_mask
-from infotok_lit.models.showo2.describing import continue_greedily, embed_prompts
 from infotok_lit.models.showo2.flow import from_runs, to_runs
+from infotok_lit.models.showo2.inference import continue_greedily, embed_prompts
 from infotok_lit.models.showo2.model import Showo2
-from infotok_lit.models.showo2.sequence import find_regions, insert_images
+from infotok_lit.models.showo2.sequence import attend, build_mask, dense_mask, find_regions, insert_images
 from infotok_lit.scenes import Scenes
 
 PROMPTS = ["what shape is the red object?", "is there a circle?", "how many objects are there in this image?", "why?"]
@@ -51,7 +50,7 @@ def test_an_answer_knows_nothing_of_its_batch_nor_of_the_cache(model, images, de
 
 @torch.no_grad()
 def test_the_cache_leaves_every_logit_as_it_is(model, images) -> None:
-    ids, mask = model.processor.prompts_with_image(PROMPTS)
+    ids, mask = model.processor.understanding_prompts(PROMPTS, pad_left=False)
     embeds = embed_prompts(model, ids, model.encode_images(images))
     regions = find_regions(ids)
     cached, whole = (continue_greedily(model, embeds, mask, regions, NEW_TOKENS, cache)[1] for cache in (True, False))
@@ -60,7 +59,7 @@ def test_the_cache_leaves_every_logit_as_it_is(model, images) -> None:
 
 @torch.no_grad()
 def test_an_answer_stops_at_its_own_end(model, images, monkeypatch) -> None:
-    ids, mask = model.processor.prompts_with_image(PROMPTS)
+    ids, mask = model.processor.understanding_prompts(PROMPTS, pad_left=False)
     embeds, regions = embed_prompts(model, ids, model.encode_images(images)), find_regions(ids)
     free, _ = continue_greedily(model, embeds, mask, regions, NEW_TOKENS, True)
     end = int(free[0, 2])
@@ -79,7 +78,7 @@ def draw(model: Showo2, captions: list[str], seed: int = 5, **options) -> Tensor
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 @pytest.mark.parametrize("size", [None, (16, 48)])
 def test_a_picture_is_its_prompt_and_its_seed_with_and_without_cache(model, guidance, size) -> None:
-    options = {"drawing": replace(model.config.drawing, guidance=guidance), "image_size": size}
+    options = {"sampling": replace(model.config.sampling, guidance=guidance), "image_size": size}
     together = draw(model, CAPTIONS, **options)
     assert together.shape == (3, 3, *(size or (32, 32)))
     for i, caption in enumerate(CAPTIONS):
@@ -101,14 +100,6 @@ def test_losses_do_not_depend_on_padding(model) -> None:
         alone = [model.understanding(model.processor.understanding([sample])) for sample in samples]
     torch.testing.assert_close(together.loss_sum, sum(output.loss_sum for output in alone), rtol=1e-5, atol=1e-4)
     assert together.loss_count == sum(output.loss_count for output in alone) > 4
-
-
-def test_images_to_read_are_not_noised(model, monkeypatch) -> None:
-    config = replace(model.config, training_time=replace(model.config.training_time, understanding_min=0.8))
-    monkeypatch.setattr(model, "config", config)
-    batch = model.processor.understanding([Scenes(num_samples=1).sample("understanding", 0, None)])
-    with pytest.raises(ValueError, match=r"training_time\.understanding_min below 1"):
-        model.understanding(batch)
 
 
 # Sequences and masks

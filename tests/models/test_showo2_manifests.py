@@ -9,9 +9,7 @@ from torch import Tensor
 
 from infotok_lit.assets import SCENES_TOKENIZER
 from infotok_lit.checkpoints import CheckpointError
-from infotok_lit.models.showo2.config import config_of_size
-from infotok_lit.models.showo2.keys import EMBEDDINGS, LM_HEAD
-from infotok_lit.models.showo2.loading import build, read_official
+from infotok_lit.models.showo2.family import EMBEDDINGS, FAMILY, LM_HEAD
 from infotok_lit.models.showo2.model import Showo2
 
 GOLDENS = Path(__file__).parents[1] / "fixtures" / "goldens"
@@ -30,7 +28,7 @@ def on_meta(shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
 
 def on_meta_device(size: str) -> Showo2:
     with torch.device("meta"):
-        return build(config_of_size(size), str(SCENES_TOKENIZER))
+        return FAMILY.build(FAMILY.config_of_size(size), str(SCENES_TOKENIZER))
 
 
 @pytest.fixture(scope="module", params=list(MANIFESTS))
@@ -51,8 +49,8 @@ def test_our_names_are_the_official_ones(size, model) -> None:
 
 
 def test_official_files_load(size, model) -> None:
-    model.load_official_weights(on_meta(manifest(MANIFESTS[size])), "show-o2")
-    model.load_autoencoder_weights(on_meta(manifest("wan21_vae")), "Wan2.1_VAE.pth")
+    model.load_official_weights("showo2", on_meta(manifest(MANIFESTS[size])), "show-o2")
+    model.load_official_weights("wan_vae", on_meta(manifest("wan21_vae")), "Wan2.1_VAE.pth")
 
 
 @pytest.mark.parametrize("absent", [LM_HEAD, EMBEDDINGS])
@@ -61,9 +59,9 @@ def test_only_a_tied_head_may_be_stored_once(size, model, absent) -> None:
     del shapes[absent]
     if size == "7b":
         with pytest.raises(CheckpointError, match=f"1 missing: {absent}"):
-            model.load_official_weights(on_meta(shapes), "show-o2")
+            model.load_official_weights("showo2", on_meta(shapes), "show-o2")
     else:
-        model.load_official_weights(on_meta(shapes), "show-o2")
+        model.load_official_weights("showo2", on_meta(shapes), "show-o2")
 
 
 def test_every_single_key_matters(size, model) -> None:
@@ -71,17 +69,17 @@ def test_every_single_key_matters(size, model) -> None:
     for key in ("position_embedding.weight", "diffusion_head_b.linear.bias", "showo.model.norm.weight"):
         shorter = {name: shape for name, shape in shapes.items() if name != key}
         with pytest.raises(CheckpointError, match=f"(?m)1 missing: {key}$"):
-            model.load_official_weights(on_meta(shorter), "file")
+            model.load_official_weights("showo2", on_meta(shorter), "file")
         with pytest.raises(CheckpointError, match=f"(?m)1 unexpected: {key}x$"):
-            model.load_official_weights(on_meta(shapes | {key + "x": (1,)}), "file")
+            model.load_official_weights("showo2", on_meta(shapes | {key + "x": (1,)}), "file")
         with pytest.raises(CheckpointError, match=rf"1 mis-shaped: {key} \(7,\), expected "):
-            model.load_official_weights(on_meta(shapes | {key: (7,)}), "file")
+            model.load_official_weights("showo2", on_meta(shapes | {key: (7,)}), "file")
 
 
 def test_the_other_size_is_refused(size, model) -> None:
     other = "1.5b" if size == "7b" else "7b"
     with pytest.raises(CheckpointError, match="mis-shaped.*\ncheck that the model size"):
-        model.load_official_weights(on_meta(manifest(MANIFESTS[other])), "show-o2")
+        model.load_official_weights("showo2", on_meta(manifest(MANIFESTS[other])), "show-o2")
 
 
 def test_the_embedded_size_has_at_most_three_million_parameters() -> None:
@@ -94,10 +92,10 @@ def test_a_head_that_differs_from_its_tied_table_is_warned_about(tmp_path) -> No
     weights = {LM_HEAD: torch.zeros(2), EMBEDDINGS: torch.ones(2)}
     torch.save(weights, tmp_path / "pytorch_model.bin")
     with pytest.warns(UserWarning, match="output head that differs from its embedding table"):
-        read_official(tmp_path, {}, config_of_size("scenes32"))
+        FAMILY.read_official(tmp_path, {}, FAMILY.config_of_size("scenes32"))
 
 
 def test_the_autoencoder_must_be_given(tmp_path) -> None:
     torch.save({EMBEDDINGS: torch.ones(2)}, tmp_path / "pytorch_model.bin")
     with pytest.raises(ValueError, match=r"holds no image autoencoder: set `autoencoder` to Wan2\.1_VAE\.pth"):
-        read_official(tmp_path, {}, config_of_size("1.5b"))
+        FAMILY.read_official(tmp_path, {}, FAMILY.config_of_size("1.5b"))

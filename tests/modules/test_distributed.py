@@ -14,16 +14,16 @@ from torch import Tensor
 
 from infotok_lit.batch import Branch, Sample, Source, UnderstandingSample
 from infotok_lit.data.datamodule import UnifiedDataModule
-from infotok_lit.models.common.reconstruction import TemplateDraws, draw_templates
-from infotok_lit.models.harmon import model as harmon
-from infotok_lit.models.harmon.draws import TrainingDraws
+from infotok_lit.models import unified
+from infotok_lit.models.common.reconstruction import RandomTemplates, random_templates
 from infotok_lit.models.harmon.model import Harmon
+from infotok_lit.models.harmon.sampling import RandomNumbers
 from infotok_lit.models.openuni import model as openuni
 from infotok_lit.models.showo2 import model as showo2
 from infotok_lit.modules.lora import LoraConfig
-from infotok_lit.modules.task_weights import TaskWeights
+from infotok_lit.modules.losses import TaskWeights
+from infotok_lit.objective.compactness import Posterior
 from infotok_lit.objective.distributed import rank, world_size
-from infotok_lit.objective.posterior import Posterior
 from infotok_lit.scenes import Scenes
 
 BATCH = 6
@@ -107,9 +107,9 @@ def kept(folder: Path, processes: int) -> list[dict[str, Any]]:
 @pytest.fixture
 def sliced_draws(monkeypatch) -> None:
     """Every process draws the random numbers of the global batch and takes those of its own rows."""
-    draw_global, rsample = Harmon.draw, Posterior.rsample
+    draw_global, rsample = Harmon.random_numbers, Posterior.rsample
 
-    def draw(model: Harmon, batch: int, places: int, device: torch.device) -> TrainingDraws:
+    def draw(model: Harmon, batch: int, places: int, device: torch.device) -> RandomNumbers:
         torch.manual_seed(1)
         draws = draw_global(model, batch * world_size(), places, device)
         mine = slice(batch * rank(), batch * (rank() + 1))
@@ -118,7 +118,7 @@ def sliced_draws(monkeypatch) -> None:
         def own(numbers: Tensor) -> Tensor:
             return numbers.unflatten(0, copies)[:, mine].flatten(0, 2)
 
-        return TrainingDraws(draws.hidden[mine], own(draws.timesteps), own(draws.noise))
+        return RandomNumbers(draws.hidden[mine], own(draws.timesteps), own(draws.noise))
 
     def sample(posterior: Posterior, noise: Tensor | None = None) -> Tensor:
         rows, *rest = posterior.mean.shape
@@ -134,25 +134,24 @@ def sliced_draws(monkeypatch) -> None:
 
         return draw
 
-    def templates(batch: int) -> TemplateDraws:
+    def templates(batch: int) -> RandomTemplates:
         torch.manual_seed(3)
-        draws, mine = draw_templates(batch * world_size()), slice(batch * rank(), batch * (rank() + 1))
-        return TemplateDraws(draws.template[mine], draws.swap[mine])
+        draws, mine = random_templates(batch * world_size()), slice(batch * rank(), batch * (rank() + 1))
+        return RandomTemplates(draws.template[mine], draws.swap[mine])
 
     for family in (showo2, openuni):
-        monkeypatch.setattr(family, "draw_training", sliced(family.draw_training))
-    for family in (harmon, showo2, openuni):
-        monkeypatch.setattr(family, "draw_templates", templates)
-    monkeypatch.setattr(Harmon, "draw", draw)
+        monkeypatch.setattr(family, "random_numbers", sliced(family.random_numbers))
+    monkeypatch.setattr(unified, "random_templates", templates)
+    monkeypatch.setattr(Harmon, "random_numbers", draw)
     monkeypatch.setattr(Posterior, "rsample", sample)
 
 
 @pytest.fixture
 def equal_draws(monkeypatch) -> None:
     """Every image gets the same random numbers, so that it does not matter which process validates it."""
-    draw_one, rsample = Harmon.draw, Posterior.rsample
+    draw_one, rsample = Harmon.random_numbers, Posterior.rsample
 
-    def draw(model: Harmon, batch: int, places: int, device: torch.device) -> TrainingDraws:
+    def draw(model: Harmon, batch: int, places: int, device: torch.device) -> RandomNumbers:
         torch.manual_seed(1)
         draws = draw_one(model, 1, places, device)
         copies = (model.config.mar.noise_draws, 1, -1)
@@ -161,13 +160,13 @@ def equal_draws(monkeypatch) -> None:
             each = numbers.unflatten(0, copies)
             return each.expand(-1, batch, *each.shape[2:]).flatten(0, 2)
 
-        return TrainingDraws(draws.hidden.expand(batch, -1), repeated(draws.timesteps), repeated(draws.noise))
+        return RandomNumbers(draws.hidden.expand(batch, -1), repeated(draws.timesteps), repeated(draws.noise))
 
     def sample(posterior: Posterior, noise: Tensor | None = None) -> Tensor:
         torch.manual_seed(2)
         return rsample(posterior, torch.randn(1, *posterior.mean.shape[1:]).expand_as(posterior.mean))
 
-    monkeypatch.setattr(Harmon, "draw", draw)
+    monkeypatch.setattr(Harmon, "random_numbers", draw)
     monkeypatch.setattr(Posterior, "rsample", sample)
 
 
@@ -242,7 +241,10 @@ def test_validation_logs_the_numbers_of_one_process(tmp_path, equal_draws, monke
         trainer(tmp_path, processes).validate(TinyModule(ALL), data(processes), verbose=False)
     (whole,) = kept(tmp_path, 1)
     for half in kept(tmp_path, 2):
-        torch.testing.assert_close(half, whole, rtol=1e-4, atol=1e-5)
+        # Which image is another image's other one depends on the batch that it is in.
+        alike = {name: value for name, value in half.items() if "sufficiency_gap" not in name}
+        assert half.keys() == whole.keys()
+        torch.testing.assert_close(alike, {name: whole[name] for name in alike}, rtol=1e-4, atol=1e-5)
     assert whole["val/understanding/answers/overall"] == 0.25
     for name in ("loss", "rate_bits_per_token", "sufficiency_nats_per_element", "alignment_bound_nats"):
         assert {f"val/understanding/{name}", f"val/generation/{name}"} <= whole.keys()

@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny import FAMILIES, TinyModule, scenes_data
 
-from infotok_lit.modules.infotok_module import BRANCHES
+from infotok_lit.batch import BRANCHES
 from infotok_lit.modules.lora import LoraConfig
 
 TERMS = ("compactness", "sufficiency", "alignment")

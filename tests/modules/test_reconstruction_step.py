@@ -8,12 +8,11 @@ import torch
 from test_training_step import TERMS, batches, trainer
 from tiny import FAMILIES, TinyModule, scenes_data
 
+from infotok_lit.batch import BRANCHES
 from infotok_lit.models.common.reconstruction import ReconstructionConfig
+from infotok_lit.modules import HarmonModule
 from infotok_lit.modules.finite import NonFiniteError
-from infotok_lit.modules.harmon import HarmonModule
-from infotok_lit.modules.infotok_module import BRANCHES
-from infotok_lit.modules.results import objective_inputs
-from infotok_lit.modules.task_weights import TaskWeights
+from infotok_lit.modules.losses import TaskWeights
 from infotok_lit.objective.config import ObjectiveConfig
 
 ALONE = TaskWeights(understanding=1.0, generation=0.0, reconstruction=1.0)
@@ -125,8 +124,8 @@ def test_an_inline_bottleneck_noises_both_sets_of_tokens_and_prices_them_once() 
         torch.manual_seed(0)
         losses.append(module.run_reconstruction(batch["generation"]).task_loss.item())
     assert losses[0] != losses[1]
-    with pytest.raises(ValueError, match=r"pass transform\('generation'\) to the model"):
-        module.infotok("generation", objective_inputs(module.base.generation(batch["generation"])), step=0)
+    with pytest.raises(ValueError, match=r"pass path\('generation'\) to the model"):
+        module.infotok("generation", module.base.generation(batch["generation"]), step=0)
 
 
 def test_random_numbers_of_the_branches_are_those_of_plain_fine_tuning(tmp_path) -> None:

@@ -20,11 +20,15 @@ from tiny import FAMILIES, TinyModule, tiny_config
 
 from infotok_lit.checkpoints import CheckpointError, newest_checkpoint, read_run
 from infotok_lit.cli import main as command_line
-from infotok_lit.commands.fit import last_checkpoint, main
+from infotok_lit.commands.fit import main
+from infotok_lit.commands.fit_resume import last_checkpoint
+from infotok_lit.models.harmon.family import SIZES
+from infotok_lit.modules import HarmonModule
 from infotok_lit.modules.finite import NonFiniteError
-from infotok_lit.modules.harmon import HarmonModule
-from infotok_lit.modules.task_weights import TaskWeights
-from infotok_lit.objective.config import BranchWeights, DualConfig, NegativesConfig
+from infotok_lit.modules.losses import TaskWeights
+from infotok_lit.objective.alignment import NegativesConfig
+from infotok_lit.objective.config import BranchWeights
+from infotok_lit.objective.constraint import DualConfig
 
 TESTS = Path(__file__).parents[1]
 
@@ -43,7 +47,7 @@ class Run:
         return {
             "weights": self.trainer.lightning_module.state_dict(),
             "optimiser": optimiser.state_dict()["state"],
-            "groups": optimiser.state_dict()["param_groups"],
+            "groups": [{**group, "name": None} for group in optimiser.state_dict()["param_groups"]],
             "schedule": schedule.scheduler.last_epoch,
         }
 
@@ -189,7 +193,7 @@ def test_an_unchanged_resume_names_no_setting(whole_runs, tmp_path) -> None:
 
 
 def test_init_from_a_run_takes_its_weights_and_nothing_else(whole_runs, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("infotok_lit.models.harmon.loading.config_of_size", lambda size: tiny_config(0.1))
+    monkeypatch.setitem(SIZES, "scenes32", tiny_config(0.1))
     source = read_run(newest(whole_runs[1].folder))["state_dict"]
     module = HarmonModule(init_from=str(whole_runs[1].folder), objective=TinyModule().objective_config)
     module.configure_model()
@@ -285,7 +289,7 @@ def test_a_damaged_checkpoint_is_refused_before_anything_is_built(config, tmp_pa
     damaged.write_bytes(b"PK\x03\x04 cut off")
     assert command_line(["fit", "--config", str(config), "--ckpt_path", str(damaged)]) == 2
     said = capsys.readouterr().err
-    assert said == f"infotok_lit: --ckpt_path {damaged} is truncated, or is not a checkpoint of an infotok_lit run\n"
+    assert said == f"infotok_lit: --ckpt_path {damaged} is truncated, or is not a checkpoint of a run\n"
 
 
 def test_missing_weights_are_one_message(tmp_path, monkeypatch, capsys) -> None:
@@ -315,5 +319,5 @@ def test_last_looks_where_checkpoints_are_written(whole_runs, tmp_path) -> None:
         path.parent.mkdir()
         path.write_bytes(content)
     callback = pl.callbacks.ModelCheckpoint(dirpath=chosen.parent)
-    assert last_checkpoint(pl.Trainer(callbacks=[callback], **quiet)) == chosen
-    assert last_checkpoint(pl.Trainer(**quiet)) == usual
+    assert last_checkpoint(pl.Trainer(callbacks=[callback], **quiet), {}) == chosen
+    assert last_checkpoint(pl.Trainer(**quiet), {}) == usual

@@ -1,5 +1,6 @@
 """One step: what is summed, what is trained, what is logged, what stops the run."""
 
+import math
 from dataclasses import replace
 
 import lightning.pytorch as pl
@@ -8,12 +9,11 @@ import torch
 from lightning.pytorch.loggers import CSVLogger
 from tiny import FAMILIES, TinyModule, scenes_data, tiny_model
 
-from infotok_lit.batch import Source
+from infotok_lit.batch import BRANCHES, Source
 from infotok_lit.data.datamodule import UnifiedDataModule
 from infotok_lit.modules.finite import NonFiniteError
-from infotok_lit.modules.infotok_module import BRANCHES
 from infotok_lit.modules.optimiser import OptimiserConfig, build_optimiser
-from infotok_lit.objective.config import NegativesConfig
+from infotok_lit.objective.alignment import NegativesConfig
 from infotok_lit.scenes import Scenes
 
 TERMS = ("compactness", "sufficiency", "alignment")
@@ -63,7 +63,7 @@ def test_every_trainable_parameter_gets_a_gradient(family, terms, bottleneck) ->
     parts = {}
     for branch in BRANCHES:
         result = module.run_branch(branch, batch[branch])
-        parts[branch] = result.task_loss + result.objective.loss
+        parts[branch] = torch.stack([result.task_loss, *result.objective.terms.values()]).sum()
     sum(parts.values()).backward()
     missing = [name for name, p in module.named_parameters() if p.requires_grad and p.grad is None]
     assert missing == []
@@ -88,12 +88,12 @@ def test_plain_fine_tuning_is_the_sum_of_the_task_losses() -> None:
     result = module.run_branch("understanding", batch)
     labels = batch.labels[:, 1:]
     latents, grid = module.base.encode_images(batch.pixel_values)
-    visual = module.base.project_for_reading(module.base.encoder(latents, grid))
+    visual = module.base.project_for_llm(module.base.encoder(latents, grid))
     embeds = module.base.embed_with_images(batch.input_ids, visual)
     logits = module.base.llm(inputs_embeds=embeds, attention_mask=batch.attention_mask).logits[:, :-1]
     expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100)
     torch.testing.assert_close(result.task_loss, expected)
-    assert result.objective.loss == 0
+    assert result.objective.terms == {}
 
 
 def test_no_term_reaches_the_language_model_through_its_embeddings(family) -> None:
@@ -158,7 +158,7 @@ def test_fit_logs_units_and_validates_both_tasks(tmp_path, family) -> None:
         for part in (*TERMS, "total"):
             assert f"train/{branch}/token_gradient/{part}" in logged
     assert "val/understanding/answers/overall" in logged
-    assert "train/gradient_norm" in logged
+    assert {"train/gradient_norm/base", "train/gradient_norm/heads"} <= logged
 
 
 def test_noise_levels_are_reported_in_bands(tmp_path) -> None:
@@ -181,7 +181,9 @@ def test_false_texts_of_the_data_are_further_candidates(tmp_path, family) -> Non
     assert run.logged_metrics["train/understanding/alignment_log_k"] > 0
     assert run.logged_metrics["train/generation/alignment_bound_nats"] == 0
     # Four images to validate on: another three texts each, unless two of them have the same.
-    assert 4 < run.logged_metrics["val/generation/alignment_log_k"].exp() <= 7
+    log_k = run.logged_metrics["val/generation/alignment_log_k"]
+    # A few units in the last place of log 7 are what logarithms and means round by.
+    assert math.log(4) < log_k <= math.log(7) * (1 + 4 * torch.finfo(torch.float32).eps)
 
 
 def test_a_source_that_knows_no_false_texts_is_named(tmp_path) -> None:
@@ -263,7 +265,7 @@ def test_a_gradient_that_is_not_finite_never_reaches_the_weights(tmp_path) -> No
     module.configure_model()
     before = {name: value.clone() for name, value in module.state_dict().items()}
     module.base.encoder.token_embed.weight.register_hook(lambda gradient: gradient * float("inf"))
-    with pytest.raises(NonFiniteError, match="gradient"):
+    with pytest.raises(NonFiniteError, match="step 0: not finite: base = inf"):
         trainer(tmp_path).fit(module, scenes_data())
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
 

@@ -4,15 +4,16 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from branch_outputs import branch_output
 
-from infotok_lit.objective.heads import Widths
+from infotok_lit.batch import BranchOutput
 from infotok_lit.objective.infotok import InfoTok
-from infotok_lit.objective.inputs import BranchInputs
+from infotok_lit.objective.term import Widths
 
 TOKEN_WIDTH, LATENT_CHANNELS, TEXT_WIDTH, VOCABULARY = 16, 5, 12, 20
 
 
-def random_inputs(batch: int = 3, tokens: int = 5, num_extra: int = 2, seed: int = 0) -> BranchInputs:
+def random_inputs(batch: int = 3, tokens: int = 5, num_extra: int = 2, seed: int = 0) -> BranchOutput:
     """Text rows are one question token, then answers of 1, 2, 3, 1, 2, ... tokens, then padding; keys are distinct."""
     random = torch.Generator().manual_seed(seed)
     grid, latent_grid, length = (2, 3), (4, 3), 5
@@ -20,7 +21,7 @@ def random_inputs(batch: int = 3, tokens: int = 5, num_extra: int = 2, seed: int
     position = torch.arange(length).expand(batch, length)
     answer_length = 1 + torch.arange(batch)[:, None] % 3
     text_mask = position < 1 + answer_length
-    return BranchInputs(
+    return branch_output(
         tokens=torch.randn(batch, tokens, TOKEN_WIDTH, generator=random).requires_grad_(),
         token_index=torch.stack(places),
         num_extra=num_extra,
@@ -36,7 +37,7 @@ def random_inputs(batch: int = 3, tokens: int = 5, num_extra: int = 2, seed: int
 
 
 @pytest.fixture
-def make_inputs() -> Callable[..., BranchInputs]:
+def make_inputs() -> Callable[..., BranchOutput]:
     return random_inputs
 
 

@@ -1,10 +1,10 @@
 """InfoNCE against a double loop, and against mutual information that is known."""
 
 import math
-from dataclasses import replace
 
 import pytest
 import torch
+from branch_outputs import changed
 
 from infotok_lit.objective.alignment import Alignment, info_nce
 from infotok_lit.objective.config import ObjectiveConfig
@@ -26,18 +26,18 @@ def loop_info_nce(similarity, keys, present):
 def align(inputs, keys, latent_width=8, temperature=0.2, present=None):
     """The head's contrast, and the same from a loop over plain cosine similarities."""
     torch.manual_seed(1)
-    head = Alignment(inputs.text_embedding.shape[1], latent_width, temperature)
+    head = Alignment(inputs.text_embedding.weight.shape[1], latent_width, temperature)
     mean = torch.randn(len(keys), 4, latent_width)
     present = [True] * len(keys) if present is None else present
-    inputs.text_key.copy_(torch.tensor(keys))
+    inputs.text.key.copy_(torch.tensor(keys))
     first = [keys.index(key) for key in keys]
-    inputs.text_ids.copy_(inputs.text_ids[first])
-    inputs.text_mask.copy_(inputs.text_mask[first])
-    inputs.text_mask[[i for i, there in enumerate(present) if not there]] = False
+    inputs.text.ids.copy_(inputs.text.ids[first])
+    inputs.text.mask.copy_(inputs.text.mask[first])
+    inputs.text.mask[[i for i, there in enumerate(present) if not there]] = False
     images = [row.mean(0) for row in mean]
     texts = []
-    for ids, mask in zip(inputs.text_ids, inputs.text_mask, strict=True):
-        words = [inputs.text_embedding[word] for word, there in zip(ids, mask, strict=True) if there]
+    for ids, mask in zip(inputs.text.ids, inputs.text.mask, strict=True):
+        words = [inputs.text_embedding.weight[word] for word, there in zip(ids, mask, strict=True) if there]
         texts.append(head.text_map(sum(words, torch.zeros(12)) / max(len(words), 1)))
     cosine = [[torch.cosine_similarity(a, b, dim=0).item() / temperature for b in texts] for a in images]
     return head(mean, inputs), loop_info_nce(cosine, keys, present)
@@ -62,7 +62,7 @@ def test_images_without_text_are_neither_anchors_nor_candidates(make_inputs):
 def test_without_negatives_there_is_nothing_to_learn(make_inputs):
     inputs = make_inputs(batch=3)
     head = Alignment(12, 8, 0.1)
-    inputs.text_key.fill_(5)
+    inputs.text.key.fill_(5)
     mean = torch.randn(3, 4, 8, requires_grad=True)
     contrast = head(mean, inputs)
     contrast.nats.sum().backward()
@@ -77,10 +77,10 @@ def test_bound_equals_log_k_minus_a_when_no_text_occurs_twice(make_inputs):
 
 def test_the_embedding_table_receives_no_gradient(make_inputs):
     inputs = make_inputs()
-    inputs.text_embedding.requires_grad_()
+    inputs.text_embedding.weight.requires_grad_()
     head = Alignment(12, 8, 0.1)
     head(torch.randn(3, 4, 8), inputs).nats.sum().backward()
-    assert inputs.text_embedding.grad is None and head.text_map.weight.grad is not None
+    assert inputs.text_embedding.weight.grad is None and head.text_map.weight.grad is not None
 
 
 def ideal_bound(num_texts: int, batch: int):
@@ -142,7 +142,7 @@ def channel_inputs(make_inputs, batch: int):
     mistake = torch.where(torch.rand(batch) < SEEN, 0, torch.randint(1, NUM_TEXTS, (batch,)))
     shown = torch.nn.functional.one_hot((word + mistake) % NUM_TEXTS, 16).float()[:, None]
     mask = torch.ones(batch, 1, dtype=torch.bool)
-    return replace(
+    return changed(
         make_inputs(batch=batch),
         tokens=shown,
         token_index=torch.zeros(batch, 1, dtype=torch.int64),

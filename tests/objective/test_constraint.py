@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
-from infotok_lit.objective.config import BranchWeights, DualConfig, ObjectiveConfig, ProjectionConfig
-from infotok_lit.objective.constraint import Constraint
+from infotok_lit.objective.compactness import ProjectionConfig
+from infotok_lit.objective.config import BranchWeights, ObjectiveConfig
+from infotok_lit.objective.constraint import Constraint, DualConfig
 
 RATE, NATS = "rate_bits_per_token", "sufficiency_nats_per_element"
 
@@ -77,26 +78,26 @@ def test_a_resumed_run_goes_on_exactly(cut):
 
 def config(weights: BranchWeights, **others) -> ObjectiveConfig:
     small = ProjectionConfig(kind="linear", latent_width=4)
-    return ObjectiveConfig(projection=small, weight=0.3, understanding=weights, **others)
+    return ObjectiveConfig(projection=small, understanding=weights, **others)
 
 
 def test_the_multiplier_replaces_the_factor_of_its_term(make_infotok, make_inputs):
     noise = torch.randn(3, 5, 4)
-    plain = make_infotok(config(BranchWeights(2.0, 3.0)))("understanding", make_inputs(), 0, noise)
+    plain = make_infotok(config(BranchWeights(0.3, 2.0, 3.0)))("understanding", make_inputs(), 0, noise=noise)
     for weights, term in (
-        (BranchWeights(2.0, 3.0, rate_budget_bits=1.0), "compactness"),
-        (BranchWeights(2.0, 3.0, sufficiency_target_nats=1.0), "sufficiency"),
+        (BranchWeights(0.3, 2.0, 3.0, rate_budget_bits=1.0), "compactness"),
+        (BranchWeights(0.3, 2.0, 3.0, sufficiency_target_nats=1.0), "sufficiency"),
     ):
         infotok = make_infotok(config(weights, dual=DualConfig(step_size=0.5)))
-        first = infotok("understanding", make_inputs(), 0, noise)
+        first = infotok("understanding", make_inputs(), 0, noise=noise)
         torch.testing.assert_close(first.terms, plain.terms)  # the multiplier starts at 1, or at beta
-        second = infotok("understanding", make_inputs(), 1, noise)
+        second = infotok("understanding", make_inputs(), 1, noise=noise)
         # Both limits are exceeded by more than the clip.
         assert first.report["constraint_gap"] > 1
         expected = {name: value * (math.exp(0.5) if name == term else 1) for name, value in plain.terms.items()}
         torch.testing.assert_close(second.terms, expected)
         torch.testing.assert_close(second.loss, sum(expected.values()))
-        assert "constraint_gap" not in infotok("generation", make_inputs(), 1, noise).report
+        assert "constraint_gap" not in infotok("generation", make_inputs(), 1, noise=noise).report
 
 
 def test_state_is_in_the_checkpoint_and_only_where_it_is_asked_for(make_infotok):

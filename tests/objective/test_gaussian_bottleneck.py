@@ -4,23 +4,27 @@ import math
 
 import pytest
 import torch
+from branch_outputs import branch_output
 
-from infotok_lit.objective.config import BranchWeights, DecoderConfig, DualConfig, ObjectiveConfig, ProjectionConfig
-from infotok_lit.objective.heads import Widths
+from infotok_lit.batch import BranchOutput
+from infotok_lit.objective.compactness import ProjectionConfig
+from infotok_lit.objective.config import BranchWeights, ObjectiveConfig
+from infotok_lit.objective.constraint import DualConfig
 from infotok_lit.objective.infotok import InfoTok
-from infotok_lit.objective.inputs import BranchInputs
+from infotok_lit.objective.sufficiency import DecoderConfig
+from infotok_lit.objective.term import Widths
 
 CORRELATIONS = torch.tensor([0.95, 0.7])
 TEST_SAMPLES = 20_000
 
 
-def gaussian_inputs(batch: int) -> BranchInputs:
+def gaussian_inputs(batch: int) -> BranchOutput:
     """Two dimensions of X in a token (the rest constant, so that a LayerNorm loses nothing); Y = rho X + noise."""
     x = torch.randn(batch, 1, 2)
     y = CORRELATIONS * x + (1 - CORRELATIONS**2).sqrt() * torch.randn(batch, 1, 2)
     constant = torch.tensor([1.0, -1.0]).repeat(32).expand(batch, 1, 64)
     no_text = torch.zeros(batch, 0, dtype=torch.bool)
-    return BranchInputs(
+    return branch_output(
         tokens=torch.cat([x, constant], dim=-1),
         token_index=torch.zeros(batch, 1, dtype=torch.int64),
         num_extra=0,
@@ -62,8 +66,7 @@ def train(beta: float, steps: int = 500, **others) -> tuple[InfoTok, dict]:
         branches=("generation",),
         projection=ProjectionConfig(kind="linear", latent_width=2),
         decoder=DecoderConfig(width=16, depth=1, heads=2),
-        weight=1.0,
-        generation=BranchWeights(beta=beta, **others),
+        generation=BranchWeights(lambda_=1.0, beta=beta, **others),
         dual=DualConfig(step_size=0.05),
     )
     infotok = InfoTok(config, {"generation": Widths(tokens=66, latents=2, text=4, num_extra=0)})

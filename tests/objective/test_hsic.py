@@ -8,17 +8,16 @@ from statistics import median
 
 import pytest
 import torch
+from branch_outputs import changed, parts
 
-from infotok_lit.objective.config import BranchWeights, HSICConfig, ObjectiveConfig
-from infotok_lit.objective.hsic import gaussian_kernel, normalised_hsic
-from infotok_lit.objective.inputs import image_vector
+from infotok_lit.objective.config import BranchWeights, ObjectiveConfig
+from infotok_lit.objective.hsic import DependenceTerms, HSICConfig, gaussian_kernel, image_vector, normalised_hsic
 
 BRANCHES = ("understanding", "generation")
 CONFIG = ObjectiveConfig(
     estimator="hsic",
-    weight=0.5,
-    understanding=BranchWeights(alpha=2.0, beta=3.0),
-    generation=BranchWeights(alpha=2.0, beta=3.0),
+    understanding=BranchWeights(0.5, alpha=2.0, beta=3.0),
+    generation=BranchWeights(0.5, alpha=2.0, beta=3.0),
 )
 
 
@@ -176,21 +175,21 @@ def test_gradients_agree_with_finite_differences():
 
 
 def hsic_inputs(make_inputs, batch: int = 6):
-    return replace(make_inputs(batch=batch), image=image_vector(torch.rand(batch, 3, 32, 48)))
+    """A branch, and its images."""
+    return make_inputs(batch=batch), torch.rand(batch, 3, 32, 48)
 
 
 @pytest.mark.parametrize("branch", BRANCHES)
 def test_the_terms_are_dependences_of_the_mean_token(branch, make_inputs, make_infotok):
-    inputs = hsic_inputs(make_inputs)
-    result = make_infotok(CONFIG)(branch, inputs, step=0)
+    inputs, pixels = hsic_inputs(make_inputs)
+    result = make_infotok(CONFIG)(branch, inputs, step=0, pixel_values=pixels)
     tokens = inputs.tokens.detach().mean(1)
-    words = [
-        inputs.text_embedding[ids[mask]].mean(0) for ids, mask in zip(inputs.text_ids, inputs.text_mask, strict=True)
-    ]
-    answers = [inputs.text_embedding[i[m]].mean(0) for i, m in zip(inputs.text_ids, inputs.target_mask, strict=True)]
+    table, text = inputs.text_embedding.weight, inputs.text
+    words = [table[ids[mask]].mean(0) for ids, mask in zip(text.ids, text.mask, strict=True)]
+    answers = [table[ids[mask]].mean(0) for ids, mask in zip(text.ids, text.target_mask, strict=True)]
     target = inputs.latents.flatten(1) if branch == "generation" else torch.stack(answers)
     expected = {
-        "compactness": by_definition(tokens, inputs.image, True),
+        "compactness": by_definition(tokens, image_vector(pixels), True),
         "sufficiency": by_definition(tokens, target, True),
         "alignment": by_definition(tokens, torch.stack(words), True),
     }
@@ -203,48 +202,57 @@ def test_the_terms_are_dependences_of_the_mean_token(branch, make_inputs, make_i
 
 @pytest.mark.parametrize("branch", BRANCHES)
 def test_images_without_text_are_left_out(branch, make_inputs, make_infotok):
-    inputs = hsic_inputs(make_inputs)
-    inputs.text_mask[2] = False
-    names = ("tokens", "token_index", "text_ids", "text_mask", "target_mask", "text_key", "latents", "image")
-    kept = replace(inputs, **{name: getattr(inputs, name)[[0, 1, 3, 4, 5]] for name in names})
-    with_gap, without = (make_infotok(CONFIG)(branch, i, step=0).report for i in (inputs, kept))
+    inputs, pixels = hsic_inputs(make_inputs)
+    inputs.text.mask[2] = False
+    names = ("tokens", "token_index", "text_ids", "text_mask", "target_mask", "text_key", "latents")
+    rows = [0, 1, 3, 4, 5]
+    kept = changed(inputs, **{name: parts(inputs)[name][rows] for name in names}), pixels[rows]
+    with_gap, without = (
+        make_infotok(CONFIG)(branch, i, step=0, pixel_values=p).report for i, p in ((inputs, pixels), kept)
+    )
     torch.testing.assert_close(with_gap["hsic_alignment"], without["hsic_alignment"])
 
 
 def test_there_are_no_heads_and_gradients_reach_the_tokens(make_inputs, make_infotok):
-    infotok, inputs = make_infotok(CONFIG), hsic_inputs(make_inputs)
+    infotok, (inputs, pixels) = make_infotok(CONFIG), hsic_inputs(make_inputs)
     assert list(infotok.parameters()) == [] and infotok.state_dict() == {}
-    for term in infotok("generation", inputs, step=0).terms.values():
+    for term in infotok("generation", inputs, step=0, pixel_values=pixels).terms.values():
         (gradient,) = torch.autograd.grad(term, inputs.tokens, retain_graph=True)
         assert gradient.any()
 
 
 def test_descent_lowers_compactness_and_raises_the_others(make_inputs, make_infotok):
     infotok = make_infotok(replace(CONFIG, hsic=HSICConfig(unbiased=False)))
-    inputs = hsic_inputs(make_inputs, batch=12)
-    before = infotok("understanding", inputs, step=0)
+    inputs, pixels = hsic_inputs(make_inputs, batch=12)
+    before = infotok("understanding", inputs, step=0, pixel_values=pixels)
     for term, sign in (("compactness", -1), ("sufficiency", 1), ("alignment", 1)):
         (gradient,) = torch.autograd.grad(before.terms[term], inputs.tokens, retain_graph=True)
-        moved = replace(inputs, tokens=inputs.tokens - 0.5 * gradient / gradient.norm())
-        change = infotok("understanding", moved, step=0).report[f"hsic_{term}"] - before.report[f"hsic_{term}"]
-        assert sign * change > 1e-4
+        moved = changed(inputs, tokens=inputs.tokens - 0.5 * gradient / gradient.norm())
+        after = infotok("understanding", moved, step=0, pixel_values=pixels)
+        assert sign * (after.report[f"hsic_{term}"] - before.report[f"hsic_{term}"]) > 1e-4
 
 
 def test_too_small_a_batch_is_refused_in_training_and_not_reported_in_validation(make_inputs, make_infotok):
-    infotok, inputs = make_infotok(CONFIG), hsic_inputs(make_inputs, batch=3)
+    infotok, (inputs, pixels) = make_infotok(CONFIG), hsic_inputs(make_inputs, batch=3)
     with pytest.raises(ValueError, match="needs 4 or more and got 3"):
-        infotok("generation", inputs, step=0)
-    report = infotok.eval()("generation", inputs, step=0).report
+        infotok("generation", inputs, step=0, pixel_values=pixels)
+    report = infotok.eval()("generation", inputs, step=0, pixel_values=pixels).report
     assert not any(name.startswith("hsic") for name in report)
 
 
 def test_a_missing_partner_is_named(make_inputs, make_infotok):
-    with pytest.raises(ValueError, match="compares the tokens with the image; give image"):
-        make_infotok(CONFIG)("understanding", make_inputs(batch=4), step=0)
+    inputs, pixels = hsic_inputs(make_inputs)
+    with pytest.raises(ValueError, match="compares the tokens with the image; give pixel_values"):
+        make_infotok(CONFIG)("understanding", inputs, step=0)
     with pytest.raises(ValueError, match="compares the tokens with the latents; give latents"):
-        make_infotok(CONFIG)("generation", replace(hsic_inputs(make_inputs), latents=None), step=0)
-    with pytest.raises(ValueError, match=r"image must have shape \(3, 7\), not \(2, 7\)"):
-        replace(make_inputs(), image=torch.zeros(2, 7))
+        make_infotok(CONFIG)("generation", changed(inputs, latents=None), step=0, pixel_values=pixels)
+
+
+def test_a_fourth_term_is_refused_instead_of_measured_as_another(make_inputs):
+    inputs, pixels = hsic_inputs(make_inputs)
+    terms = DependenceTerms("generation", ("compactness", "novelty"), unbiased=True)
+    with pytest.raises(ValueError, match="does not know the term 'novelty'"):
+        terms(inputs.tokens, inputs, pixels)
 
 
 def test_the_image_vector_holds_mean_colours():

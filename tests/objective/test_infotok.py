@@ -2,18 +2,21 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from branch_outputs import changed, parts
 
+from infotok_lit.objective.balance import BalanceConfig, Shares
 from infotok_lit.objective.config import BranchWeights, ObjectiveConfig
-from infotok_lit.objective.heads import Widths
 from infotok_lit.objective.infotok import InfoTok
-from infotok_lit.objective.report import REPORT_UNITS, collapse_message, gradient_norms
+from infotok_lit.objective.report import collapse_message, gradient_norms
+from infotok_lit.objective.term import Widths
 
 BRANCHES = ("understanding", "generation")
 CONFIG = ObjectiveConfig(
-    weight=0.3, understanding=BranchWeights(alpha=2.0, beta=3.0), generation=BranchWeights(alpha=5.0, beta=7.0)
+    understanding=BranchWeights(0.3, alpha=2.0, beta=3.0), generation=BranchWeights(0.3, alpha=5.0, beta=7.0)
 )
 WEIGHTS = {"understanding": (2.0, 3.0), "generation": (5.0, 7.0)}
 NUM_PLACES = 2 + 2 * 3
@@ -39,26 +42,33 @@ def test_reduction_mean_takes_each_terms_own_mean(branch, make_inputs, make_info
 
 
 def test_warmup_scales_every_term(make_inputs, make_infotok):
-    infotok = make_infotok(replace(CONFIG, multiplier="warmup", warmup_steps=4))
+    infotok = make_infotok(replace(CONFIG, warmup_steps=4))
     inputs, noise = make_inputs(), torch.randn(3, 5, 64)
     full, quarter = (infotok("understanding", inputs, step=step, noise=noise) for step in (4, 1))
     for name, term in full.terms.items():
         torch.testing.assert_close(quarter.terms[name], term / 4)
         torch.testing.assert_close(full.report[f"weighted_{name}"], term)
-    torch.testing.assert_close(quarter.report["multiplier"].item(), 0.3 / 4)
 
 
-def test_every_reported_number_has_a_unit_and_no_graph(make_inputs, make_infotok):
-    times = torch.tensor([0.1, 0.3, 0.6, 0.9])
-    inputs = replace(make_inputs(batch=4), noise_level=times, image=torch.randn(4, 7))
-    reports = []
+def test_every_reported_number_is_documented_and_has_no_graph(make_inputs, make_infotok):
+    documented = (Path(__file__).parents[2] / "docs" / "objective.md").read_text()
+    inputs, pixels = (
+        changed(make_inputs(batch=4), noise_level=torch.tensor([0.1, 0.3, 0.6, 0.9])),
+        torch.rand(4, 3, 8, 8),
+    )
+    shares = Shares(0.1, 0.1, 0.1)
     limited = BranchWeights(rate_budget_bits=3.0)
-    for changes in ({"understanding": limited, "generation": limited}, {"estimator": "hsic"}):
+    for changes in (
+        {"understanding": limited, "generation": limited},
+        {"balance": BalanceConfig(shares, shares)},
+        {"estimator": "hsic"},
+    ):
         infotok = make_infotok(replace(CONFIG, **changes))
-        reports += [infotok(branch, inputs, step=0).report for branch in BRANCHES]
-        assert set(reports[-2]) == set(reports[-1])
-    assert set().union(*reports) == set(REPORT_UNITS)
-    assert not any(value.requires_grad or value.ndim for report in reports for value in report.values())
+        reports = [infotok(branch, inputs, step=0, pixel_values=pixels).report for branch in BRANCHES]
+        assert set(reports[0]) == set(reports[1])
+        for name, value in reports[0].items():
+            assert not value.requires_grad and value.ndim == 0
+            assert f"`{name.split('/')[0]}`" in documented, name
 
 
 def test_twice_the_tokens_carry_twice_the_bits_per_image_at_the_same_rate(make_inputs, make_infotok):
@@ -77,7 +87,7 @@ def test_twice_the_batch_changes_no_number(make_inputs, make_infotok):
     infotok = make_infotok(ObjectiveConfig(terms=("compactness", "sufficiency"), branches=("generation",)))
     inputs, noise = make_inputs(), torch.randn(3, 5, 64)
     names = ("tokens", "token_index", "text_ids", "text_mask", "target_mask", "text_key", "latents")
-    doubled = replace(inputs, **{name: torch.cat([getattr(inputs, name)] * 2) for name in names})
+    doubled = changed(inputs, **{name: torch.cat([parts(inputs)[name]] * 2) for name in names})
     once = infotok("generation", inputs, step=0, noise=noise)
     twice = infotok("generation", doubled, step=0, noise=torch.cat([noise] * 2))
     torch.testing.assert_close(twice.loss, once.loss)
@@ -130,8 +140,8 @@ def test_under_autocast_the_terms_are_those_of_the_rounded_tokens_in_float32(mak
     infotok, inputs, noise = make_infotok(CONFIG), make_inputs(), torch.randn(3, 5, 64)
     rounded = inputs.tokens.bfloat16()
     with torch.autocast("cpu", torch.bfloat16):
-        half = infotok("generation", replace(inputs, tokens=rounded), step=0, noise=noise)
-    reference = infotok("generation", replace(inputs, tokens=rounded.float()), step=0, noise=noise)
+        half = infotok("generation", changed(inputs, tokens=rounded), step=0, noise=noise)
+    reference = infotok("generation", changed(inputs, tokens=rounded.float()), step=0, noise=noise)
     assert half.loss.dtype == torch.float32
     torch.testing.assert_close(half.report, reference.report, rtol=1e-6, atol=1e-6)
     exact = infotok("generation", inputs, step=0, noise=noise)
@@ -142,24 +152,25 @@ def test_under_autocast_the_terms_are_those_of_the_rounded_tokens_in_float32(mak
 
 def test_a_branch_that_is_off_costs_and_reports_nothing(make_inputs, make_infotok):
     result = make_infotok(replace(CONFIG, branches=("generation",)))("understanding", make_inputs(), step=0)
-    assert result.loss == 0 and result.terms == {} and result.report == {} and result.token_rates is None
+    assert result.terms == {} and result.report == {} and result.token_rates is None
 
 
 def test_inputs_of_another_layout_are_refused(make_inputs, make_infotok):
-    with pytest.raises(ValueError, match="inputs have 1 extra tokens; the heads were built for 2"):
+    with pytest.raises(ValueError, match="the tokens have 1 extra places; the heads were built for 2"):
         make_infotok(CONFIG)("understanding", make_inputs(num_extra=1), step=0)
     with pytest.raises(ValueError, match="N >= 1"):
-        make_inputs(tokens=0)
+        make_infotok(CONFIG)("understanding", make_inputs(tokens=0), step=0)
+    short = changed(make_inputs(), target_mask=torch.ones(3, 4, dtype=torch.bool))
     with pytest.raises(ValueError, match=r"target_mask must have shape \(3, 5\), not \(3, 4\)"):
-        replace(make_inputs(), target_mask=torch.ones(3, 4, dtype=torch.bool))
+        make_infotok(CONFIG)("understanding", short, step=0)
 
 
 def test_branches_of_different_width_and_layout(make_inputs):
     """As in OpenUni: a grid of patches to understand, meta queries without a place to generate."""
     widths = {"understanding": Widths(10, 3, 12, num_extra=0), "generation": Widths(16, 5, 12, num_extra=7)}
     infotok = InfoTok(CONFIG, widths)
-    grid = replace(make_inputs(num_extra=0), tokens=torch.randn(3, 5, 10))
-    queries = replace(make_inputs(num_extra=1), num_extra=7, grid=(0, 0))
+    grid = changed(make_inputs(num_extra=0), tokens=torch.randn(3, 5, 10))
+    queries = changed(make_inputs(num_extra=1), num_extra=7, grid=(0, 0))
     shown = queries.token_index.clone()
     for branch, inputs in (("understanding", grid), ("generation", queries)):
         result = infotok(branch, inputs, step=0)
@@ -169,13 +180,13 @@ def test_branches_of_different_width_and_layout(make_inputs):
     assert all(p.grad is not None for p in infotok.parameters())
     used = infotok.heads["generation"].decoder.memory.extra_places.grad.abs().sum(1) > 0
     assert used.nonzero().flatten().tolist() == shown.unique().tolist()
-    with pytest.raises(ValueError, match="inputs have 7 extra tokens; the heads were built for 0"):
+    with pytest.raises(ValueError, match="the tokens have 7 extra places; the heads were built for 0"):
         infotok("understanding", queries, step=0)
 
 
-def test_a_canvas_without_any_place_is_refused(make_inputs):
+def test_a_canvas_without_any_place_is_refused(make_inputs, make_infotok):
     with pytest.raises(ValueError, match="no place at all"):
-        replace(make_inputs(), num_extra=0, grid=(0, 0))
+        make_infotok(CONFIG, num_extra=0)("generation", changed(make_inputs(), num_extra=0, grid=(0, 0)), step=0)
 
 
 def test_canvas_without_extra_tokens(make_inputs, make_infotok):
@@ -193,4 +204,8 @@ def test_collapse_is_reported_in_words():
     assert collapse_message("generation", {}) is None
     for collapsed in (report(0.04, 1.0), report(0.06, 0.0)):
         message = collapse_message("generation", collapsed)
-        assert "generation: the posterior has collapsed" in message and "Raise generation.beta" in message
+        assert (
+            "generation: the posterior has collapsed" in message
+            and "Raise generation.beta" in message
+            and "free_bits" in message
+        )

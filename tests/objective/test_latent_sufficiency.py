@@ -1,14 +1,11 @@
 """The latent decoder: its density, what it sees, what it refuses; and the sine-cosine places of both decoders."""
 
-from dataclasses import replace
-
 import pytest
 import torch
+from branch_outputs import changed
 from torch.distributions import Normal
 
-from infotok_lit.objective.config import DecoderConfig
-from infotok_lit.objective.positions import grid_positions
-from infotok_lit.objective.sufficiency import LatentDecoder
+from infotok_lit.objective.sufficiency import DecoderConfig, LatentDecoder, grid_positions
 
 
 @pytest.fixture
@@ -21,7 +18,7 @@ def decoder() -> LatentDecoder:
 
 def test_nats_are_those_of_a_normal_density(decoder, make_inputs):
     inputs = make_inputs()
-    mean, log_variance = decoder.predict(inputs.tokens, inputs)
+    mean, log_variance = decoder.predict(inputs.tokens, inputs, inputs.latent_grid)
     expected = -Normal(mean, (log_variance / 2).exp()).log_prob(inputs.latents).sum((1, 2))
     term = decoder(inputs.tokens, inputs)
     torch.testing.assert_close(term.per_image, expected)
@@ -30,15 +27,15 @@ def test_nats_are_those_of_a_normal_density(decoder, make_inputs):
 
 def test_all_latents_are_predicted_from_any_subset_of_tokens_and_any_grid(decoder, make_inputs):
     inputs = make_inputs(tokens=3)
-    assert decoder.predict(inputs.tokens, inputs)[0].shape == (3, 12, 5)
-    wide = replace(inputs, latents=torch.randn(3, 14, 5), latent_grid=(2, 7))
-    assert decoder.predict(inputs.tokens, wide)[0].shape == (3, 14, 5)
+    assert decoder.predict(inputs.tokens, inputs, inputs.latent_grid)[0].shape == (3, 12, 5)
+    wide = changed(inputs, latents=torch.randn(3, 14, 5), latent_grid=(2, 7))
+    assert decoder.predict(inputs.tokens, wide, wide.latent_grid)[0].shape == (3, 14, 5)
 
 
 def test_order_of_the_tokens_does_not_matter_but_their_place_does(decoder, make_inputs):
     inputs = make_inputs()
     order = torch.tensor([3, 0, 4, 1, 2])
-    shuffled = replace(inputs, token_index=inputs.token_index[:, order])
+    shuffled = changed(inputs, token_index=inputs.token_index[:, order])
     expected = decoder(inputs.tokens, inputs).per_image
     torch.testing.assert_close(decoder(inputs.tokens[:, order], shuffled).per_image, expected)
     assert not torch.isclose(decoder(inputs.tokens, shuffled).per_image, expected).any()
@@ -46,7 +43,7 @@ def test_order_of_the_tokens_does_not_matter_but_their_place_does(decoder, make_
 
 def test_every_latent_sees_the_tokens_and_its_own_place(decoder, make_inputs):
     inputs = make_inputs()
-    mean, _ = decoder.predict(inputs.tokens, inputs)
+    mean, _ = decoder.predict(inputs.tokens, inputs, inputs.latent_grid)
     (gradient,) = torch.autograd.grad(mean[0, 7].sum(), inputs.tokens)
     assert gradient[0].abs().sum(-1).min() > 0 and gradient[1:].abs().max() == 0
     assert torch.cdist(mean[0], mean[0]).fill_diagonal_(1).min() > 1e-3
@@ -62,9 +59,9 @@ def test_latents_receive_no_gradient(decoder, make_inputs):
 def test_missing_or_mis_shaped_latents_are_refused(decoder, make_inputs):
     inputs = make_inputs()
     with pytest.raises(ValueError, match="give latents and latent_grid"):
-        decoder(inputs.tokens, replace(inputs, latents=None))
+        decoder(inputs.tokens, changed(inputs, latents=None))
     with pytest.raises(ValueError, match=r"latents must have shape \(3, 10, 5\), not \(3, 12, 5\)"):
-        decoder(inputs.tokens, replace(inputs, latent_grid=(2, 5)))
+        decoder(inputs.tokens, changed(inputs, latent_grid=(2, 5)))
 
 
 def test_grids_of_different_fineness_agree_on_what_lies_where():

@@ -1,14 +1,13 @@
 """Further negatives and fewer: the queue against a history kept by hand, limits against a loop."""
 
 import math
-from dataclasses import replace
 
 import pytest
 import torch
+from branch_outputs import changed
 
-from infotok_lit.objective.alignment import Alignment
-from infotok_lit.objective.config import BranchWeights, NegativesConfig, ObjectiveConfig
-from infotok_lit.objective.negatives import TextQueue, choose
+from infotok_lit.objective.alignment import Alignment, NegativesConfig, TextQueue, choose
+from infotok_lit.objective.config import BranchWeights, ObjectiveConfig
 
 VOCABULARY = 20
 
@@ -23,8 +22,8 @@ def batch_of(make_inputs, seed: int, keys: list[int]):
     ids = torch.tensor(keys)[:, None].expand(-1, 5).clone()
     mask = (torch.arange(5) == 0).expand(len(keys), 5).clone()
     table = torch.randn(VOCABULARY, 12, generator=torch.Generator().manual_seed(9))
-    inputs = replace(make_inputs(batch=len(keys), seed=seed), text_ids=ids, text_embedding=table)
-    return replace(inputs, text_mask=mask, target_mask=mask, text_key=torch.tensor(keys))
+    inputs = changed(make_inputs(batch=len(keys), seed=seed), text_ids=ids, text_embedding=table)
+    return changed(inputs, text_mask=mask, target_mask=mask, text_key=torch.tensor(keys))
 
 
 def loop_nats(alignment: Alignment, mean, table, own: list[int], candidates: list[list[int]]) -> torch.Tensor:
@@ -47,7 +46,7 @@ def test_the_queue_adds_the_last_texts_that_differ(make_inputs):
         contrast = alignment(mean, inputs)
         everyone = keys + past[-5:]
         others = [[k for k in everyone if k != own] for own in keys]
-        expected = loop_nats(alignment, mean, inputs.text_embedding, keys, others)
+        expected = loop_nats(alignment, mean, inputs.text_embedding.weight, keys, others)
         torch.testing.assert_close(contrast.nats, expected, rtol=1e-4, atol=1e-5)
         assert [round(math.exp(v)) for v in contrast.log_k.tolist()] == [1 + len(row) for row in others]
         past += keys
@@ -60,7 +59,7 @@ def test_texts_of_the_past_are_seen_through_todays_map(make_inputs):
     inputs = batch_of(make_inputs, 1, [3, 4, 5])
     contrast = alignment(mean, inputs)
     others = [[4, 5, 0, 1, 2], [3, 5, 0, 1, 2], [3, 4, 0, 1, 2]]
-    expected = loop_nats(alignment, mean, inputs.text_embedding, [3, 4, 5], others)
+    expected = loop_nats(alignment, mean, inputs.text_embedding.weight, [3, 4, 5], others)
     torch.testing.assert_close(contrast.nats, expected, rtol=1e-4, atol=1e-5)
     contrast.nats.sum().backward()  # the queue moved since the forward pass, and that does no harm
     assert alignment.text_map.weight.grad.any()
@@ -69,7 +68,7 @@ def test_texts_of_the_past_are_seen_through_todays_map(make_inputs):
 def test_rows_without_text_are_queued_as_nothing(make_inputs):
     alignment, mean = head(queue_size=4), torch.randn(3, 4, 8)
     inputs = batch_of(make_inputs, 0, [0, 1, 2])
-    inputs.text_mask[1] = False
+    inputs.text.mask[1] = False
     alignment(mean, inputs)
     contrast = alignment(mean, batch_of(make_inputs, 1, [3, 4, 5]))
     assert [round(math.exp(v)) for v in contrast.log_k.tolist()] == [5, 5, 5]
@@ -103,7 +102,7 @@ def test_nearest_keeps_the_texts_most_like_the_own_one(make_inputs):
     alignment, mean = head(limit=2, kept="nearest"), torch.randn(6, 4, 8)
     keys = [0, 1, 2, 3, 4, 0]
     inputs = batch_of(make_inputs, 0, keys)
-    table = inputs.text_embedding
+    table = inputs.text_embedding.weight
 
     def nearest(own: int) -> list[int]:
         others = [k for k in keys if k != own]
@@ -150,7 +149,7 @@ def with_false_texts(inputs, words: list[list[int]]):
     most = max(map(len, words))
     ids = torch.tensor([[[word, 0] for word in row] + [[0, 0]] * (most - len(row)) for row in words])
     mask = torch.tensor([[[i < len(row), False] for i in range(most)] for row in words])
-    return replace(inputs, negative_ids=ids, negative_mask=mask)
+    return changed(inputs, negative_ids=ids, negative_mask=mask)
 
 
 FALSE = [[11, 12], [], [13], [14, 15, 16]]
@@ -163,7 +162,7 @@ def test_false_texts_are_contrasted_with_their_own_image_only(make_inputs, from_
     inputs = with_false_texts(batch_of(make_inputs, 0, keys), FALSE)
     contrast = alignment(mean, inputs)
     others = [[k for k in keys if k != own] + FALSE[i][:from_data] for i, own in enumerate(keys)]
-    expected = loop_nats(alignment, mean, inputs.text_embedding, keys, others)
+    expected = loop_nats(alignment, mean, inputs.text_embedding.weight, keys, others)
     torch.testing.assert_close(contrast.nats, expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(contrast.log_k, torch.tensor([1.0 + len(row) for row in others]).log())
 
@@ -173,7 +172,7 @@ def test_false_texts_come_beside_a_limit_and_a_queue(make_inputs):
     alignment(mean, batch_of(make_inputs, 1, [5, 6, 7, 8]))
     keys = [0, 1, 2, 3]
     inputs = with_false_texts(batch_of(make_inputs, 0, keys), FALSE)
-    table = inputs.text_embedding
+    table = inputs.text_embedding.weight
 
     def nearest(own: int) -> int:
         others = [k for k in [*keys, 6, 7, 8] if k != own]
@@ -201,7 +200,7 @@ def test_unless_asked_for_false_texts_are_ignored(make_inputs):
 
 def test_an_image_without_text_is_no_anchor_for_false_texts_either(make_inputs):
     inputs, mean = with_false_texts(batch_of(make_inputs, 0, [0, 1, 2, 3]), FALSE), torch.randn(4, 4, 8)
-    inputs.text_mask[0] = False
+    inputs.text.mask[0] = False
     contrast = head(from_data=2)(mean, inputs)
     assert contrast.nats[0] == contrast.log_k[0] == 0 and contrast.nats[3] > 0
 
@@ -222,7 +221,7 @@ def test_which_branches_ask_the_data():
         assert ObjectiveConfig(negatives=asked, **off).negatives_from_data("generation") == 0
 
 
-def test_false_texts_of_another_shape_are_refused(make_inputs):
-    inputs = batch_of(make_inputs, 0, [0, 1, 2, 3])
-    with pytest.raises(ValueError, match=r"negative_ids must have shape \(4, 2, 2\), not \(3, 2, 2\)"):
-        with_false_texts(inputs, [[1, 2], [3], [4]])
+def test_false_texts_of_another_shape_are_refused(make_inputs, make_infotok):
+    inputs = with_false_texts(batch_of(make_inputs, 0, [0, 1, 2, 3]), [[1, 2], [3], [4]])
+    with pytest.raises(ValueError, match=r"text.negatives.ids must have shape \(4, 2, 2\), not \(3, 2, 2\)"):
+        make_infotok(ObjectiveConfig())("generation", inputs, step=0)

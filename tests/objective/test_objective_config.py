@@ -2,14 +2,11 @@
 
 import pytest
 
-from infotok_lit.objective.config import (
-    BranchWeights,
-    DecoderConfig,
-    DualConfig,
-    NegativesConfig,
-    ObjectiveConfig,
-    ProjectionConfig,
-)
+from infotok_lit.objective.alignment import NegativesConfig
+from infotok_lit.objective.compactness import ProjectionConfig
+from infotok_lit.objective.config import BranchWeights, ObjectiveConfig
+from infotok_lit.objective.constraint import DualConfig
+from infotok_lit.objective.sufficiency import DecoderConfig
 
 REFUSED = {
     "unknown term": (lambda: ObjectiveConfig(terms=("compaction",)), "'compaction' is not known; choose out of"),
@@ -19,21 +16,22 @@ REFUSED = {
     "no branch": (lambda: ObjectiveConfig(branches=()), r"name a branch, or set terms to \[\]"),
     "unknown bottleneck": (lambda: ObjectiveConfig(bottleneck="outline"), "'outline' is not known"),
     "unknown reduction": (lambda: ObjectiveConfig(reduction="sum"), "'sum' is not known"),
-    "unknown multiplier": (lambda: ObjectiveConfig(multiplier="cosine"), "'cosine' is not known"),
     "inline without its price": (
         lambda: ObjectiveConfig(terms=("alignment",), bottleneck="inline"),
         "add compactness to terms",
     ),
-    "negative weight": (lambda: ObjectiveConfig(weight=-1.0), "set it above 0"),
-    "terms without weight": (lambda: ObjectiveConfig(weight=0.0), r"set terms to \[\]"),
+    "negative lambda": (lambda: BranchWeights(lambda_=-1.0), "lambda_ is -1.0"),
+    "terms without weight": (
+        lambda: ObjectiveConfig(understanding=BranchWeights(0.0), generation=BranchWeights(0.0)),
+        r"raise lambda_, alpha, beta or a share of balance, or set terms to \[\]",
+    ),
     "cold": (lambda: ObjectiveConfig(temperature=0.0), "set it above 0"),
-    "warm-up of no length": (lambda: ObjectiveConfig(multiplier="warmup"), "set warmup_steps to 1 or more"),
-    "warm-up that is not used": (lambda: ObjectiveConfig(warmup_steps=10), "set multiplier to warmup"),
+    "warm-up into the past": (lambda: ObjectiveConfig(warmup_steps=-1), "warmup_steps is -1"),
     "every term off": (
         lambda: ObjectiveConfig(
             terms=("alignment",), understanding=BranchWeights(alpha=0), generation=BranchWeights(alpha=0)
         ),
-        "raise alpha or beta",
+        "raise lambda_, alpha, beta",
     ),
     "unknown estimator": (lambda: ObjectiveConfig(estimator="mine"), "'mine' is not known"),
     "noise without a posterior": (
@@ -86,7 +84,7 @@ def test_lists_as_yaml_gives_them_are_accepted():
 
 def test_plain_fine_tuning_needs_nothing_else():
     assert ObjectiveConfig(terms=[]).active_terms("understanding") == ()
-    assert ObjectiveConfig(terms=[], branches=[], weight=0.0).active_terms("generation") == ()
+    assert ObjectiveConfig(terms=[], branches=[]).active_terms("generation") == ()
 
 
 def test_a_weight_of_zero_switches_a_term_off_in_its_branch_only():
@@ -96,6 +94,7 @@ def test_a_weight_of_zero_switches_a_term_off_in_its_branch_only():
 
 
 def test_terms_are_weighted_as_in_equation_10():
-    config = ObjectiveConfig(understanding=BranchWeights(alpha=2.0, beta=3.0), generation=BranchWeights(4.0, 5.0))
-    assert [config.coefficient("understanding", t) for t in config.terms] == [1.0, 3.0, 2.0]
-    assert [config.coefficient("generation", t) for t in config.terms] == [1.0, 5.0, 4.0]
+    understanding, generation = BranchWeights(alpha=2.0, beta=3.0), BranchWeights(alpha=4.0, beta=5.0)
+    config = ObjectiveConfig(understanding=understanding, generation=generation)
+    assert [config.understanding.factor(t) for t in config.terms] == [1.0, 3.0, 2.0]
+    assert [config.generation.factor(t) for t in config.terms] == [1.0, 5.0, 4.0]

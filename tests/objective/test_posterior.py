@@ -3,7 +3,7 @@
 import torch
 from torch.distributions import Normal, kl_divergence
 
-from infotok_lit.objective.posterior import Posterior, soft_clamp
+from infotok_lit.objective.compactness import Posterior, soft_clamp
 
 
 def random_posterior() -> Posterior:

@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from infotok_lit.objective.config import ProjectionConfig
-from infotok_lit.objective.projection import Projection
+from infotok_lit.objective.compactness import Projection, ProjectionConfig
 
 KINDS = ("mlp", "linear", "identity")
 

@@ -1,14 +1,13 @@
 """The text decoder: what it may see, what it is asked, and the entropy that it must not beat."""
 
 import math
-from dataclasses import replace
 
 import pytest
 import torch
+from branch_outputs import branch_output, changed
 
-from infotok_lit.objective.config import DecoderConfig
-from infotok_lit.objective.inputs import BranchInputs
-from infotok_lit.objective.sufficiency import TextDecoder
+from infotok_lit.batch import BranchOutput
+from infotok_lit.objective.sufficiency import DecoderConfig, TextDecoder
 
 DECODER = DecoderConfig(width=16, depth=2, heads=2)
 
@@ -21,10 +20,10 @@ def decoder() -> TextDecoder:
     return decoder
 
 
-def other_word(inputs: BranchInputs, row: int, position: int) -> BranchInputs:
-    ids = inputs.text_ids.clone()
+def other_word(inputs: BranchOutput, row: int, position: int) -> BranchOutput:
+    ids = inputs.text.ids.clone()
     ids[row, position] = (ids[row, position] + 1) % 20
-    return replace(inputs, text_ids=ids)
+    return changed(inputs, text_ids=ids)
 
 
 def test_later_words_do_not_reach_earlier_ones(decoder, make_inputs):
@@ -43,22 +42,22 @@ def test_the_question_is_visible_and_not_asked(decoder, make_inputs):
 
 def test_the_image_is_visible(decoder, make_inputs):
     inputs = make_inputs()
-    targets = inputs.target_mask
+    targets = inputs.text.target_mask
     before, after = (decoder.token_nats(z, inputs)[targets] for z in (inputs.tokens, inputs.tokens.flip(-1)))
     assert not torch.isclose(before, after).any()
 
 
 def test_padding_says_nothing(decoder, make_inputs):
     inputs = make_inputs()
-    garbage = inputs.text_ids.masked_fill(~inputs.text_mask, -100)
+    garbage = inputs.text.ids.masked_fill(~inputs.text.mask, -100)
     torch.testing.assert_close(
-        decoder(inputs.tokens, inputs).per_image, decoder(inputs.tokens, replace(inputs, text_ids=garbage)).per_image
+        decoder(inputs.tokens, inputs).per_image, decoder(inputs.tokens, changed(inputs, text_ids=garbage)).per_image
     )
 
 
 def test_nats_are_summed_over_the_answer_and_zero_without_one(decoder, make_inputs):
     inputs = make_inputs()
-    inputs.target_mask[1] = False
+    inputs.text.target_mask[1] = False
     term = decoder(inputs.tokens, inputs)
     torch.testing.assert_close(term.per_image, decoder.token_nats(inputs.tokens, inputs).sum(1))
     assert term.per_image[1] == 0 and term.elements.tolist() == [1, 0, 3]
@@ -66,21 +65,21 @@ def test_nats_are_summed_over_the_answer_and_zero_without_one(decoder, make_inpu
 
 def test_a_batch_without_any_answer_still_has_a_graph(decoder, make_inputs):
     inputs = make_inputs()
-    inputs.target_mask[:] = False
+    inputs.text.target_mask[:] = False
     decoder(inputs.tokens, inputs).per_image.sum().backward()
     assert all(p.grad is not None and not p.grad.any() for p in decoder.parameters())
 
 
 def test_an_empty_question_works(decoder, make_inputs):
     inputs = make_inputs()
-    inputs.target_mask.copy_(inputs.text_mask)
+    inputs.text.target_mask.copy_(inputs.text.mask)
     term = decoder(inputs.tokens, inputs)
     assert torch.isfinite(term.per_image).all() and term.elements.tolist() == [2, 3, 4]
 
 
 def test_probabilities_over_the_vocabulary_sum_to_one(decoder, make_inputs):
     inputs = make_inputs(batch=1)
-    words = [replace(inputs, text_ids=torch.tensor([[3, word, 0, 0, 0]])) for word in range(20)]
+    words = [changed(inputs, text_ids=torch.tensor([[3, word, 0, 0, 0]])) for word in range(20)]
     probabilities = [math.exp(-decoder.token_nats(inputs.tokens, i)[0, 1].item()) for i in words]
     assert math.isclose(sum(probabilities), 1.0, rel_tol=1e-5)
 
@@ -88,7 +87,7 @@ def test_probabilities_over_the_vocabulary_sum_to_one(decoder, make_inputs):
 def test_order_of_the_tokens_does_not_matter_but_their_place_does(decoder, make_inputs):
     inputs = make_inputs()
     order = torch.tensor([3, 0, 4, 1, 2])
-    shuffled = replace(inputs, token_index=inputs.token_index[:, order])
+    shuffled = changed(inputs, token_index=inputs.token_index[:, order])
     expected = decoder(inputs.tokens, inputs).per_image
     torch.testing.assert_close(decoder(inputs.tokens[:, order], shuffled).per_image, expected)
     assert not torch.isclose(decoder(inputs.tokens, shuffled).per_image, expected).any()
@@ -102,13 +101,13 @@ def test_logits_in_pieces_give_the_same_numbers_and_gradients(decoder, make_inpu
         nats = decoder(inputs.tokens, inputs).per_image
         results.append((nats, *torch.autograd.grad(nats.sum(), [inputs.tokens, decoder.words_out.weight])))
     torch.testing.assert_close(*results)
-    assert inputs.target_mask.sum() > 4
+    assert inputs.text.target_mask.sum() > 4
 
 
 RIGHT, WRONG = 0.85, 0.05
 
 
-def noisy_sum_inputs(batch: int, shown: int) -> BranchInputs:
+def noisy_sum_inputs(batch: int, shown: int) -> BranchOutput:
     """The truth is x in 0..3, the question is q in {0, 1}; the answer is x + q mod 4 with probability 0.85.
 
     Args:
@@ -118,7 +117,7 @@ def noisy_sum_inputs(batch: int, shown: int) -> BranchInputs:
     wrong = torch.where(torch.rand(batch) < RIGHT, 0, torch.randint(1, 4, (batch,)))
     answer = (x + question + wrong) % 4
     answered = torch.tensor([False, True]).expand(batch, 2)
-    return BranchInputs(
+    return branch_output(
         tokens=torch.nn.functional.one_hot(x // shown, 4).float()[:, None],
         token_index=torch.zeros(batch, 1, dtype=torch.int64),
         num_extra=0,

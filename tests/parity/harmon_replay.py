@@ -7,15 +7,9 @@ from golden import Golden
 from torch import Tensor
 
 from infotok_lit.batch import PairedText
-from infotok_lit.models.harmon.config import (
-    AutoencoderConfig,
-    HarmonConfig,
-    LanguageModelConfig,
-    MARConfig,
-)
-from infotok_lit.models.harmon.keys import HARMON_KEYS, kl16_keys
-from infotok_lit.models.harmon.model import Harmon
-from infotok_lit.models.harmon.processor import HarmonProcessor
+from infotok_lit.models.common.model_config import KL16Config, LanguageModelConfig
+from infotok_lit.models.harmon.family import HarmonConfig, MARConfig
+from infotok_lit.models.harmon.model import KEYS, Harmon
 
 
 class ByteTokenizer:
@@ -39,7 +33,7 @@ def config_of(golden: Golden) -> HarmonConfig:
     vae, mar, llm = given["vae"], given["mar"], given["llm"]
     side = mar["img_size"] // mar["vae_stride"] // mar["patch_size"]
     return HarmonConfig(
-        autoencoder=AutoencoderConfig(
+        autoencoder=KL16Config(
             latent_channels=vae["embed_dim"],
             base_width=vae["ch"],
             width_multipliers=tuple(vae["ch_mult"]),
@@ -87,15 +81,12 @@ def config_of(golden: Golden) -> HarmonConfig:
 def build(golden: Golden) -> Harmon:
     """The recorded model, in evaluation mode."""
     config = config_of(golden)
-    model = Harmon(config, HarmonProcessor(ByteTokenizer(), config.image_size, num_image_tokens=1)).eval()
+    model = Harmon(config, ByteTokenizer()).eval()
     official = golden.state
     vae = {key.removeprefix("vae."): value for key, value in official.items() if key.startswith("vae.")}
     rest = {key: value for key, value in official.items() if not key.startswith("vae.")}
-    own = {name: value for name, value in model.state_dict().items() if not name.startswith("autoencoder.")}
-    model.load_state_dict(HARMON_KEYS.from_official(rest, own, "golden"), strict=False)
-    network = model.autoencoder.network
-    levels = len(config.autoencoder.width_multipliers)
-    network.load_state_dict(kl16_keys(levels).from_official(vae, network.state_dict(), "golden"))
+    model.load_official_weights("harmon", rest, "golden")
+    model.load_official_weights("kl16", vae, "golden")
     return model
 
 
@@ -111,7 +102,7 @@ def no_text(batch: int) -> PairedText:
 
 def check_gradients(golden: Golden, case: str, model: Harmon, norms: str) -> None:
     """Compare the recorded gradients and gradient norms with those of the last backward pass."""
-    named = {HARMON_KEYS.official_name(name): parameter for name, parameter in model.named_parameters()}
+    named = {KEYS.official_name(name): parameter for name, parameter in model.named_parameters()}
     keys = golden.argument(case, "gradnorm_keys")
     golden.check(case, norms, torch.stack([named[key].grad.norm() for key in keys]))
     untouched = [name for name, parameter in named.items() if name not in keys and parameter.grad is not None]
@@ -119,7 +110,7 @@ def check_gradients(golden: Golden, case: str, model: Harmon, norms: str) -> Non
 
 
 def check_recorded_gradients(golden: Golden, case: str, model: Harmon) -> None:
-    named = {HARMON_KEYS.official_name(name): parameter for name, parameter in model.named_parameters()}
+    named = {KEYS.official_name(name): parameter for name, parameter in model.named_parameters()}
     recorded = [name for name in golden.outputs(case) if name.startswith("grad/")]
     assert recorded
     for name in recorded:
@@ -153,5 +144,5 @@ class RecordedNoise:
     def orders(self, places: int) -> Tensor:
         return self.stored[: len(self.stored) // self.halves]
 
-    def token_normal(self, per_image: int, channels: int) -> Tensor:
-        return self.queue.pop(0)
+    def normal(self, per_image: int, channels: int) -> Tensor:
+        return self.queue.pop(0).unflatten(0, (-1, per_image))

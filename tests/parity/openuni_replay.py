@@ -5,13 +5,12 @@ from typing import Any
 
 from golden import Golden
 
-from infotok_lit.models.common.language_model_config import LanguageModelConfig
-from infotok_lit.models.openuni.config import (
-    AutoencoderConfig,
+from infotok_lit.models.common.model_config import DCAEConfig, LanguageModelConfig
+from infotok_lit.models.openuni.family import (
     ConnectorConfig,
     DiffusionTransformerConfig,
-    DrawingConfig,
     OpenUniConfig,
+    SamplingConfig,
     VisionConfig,
 )
 from infotok_lit.models.openuni.model import OpenUni
@@ -73,8 +72,9 @@ def config_of(golden: Golden) -> OpenUniConfig:
             mlp_width=vision["intermediate_size"],
             depth=vision["num_hidden_layers"],
             heads=vision["num_attention_heads"],
-            image_size=given["vit_input_size"],
+            image_size=vision["image_size"],
             patch_size=vision["patch_size"],
+            input_size=given["vit_input_size"],
         ),
         llm=LanguageModelConfig(
             hidden_size=llm["hidden_size"],
@@ -90,7 +90,7 @@ def config_of(golden: Golden) -> OpenUniConfig:
         ),
         connector=connector_config(golden, ""),
         transformer=sana_config(given["transformer"]),
-        autoencoder=AutoencoderConfig(
+        autoencoder=DCAEConfig(
             latent_channels=vae["latent_channels"],
             widths=tuple(vae["encoder_block_out_channels"]),
             encoder_layers=tuple(vae["encoder_layers_per_block"]),
@@ -98,7 +98,7 @@ def config_of(golden: Golden) -> OpenUniConfig:
             attention_stages=sum(kind == "EfficientViTBlock" for kind in vae["encoder_block_types"]),
             attention_head_dim=vae["attention_head_dim"],
         ),
-        drawing=DrawingConfig(iterations=given["gen"]["steps"], guidance=given["gen"]["cfg"]),
+        sampling=SamplingConfig(iterations=given["gen"]["steps"], guidance=given["gen"]["cfg"]),
         num_queries=given["num_queries"],
         latent_scale=vae["scaling_factor"],
         image_size=given["pix"]["h"],
@@ -106,11 +106,7 @@ def config_of(golden: Golden) -> OpenUniConfig:
 
 
 def processor_of(golden: Golden, config: OpenUniConfig) -> OpenUniProcessor:
-    tokenizer = ByteTokenizer(golden.info["tokenizer"]["specials"])
-    tokens = config.vision.grid_side**2
-    return OpenUniProcessor(
-        tokenizer, config.image_size, config.vision.image_size, tokens, config.max_caption, config.system
-    )
+    return OpenUniProcessor(config, ByteTokenizer(golden.info["tokenizer"]["specials"]))
 
 
 def without(prefix: str, weights: dict) -> dict:
@@ -120,13 +116,14 @@ def without(prefix: str, weights: dict) -> dict:
 def build(golden: Golden, suffix: str = "") -> OpenUni:
     """Our model with the golden's weights; with a suffix, with that set of connector and projector."""
     config = replace(config_of(golden), connector=connector_config(golden, suffix))
-    model = OpenUni(config, processor_of(golden, config)).eval()
+    model = OpenUni(config, ByteTokenizer(golden.info["tokenizer"]["specials"])).eval()
+    assert model.processor.num_image_tokens == golden.info["config"]["image_length"]
     state = golden.state
     own = {name: tensor for name, tensor in state.items() if not name.startswith(("lmm.", "vae."))}
     if suffix:
         swapped = without(f"state{suffix}/", golden.tensors)
         own = {n: t for n, t in own.items() if not n.startswith(("connector.", "projector."))} | swapped
-    model.load_own_weights(own, "golden")
-    model.load_vlm_weights(without("lmm.", state), "golden")
-    model.load_autoencoder_weights(without("vae.", state), "golden")
+    model.load_official_weights("openuni", own, "golden")
+    model.load_official_weights("internvl3", without("lmm.", state), "golden")
+    model.load_official_weights("dc_ae", without("vae.", state), "golden")
     return model

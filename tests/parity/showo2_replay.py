@@ -7,18 +7,10 @@ from golden import Golden
 from torch import Tensor
 
 from infotok_lit.batch import IMAGE_TOKEN_ID
-from infotok_lit.models.common.language_model_config import LanguageModelConfig
-from infotok_lit.models.showo2.autoencoder import WanVAE
-from infotok_lit.models.showo2.config import (
-    AutoencoderConfig,
-    DiffusionHeadConfig,
-    PromptConfig,
-    SemanticConfig,
-    Showo2Config,
-)
-from infotok_lit.models.showo2.keys import wan_keys
+from infotok_lit.models.common.autoencoders import WanVAE, wan_keys
+from infotok_lit.models.common.model_config import LanguageModelConfig, WanConfig
+from infotok_lit.models.showo2.family import DiffusionHeadConfig, PromptConfig, SemanticConfig, Showo2Config
 from infotok_lit.models.showo2.model import Showo2
-from infotok_lit.models.showo2.processor import Showo2Processor
 
 
 class RecordedTokenizer:
@@ -51,7 +43,7 @@ def config_of(golden: Golden) -> Showo2Config:
     stride = 8
     depth = 1 + max(int(key.split(".")[2]) for key in golden.state if key.startswith("und_trans.layers."))
     return Showo2Config(
-        autoencoder=AutoencoderConfig(
+        autoencoder=WanConfig(
             latent_channels=given["showo"]["image_latent_dim"],
             base_width=vae["dim"],
             width_multipliers=tuple(vae["dim_mult"]),
@@ -95,9 +87,9 @@ def build(golden: Golden) -> Showo2:
     """Our model with the golden's weights, but for the autoencoder, whose latents are wider than the tiny model's."""
     config = config_of(golden)
     slots = golden.info["meta"]["layout_args"]["num_image_tokens"]
-    processor = Showo2Processor(RecordedTokenizer(golden), config.image_size, slots, config.prompts)
-    model = Showo2(config, processor).eval()
-    model.load_official_weights(golden.state, "golden")
+    model = Showo2(config, RecordedTokenizer(golden)).eval()
+    model.processor.num_image_tokens = slots
+    model.load_official_weights("showo2", golden.state, "golden")
     return model
 
 
@@ -108,7 +100,9 @@ def build_vae(golden: Golden) -> WanVAE:
     prefix = "vae_state/"
     official = {key.removeprefix(prefix): value for key, value in golden.tensors.items() if key.startswith(prefix)}
     keys = wan_keys(len(config.width_multipliers), config.blocks_per_level)
-    vae.network.load_state_dict(keys.from_official(official, vae.network.state_dict(), "golden"))
+    own = {f"autoencoder.{name}": value for name, value in vae.state_dict().items()}
+    loaded = keys.from_official(official, own, "golden")
+    vae.load_state_dict({name.removeprefix("autoencoder."): value for name, value in loaded.items()})
     return vae
 
 

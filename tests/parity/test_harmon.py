@@ -15,12 +15,12 @@ from harmon_replay import (
 )
 
 from infotok_lit.batch import GenerationBatch, UnderstandingBatch
-from infotok_lit.models.harmon.autoencoder import from_tokens, to_tokens
-from infotok_lit.models.harmon.config import HarmonConfig
+from infotok_lit.models.common.autoencoders import from_tokens, to_tokens
 from infotok_lit.models.harmon.diffusion import make_schedule
-from infotok_lit.models.harmon.draws import TrainingDraws
+from infotok_lit.models.harmon.family import HarmonConfig
 from infotok_lit.models.harmon.mar import places_where
 from infotok_lit.models.harmon.model import Harmon
+from infotok_lit.models.harmon.sampling import RandomNumbers
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def test_visual_feature(golden: Golden, model: Harmon, case: str) -> None:
     visible = places_where(golden.input(case, "mask") == 0) if case == "visual_masked" else None
     tokens = model.encoder(latents, grid_of(golden, case, model), visible)
     golden.check(case, "x_enc", tokens)
-    golden.check(case, "z_enc", model.project_for_reading(tokens))
+    golden.check(case, "z_enc", model.project_for_llm(tokens))
 
 
 @torch.no_grad()
@@ -71,7 +71,7 @@ def test_text_conditioned_passes(golden: Golden, model: Harmon, case: str, cache
     visible = places_where(golden.input(case, "mask") == 0)
     tokens = model.encoder(golden.input(case, "latents").flatten(1, 2), grid, visible)
     golden.check(case, "x_enc_pre", tokens)
-    golden.check(case, "z_enc", model.project_for_reading(tokens))
+    golden.check(case, "z_enc", model.project_for_llm(tokens))
     ids, mask = golden.input(case, "input_ids"), golden.input(case, "attention_mask")
     if cached:
         conditioned = model.condition_on_cache(tokens, model.text_cache(ids, mask), mask)
@@ -113,12 +113,12 @@ def test_generation_loss(golden: Golden, model: Harmon, case: str) -> None:
     ordered = golden.input(case, "orders")[:, : math.ceil(places * ratio)]
     assert torch.equal(hidden, torch.zeros_like(hidden).scatter(1, ordered, True))
     counted = hidden.flatten().repeat(model.config.mar.noise_draws)
-    draws = TrainingDraws(hidden, golden.input(case, "t")[counted], golden.input(case, "noise")[counted])
+    draws = RandomNumbers(hidden, golden.input(case, "t")[counted], golden.input(case, "noise")[counted])
     batch = GenerationBatch(
         golden.input(case, "pixel_values"), ids, golden.input(case, "attention_mask"), no_text(len(ids)), [], [], []
     )
     model.zero_grad(set_to_none=True)
-    output = model.generation(batch, draws=draws)
+    output = model.generation(batch, random=draws)
     golden.check(case, "latents", output.latents)
     golden.check(case, "loss", output.loss_sum / output.loss_count)
     visible = places_where(~hidden)

@@ -10,7 +10,7 @@ from harmon_replay import (
 )
 from torch import Tensor
 
-from infotok_lit.models.harmon.config import DrawingConfig, HarmonConfig
+from infotok_lit.models.harmon.family import HarmonConfig, SamplingConfig
 from infotok_lit.models.harmon.model import Harmon
 
 
@@ -53,13 +53,13 @@ def test_image_sampling(golden: Golden, model: Harmon, name: str, monkeypatch: p
     seen: dict[str, list[Tensor]] = {"tokens": [], "x_enc": [], "z": [], "sampled": [], "scale": []}
     watch_sampling(model, seen, monkeypatch)
     noise = RecordedNoise(golden, case, guided)
-    drawing = DrawingConfig(
+    drawing = SamplingConfig(
         iterations=golden.argument(case, "num_iter"),
         guidance=guidance,
         guidance_schedule=golden.argument(case, "cfg_schedule"),
         temperature=golden.argument(case, "temperature"),
     )
-    tokens = model.draw_latents(
+    tokens = model.sample_latents(
         golden.input(case, "input_ids"),
         golden.input(case, "attention_mask"),
         grid,
@@ -121,6 +121,6 @@ def test_describing(
     monkeypatch.setattr(model.processor, "pad_id", golden.argument(case, "pad_token_id"))
     ids = golden.input(case, "input_ids")
     latents, grid = model.encode_images(golden.input(case, "pixel_values"))
-    embeds = model.embed_with_images(ids, model.project_for_reading(model.encoder(latents, grid)))
+    embeds = model.embed_with_images(ids, model.project_for_llm(model.encoder(latents, grid)))
     answer = model.answer(embeds, torch.ones_like(ids), golden.argument(case, "max_new_tokens"))
     golden.check(case, name, answer)

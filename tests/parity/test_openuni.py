@@ -8,13 +8,23 @@ from PIL import Image
 from torch import Tensor
 
 from infotok_lit.batch import IMAGE_TOKEN_ID, GenerationBatch, PairedText
-from infotok_lit.models.common.pixels import crop_to_square, to_pixels
-from infotok_lit.models.openuni.config import DrawingConfig
-from infotok_lit.models.openuni.connector import after_connector, before_connector
-from infotok_lit.models.openuni.drawing import build_scheduler, guided, sana_timestep, walk
-from infotok_lit.models.openuni.flow import TrainingDraws, add_noise, timesteps_of
-from infotok_lit.models.openuni.model import OpenUni, build_transformer
-from infotok_lit.models.openuni.vlm import normalise, query_positions, read_queries
+from infotok_lit.models.common.images import crop_to_square, to_pixels
+from infotok_lit.models.common.language_model import compact_positions
+from infotok_lit.models.common.sampling import guide
+from infotok_lit.models.openuni.diffusion import (
+    RandomNumbers,
+    add_noise,
+    after_connector,
+    before_connector,
+    build_scheduler,
+    build_transformer,
+    sana_timestep,
+    timesteps_of,
+    walk,
+)
+from infotok_lit.models.openuni.family import SamplingConfig
+from infotok_lit.models.openuni.model import OpenUni
+from infotok_lit.models.openuni.vlm import normalise, read_queries
 from infotok_lit.pictures import to_uint8
 
 DRAWINGS = ("generate_text", "generate_text_nocfg", "generate_image")
@@ -65,8 +75,8 @@ def test_vision_tower(golden: Golden, model: OpenUni, case: str) -> None:
 @pytest.mark.parametrize("case", ["semantic_features", "semantic_features_down"])
 def test_semantic_features(golden: Golden, model: OpenUni, case: str) -> None:
     pixels = golden.input(case, "pixel_values")
-    golden.check(case, "normalised_resized", normalise(pixels, model.config.vision.image_size))
-    golden.check(case, "features", model.read_images(pixels))
+    golden.check(case, "normalised_resized", normalise(pixels, model.config.vision.input_side))
+    golden.check(case, "features", model.understood_tokens(pixels))
 
 
 @torch.no_grad()
@@ -75,7 +85,7 @@ def test_connector(golden: Golden, suffix: str) -> None:
     model = build(golden, suffix)
     case = f"connector{suffix or '_enc_proj'}"
     order, x = model.config.connector.order, golden.input(case, "x")
-    connected = model._connect(before_connector(model.projector, order, x))
+    connected = model.connector(before_connector(model.projector, order, x))
     golden.check(case, "llm2dit", after_connector(model.projector, order, connected))
     if not suffix:
         golden.check(case, "connector", connected)
@@ -85,7 +95,7 @@ def test_connector(golden: Golden, suffix: str) -> None:
 @torch.no_grad()
 def test_small_activations(golden: Golden, model: OpenUni) -> None:
     case = "small_activations"
-    golden.check(case, "connector", model._connect(golden.input(case, "x_connector")))
+    golden.check(case, "connector", model.connector(golden.input(case, "x_connector")))
     golden.check(case, "mlp1", model.vlm.model.multi_modal_projector(golden.input(case, "x_mlp1")))
     layer = model.vlm.model.vision_tower.encoder.layer[0](golden.input(case, "x_vit"))
     golden.check(case, "vit_layer0", layer[0] if isinstance(layer, tuple) else layer)
@@ -99,7 +109,7 @@ def test_meta_queries(golden: Golden, model: OpenUni, case: str) -> None:
     ids, mask = golden.input(case, "input_ids"), golden.input(case, "attention_mask")
     whole = torch.cat([mask, mask.new_ones(len(mask), model.config.num_queries)], dim=1)
     golden.check(case, "attention_mask", whole)
-    golden.check(case, "position_ids", query_positions(whole))
+    golden.check(case, "position_ids", compact_positions(whole))
     embeds = embed(model, ids)
     queries = model.meta_queries.expand(len(ids), -1, -1)
     golden.check(case, "inputs_embeds", torch.cat([embeds, queries], dim=1))
@@ -129,8 +139,8 @@ def test_autoencoder(golden: Golden, model: OpenUni) -> None:
     golden.check("vae", "rec_from_z", model.decode_images(golden.input("vae", "z")), DECODED_IMAGE)
 
 
-def draws(golden: Golden, case: str) -> TrainingDraws:
-    return TrainingDraws(golden.input(case, "noise"), golden.input(case, "u"))
+def draws(golden: Golden, case: str) -> RandomNumbers:
+    return RandomNumbers(golden.input(case, "noise"), golden.input(case, "u"))
 
 
 @torch.no_grad()
@@ -184,7 +194,7 @@ def test_text_to_image_from_latents(golden: Golden, model: OpenUni) -> None:
 def test_text_to_image_from_pixels(golden: Golden, model: OpenUni) -> None:
     case = "text2image_loss_pixels"
     model.zero_grad()
-    output = model.generation(batch_of(golden, case), draws=draws(golden, case))
+    output = model.generation(batch_of(golden, case), random=draws(golden, case))
     golden.check(case, "latents", output.latents.transpose(1, 2).unflatten(2, output.latent_grid))
     loss = output.loss_sum / output.loss_count
     golden.check(case, "loss", loss)
@@ -197,12 +207,12 @@ def test_image_to_image(golden: Golden, model: OpenUni, case: str) -> None:
     model.zero_grad()
     length = golden.info["cases"][case].get("max_length", golden.info["config"]["max_length"])
     batch, sources = batch_of(golden, case), golden.input(case, "pixel_values_src")
-    loss = model.redrawing_loss(batch, sources, draws(golden, case), length)
+    loss = model.editing_loss(batch, sources, draws(golden, case), length)
     golden.check(case, "loss", loss)
     loss.backward()
     check_gradients(golden, case, model)
     with torch.no_grad():
-        tokens = model.read_images(sources)
+        tokens = model.understood_tokens(sources)
         found = model.condition_on_images(batch.input_ids, batch.attention_mask, tokens, length).condition
     golden.check(case, "cond", found)
 
@@ -211,13 +221,15 @@ def test_image_to_image_reaches_what_reads_only_if_told_to(golden: Golden, model
     """The loss and every other gradient stay the same."""
     case, reader = "image2image_loss", ("vlm.model.vision_tower.", "vlm.model.multi_modal_projector.")
     found = {}
-    for trains_reading in (False, True):
+    for trains_understanding in (False, True):
         model.zero_grad()
         sources, given = golden.input(case, "pixel_values_src"), draws(golden, case)
-        loss = model.redrawing_loss(batch_of(golden, case), sources, given, trains_reading=trains_reading)
+        loss = model.editing_loss(batch_of(golden, case), sources, given, trains_understanding=trains_understanding)
         golden.check(case, "loss", loss)
         loss.backward()
-        found[trains_reading] = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+        found[trains_understanding] = {
+            name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None
+        }
         check_gradients(golden, case, model)
     read = {name for name, _ in model.named_parameters() if name.startswith(reader)}
     assert not read & found[False].keys()
@@ -229,7 +241,7 @@ def test_image_to_image_reaches_what_reads_only_if_told_to(golden: Golden, model
 def condition_for(golden: Golden, model: OpenUni, case: str) -> Tensor:
     ids, embeds = ids_of(golden, case), None
     if case == "generate_image":
-        tokens = model.read_images(golden.input(case, "pixel_values_src"))
+        tokens = model.understood_tokens(golden.input(case, "pixel_values_src"))
         embeds = model.embed_with_images(ids, tokens.repeat(len(ids) // len(tokens), 1, 1))
         torch.testing.assert_close(embeds, golden.input(case, "inputs_embeds"), rtol=1e-5, atol=1e-5)
     embeds = embed(model, ids) if embeds is None else embeds
@@ -241,7 +253,7 @@ def condition_for(golden: Golden, model: OpenUni, case: str) -> Tensor:
 @pytest.mark.parametrize("case", DRAWINGS)
 def test_drawing(golden: Golden, model: OpenUni, case: str) -> None:
     given = golden.info["cases"][case]
-    drawing = DrawingConfig(given["num_steps"], given["cfg_scale"])
+    drawing = SamplingConfig(given["num_steps"], given["cfg_scale"])
     start = golden.input(case, "init_noise")
     condition = condition_for(golden, model, case)
     condition = condition if drawing.guidance > 1 else condition[: len(start)]
@@ -251,7 +263,7 @@ def test_drawing(golden: Golden, model: OpenUni, case: str) -> None:
         copies = len(condition) // len(latents)
         timesteps = sana_timestep(timestep, len(condition), latents.device)
         found = model.velocity(latents.repeat(copies, 1, 1, 1), condition, timesteps)
-        steps.append(guided(found, drawing.guidance))
+        steps.append(guide(found, drawing.guidance))
         return found
 
     path = walk(velocity, start, drawing)
@@ -259,7 +271,7 @@ def test_drawing(golden: Golden, model: OpenUni, case: str) -> None:
         golden.check(case, f"step{i}_guided_model_output", step, SAMPLING_CHAIN)
         golden.check(case, f"step{i}_next_latents", path[i + 1], SAMPLING_CHAIN)
     golden.check(case, "latents", path[-1], SAMPLING_CHAIN)
-    torch.testing.assert_close(model.draw_latents(condition, start, drawing), path[-1], rtol=0, atol=0)
+    torch.testing.assert_close(model.sample_latents(condition, start, drawing), path[-1], rtol=0, atol=0)
     golden.check(case, "image", model.decode_images(path[-1]), DECODED_IMAGE)
     scheduler = build_scheduler(drawing)
     golden.check(case, "scheduler_timesteps", scheduler.timesteps)
@@ -270,7 +282,7 @@ def test_schedules(golden: Golden) -> None:
     counts = [int(name.split("_")[-1]) for name in golden.outputs("schedule") if name.startswith("dpm_timesteps_")]
     assert counts
     for count in counts:
-        scheduler = build_scheduler(DrawingConfig(count))
+        scheduler = build_scheduler(SamplingConfig(count))
         golden.check("schedule", f"dpm_timesteps_{count}", scheduler.timesteps)
         golden.check("schedule", f"dpm_sigmas_{count}", scheduler.sigmas)
     # Training visits the thousand levels of this table; the index grows with the uniform draw.

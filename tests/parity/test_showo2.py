@@ -7,15 +7,16 @@ from showo2_replay import build, build_vae, layouts
 from torch import Tensor
 
 from infotok_lit.batch import IMAGE_TOKEN_ID
+from infotok_lit.models.common.autoencoders import WanVAE
 from infotok_lit.models.common.language_model import text_loss
-from infotok_lit.models.showo2.attention import build_mask, dense_mask
-from infotok_lit.models.showo2.autoencoder import WanVAE
-from infotok_lit.models.showo2.config import DrawingConfig
-from infotok_lit.models.showo2.describing import continue_greedily, embed_prompts
-from infotok_lit.models.showo2.drawing import cached_velocity, full_velocity, guided, walk
-from infotok_lit.models.showo2.encoder import _as_tokens
-from infotok_lit.models.showo2.flow import on_path, sampling_times, sinusoid, training_time
-from infotok_lit.models.showo2.model import Hidden, Showo2
+from infotok_lit.models.common.sampling import guide, sinusoid
+from infotok_lit.models.showo2.encoder import as_tokens
+from infotok_lit.models.showo2.family import SamplingConfig
+from infotok_lit.models.showo2.flow import on_path, sampling_times, training_time
+from infotok_lit.models.showo2.inference import cached_velocity, continue_greedily, embed_prompts, full_velocity, walk
+from infotok_lit.models.showo2.model import Showo2
+from infotok_lit.models.showo2.network import Hidden
+from infotok_lit.models.showo2.sequence import build_mask, dense_mask
 
 READING = ("caption", "mmu_pretraining", "mmu_tuning", "mmu_tuning_noimage")
 JOINT = ("t2i", "t2i_dropped", "caption", "mmu_pretraining")
@@ -57,7 +58,7 @@ def mean(loss: tuple[Tensor, Tensor]) -> Tensor:
 def read(golden: Golden, model: Showo2, case: str, names: tuple[str, ...]) -> tuple[Hidden, Tensor]:
     recorded = layouts(golden, *names)
     latents, time = golden.input(case, "latents"), golden.input(case, "t")
-    return model.read_sequence(recorded["ids"], latents, time, regions=recorded["regions"]), recorded["labels"]
+    return model.run_sequence(recorded["ids"], latents, time, regions=recorded["regions"]), recorded["labels"]
 
 
 @torch.no_grad()
@@ -87,8 +88,8 @@ def test_shared_tokens(golden: Golden, model: Showo2, grid: str) -> None:
     case, encoder = f"b_embed/{grid}", model.encoder
     latents = golden.input(case, "latents")
     patches = encoder.understanding_embed(latents)
-    golden.check(case, "und_patch", _as_tokens(patches))
-    golden.check(case, "gen_patch", _as_tokens(encoder.generation_embed(latents)))
+    golden.check(case, "und_patch", as_tokens(patches))
+    golden.check(case, "gen_patch", as_tokens(encoder.generation_embed(latents)))
     golden.check(case, "pos", encoder.grid_positions(*patches.shape[2:]))
     golden.check(case, "semantic", encoder.semantic_tokens(latents))
     golden.check(case, "fused", encoder(latents).tokens)
@@ -128,7 +129,7 @@ def test_drawing_loss(golden: Golden, model: Showo2) -> None:
     noisy, velocity = on_path(golden.input(case, "latents"), draws(golden, case)[0], time)
     golden.check(case, "xt", noisy)
     golden.check(case, "ut", velocity)
-    hidden = model.read_sequence(recorded["ids"], noisy, time)
+    hidden = model.run_sequence(recorded["ids"], noisy, time)
     assert torch.equal(hidden.regions, recorded["regions"])
     golden.check(case, "fused", hidden.shared.tokens)
     golden.check(case, "hidden", hidden.states)
@@ -146,7 +147,7 @@ def test_joint_loss(golden: Golden, model: Showo2, case: str, minimum: float) ->
     golden.check(case, "xt", noisy)
     golden.check(case, "ut", velocity)
     model.zero_grad()
-    hidden = model.read_sequence(recorded["ids"], noisy, time, regions=recorded["regions"])
+    hidden = model.run_sequence(recorded["ids"], noisy, time, regions=recorded["regions"])
     golden.check(case, "logits", model.llm.lm_head(hidden.states))
     golden.check(case, "v_pred_all", model.velocities(hidden))
     # Images that are clean by design take no flow loss.
@@ -164,9 +165,13 @@ def test_joint_loss(golden: Golden, model: Showo2, case: str, minimum: float) ->
         check_gradients(golden, case, model)
 
 
+def official_name(model: Showo2, name: str) -> str:
+    return model.official_parts["showo2"].keys.official_name(name)
+
+
 def check_gradients(golden: Golden, case: str, model: Showo2) -> None:
     own = {name: parameter for name, parameter in model.named_parameters() if not name.startswith("autoencoder.")}
-    gradients = {model._keys.official_name(name): p.grad for name, p in own.items() if p.grad is not None}
+    gradients = {official_name(model, name): p.grad for name, p in own.items() if p.grad is not None}
     recorded = [name for name in golden.outputs(case) if name.startswith("grad_stage1/")]
     assert recorded
     for name in recorded:
@@ -180,7 +185,7 @@ def test_interleaved(golden: Golden, model: Showo2) -> None:
     time = times(golden, case, [0.0] * 4)
     golden.check(case, "t", time)
     noisy, velocity = on_path(golden.input(case, "latents"), draws(golden, case)[0], time)
-    hidden = model.read_sequence(recorded["ids"], noisy, time)
+    hidden = model.run_sequence(recorded["ids"], noisy, time)
     assert torch.equal(hidden.regions, recorded["regions"]), "the second sequence has an idle slot"
     golden.check(case, "logits", model.llm.lm_head(hidden.states))
     golden.check(case, "loss_ntp", mean(text_loss(model.llm.lm_head, hidden.states, recorded["labels"])))
@@ -201,7 +206,7 @@ def test_guidance(golden: Golden, model: Showo2, make) -> None:
     prompts, z, time = drawing_prompts(golden), golden.input("g_cfg", "z"), golden.input("g_cfg", "t")
     velocities = make(model, prompts)(z, time)
     golden.check("g_cfg", "v_cond_then_uncond", velocities, SAMPLING_CHAIN)
-    one = guided(velocities, golden.info["config"]["guidance"])
+    one = guide(velocities, golden.info["config"]["guidance"])
     golden.check("g_cfg", "v_guided", torch.cat([one, one]), SAMPLING_CHAIN)
     golden.check("g_cfg", "v_noguide", make(model, prompts[: len(z)])(z, time), SAMPLING_CHAIN)
 
@@ -210,13 +215,13 @@ def test_guidance(golden: Golden, model: Showo2, make) -> None:
 @pytest.mark.parametrize("make", [full_velocity, cached_velocity])
 def test_sampling(golden: Golden, model: Showo2, make) -> None:
     given = golden.info["config"]
-    drawing = DrawingConfig(given["steps"], given["guidance"], given["factor"])
+    drawing = SamplingConfig(given["steps"], given["guidance"], given["factor"])
     velocity, seen, steps = make(model, drawing_prompts(golden)), [], []
 
     def record(latents: Tensor, time: Tensor) -> Tensor:
         found = velocity(latents, time)
         seen.append(time.repeat(2))
-        steps.append(guided(found, drawing.guidance).repeat(2, 1, 1, 1))
+        steps.append(guide(found, drawing.guidance).repeat(2, 1, 1, 1))
         return found
 
     path = walk(record, golden.input("h_sample", "z"), drawing)

@@ -1,5 +1,7 @@
 """The layouts, cleaned images and outputs of a Show-o2 golden."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,10 +11,9 @@ from showo2_replay import RecordedTokenizer, config_of
 from torch import Tensor
 
 from infotok_lit.batch import IGNORE_INDEX, IMAGE_TOKEN_ID, GenerationSample, UnderstandingSample
-from infotok_lit.models.common.pixels import to_pixels
-from infotok_lit.models.showo2.config import PromptConfig
-from infotok_lit.models.showo2.layouts import Layout, chat, interleaved
-from infotok_lit.models.showo2.processor import Showo2Processor, centre_crop, fit_on_square
+from infotok_lit.models.common.images import centre_crop, fit_on_square, to_pixels
+from infotok_lit.models.showo2.family import PromptConfig
+from infotok_lit.models.showo2.processor import Layout, Showo2Processor, chat, interleaved
 from infotok_lit.models.showo2.sequence import find_regions
 from infotok_lit.pictures import to_uint8
 
@@ -26,7 +27,9 @@ def processor(golden: Golden, **prompts: str) -> Showo2Processor:
     config = config_of(golden)
     arguments = golden.info["meta"]["layout_args"]
     chosen = PromptConfig(max_caption=arguments["max_text_len_gen"], **prompts)
-    return Showo2Processor(RecordedTokenizer(golden), config.image_size, arguments["num_image_tokens"], chosen)
+    made = Showo2Processor(replace(config, prompts=chosen), RecordedTokenizer(golden))
+    made.num_image_tokens = arguments["num_image_tokens"]
+    return made
 
 
 def check(golden: Golden, name: str, layout: Layout) -> None:
@@ -56,23 +59,23 @@ def row(batch: tuple[Tensor, Tensor]) -> Layout:
 def test_drawing(golden: Golden) -> None:
     made = processor(golden)
     prompts = golden.info["config"]["t2i_prompts"]
-    check(golden, "t2i", row(made.prompts_to_draw(prompts[:1], unconditional=False)))
-    check(golden, "t2i_dropped", row(made.prompts_to_draw([""], unconditional=False)))
+    check(golden, "t2i", row(made.generation_prompts(prompts[:1])))
+    check(golden, "t2i_dropped", row(made.generation_prompts([""])))
 
 
 def test_a_dropped_prompt_of_a_training_sample_is_the_unconditional_one(golden: Golden) -> None:
     image, prompt = Image.new("RGB", (8, 8)), golden.info["config"]["t2i_prompts"][0]
     made = processor(golden)
-    made._text = lambda text: []
+    made.tokenizer.calls[prompt] = []
     samples = [GenerationSample(image, prompt, "kept"), GenerationSample(image, prompt, "dropped", drop_prompt=True)]
     batch = made.generation(samples)
-    expected, _ = made.prompts_to_draw([prompt, ""], unconditional=False)
+    expected, _ = made.generation_prompts([prompt, ""])
     assert torch.equal(batch.input_ids, expected)
     assert batch.captions == [prompt, prompt]
 
 
-def test_prompts_to_draw(golden: Golden) -> None:
-    ids, _ = processor(golden).prompts_to_draw(golden.info["config"]["t2i_prompts"], unconditional=True)
+def test_generation_prompts(golden: Golden) -> None:
+    ids, _ = processor(golden).generation_prompts(golden.info["config"]["t2i_prompts"], negative="")
     img_pad = golden.info["config"]["ids"]["img_pad_id"]
     official = ids.masked_fill(ids == IMAGE_TOKEN_ID, img_pad)
     for half, suffix in zip(official.chunk(2), ("", "_null"), strict=True):
@@ -88,7 +91,7 @@ def test_prompts_to_draw(golden: Golden) -> None:
 )
 def test_reading_without_a_question(golden: Golden, reading: str, name: str, text: str) -> None:
     sample = UnderstandingSample(Image.new("RGB", (8, 8)), "", golden.info["config"]["mmu"][text], "")
-    check(golden, name, processor(golden, reading=reading)._reading(sample))
+    check(golden, name, Layout(*processor(golden, reading=reading).example(sample, [])))
 
 
 def test_chat(golden: Golden) -> None:
@@ -107,16 +110,16 @@ def test_chat(golden: Golden) -> None:
 
 def test_a_sample_to_read_is_the_first_turn_of_a_chat(golden: Golden) -> None:
     made, mmu = processor(golden), golden.info["config"]["mmu"]
-    layout = made._reading(UnderstandingSample(Image.new("RGB", (8, 8)), mmu["q"], mmu["a"], ""))
+    layout = Layout(*made.example(UnderstandingSample(Image.new("RGB", (8, 8)), mmu["q"], mmu["a"], ""), []))
     recorded = golden.output("j_layout/mmu_tuning", "text_labels")
     assert layout.labels == recorded[: len(layout.labels)].tolist()
-    prompt = made.prompts_with_image([mmu["q"]])[0][0].tolist() if made.prompts.describing == "training" else None
+    prompt = made.understanding_prompts([mmu["q"]])[0][0].tolist() if made.prompts.describing == "training" else None
     assert prompt is None or layout.ids[: len(prompt)] == prompt
 
 
 def test_the_official_script_asks_so(golden: Golden) -> None:
     made = processor(golden, describing="official")
-    ids, _ = made.prompts_with_image([golden.info["config"]["mmu"]["q"]])
+    ids, _ = made.understanding_prompts([golden.info["config"]["mmu"]["q"]])
     before, after = (golden.output("i_gen", f"text_tokens_{part}")[0].tolist() for part in "ab")
     slots = [IMAGE_TOKEN_ID] * made.num_image_tokens
     assert ids[0].tolist() == [*before, after[0], *slots, *after[1:]]

@@ -35,7 +35,8 @@ def rates(model: Showo2, *files: str) -> dict[str, float]:
     optimiser = build_optimiser(OptimiserConfig(**chosen["optimiser"]), model, nn.Identity(), model.decays)
     found = {id(parameter): group["lr"] for group in optimiser.param_groups for parameter in group["params"]}
     assert all(group["weight_decay"] == 0 for group in optimiser.param_groups)
-    names = {id(p): model._keys.official_name(name) for name, p in model.named_parameters() if p.requires_grad}
+    keys = model.official_parts["showo2"].keys
+    names = {id(p): keys.official_name(name) for name, p in model.named_parameters() if p.requires_grad}
     return {names[key]: rate for key, rate in found.items()}
 
 

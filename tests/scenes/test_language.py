@@ -4,9 +4,16 @@ from collections import Counter
 
 import pytest
 
-from infotok_lit.scenes import SPECS, Mention, Prompt, Scenes, parse_caption, write_caption
+from infotok_lit.scenes import Scenes
+from infotok_lit.scenes.grammar import Mention, Prompt, parse_caption, write_caption
+from infotok_lit.scenes.spec import SPECS
 
 SHAPES = ("circle", "square", "triangle", "cross")
+GARMENTS = ("shirt", "trouser", "dress", "shoe", "boot", "bag")
+SINGULAR = {
+    **{"circles": "circle", "squares": "square", "triangles": "triangle", "crosses": "cross"},
+    **{"shirts": "shirt", "trousers": "trouser", "dresses": "dress", "shoes": "shoe", "boots": "boot", "bags": "bag"},
+}
 COLOURS = ("red", "green", "blue", "yellow", "purple", "cyan")
 NUMBERS = ("one", "two", "three", "four")
 RELATIONS = ("left of", "right of", "above", "below")
@@ -19,17 +26,16 @@ def is_related(first, relation: str, second) -> bool:
 
 
 def named(scene, name: str) -> list:
-    words = set(name.split()) & {*COLOURS, *SHAPES}
-    return [o for o in scene.objects if words <= {o.colour, o.shape}]
+    words = set(name.split()) & {*COLOURS, *SHAPES, *GARMENTS}
+    return [o for o in scene.objects if words <= {o.colour, o.kind}]
 
 
 def caption_is_true(caption: str, scene) -> bool:
     """Reads a caption word by word and checks that the scene holds it and nothing else."""
     words = caption.split()
     if words[0] in NUMBERS:
-        shape = {"circles": "circle", "squares": "square", "triangles": "triangle", "crosses": "cross"}
-        wanted = shape.get(words[1], words[1])
-        return [o.shape for o in scene.objects] == [wanted] * (NUMBERS.index(words[0]) + 1)
+        wanted = SINGULAR.get(words[1], words[1])
+        return [o.kind for o in scene.objects] == [wanted] * (NUMBERS.index(words[0]) + 1)
     for link in (" and ", *(f" {relation} " for relation in RELATIONS)):
         if link in caption:
             first, second = (named(scene, part) for part in caption.split(link))
@@ -58,12 +64,11 @@ def answer_is_true(question: str, answer: str, scene) -> bool:
     if question.startswith("is there a"):
         return (answer == "yes") == bool(named(scene, question.rstrip("?")))
     if question.startswith("how many"):
-        wanted = question.split()[2].replace("crosses", "cross")
-        wanted = wanted if wanted == "cross" else wanted.removesuffix("s")
-        return NUMBERS.index(answer) + 1 == sum(o.shape == wanted for o in scene.objects)
-    if question.startswith(("what colour", "what shape")):
+        wanted = SINGULAR[question.split()[2]]
+        return NUMBERS.index(answer) + 1 == sum(o.kind == wanted for o in scene.objects)
+    if question.startswith(("what colour", "what shape", "what garment")):
         (item,) = named(scene, question.rstrip("?"))
-        return answer == (item.colour if "colour" in question else item.shape)
+        return answer == (item.colour if "colour" in question else item.kind)
     if question.endswith("large or small?"):
         (item,) = named(scene, question)
         return answer == item.size
@@ -84,8 +89,8 @@ def test_answers_are_true_of_their_scenes(spec, split):
 @pytest.mark.parametrize("spec", sorted(SPECS))
 def test_places_are_those_of_the_centres(spec):
     source = Scenes(spec, question_kinds=("place",))
-    rows, columns = {"scenes32": (("top", "bottom"), ("left", "right"))}.get(
-        spec, (("top", "middle", "bottom"), ("left", "middle", "right"))
+    rows, columns = {2: (("top", "bottom"), ("left", "right"))}.get(
+        SPECS[spec].cells, (("top", "middle", "bottom"), ("left", "middle", "right"))
     )
     share = SPECS[spec].image_size / len(rows)
     for index in range(300):
@@ -105,7 +110,7 @@ def test_descriptions_name_every_object_in_reading_order(spec):
         parts = answer.split(" and ")
         assert len(parts) == len(scene.objects)
         for part, item in zip(parts, scene.objects, strict=True):
-            assert part.startswith(f"a {item.size} {item.colour} {item.shape} ")
+            assert part.startswith(f"a {item.size} {item.colour} {item.kind} ")
             assert ("top" in part) == (item.centre[0] < size / SPECS[spec].cells)
             assert ("right" in part) == (item.centre[1] > size - size / SPECS[spec].cells)
         order = [(o.cell[0], o.cell[1]) for o in scene.objects]
@@ -126,11 +131,11 @@ def test_counts_are_balanced():
     assert set(answers) == set(NUMBERS) and all(abs(count - 500) < 90 for count in answers.values())
 
 
-def all_prompts() -> list[Prompt]:
-    prompts = [Prompt("single_object", (Mention(shape),)) for shape in SHAPES]
-    prompts += [Prompt("colors", (Mention(shape, colour),)) for shape in SHAPES for colour in COLOURS]
-    prompts += [Prompt("counting", (Mention(shape),), count=n) for shape in SHAPES for n in (1, 2, 3, 4)]
-    for first, second in itertools.permutations(SHAPES, 2):
+def all_prompts(kinds: tuple[str, ...]) -> list[Prompt]:
+    prompts = [Prompt("single_object", (Mention(kind),)) for kind in kinds]
+    prompts += [Prompt("colors", (Mention(kind, colour),)) for kind in kinds for colour in COLOURS]
+    prompts += [Prompt("counting", (Mention(kind),), count=n) for kind in kinds for n in (1, 2, 3, 4)]
+    for first, second in itertools.permutations(kinds, 2):
         prompts.append(Prompt("two_objects", (Mention(first), Mention(second))))
         for one, other in itertools.permutations(COLOURS, 2):
             pair = (Mention(first, one), Mention(second, other))
@@ -139,10 +144,13 @@ def all_prompts() -> list[Prompt]:
     return prompts
 
 
-def test_parse_caption_inverts_every_caption():
-    prompts = all_prompts()
+@pytest.mark.parametrize("kinds", [SHAPES, GARMENTS])
+def test_parse_caption_inverts_every_caption(kinds):
+    prompts = all_prompts(kinds)
     captions = [write_caption(prompt) for prompt in prompts]
-    assert len(set(captions)) == len(prompts) == 4 + 24 + 16 + 12 + 12 * 30 * 5
+    number = len(kinds)
+    pairs = number * (number - 1)
+    assert len(set(captions)) == len(prompts) == number * (1 + 6 + 4) + pairs * (1 + 30 * 5)
     assert [parse_caption(caption) for caption in captions] == prompts
 
 
@@ -169,6 +177,8 @@ def test_captions_read_as_specified():
         "one circles",
         "two circle",
         "five circles",
+        "a circle and a shoe",
+        "one trousers",
         "a red circle and a blue square and a green cross",
     ],
 )

@@ -11,9 +11,9 @@ from infotok_lit.scenes.answer_entropy import answer_bits, answer_entropy_bits, 
 from infotok_lit.scenes.generator import Scene, SceneObject, fits_split
 from infotok_lit.scenes.prior import FACTORS, ScenePrior
 from infotok_lit.scenes.questions import QUESTION_KINDS, draw_question
-from infotok_lit.scenes.spec import COLOURS, SHAPES, SIZES, SPECS, SceneSpec
+from infotok_lit.scenes.spec import COLOURS, GARMENTS, SIZES, SPECS, SceneSpec
 
-SMALL = SceneSpec(max_objects=2)
+SMALL = (SceneSpec(max_objects=2), SceneSpec(max_objects=2, jitter=0.3, vocabulary=GARMENTS))
 
 
 def every_scene(spec: SceneSpec) -> list[Scene]:
@@ -22,17 +22,18 @@ def every_scene(spec: SceneSpec) -> list[Scene]:
     scenes = []
     for count in range(1, spec.max_objects + 1):
         for taken in combinations(cells, count):
-            for kinds in product(product(SHAPES, COLOURS, SIZES), repeat=count):
+            for kinds in product(product(spec.vocabulary.kinds, COLOURS, SIZES), repeat=count):
                 objects = tuple(SceneObject(*kind, cell, (0, 0)) for kind, cell in zip(kinds, taken, strict=True))
                 scenes.append(Scene(objects, 0))
     return [scene for scene in scenes if fits_split(scene, spec, "train")]
 
 
-def test_entropies_are_those_of_all_scenes_counted():
-    scenes = every_scene(SMALL)
+@pytest.mark.parametrize("spec", SMALL, ids=["shapes", "garments"])
+def test_entropies_are_those_of_all_scenes_counted(spec):
+    scenes = every_scene(spec)
     numbers = Counter(len(scene.objects) for scene in scenes)
     chance = [1 / len(numbers) / numbers[len(scene.objects)] for scene in scenes]
-    prior = ScenePrior(SMALL)
+    prior = ScenePrior(spec)
     factors = prior.factors(scenes)
     # Chain rule by counting: H(first factors) for one, two, three and all four of them.
     joint, expected = [], {}
@@ -53,10 +54,10 @@ def test_draws_have_the_frequencies_of_the_prior():
     factors = prior.factors(scenes)
     places = np.bincount(factors.place, minlength=len(prior.places)) / len(scenes)
     assert np.abs(places - np.exp2(prior.place_log2)).max() < 0.03
-    shown = factors.shape >= 0
+    shown = factors.kind >= 0
     assert np.array_equal(shown, prior.places[factors.place])
     cells = np.broadcast_to(np.arange(4), shown.shape)[shown]
-    assert prior.allowed[cells, factors.shape[shown], factors.colour[shown]].all()
+    assert prior.allowed[cells, factors.kind[shown], factors.colour[shown]].all()
 
 
 def test_descriptions_are_worth_their_entropy_and_other_answers_at_most_theirs():

@@ -27,7 +27,7 @@ def test_ground_truth_scores_one_and_blank_images_zero():
 def test_overall_is_the_mean_of_the_categories_that_occurred():
     red_circle, _ = batch(range(1), categories=("colors",))
     circles = Scenes(categories=("colors",)).draw("generation", 0)[0].objects
-    colour, shape = circles[0].colour, circles[0].shape
+    colour, shape = circles[0].colour, circles[0].kind
     other = "cross" if shape != "cross" else "circle"
     metric = SceneScore("scenes32")
     metric.update(red_circle.repeat(4, 1, 1, 1), [f"a {shape}", f"a {shape}", f"a {shape}", f"a {other}"])

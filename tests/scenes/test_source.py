@@ -6,8 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from infotok_lit.scenes import CATEGORIES, QUESTION_KINDS, SPECS, Scenes, parse_caption, question_kind
-from infotok_lit.scenes.spec import HELD_OUT_COMBINATIONS, HELD_OUT_PLACEMENTS
+from infotok_lit.scenes import Scenes
+from infotok_lit.scenes.grammar import CATEGORIES, parse_caption
+from infotok_lit.scenes.questions import QUESTION_KINDS, question_kind
+from infotok_lit.scenes.spec import SPECS
 
 HERE = Path(__file__).resolve().parent
 SPLIT_NAMES = ("train", "val", "held_out")
@@ -51,23 +53,28 @@ def test_held_out_things_occur_exactly_in_the_held_out_split(spec, split):
     rows = {2: ["top", "bottom"], 3: ["top", "middle", "bottom"]}[SPECS[spec].cells]
     columns = {2: ["left", "right"], 3: ["left", "middle", "right"]}[SPECS[spec].cells]
     source = Scenes(spec, split)
+    words = SPECS[spec].vocabulary
+    combinations, placements = words.held_out_combinations, words.held_out_placements
     for branch in BRANCHES:
         for index in range(400):
             scene, text, answer = source.draw(branch, index)
-            shown = {(o.colour, o.shape) for o in scene.objects} & HELD_OUT_COMBINATIONS
-            placed = {(o.shape, f"{rows[o.cell[0]]} {columns[o.cell[1]]}") for o in scene.objects}
-            assert bool(shown or placed & HELD_OUT_PLACEMENTS) == (split == "held_out")
-            named = any(f"{colour} {shape}" in f"{text} {answer}" for colour, shape in HELD_OUT_COMBINATIONS)
+            shown = {(o.colour, o.kind) for o in scene.objects} & combinations
+            placed = {(o.kind, f"{rows[o.cell[0]]} {columns[o.cell[1]]}") for o in scene.objects}
+            assert bool(shown or placed & placements) == (split == "held_out")
+            named = any(f"{colour} {kind}" in f"{text} {answer}" for colour, kind in combinations)
             if split != "held_out":
                 assert not named
             elif branch == "generation" and parse_caption(text).objects[0].colour is not None:
                 assert named
 
 
-def test_every_shape_and_colour_and_place_is_seen_in_training():
-    objects = [o for index in range(500) for o in Scenes().draw("understanding", index)[0].objects]
-    assert len({(o.colour, o.shape) for o in objects}) == 24 - len(HELD_OUT_COMBINATIONS)
-    assert len({(o.shape, o.cell) for o in objects}) == 16 - len(HELD_OUT_PLACEMENTS)
+@pytest.mark.parametrize(
+    ("spec", "combinations", "placements"), [("scenes32", 24 - 4, 16 - 2), ("garments32", 36 - 6, 24 - 2)]
+)
+def test_every_kind_and_colour_and_place_is_seen_in_training(spec, combinations, placements):
+    objects = [o for index in range(600) for o in Scenes(spec).draw("understanding", index)[0].objects]
+    assert len({(o.colour, o.kind) for o in objects}) == combinations
+    assert len({(o.kind, o.cell) for o in objects}) == placements
 
 
 def test_categories_and_kinds_are_equally_likely_and_can_be_chosen():
@@ -90,7 +97,7 @@ def test_dense_captions_describe_their_whole_scene_and_nothing_else_changes():
     for scene, caption in dense:
         parts = caption.split(" and ")
         assert len(parts) == len(scene.objects)
-        assert all(f"a {o.size} {o.colour} {o.shape} " in part for o, part in zip(scene.objects, parts, strict=True))
+        assert all(f"a {o.size} {o.colour} {o.kind} " in part for o, part in zip(scene.objects, parts, strict=True))
     assert {len(scene.objects) for scene, _ in dense} == {1, 2, 3, 4}
     assert source.draw("understanding", 7) == plain.draw("understanding", 7)
     assert not any(plain.draw("generation", index)[1].startswith(("a large ", "a small ")) for index in range(200))

@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import pytest
@@ -5,7 +6,7 @@ from transformers import AutoTokenizer
 
 import infotok_lit
 from infotok_lit.scenes import Scenes
-from infotok_lit.scenes.build_tokenizer import save_tokenizer
+from infotok_lit.scenes.build_tokenizer import extend_tokenizer, save_tokenizer
 
 FOLDER = Path(infotok_lit.__file__).parent / "assets" / "scenes_tokenizer"
 PROMPT = "<|im_start|>user\nGenerate an image: a red circle left of a blue square<|im_end|>\n<|im_start|>assistant\n"
@@ -59,3 +60,29 @@ def test_every_word_of_the_grammar_is_one_token(tokenizer):
             _, question, answer = source.draw("understanding", index)
             assert len(tokenizer.encode(f"\n{question}")) == len(question.split()) + 1  # the closing sign
             assert len(tokenizer.encode(answer)) == len(answer.split())
+
+
+@pytest.mark.parametrize("base", ["scenes_tokenizer", "harmon_scenes32", "showo2_scenes32", "openuni_scenes32"])
+def test_words_of_garments_become_tokens_and_old_ids_keep_their_meaning(base, tmp_path):
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(FOLDER.parent / base / name, tmp_path / name)
+    before = AutoTokenizer.from_pretrained(tmp_path)
+    old, rows = before.get_vocab(), len(before)
+    texts = [PROMPT, "naïve 😀👩‍🚀 日本\n\n\ttabs  and   spaces "]
+    for index in range(50):
+        source = Scenes("scenes64", "held_out")
+        texts += [source.draw("generation", index)[1], " ".join(source.draw("understanding", index)[1:])]
+    encoded = [before.encode(text) for text in texts]
+    assert extend_tokenizer(tmp_path) == extend_tokenizer(tmp_path) == rows + 19
+    after = AutoTokenizer.from_pretrained(tmp_path)
+    assert old.items() <= after.get_vocab().items()
+    assert [after.encode(text) for text in texts] == encoded
+    garments = Scenes("garments32", "held_out")
+    for index in range(300):
+        _, caption, _ = garments.draw("generation", index)
+        assert len(after.encode(f" {caption}")) == len(caption.split())
+        _, question, answer = garments.draw("understanding", index)
+        assert len(after.encode(f"\n{question}")) == len(question.split()) + 1
+        assert len(after.encode(answer)) == len(answer.split())
+        for text in (caption, question, answer, "addresses and rebooted shirting"):
+            assert after.decode(after.encode(text)) == text

@@ -88,7 +88,7 @@ def test_the_study_with_scarce_data_validates_and_probes_under_the_texture_of_tr
     assert (train.num_samples, train.seed, train.split, val.split) == (1000, 2, "train", "held_out")
     assert train.texture == val.texture == 0.6
     callbacks = [callback.class_path.rpartition(".")[2] for callback in config.trainer.callbacks]
-    assert callbacks == ["ModelCheckpoint", "Drawings", "ExportInference", "SceneProbes"], "added to those of a cell"
+    assert callbacks == ["Drawings", "ExportInference", "SceneProbes"], "added to those of a cell"
     probed = {metric.tag for metric in study.metrics.values() if "/probe/" in metric.tag}
     branches, kinds = ("understanding", "generation"), ("structure_bits", "texture_bits")
     assert probed == {f"val/{branch}/probe/{kind}" for branch in branches for kind in kinds}

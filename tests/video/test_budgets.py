@@ -111,6 +111,13 @@ def test_a_constant_is_its_own_mean_at_every_step() -> None:
     assert uncorrected.mean.item() == pytest.approx(0.02)
 
 
+def test_one_bad_value_does_not_spoil_the_mean() -> None:
+    mean = RunningMean(factor=0.9)
+    for value in (1.0, float("nan"), 1.0):
+        mean.update(torch.tensor(value))
+    assert mean.mean.item() == pytest.approx(1.0)
+
+
 def test_rates_are_drawn_as_the_strategy_says() -> None:
     maps = torch.rand(64, 2, 4, 4) + 0.5
     mean = RunningMean()

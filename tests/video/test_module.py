@@ -10,13 +10,14 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+import yaml
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
-from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 from tiny_video import TINY
 
 from infotok_lit.checkpoints import CheckpointError, read_run
 from infotok_lit.cli import main as command_line
+from infotok_lit.commands.fit import InfoTokCLI
 from infotok_lit.errors import SettingsError
 from infotok_lit.modules.optimiser import OptimiserConfig
 from infotok_lit.modules.video_tokenizer import ExportTokenizer, VideoTokenizerModule, psnr, rebuild_tokenizer
@@ -24,6 +25,7 @@ from infotok_lit.video.datamodule import ClipDataModule
 from infotok_lit.video.folder import load_tokenizer
 from infotok_lit.video.moving_scenes import MovingScenes
 from infotok_lit.video.rates import RateConfig
+from infotok_lit.video.tokenizer import SIZES
 from infotok_lit.video.video_file import write_video
 
 ROOT = Path(__file__).parents[2]
@@ -227,20 +229,24 @@ def test_psnr_is_its_definition() -> None:
     assert psnr(a, b).tolist() == pytest.approx([20 * math.log10(255 / 10), 100.0])
 
 
-@pytest.mark.filterwarnings("ignore:.*LightningCLI's args parameter.*")
-def test_the_configuration_that_ships_can_be_run() -> None:
-    cli = LightningCLI(
-        pl.LightningModule,
-        pl.LightningDataModule,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        load_from_checkpoint_support=False,
-        auto_configure_optimizers=False,
-        run=False,
-        args=["--config", str(ROOT / "configs/video_tokenizer/scenes.yaml")],
-    )
+def test_the_configuration_that_ships_takes_a_step(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    few = ["--trainer.max_steps=1", "--trainer.val_check_interval=1", "--data.init_args.val_clips=2"]
+    cli = InfoTokCLI(["fit", "--config=video_tokenizer/scenes", "--trainer.accelerator=cpu", *few])
     assert isinstance(cli.model, VideoTokenizerModule) and isinstance(cli.datamodule, ClipDataModule)
-    assert cli.model.rates == RateConfig() and cli.trainer.max_steps > 0
+    assert cli.model.rates == RateConfig() and cli.trainer.global_step == 1
+    exported = load_tokenizer(Path(cli.trainer.log_dir, "export"))
+    assert exported.config == SIZES["scenes"]
+
+
+def test_the_study_that_ships_varies_nothing_but_rates_and_masks() -> None:
+    content = yaml.safe_load((ROOT / "configs/video_tokenizer/masks.yaml").read_text())
+    for row in content["rows"].values():
+        rates = {name.split(".")[-1]: value for name, value in row.get("overrides", {}).items()}
+        assert all(name.startswith("model.init_args.rates.") for name in row.get("overrides", {}))
+        RateConfig(**rates)
+    assert {"adaptive", "static", "uniform", "R2L", "Jump"} <= content["rows"].keys()
+    assert len(content["seeds"]) >= 3 and all(Path(ROOT, name).exists() for name in content["configs"])
 
 
 def test_compress_and_decompress_from_the_command_line(whole, tmp_path, capsys) -> None:

@@ -1,17 +1,29 @@
-"""What the configurations of all families have in common."""
+"""What the configurations of all families share: plain numbers, and their way to config.json and back. Light."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import asdict, fields, is_dataclass
-from typing import Any, ClassVar, Self, get_type_hints
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from typing import Any, ClassVar, Literal, Self, get_type_hints
 
 from infotok_lit.errors import SettingsError
 
+Grid = tuple[int, int]
+"""(rows, columns)."""
+
 
 class ModelConfig:
-    """The base of a family's configuration: a frozen dataclass of primitives, tuples, and dataclasses of these."""
+    """The base of a family's configuration: a frozen dataclass of primitives, tuples, and dataclasses of these.
+
+    Every family has `image_size` (side of the square images that are generated, in pixels), `sampling`, `llm`,
+    `token_pixels` (pixels per side of what the grid of a generated image counts) and `max_length`.
+    """
 
     title: ClassVar[str]
     """The family's name in messages."""
+    renamed: ClassVar[Mapping[str, str]] = {"drawing": "sampling"}
+    """Entries of older versions -> what they are called now."""
+    dropped: ClassVar[Mapping[str, str]] = {}
+    """Entries of older versions that nothing reads any more, with a dot where they are nested -> what to do."""
 
     def to_dict(self) -> dict[str, Any]:
         """Primitives only, for config.json."""
@@ -19,11 +31,18 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Inverse of to_dict.
+        """Inverse of to_dict; reads what older versions wrote, too.
 
         Raises:
             SettingsError: for an unknown or missing entry, which the message names.
         """
+        values = {cls.renamed.get(name, name): value for name, value in values.items()}
+        for dropped in cls.dropped:
+            group, _, entry = dropped.rpartition(".")
+            inner = values.get(group) if group else values
+            if isinstance(inner, Mapping) and entry in inner:
+                kept = {name: value for name, value in inner.items() if name != entry}
+                values = values | {group: kept} if group else kept
         try:
             return _build(cls, values)
         except TypeError as error:
@@ -33,9 +52,130 @@ class ModelConfig:
         """The same with the entries of `settings`, nested as in an exported config.json.
 
         Raises:
-            SettingsError: for an entry that there is not; the message names it.
+            SettingsError: for an entry that there is not, or not any more; the message names it.
         """
+        for old in settings.keys() & self.renamed.keys():
+            raise SettingsError(f"model.settings: `{old}` is now called `{self.renamed[old]}`")
+        for old, mend in self.dropped.items():
+            group, _, entry = old.rpartition(".")
+            if entry in (settings.get(group, {}) if group else settings):
+                raise SettingsError(f"model.settings: there is no `{old}` any more: {mend}")
         return self.from_dict(_merged(self.to_dict(), settings))
+
+
+@dataclass(frozen=True)
+class LanguageModelConfig:
+    """The Qwen2 language model."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    vocab_size: int = 151936
+    max_position_embeddings: int = 32768
+    rope_theta: float = 1e6
+    rms_norm_eps: float = 1e-6
+    tie_word_embeddings: bool = True
+    initializer_range: float = 0.02
+    """Standard deviation of fresh weights."""
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig(ABC):
+    """How pixels become latents: by a family's official autoencoder, or by a fixed block transform ("dct")."""
+
+    kind: str
+    latent_channels: int
+    """Channels of the official latent (the block transform has 3 x kept^2)."""
+    block_size: int
+    """Block transform: pixels per side of a block."""
+    kept: int
+    """Block transform: how many of the lowest frequencies per axis are kept; block_size keeps everything."""
+
+    @property
+    @abstractmethod
+    def num_levels(self) -> int:
+        """Resolutions of the official autoencoder, each half of the one before."""
+
+    @property
+    def stride(self) -> int:
+        """Pixels per latent position, per axis."""
+        return self.block_size if self.kind == "dct" else 2 ** (self.num_levels - 1)
+
+    @property
+    def channels(self) -> int:
+        """Channels of the latent."""
+        return 3 * self.kept**2 if self.kind == "dct" else self.latent_channels
+
+
+@dataclass(frozen=True)
+class KL16Config(AutoencoderConfig):
+    """Harmon's KL autoencoder."""
+
+    kind: Literal["kl16", "dct"] = "kl16"
+    latent_channels: int = 16
+    block_size: int = 8
+    kept: int = 8
+    base_width: int = 128
+    width_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
+    blocks_per_level: int = 2
+    num_groups: int = 32
+    """Groups of every GroupNorm."""
+    attention_resolution: int = 16
+    """Levels of this nominal resolution have self-attention; the nominal input is 256 pixels."""
+
+    @property
+    def num_levels(self) -> int:
+        return len(self.width_multipliers)
+
+
+@dataclass(frozen=True)
+class WanConfig(AutoencoderConfig):
+    """Show-o2's Wan2.1 VAE."""
+
+    kind: Literal["wan", "dct"] = "wan"
+    latent_channels: int = 16
+    block_size: int = 4
+    kept: int = 2
+    base_width: int = 96
+    width_multipliers: tuple[int, ...] = (1, 2, 4, 4)
+    blocks_per_level: int = 2
+    temporal_downsample: tuple[bool, ...] = (False, True, True)
+    """Which levels would also halve the frames of a video; an image passes by them."""
+    posterior: Literal["sample", "mean"] = "sample"
+    """Whether a latent is a sample of the Wan posterior, as in the official code, or its mean."""
+
+    @property
+    def num_levels(self) -> int:
+        return len(self.width_multipliers)
+
+
+@dataclass(frozen=True)
+class DCAEConfig(AutoencoderConfig):
+    """OpenUni's deep-compression autoencoder, that of SANA."""
+
+    kind: Literal["dc_ae", "dct"] = "dc_ae"
+    latent_channels: int = 32
+    block_size: int = 8
+    kept: int = 4
+    widths: tuple[int, ...] = (128, 256, 512, 512, 1024, 1024)
+    encoder_layers: tuple[int, ...] = (2, 2, 2, 3, 3, 3)
+    decoder_layers: tuple[int, ...] = (3, 3, 3, 3, 3, 3)
+    attention_stages: int = 3
+    """How many of the last stages attend."""
+    attention_head_dim: int = 32
+
+    @property
+    def num_levels(self) -> int:
+        return len(self.widths)
+
+
+def token_grid(height: int, width: int, token_pixels: int) -> Grid:
+    """The grid of an image size in pixels; SettingsError if a side is not a whole number of tokens."""
+    if height % token_pixels or width % token_pixels:
+        raise SettingsError(f"image size {height} x {width} is not a multiple of {token_pixels} pixels, the token size")
+    return height // token_pixels, width // token_pixels
 
 
 def _build(kind: type, values: Mapping[str, Any]) -> Any:

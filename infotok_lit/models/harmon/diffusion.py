@@ -1,7 +1,8 @@
-"""Gaussian diffusion of one token: schedule, loss and ancestral sampling.
+"""Gaussian diffusion of one token: schedule, loss, ancestral sampling, and the network that denoises.
 
 The loss is that of "Improved Denoising Diffusion Probabilistic Models" (Nichol & Dhariwal 2021) with a learned
-variance range, per token as in MAR (Li et al. 2024). Shapes: M tokens, C channels, S sampling steps.
+variance range, per token as in MAR (Li et al. 2024). Shapes: M tokens, C channels,
+S sampling steps, E condition width, W network width.
 """
 
 import math
@@ -11,7 +12,11 @@ from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from infotok_lit.models.common.sampling import TIME_FEATURES, guide, is_guided, sinusoid
+from infotok_lit.models.harmon.mar import LAYER_NORM_EPS, init_linears
 
 TRAINING_STEPS = 1000
 BETA_MAX = 0.999
@@ -169,7 +174,7 @@ def sample_tokens(
     guidance: float = 1.0,
     watch: Callable[[Tensor], None] | None = None,
 ) -> Tensor:
-    """Ancestral sampling of M tokens, with classifier-free guidance if `guidance` is not 1.
+    """Ancestral sampling of M tokens, with classifier-free guidance if `guidance` is above 1.
 
     Args:
         network: the denoiser, with its condition bound; under guidance its second half is unconditional.
@@ -177,7 +182,7 @@ def sample_tokens(
         step_noise: index of the executed step (0 first) -> (M, C).
         schedule: the respaced chain.
         temperature: factor on the step noise.
-        guidance: scale w in  eps_uncond + w (eps_cond - eps_uncond).
+        guidance: scale of classifier-free guidance.
         watch: called with x after every step.
 
     Returns:
@@ -186,14 +191,12 @@ def sample_tokens(
     x = initial_noise
     for executed, k in enumerate(reversed(range(len(schedule)))):
         conditional = x[: len(x) // 2]
-        seen = x if guidance == 1.0 else torch.cat([conditional, conditional])
+        seen = torch.cat([conditional, conditional]) if is_guided(guidance) else x
         index = torch.full((len(x),), k, device=x.device)
         output = network(seen, schedule.timesteps.to(x.device)[index]).float()
         predicted_noise, interpolation = output.chunk(2, dim=-1)
-        if guidance != 1.0:
-            conditional_noise, free_noise = predicted_noise.chunk(2)
-            guided = free_noise + guidance * (conditional_noise - free_noise)
-            predicted_noise = torch.cat([guided, guided])
+        if is_guided(guidance):
+            predicted_noise = guide(predicted_noise, guidance).repeat(2, 1)
         mean, log_variance = _step_distribution(x, predicted_noise, interpolation, schedule.at(index))
         noise = step_noise(executed)
         x = mean + (k > 0) * torch.exp(0.5 * log_variance) * noise * temperature
@@ -225,3 +228,88 @@ def _discretised_log_likelihood(x: Tensor, mean: Tensor, log_scale: Tensor) -> T
 
 def _approximate_normal_cdf(x: Tensor) -> Tensor:
     return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+class ResidualBlock(nn.Module):
+    """An MLP whose input is modulated, and whose output is gated, by the condition."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+        self.mlp = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+        self.modulation = nn.Linear(width, 3 * width)
+
+    def forward(self, h: Tensor, activated: Tensor) -> Tensor:
+        """(M, W), SiLU of the condition (M, W) -> (M, W)."""
+        shift, scale, gate = self.modulation(activated).chunk(3, dim=-1)
+        return h + gate * self.mlp(self.norm(h) * (1 + scale) + shift)
+
+
+class TokenDiffusion(nn.Module):
+    """Denoiser, training loss and sampler of a single token."""
+
+    def __init__(self, channels: int, condition_width: int, width: int, depth: int) -> None:
+        super().__init__()
+        self.channels = channels
+        self.time_embed = nn.Sequential(nn.Linear(TIME_FEATURES, width), nn.SiLU(), nn.Linear(width, width))
+        self.condition_embed = nn.Linear(condition_width, width)
+        self.input_embed = nn.Linear(channels, width)
+        self.blocks = nn.ModuleList(ResidualBlock(width) for _ in range(depth))
+        self.output_modulation = nn.Linear(width, 2 * width)
+        self.output = nn.Linear(width, 2 * channels)
+        self._initialise()
+
+    def forward(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+        """Predict noise and variance interpolation.
+
+        Args:
+            x: (M, C) noisy tokens.
+            t: (M,) int64 original timesteps.
+            condition: (M, W) embedded by `condition_embed`.
+
+        Returns:
+            (M, 2C).
+        """
+        activated = F.silu(self.time_embed(sinusoid(t)) + condition)
+        h = self.input_embed(x)
+        for block in self.blocks:
+            h = block(h, activated)
+        shift, scale = self.output_modulation(activated).chunk(2, dim=-1)
+        return self.output(F.layer_norm(h, h.shape[-1:], eps=LAYER_NORM_EPS) * (1 + scale) + shift)
+
+    def losses(self, targets: Tensor, z: Tensor, t: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Squared error and bound, (M,) each, of tokens (M, C) given z (M, E), at steps t (M,) with noise (M, C)."""
+        condition = self.condition_embed(z)
+        return token_diffusion_losses(
+            lambda x, step: self(x, step, condition), targets.float(), t, noise, make_schedule()
+        )
+
+    def sample(
+        self,
+        z: Tensor,
+        initial_noise: Tensor,
+        step_noise: Callable[[int], Tensor],
+        respacing: str,
+        temperature: float = 1.0,
+        guidance: float = 1.0,
+        watch: Callable[[Tensor], None] | None = None,
+    ) -> Tensor:
+        """Sample tokens (M, C) given conditions z (M, E); see sample_tokens."""
+        condition = self.condition_embed(z)
+        return sample_tokens(
+            lambda x, step: self(x, step, condition),
+            initial_noise,
+            step_noise,
+            make_schedule(respacing),
+            temperature,
+            guidance,
+            watch,
+        )
+
+    def _initialise(self) -> None:
+        init_linears(self)
+        nn.init.normal_(self.time_embed[0].weight, std=0.02)
+        nn.init.normal_(self.time_embed[2].weight, std=0.02)
+        # Zero modulation and output: an untrained network starts as the identity with a zero prediction.
+        for layer in (*(block.modulation for block in self.blocks), self.output_modulation, self.output):
+            nn.init.zeros_(layer.weight)

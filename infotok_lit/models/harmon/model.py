@@ -1,85 +1,101 @@
-"""Harmon: one MAR encoder that both reads and draws, around a causal language model (Wu et al. 2025, arXiv 2503.21979).
+"""Harmon: one MAR encoder for understanding and generation around a causal language model (Wu et al. 2025,
+arXiv 2503.21979).
 
 Shapes: B batch, T text length, L = h*w places, R buffers, K visible places, C token channels, D encoder width,
 E decoder width, H language-model width.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, LogitsProcessorList, RepetitionPenaltyLogitsProcessor
+from transformers import DynamicCache, RepetitionPenaltyLogitsProcessor
 
-from infotok_lit.batch import BranchOutput, GenerationBatch, ReconstructionOutput, TokenLayout, UnderstandingBatch
+from infotok_lit.batch import (
+    BranchOutput,
+    GenerationBatch,
+    PairedText,
+    ReconstructionOutput,
+    Tokenizer,
+    UnderstandingBatch,
+)
 from infotok_lit.checkpoints import KeyMap
-from infotok_lit.models.common.language_model import build_language_model, embed_with_images, text_loss
-from infotok_lit.models.common.reconstruction import (
-    ReconstructionConfig,
-    TemplateDraws,
-    choose_templates,
-    condition_pixels,
-    draw_templates,
-    graph_unless_stopped,
-    scale_gradient,
-)
-from infotok_lit.models.common.token_grid import Grid, token_grid
-from infotok_lit.models.harmon.autoencoder import KL16, build_autoencoder, from_tokens, to_tokens
-from infotok_lit.models.harmon.config import DrawingConfig, HarmonConfig
-from infotok_lit.models.harmon.drawing import Noise, draw_tokens
-from infotok_lit.models.harmon.draws import DrawingNoise, TrainingDraws, draw_training
-from infotok_lit.models.harmon.keys import HARMON_KEYS, kl16_keys
-from infotok_lit.models.harmon.language_model import (
-    build_projection,
+from infotok_lit.models.common.autoencoders import build_autoencoder, from_tokens, kl16_keys, to_tokens
+from infotok_lit.models.common.language_model import (
+    answer_greedily,
+    build_language_model,
     compact_positions,
+    embed_with_images,
     followed_by_ones,
+    text_loss,
 )
+from infotok_lit.models.common.model_config import Grid
+from infotok_lit.models.common.reconstruction import graph_unless_stopped, scale_gradient
+from infotok_lit.models.common.sampling import ImageNoise, is_guided
+from infotok_lit.models.harmon.diffusion import TokenDiffusion
+from infotok_lit.models.harmon.family import HarmonConfig, SamplingConfig
 from infotok_lit.models.harmon.mar import MARDecoder, MAREncoder, places_where, with_buffers
 from infotok_lit.models.harmon.processor import HarmonProcessor
-from infotok_lit.models.harmon.token_diffusion import TokenDiffusion
-from infotok_lit.models.unified import TokenTransform, UnifiedModel
+from infotok_lit.models.harmon.sampling import RandomNumbers, random_numbers, sample_image_tokens
+from infotok_lit.models.unified import (
+    OfficialPart,
+    Progress,
+    TokenTransform,
+    UnifiedModel,
+    transformed,
+)
 
-
-class Drawn(NamedTuple):
-    """The loss of drawing hidden tokens, and what it saw."""
-
-    loss_sum: Tensor
-    loss_count: Tensor
-    tokens: Tensor
-    """(B, R + K, D): the shared tokens of the visible places, before any transform."""
-    visible: Tensor
-    """(B, K)."""
+KEYS = KeyMap(
+    renames=(
+        (r"^encoder\.token_embed\.", r"mar.z_proj."),
+        (r"^encoder\.buffer_token$", r"mar.fake_latent"),
+        (r"^encoder\.positions$", r"mar.encoder_pos_embed_learned"),
+        (r"^encoder\.input_norm\.", r"mar.z_proj_ln."),
+        (r"^(encoder|decoder)\.transformer\.(blocks|norm)\.", r"mar.\1_\2."),
+        (r"^decoder\.embed\.", r"mar.decoder_embed."),
+        (r"^decoder\.mask_token$", r"mar.mask_token"),
+        (r"^decoder\.positions$", r"mar.decoder_pos_embed_learned"),
+        (r"^decoder\.diffusion_positions$", r"mar.diffusion_pos_embed_learned"),
+        (r"^class_table$", r"mar.class_emb.weight"),
+        (r"^token_diffusion\.time_embed\.", r"mar.diffloss.net.time_embed.mlp."),
+        (r"^token_diffusion\.condition_embed\.", r"mar.diffloss.net.cond_embed."),
+        (r"^token_diffusion\.input_embed\.", r"mar.diffloss.net.input_proj."),
+        (r"^token_diffusion\.blocks\.(\d+)\.norm\.", r"mar.diffloss.net.res_blocks.\1.in_ln."),
+        (r"^token_diffusion\.blocks\.(\d+)\.mlp\.", r"mar.diffloss.net.res_blocks.\1.mlp."),
+        (r"^token_diffusion\.blocks\.(\d+)\.modulation\.", r"mar.diffloss.net.res_blocks.\1.adaLN_modulation.1."),
+        (r"^token_diffusion\.output_modulation\.", r"mar.diffloss.net.final_layer.adaLN_modulation.1."),
+        (r"^token_diffusion\.output\.", r"mar.diffloss.net.final_layer.linear."),
+        (r"^project_(in|out)\.", r"proj_\1."),
+    ),
+    tied=(("llm.lm_head.weight", "llm.model.embed_tokens.weight"),),
+)
+"""Our names -> those of the official `harmon_*.pth`, which holds everything but the autoencoder."""
+PARTS = ("encoder", "decoder", "token_diffusion", "project_in", "project_out", "llm")
 
 
 class Harmon(UnifiedModel):
     """The whole model; weights are fresh until a checkpoint is loaded."""
 
     family = "harmon"
-    title = HarmonConfig.title
-    reconstruction_defaults = ReconstructionConfig(condition="same_res", gradient_scale=0.1, template_swap=0.1)
-    official_aliases = ("llm.lm_head.weight",)
 
-    def __init__(self, config: HarmonConfig, processor: HarmonProcessor) -> None:
-        super().__init__()
-        self.config = config
-        self.processor = processor
-        mar, llm = config.mar, config.llm
+    def __init__(self, config: HarmonConfig, tokenizer: Tokenizer) -> None:
+        super().__init__(config, HarmonProcessor(config, tokenizer))
+        mar, width = config.mar, config.llm.hidden_size
         self.autoencoder = build_autoencoder(config.autoencoder)
         self.latent_width = config.autoencoder.channels * mar.patch_size**2
         self.token_widths = {"understanding": mar.encoder_width, "generation": mar.encoder_width}
-        self.text_width = llm.hidden_size
+        self.text_width = width
         self.num_extras = {"understanding": mar.num_buffers, "generation": mar.num_buffers}
-        names = ("encoder", "decoder", "token_diffusion", "project_in", "project_out", "llm")
-        self.parts = {name: (f"{name}.",) for name in names}
+        self.parts = {name: (f"{name}.",) for name in PARTS}
         self.token_parts = {"understanding": ("encoder",), "generation": ("encoder",)}
         self.encoder = MAREncoder(mar, self.latent_width)
         self.decoder = MARDecoder(mar)
         self.token_diffusion = TokenDiffusion(
             self.latent_width, mar.decoder_width, mar.diffusion_width, mar.diffusion_depth
         )
-        self.project_in = build_projection(mar.encoder_width, llm.hidden_size, llm.hidden_size)
-        self.project_out = build_projection(llm.hidden_size, llm.hidden_size, mar.encoder_width)
-        self.llm = build_language_model(llm)
+        self.project_in = _projection(mar.encoder_width, width, width)
+        self.project_out = _projection(width, width, mar.encoder_width)
+        self.llm = build_language_model(config.llm)
         # Official checkpoints carry MAR's class table, which nothing reads: kept so that files match, never trained.
         self.register_buffer("class_table", 0.02 * torch.randn(mar.num_classes, mar.encoder_width))
 
@@ -106,126 +122,101 @@ class Harmon(UnifiedModel):
         """Next-token cross entropy (nats) summed over answer tokens; the head runs on those positions alone."""
         latents, grid = self.encode_images(batch.pixel_values)
         tokens = self.encoder(latents, grid)
-        seen = scale_gradient(self.project_for_reading(tokens, transform), self.config.grad_scale)
+        seen = scale_gradient(self.project_for_llm(tokens, transform), self.config.grad_scale)
         embeds = self.embed_with_images(batch.input_ids, seen)
         hidden = self.llm.model(inputs_embeds=embeds, attention_mask=batch.attention_mask).last_hidden_state
-        loss_sum, loss_count = text_loss(self.llm.lm_head, hidden, batch.labels)
-        index = torch.arange(tokens.shape[1], device=tokens.device).expand(len(tokens), -1)
-        return BranchOutput(
-            loss_sum, loss_count, tokens, index, self._layout(grid), batch.text, self.llm.get_input_embeddings()
-        )
+        loss = text_loss(self.llm.lm_head, hidden, batch.labels)
+        return self.branch_output("understanding", loss, tokens, batch.text, grid)
 
-    def project_for_reading(self, tokens: Tensor, transform: TokenTransform | None = None) -> Tensor:
+    def project_for_llm(self, tokens: Tensor, transform: TokenTransform | None = None) -> Tensor:
         """Shared tokens (B, R + L, D) -> what the language model reads, (B, L + R, H), buffers last."""
-        return self._buffers_last(self.project_in(tokens if transform is None else transform(tokens)))
+        return self._buffers_last(self.project_in(transformed(tokens, transform)))
 
     def embed_with_images(self, input_ids: Tensor, visual: Tensor) -> Tensor:
         """Embeddings (B, T, H) of ids whose image slots are filled with `visual`, in order."""
-        return embed_with_images(self.llm.get_input_embeddings(), input_ids, visual)
+        return embed_with_images(self.text_embedding, input_ids, visual)
 
     @torch.no_grad()
     def describe(
         self, pixel_values: Tensor, prompts: Sequence[str], max_new_tokens: int = 64, use_cache: bool = True
     ) -> list[str]:
-        """Answer one prompt per image, greedily; prompts may differ in length."""
-        latents, grid = self.encode_images(pixel_values)
-        visual = self.project_for_reading(self.encoder(latents, grid))
-        ids, mask = self.processor.prompts_with_image(prompts, num_image_tokens=visual.shape[1], pad_left=True)
+        """Answer one prompt per image, greedily."""
+        visual = self.project_for_llm(self.encoder(*self.encode_images(pixel_values)))
+        ids, mask = self.processor.understanding_prompts(prompts, num_image_tokens=visual.shape[1])
         ids, mask = ids.to(visual.device), mask.to(visual.device)
-        answer = self.answer(self.embed_with_images(ids, visual), mask, max_new_tokens, use_cache)
-        return self.processor.decode(answer)
+        return self.processor.decode(self.answer(self.embed_with_images(ids, visual), mask, max_new_tokens, use_cache))
 
     def answer(self, embeds: Tensor, mask: Tensor, max_new_tokens: int, use_cache: bool = True) -> Tensor:
         """Greedy continuation ids (B, at most max_new_tokens) of left-padded embeddings (B, T, H)."""
         # Not by generate's own `repetition_penalty`: it spares as many answer tokens as a row has padding.
         penalty = RepetitionPenaltyLogitsProcessor(self.config.repetition_penalty)
-        return self.llm.generate(
-            inputs_embeds=embeds,
-            attention_mask=mask.long(),
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            use_cache=use_cache,
-            logits_processor=LogitsProcessorList([penalty]),
-            eos_token_id=self.processor.end_id,
-            pad_token_id=self.processor.pad_id,
-        )
+        return answer_greedily(self.llm, embeds, mask, self.processor, max_new_tokens, use_cache, [penalty])
 
     # Generation
 
     def generation(
-        self, batch: GenerationBatch, transform: TokenTransform | None = None, draws: TrainingDraws | None = None
+        self, batch: GenerationBatch, transform: TokenTransform | None = None, random: RandomNumbers | None = None
     ) -> BranchOutput:
         """Token diffusion loss summed over hidden tokens and noise draws (squared error plus bits of the bound)."""
         latents, grid = self.encode_images(batch.pixel_values)
-        text = self.llm.get_input_embeddings()(batch.input_ids)
-        drawn = self.draw_hidden(latents, grid, text, batch.attention_mask, transform, draws)
-        return BranchOutput(
-            drawn.loss_sum,
-            drawn.loss_count,
-            drawn.tokens,
-            with_buffers(drawn.visible, self.config.mar.num_buffers),
-            self._layout(grid),
-            batch.text,
-            self.llm.get_input_embeddings(),
-            latents,
-            grid,
-        )
+        prompt = (self.text_embedding(batch.input_ids), batch.attention_mask)
+        return self.predict_hidden(latents, grid, *prompt, batch.text, transform, random)
 
-    def reconstruction(
+    def reconstruct(
         self,
         batch: GenerationBatch,
-        config: ReconstructionConfig,
-        reading: TokenTransform | None = None,
-        drawing: TokenTransform | None = None,
-        templates: TemplateDraws | None = None,
-        draws: TrainingDraws | None = None,
+        copies: Tensor,
+        requests: Sequence[str],
+        gradient_scale: float,
+        understood_transform: TokenTransform | None,
+        generated_transform: TokenTransform | None,
+        random: RandomNumbers | None,
     ) -> ReconstructionOutput:
         """Token diffusion loss given the shared tokens of the whole image; the gradient is scaled after projection."""
-        config = config.over(self.reconstruction_defaults)
         latents, grid = self.encode_images(batch.pixel_values)
-        copies = condition_pixels(batch.pixel_values, config, self.config.token_pixels)
         shown = (latents, grid) if copies is batch.pixel_values else self.encode_images(copies)
-        with graph_unless_stopped(config.gradient_scale):
-            visual = scale_gradient(self.project_for_reading(self.encoder(*shown), reading), config.gradient_scale)
-        requests = choose_templates(draw_templates(len(latents)) if templates is None else templates, config)
-        ids, mask = self.processor.prompts_to_reconstruct(requests, num_image_tokens=visual.shape[1])
-        text = self.embed_with_images(ids.to(visual.device), visual)
-        drawn = self.draw_hidden(latents, grid, text, mask.to(visual.device), drawing, draws)
-        return ReconstructionOutput(drawn.loss_sum, drawn.loss_count)
+        with graph_unless_stopped(gradient_scale):
+            visual = self.project_for_llm(self.encoder(*shown), understood_transform)
+            visual = scale_gradient(visual, gradient_scale)
+        ids, mask = self.processor.reconstruction_prompts(requests, num_image_tokens=visual.shape[1])
+        prompt = (self.embed_with_images(ids.to(visual.device), visual), mask.to(visual.device))
+        output = self.predict_hidden(latents, grid, *prompt, batch.text, generated_transform, random)
+        return ReconstructionOutput(output.loss_sum, output.loss_count)
 
-    def draw_hidden(
+    def predict_hidden(
         self,
         latents: Tensor,
         grid: Grid,
-        text: Tensor,
+        prompt: Tensor,
         attention_mask: Tensor,
+        text: PairedText,
         transform: TokenTransform | None = None,
-        draws: TrainingDraws | None = None,
-    ) -> Drawn:
-        """The loss of drawing hidden latents (B, L, C), given the others and right-padded embeddings (B, T, H)."""
-        if draws is None:
-            draws = self.draw(*latents.shape[:2], latents.device)
-        visible = places_where(~draws.hidden)
+        random: RandomNumbers | None = None,
+    ) -> BranchOutput:
+        """The loss of hidden latents (B, L, C), given the others and right-padded embeddings (B, T, H) of prompts."""
+        if random is None:
+            random = self.random_numbers(*latents.shape[:2], latents.device)
+        visible = places_where(~random.hidden)
         tokens = self.encoder(latents, grid, visible)
-        conditioned = self.condition_on(tokens if transform is None else transform(tokens), text, attention_mask)
+        conditioned = self.condition_on(transformed(tokens, transform), prompt, attention_mask)
         z = self.decoder(conditioned, grid, visible)
         copies = self.config.mar.noise_draws
         squared_error, bound = self.token_diffusion.losses(
-            latents[draws.hidden].repeat(copies, 1), z[draws.hidden].repeat(copies, 1), draws.timesteps, draws.noise
+            latents[random.hidden].repeat(copies, 1), z[random.hidden].repeat(copies, 1), random.timesteps, random.noise
         )
-        loss_sum = squared_error.sum() + bound.sum()
-        return Drawn(loss_sum, torch.tensor(len(bound), device=bound.device), tokens, visible)
+        loss = (squared_error.sum() + bound.sum(), torch.tensor(len(bound), device=bound.device))
+        index = with_buffers(visible, self.config.mar.num_buffers)
+        return self.branch_output(
+            "generation", loss, tokens, text, grid, token_index=index, latents=latents, latent_grid=grid
+        )
 
-    def draw(self, batch: int, places: int, device: torch.device) -> TrainingDraws:
+    def random_numbers(self, batch: int, places: int, device: torch.device) -> RandomNumbers:
         """The randomness of one generation loss."""
-        mar = self.config.mar
-        return draw_training(
-            batch, places, self.latent_width, mar.noise_draws, mar.mask_ratio_min, mar.mask_ratio_std, device
-        )
+        return random_numbers(batch, places, self.latent_width, self.config.mar, device)
 
     def condition_on_text(self, tokens: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Add the language model's correction, given right-padded text, to shared tokens (B, R + K, D)."""
-        return self.condition_on(tokens, self.llm.get_input_embeddings()(input_ids), attention_mask)
+        return self.condition_on(tokens, self.text_embedding(input_ids), attention_mask)
 
     def condition_on(self, tokens: Tensor, text: Tensor, attention_mask: Tensor) -> Tensor:
         """`condition_on_text` with the text as embeddings (B, T, H)."""
@@ -241,10 +232,9 @@ class Harmon(UnifiedModel):
 
     def text_cache(self, input_ids: Tensor, attention_mask: Tensor) -> DynamicCache:
         """Keys and values of the prompts: text comes first and attends causally, so they never change."""
-        embeds = self.llm.get_input_embeddings()(input_ids)
         cache = DynamicCache(config=self.llm.config)
         self.llm.model(
-            inputs_embeds=embeds,
+            inputs_embeds=self.text_embedding(input_ids),
             attention_mask=attention_mask,
             position_ids=compact_positions(attention_mask),
             past_key_values=cache,
@@ -266,56 +256,48 @@ class Harmon(UnifiedModel):
         cache.crop(-visual.shape[1])
         return self._add_correction(tokens, hidden)
 
-    def _add_correction(self, tokens: Tensor, hidden: Tensor) -> Tensor:
-        buffers = self.config.mar.num_buffers
-        places = hidden.shape[1] - buffers
-        return tokens + self.project_out(torch.cat([hidden[:, places:], hidden[:, :places]], dim=1))
-
-    @torch.no_grad()
-    def generate(
+    def sample(
         self,
         prompts: Sequence[str],
-        seed: int = 0,
-        drawing: DrawingConfig | None = None,
-        image_size: tuple[int, int] | None = None,
-        progress: Callable[[int, int], None] | None = None,
-        use_cache: bool = True,
+        noise: ImageNoise,
+        sampling: SamplingConfig,
+        grid: Grid,
+        progress: Progress | None,
+        use_cache: bool,
     ) -> Tensor:
-        """Draw one image per prompt; `drawing` has iterations, guidance and temperature."""
-        device = self.encoder.positions.device
-        drawing = self.config.drawing if drawing is None else drawing
-        height, width = image_size or (self.config.image_size, self.config.image_size)
-        grid = self.grid_of(height, width)
-        ids, mask = self.processor.prompts_to_draw(prompts, unconditional=drawing.guidance != 1.0)
-        noise = DrawingNoise([seed + offset for offset in range(len(prompts))], device)
-        tokens = self.draw_latents(ids.to(device), mask.to(device), grid, noise, drawing, None, progress, use_cache)
-        return self.decode_images(tokens, grid).clamp(-1, 1)
+        """Images of prompts by the MAR loop."""
+        ids, mask = self.processor.generation_prompts(prompts, "" if is_guided(sampling.guidance) else None)
+        ids, mask = ids.to(noise.device), mask.to(noise.device)
+        tokens = self.sample_latents(ids, mask, grid, noise, sampling, progress=progress, use_cache=use_cache)
+        return self.decode_images(tokens, grid)
 
-    def draw_latents(
+    def sample_latents(
         self,
         input_ids: Tensor,
         attention_mask: Tensor,
         grid: Grid,
-        noise: Noise,
-        drawing: DrawingConfig,
+        noise: ImageNoise,
+        sampling: SamplingConfig,
         respacing: str | None = None,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Progress | None = None,
         use_cache: bool = True,
     ) -> Tensor:
-        """Draw scaled latent tokens (B, L, C); under guidance the second half of the texts is unconditional."""
+        """Scaled latent tokens (B, L, C) of texts; under guidance the second half of these is unconditional."""
         cache = self.text_cache(input_ids, attention_mask) if use_cache else None
+        respacing = respacing or self.config.mar.sampling_steps
 
         def condition(tokens: Tensor, visible: Tensor) -> Tensor:
             encoded = self.encoder(tokens, grid, visible)
             if cache is None:
-                return self.decoder(self.condition_on_text(encoded, input_ids, attention_mask), grid, visible)
-            return self.decoder(self.condition_on_cache(encoded, cache, attention_mask), grid, visible)
+                conditioned = self.condition_on_text(encoded, input_ids, attention_mask)
+            else:
+                conditioned = self.condition_on_cache(encoded, cache, attention_mask)
+            return self.decoder(conditioned, grid, visible)
 
         def sample(z: Tensor, initial: Tensor, step_noise: Callable[[int], Tensor], guidance: float) -> Tensor:
-            steps = respacing or self.config.mar.sampling_steps
-            return self.token_diffusion.sample(z, initial, step_noise, steps, drawing.temperature, guidance)
+            return self.token_diffusion.sample(z, initial, step_noise, respacing, sampling.temperature, guidance)
 
-        return draw_tokens(condition, sample, noise, grid, self.latent_width, drawing, progress)
+        return sample_image_tokens(condition, sample, noise, grid, self.latent_width, sampling, progress)
 
     # Training and checkpoints
 
@@ -323,49 +305,24 @@ class Harmon(UnifiedModel):
         """The official recipe decays matrices and tables, but no bias, norm, or anything of the diffusion head."""
         return parameter.ndim > 1 and not name.endswith(".bias") and not name.startswith("token_diffusion.")
 
-    def official_weights(self) -> dict[str, dict[str, Tensor]]:
-        """`harmon`: everything but the autoencoder; `kl16`: the autoencoder, unless it has no weights."""
-        weights = {"harmon": HARMON_KEYS.to_official(self._own_weights())}
-        if isinstance(self.autoencoder, KL16):
-            weights["kl16"] = self._autoencoder_keys.to_official(self.autoencoder.network.state_dict())
-        return weights
-
-    def load_official_weights(self, weights: Mapping[str, Tensor], source: str) -> None:
-        """Load everything but the autoencoder; CheckpointError names what does not fit."""
-        weights = {name: tensor for name, tensor in weights.items() if not name.startswith("vae.")}
-        own = HARMON_KEYS.from_official(weights, self._own_weights(), source)
-        self.load_state_dict(own, strict=False)
-
-    def load_autoencoder_weights(self, weights: Mapping[str, Tensor], source: str) -> None:
-        """Load the KL-16 autoencoder; official files may hold more than it needs (a discriminator), but not less."""
-        own = self.autoencoder.network.state_dict()
-        expected = {self._autoencoder_keys.official_name(name) for name in own}
-        known = {name: tensor for name, tensor in weights.items() if name in expected}
-        self.autoencoder.network.load_state_dict(self._autoencoder_keys.from_official(known, own, source))
-
     @property
-    def _autoencoder_keys(self) -> KeyMap:
-        return kl16_keys(len(self.config.autoencoder.width_multipliers))
+    def official_parts(self) -> Mapping[str, OfficialPart]:
+        """`harmon`: everything but the autoencoder; `kl16`: that, whose official file may hold a discriminator."""
+        keys = kl16_keys(self.config.autoencoder.num_levels)
+        return {
+            "harmon": OfficialPart((*(f"{name}." for name in PARTS), "class_table"), KEYS),
+            "kl16": OfficialPart(("autoencoder.",), keys, may_hold_more=True),
+        }
 
-    def _own_weights(self) -> dict[str, Tensor]:
-        return {name: value for name, value in self.state_dict().items() if not name.startswith("autoencoder.")}
-
-    def set_activation_checkpointing(self, enabled: bool) -> None:
-        """Recompute the activations of MAR blocks and of the language model in the backward pass."""
-        self.encoder.transformer.activation_checkpointing = enabled
-        self.decoder.transformer.activation_checkpointing = enabled
-        if enabled:
-            self.llm.activation_checkpointing_enable({"use_reentrant": False})
-        else:
-            self.llm.activation_checkpointing_disable()
+    def _add_correction(self, tokens: Tensor, hidden: Tensor) -> Tensor:
+        places = hidden.shape[1] - self.config.mar.num_buffers
+        return tokens + self.project_out(torch.cat([hidden[:, places:], hidden[:, :places]], dim=1))
 
     def _buffers_last(self, x: Tensor) -> Tensor:
         buffers = self.config.mar.num_buffers
         return torch.cat([x[:, buffers:], x[:, :buffers]], dim=1)
 
-    def _layout(self, grid: Grid) -> TokenLayout:
-        return TokenLayout(self.config.mar.num_buffers, grid)
 
-    def grid_of(self, height: int, width: int) -> Grid:
-        """The token grid of an image size in pixels; SettingsError if it is not a whole number of tokens."""
-        return token_grid(height, width, self.config.token_pixels)
+def _projection(width_in: int, width_hidden: int, width_out: int) -> nn.Sequential:
+    """The maps between visual tokens and the language model."""
+    return nn.Sequential(nn.Linear(width_in, width_hidden), nn.SiLU(), nn.Linear(width_hidden, width_out))

@@ -1,17 +1,21 @@
-"""The vision-language model of OpenUni: transformers' InternVL.
+"""The vision-language model of OpenUni: transformers' InternVL, and its official names.
 
-Shapes: B batch, T text length, N image tokens, Q queries, H language-model width.
+The official vision tower stores queries, keys and values as one matrix; transformers stores three. Shapes: B batch,
+T text length, N image tokens, Q queries, H language-model width.
 """
 
-from dataclasses import asdict
+import re
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import InternVLConfig, InternVLForConditionalGeneration, InternVLVisionConfig, Qwen2Config
+from transformers import InternVLConfig, InternVLForConditionalGeneration, InternVLVisionConfig
 
-from infotok_lit.models.common.language_model_config import LanguageModelConfig
-from infotok_lit.models.openuni.config import VisionConfig
+from infotok_lit.checkpoints import CheckpointError, KeyMap, State
+from infotok_lit.models.common.language_model import compact_positions, followed_by_ones, qwen2_config
+from infotok_lit.models.common.model_config import LanguageModelConfig
+from infotok_lit.models.openuni.family import DOWNSAMPLE, VisionConfig
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -19,11 +23,8 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 def build_vlm(vision: VisionConfig, llm: LanguageModelConfig) -> InternVLForConditionalGeneration:
     """An InternVL3 with fresh weights."""
-    values = asdict(llm)
     # Positions are stretched only beyond the longest trained length, which nothing here reaches.
-    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": values.pop("rope_theta")}
-    special_ids = {"bos_token_id": None, "eos_token_id": None}
-    text = Qwen2Config(**values, **special_ids, rope_parameters=rope)
+    text = qwen2_config(llm, rope_type="dynamic", factor=2.0)
     tower = InternVLVisionConfig(
         hidden_size=vision.width,
         intermediate_size=vision.mlp_width,
@@ -37,7 +38,7 @@ def build_vlm(vision: VisionConfig, llm: LanguageModelConfig) -> InternVLForCond
     config = InternVLConfig(
         vision_config=tower.to_dict(),
         text_config=text.to_dict(),
-        downsample_ratio=1 / vision.downsample,
+        downsample_ratio=1 / DOWNSAMPLE,
         image_seq_length=vision.grid_side**2,
         # The default ties the output head to the embedding table, silently replacing it.
         tie_word_embeddings=llm.tie_word_embeddings,
@@ -61,15 +62,91 @@ def read_queries(
     vlm: InternVLForConditionalGeneration, embeds: Tensor, attention_mask: Tensor, queries: Tensor
 ) -> Tensor:
     """Hidden states (B, Q, H) of queries (Q, H) that follow texts (B, T, H), padded on either side."""
-    batch = len(embeds)
-    inputs = torch.cat([embeds, queries.to(embeds.dtype).expand(batch, -1, -1)], dim=1)
-    mask = torch.cat([attention_mask.bool(), attention_mask.new_ones(batch, len(queries), dtype=torch.bool)], dim=1)
-    positions = query_positions(mask)
+    inputs = torch.cat([embeds, queries.to(embeds.dtype).expand(len(embeds), -1, -1)], dim=1)
+    mask = followed_by_ones(attention_mask, len(queries))
+    positions = compact_positions(mask)
     body = vlm.model.language_model
     hidden = body(inputs_embeds=inputs, attention_mask=mask, position_ids=positions, use_cache=False)
     return hidden.last_hidden_state[:, -len(queries) :]
 
 
-def query_positions(mask: Tensor) -> Tensor:
-    """(B, T) int64: positions that count real tokens only, so that queries go on right after the text."""
-    return (mask.long().cumsum(dim=1) - 1).clamp(min=0)
+FUSED = r"(vision_model\.encoder\.layers\.\d+\.attn)\.qkv\.(weight|bias)"
+SPLIT = r"(vision_model\.encoder\.layers\.\d+\.attn)\.([qkv])\.(weight|bias)"
+PARTS = ("q", "k", "v")
+_OLDER_PREFIXES = (
+    (r"^language_model\.lm_head\.", "lm_head."),
+    (r"^language_model\.model\.", "model.language_model."),
+    (r"^(vision_tower|multi_modal_projector)\.", r"model.\1."),
+)
+"""How the "-hf" repositories were named before transformers 5."""
+
+
+class InternVLKeys(KeyMap):
+    """Official names of an InternVL3 that lies in a model as `vlm`."""
+
+    def to_official(self, state: Mapping[str, Tensor]) -> State:
+        """With queries, keys and values of the vision tower as one matrix."""
+        split = super().to_official(state)
+        official: State = {}
+        for name, tensor in split.items():
+            match = re.fullmatch(SPLIT, name)
+            if match is None:
+                official[name] = tensor
+            elif match[2] == "q":
+                parts = [split[f"{match[1]}.{part}.{match[3]}"] for part in PARTS]
+                official[f"{match[1]}.qkv.{match[3]}"] = torch.cat(parts)
+        return official
+
+    def from_official(self, official: Mapping[str, Tensor], own: Mapping[str, Tensor], source: str) -> State:
+        """From official names, transformers' own, or its older ones; CheckpointError names what does not fit."""
+        if any(name.startswith("vision_model.") for name in official):
+            return super().from_official(_split_attention(official, source), own, source)
+        if any(name.startswith("vision_tower.") for name in official):
+            official = {_modern(name): tensor for name, tensor in official.items()}
+        return KeyMap(self.renames[:1]).from_official(official, own, source)
+
+
+VLM_KEYS = InternVLKeys(
+    renames=(
+        (r"^vlm\.", ""),
+        (r"^model\.vision_tower\.embeddings\.cls_token$", r"vision_model.embeddings.class_embedding"),
+        (r"^model\.vision_tower\.embeddings\.position_embeddings$", r"vision_model.embeddings.position_embedding"),
+        (
+            r"^model\.vision_tower\.embeddings\.patch_embeddings\.projection\.",
+            r"vision_model.embeddings.patch_embedding.",
+        ),
+        (r"^model\.vision_tower\.encoder\.layer\.", r"vision_model.encoder.layers."),
+        (r"^(vision_model\.encoder\.layers\.\d+)\.attention\.([qkv])_proj\.", r"\1.attn.\2."),
+        (r"^(vision_model\.encoder\.layers\.\d+)\.attention\.([qk])_norm\.", r"\1.attn.\2_norm."),
+        (r"^(vision_model\.encoder\.layers\.\d+)\.attention\.projection_layer\.", r"\1.attn.proj."),
+        (r"^(vision_model\.encoder\.layers\.\d+)\.layernorm_before\.", r"\1.norm1."),
+        (r"^(vision_model\.encoder\.layers\.\d+)\.layernorm_after\.", r"\1.norm2."),
+        (r"^(vision_model\.encoder\.layers\.\d+)\.lambda_(\d)$", r"\1.ls\2"),
+        (r"^model\.multi_modal_projector\.layer_norm\.", r"mlp1.0."),
+        (r"^model\.multi_modal_projector\.linear_1\.", r"mlp1.1."),
+        (r"^model\.multi_modal_projector\.linear_2\.", r"mlp1.3."),
+        (r"^model\.language_model\.", r"language_model.model."),
+        (r"^lm_head\.", r"language_model.lm_head."),
+    )
+)
+
+
+def _split_attention(weights: Mapping[str, Tensor], source: str) -> State:
+    split: State = {}
+    for name, tensor in weights.items():
+        match = re.fullmatch(FUSED, name)
+        if match is None:
+            split[name] = tensor
+        elif len(tensor) % len(PARTS):
+            raise CheckpointError(f"{source}: {name} has {len(tensor)} rows, which are no three equal blocks")
+        else:
+            parts = tensor.chunk(len(PARTS))
+            split |= {f"{match[1]}.{part}.{match[2]}": block for part, block in zip(PARTS, parts, strict=True)}
+    return split
+
+
+def _modern(name: str) -> str:
+    for pattern, replacement in _OLDER_PREFIXES:
+        if re.match(pattern, name):
+            return re.sub(pattern, replacement, name)
+    return name

@@ -5,13 +5,13 @@ Shapes: B sequences, T positions, n images, W width, C latent channels.
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers import Cache, LlamaConfig, Qwen2Config
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP, Qwen2RMSNorm
 
-from infotok_lit.models.showo2.attention import Mask, attend
-from infotok_lit.models.showo2.config import PATCH_SIZE, DiffusionHeadConfig
+from infotok_lit.models.common.language_model import run_layers
+from infotok_lit.models.showo2.family import PATCH_SIZE, DiffusionHeadConfig
+from infotok_lit.models.showo2.sequence import Mask, attend
 
 BLOCK_EPS = 1e-5
 NORM_EPS = 1e-6
@@ -66,11 +66,8 @@ class DiffusionHead(nn.Module):
         """
         rotary = self.rotary(x, positions)
         condition = nn.functional.silu(time)
-        for block in self.blocks:
-            if self.activation_checkpointing and x.requires_grad:
-                x = checkpoint(block, x, condition, image, mask, rotary, None, use_reentrant=False)
-            else:
-                x = block(x, condition, image, mask, rotary, cache)
+        recompute = self.activation_checkpointing and cache is None
+        x = run_layers(self.blocks, x, condition, image, mask, rotary, cache, recompute=recompute)
         shift, scale = at_images(self.output_modulation(condition), image, (0.0, 0.0))
         return self.output(_modulate(self.output_norm(x), shift, scale))
 

@@ -1,22 +1,78 @@
-"""The shared visual encoder: a semantic and a low-level path over latents, fused into one set of tokens.
+"""The shared visual encoder: a semantic and a low-level path over latents, fused into one set of tokens, which may be
+quantised.
 
 Shapes: n images, C latent channels, grid (gh, gw) of N = gh gw tokens, S semantic width, D language-model width.
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
-from transformers import SiglipVisionConfig
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
-from transformers.models.siglip.modeling_siglip import SiglipEncoder
 
-from infotok_lit.models.showo2.config import PATCH_SIZE, QuantiserConfig, SemanticConfig
-from infotok_lit.models.showo2.quantiser import SharedTokens, TokenQuantiser
+from infotok_lit.models.common.language_model import SiglipLayers
+from infotok_lit.models.showo2.family import PATCH_SIZE, QuantiserConfig, SemanticConfig
 
 FUSION_EPS = 1e-6
+COMMITMENT_WEIGHT, ENTROPY_WEIGHT = 0.25, 0.1
+"""Of the quantisers' own losses: tokens stay near their codes; choices are sure, and different (lookup-free alone)."""
+
+
+class SharedTokens(NamedTuple):
+    """What leaves the visual encoder."""
+
+    tokens: Tensor
+    """(n, N, D)."""
+    codes: Tensor | None = None
+    """(n, N) int64: the code of each token, None for continuous tokens."""
+    loss: Tensor | None = None
+    """Scalar: what the quantiser itself asks to be minimised, already weighted."""
+
+
+class TokenQuantiser(nn.Module):
+    """Continuous tokens -> the nearest of a finite number of embeddings; an option.
+
+    The InfoTok paper calls Show-o2's tokenizer discrete; the official code feeds it continuous latents, and has none of
+    this. With a quantiser, everything behind the encoder, the objective's Gaussian posterior included, sees the
+    quantised embeddings; gradients pass straight through.
+    """
+
+    def __init__(self, config: QuantiserConfig, width: int) -> None:
+        super().__init__()
+        self.num_codes = config.num_codes
+        self.kind = config.kind
+        self.codebook = build_codebook(config, width)
+
+    def forward(self, tokens: Tensor) -> SharedTokens:
+        """(n, N, D) -> quantised tokens, their codes and the quantiser's loss."""
+        # In float32: a distance in bfloat16 would pick wrong codes.
+        with torch.autocast(tokens.device.type, enabled=False):
+            quantised, codes, *loss = self.codebook(tokens.float())
+        return SharedTokens(quantised.to(tokens.dtype), codes.long(), loss[0].sum() if loss else None)
+
+
+def build_codebook(config: QuantiserConfig, width: int) -> nn.Module:
+    """The library's quantiser of a configuration."""
+    from vector_quantize_pytorch import FSQ, LFQ, VectorQuantize
+
+    if config.kind == "fsq":
+        return FSQ(levels=list(config.levels), dim=width)
+    if config.kind == "lfq":
+        return LFQ(
+            dim=width,
+            codebook_size=config.codebook_size,
+            entropy_loss_weight=ENTROPY_WEIGHT,
+            commitment_loss_weight=COMMITMENT_WEIGHT,
+        )
+    return VectorQuantize(
+        dim=width,
+        codebook_size=config.codebook_size,
+        codebook_dim=config.codebook_width,
+        commitment_weight=COMMITMENT_WEIGHT,
+        kmeans_init=True,
+    )
 
 
 class DualPathEncoder(nn.Module):
@@ -27,30 +83,23 @@ class DualPathEncoder(nn.Module):
         self.understanding_embed = _patch_embedding(channels, config.width)
         self.generation_embed = _patch_embedding(channels, llm_width)
         self.positions = nn.Embedding(config.table_side**2, config.width)
-        self.semantic = build_semantic_layers(config)
+        self.semantic = SiglipLayers(config.width, config.mlp_width, config.depth, config.heads, config.layer_norm_eps)
         both = config.width + llm_width
         self.fusion = nn.Sequential(
             Qwen2RMSNorm(both, eps=FUSION_EPS), nn.Linear(both, llm_width), nn.GELU(), nn.Linear(llm_width, llm_width)
         )
         self.quantiser = None if quantiser.kind == "none" else TokenQuantiser(quantiser, llm_width)
-        self.activation_checkpointing = False
 
     def forward(self, latents: Tensor) -> SharedTokens:
         """(n, C, 2 gh, 2 gw) -> tokens (n, N, D) in raster order, with their codes if there is a quantiser."""
-        low_level = _as_tokens(self.generation_embed(latents))
+        low_level = as_tokens(self.generation_embed(latents))
         tokens = self.fusion(torch.cat([self.semantic_tokens(latents), low_level], dim=-1))
         return SharedTokens(tokens) if self.quantiser is None else self.quantiser(tokens)
 
     def semantic_tokens(self, latents: Tensor) -> Tensor:
         """(n, C, 2 gh, 2 gw) -> (n, N, S)."""
         patches = self.understanding_embed(latents)
-        tokens = _as_tokens(patches) + self.grid_positions(*patches.shape[2:])
-        for layer in self.semantic.layers:
-            if self.activation_checkpointing and tokens.requires_grad:
-                tokens = checkpoint(layer, tokens, None, use_reentrant=False)
-            else:
-                tokens = layer(tokens, None)
-        return tokens
+        return self.semantic(as_tokens(patches) + self.grid_positions(*patches.shape[2:]))
 
     def grid_positions(self, height: int, width: int) -> Tensor:
         """(1, N, S): the position table, interpolated bicubically unless the grid is its own."""
@@ -59,21 +108,7 @@ class DualPathEncoder(nn.Module):
         if (height, width) == (side, side):
             return table.unsqueeze(0)
         square = table.T.reshape(1, -1, side, side)
-        return _as_tokens(F.interpolate(square, size=(height, width), mode="bicubic", align_corners=False))
-
-
-def build_semantic_layers(config: SemanticConfig) -> SiglipEncoder:
-    """SigLIP's encoder layers with fresh weights."""
-    return SiglipEncoder(
-        SiglipVisionConfig(
-            hidden_size=config.width,
-            intermediate_size=config.mlp_width,
-            num_hidden_layers=config.depth,
-            num_attention_heads=config.heads,
-            layer_norm_eps=config.layer_norm_eps,
-            attn_implementation="sdpa",
-        )
-    )
+        return as_tokens(F.interpolate(square, size=(height, width), mode="bicubic", align_corners=False))
 
 
 def _patch_embedding(channels: int, width: int) -> nn.Conv2d:
@@ -83,6 +118,6 @@ def _patch_embedding(channels: int, width: int) -> nn.Conv2d:
     return conv
 
 
-def _as_tokens(grid: Tensor) -> Tensor:
+def as_tokens(grid: Tensor) -> Tensor:
     """(n, width, gh, gw) -> (n, N, width)."""
     return grid.flatten(2).transpose(1, 2)

@@ -1,16 +1,31 @@
-"""Flow matching between noise (time 0) and clean latents (time 1): the path, the times, and the layout of targets."""
+"""Flow matching between noise (time 0) and clean latents (time 1): random numbers, the path, times, and targets."""
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from infotok_lit.models.showo2.config import PATCH_SIZE
+from infotok_lit.models.common.sampling import TIME_FEATURES, sinusoid
+from infotok_lit.models.showo2.family import PATCH_SIZE
 
-NUM_FREQUENCIES = 128
-MAX_PERIOD = 10000.0
 RUN = PATCH_SIZE**2
 """Latent pixels that one token predicts."""
+
+
+@dataclass(frozen=True)
+class RandomNumbers:
+    """The randomness of n images in one loss, drawn in one place so that runs can be replayed."""
+
+    noise: Tensor
+    """(n, C, h, w) standard normal: where the path begins."""
+    normal: Tensor
+    """(n,) standard normal: decides the time."""
+
+
+def random_numbers(shape: torch.Size, device: torch.device) -> RandomNumbers:
+    """For latents of a shape (n, C, h, w)."""
+    return RandomNumbers(torch.randn(shape, device=device), torch.randn(shape[0], device=device))
 
 
 class TimeEmbedding(nn.Module):
@@ -18,7 +33,7 @@ class TimeEmbedding(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(2 * NUM_FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
+        self.mlp = nn.Sequential(nn.Linear(TIME_FEATURES, width), nn.SiLU(), nn.Linear(width, width))
         for layer in (self.mlp[0], self.mlp[2]):
             nn.init.normal_(layer.weight, std=0.02)
 
@@ -27,15 +42,8 @@ class TimeEmbedding(nn.Module):
         return self.mlp(sinusoid(time).to(self.mlp[0].weight.dtype))
 
 
-def sinusoid(time: Tensor) -> Tensor:
-    """(n,) times, used as they are and not in thousandths -> (n, 256) float32: cosines, then sines."""
-    steps = torch.arange(NUM_FREQUENCIES, device=time.device, dtype=torch.float32)
-    angles = time.float().unsqueeze(1) * torch.exp(-math.log(MAX_PERIOD) * steps / NUM_FREQUENCIES)
-    return torch.cat([angles.cos(), angles.sin()], dim=1)
-
-
 def training_time(normal: Tensor, minimum: float = 0.0, num_image_tokens: int | None = None) -> Tensor:
-    """Logit-normal times from standard normal draws, in [minimum, 1).
+    """Logit-normal times from standard normal numbers, in [minimum, 1).
 
     Args:
         num_image_tokens: shift the times towards noise as for this many tokens, the time's own included. The shift

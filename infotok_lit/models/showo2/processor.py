@@ -1,46 +1,138 @@
-"""Show-o2's tokens, prompts and image geometry: samples -> batches."""
+"""Show-o2's prompts and image geometry: the official layouts of text and images, and the processor that fills them.
 
-import math
+An image takes `slots` positions, its time and its tokens, between the markers of its beginning and end.
+"""
+
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from infotok_lit.batch import (
-    IGNORE_INDEX,
-    GenerationBatch,
-    GenerationSample,
-    Tokenizer,
-    UnderstandingBatch,
-    UnderstandingSample,
-)
-from infotok_lit.models.common.pixels import to_pixels
-from infotok_lit.models.common.text_batch import Text, pad, paired_text
-from infotok_lit.models.common.tokenizer import single_id
-from infotok_lit.models.showo2.config import PromptConfig
-from infotok_lit.models.showo2.layouts import (
-    Chat,
-    Layout,
-    Markers,
-    captioning,
-    chat,
-    chat_prompt,
-    clean_caption,
-    drawing,
-    image,
-    official_prompt,
-    pretraining,
-    reconstructing,
-)
+from infotok_lit.batch import IGNORE_INDEX, IMAGE_TOKEN_ID, GenerationSample, Tokenizer, UnderstandingSample
+from infotok_lit.models.common.images import centre_crop, fit_on_square, to_pixels
+from infotok_lit.models.common.processor import ChatProcessor, Prompt, Words, pad
+from infotok_lit.models.showo2.family import Showo2Config
 
 START, END = "<|im_start|>", "<|im_end|>"
 IMAGE_START, IMAGE_END = "<|vision_start|>", "<|vision_end|>"
 PAD = "[PAD]"
 ADDED_TOKENS = ("<image>", "<|vid_start|>", "<|vid_end|>")
 """What the official code adds to Qwen2.5's tokenizer after [PAD]; only their rows in the vocabulary matter."""
-BLACK = (0, 0, 0)
+CAPTION_PREFIXES = (
+    "The image features ",
+    "The image presents ",
+    "The image you've sent is, ",
+    "In the center of the image, ",
+    "The image showcases ",
+    "The image is ",
+    "The image captures ",
+    "In the given image ",
+    "The image portrays ",
+    "In the image, ",
+    "In this image, we see ",
+    "The image depicts ",
+    "This is ",
+    "In this image, ",
+    "This image captures ",
+    "This image showcases ",
+    "This suggests ",
+    "In the photo, we see ",
+    "This is ",
+    "This image is ",
+    "In the photo, we have ",
+    "The photo features ",
+    "The photo depicts ",
+    "The photo appears to be ",
+)
+"""What captions to generate from lose wherever it stands, in the official order."""
+
+
+class Markers(NamedTuple):
+    """Ids of the tokens that structure a sequence."""
+
+    start: int
+    end: int
+    image_start: int
+    image_end: int
+
+
+class Chat(NamedTuple):
+    """Ids of the fixed parts of a conversation."""
+
+    system: list[int]
+    user: list[int]
+    assistant: list[int]
+
+
+class Layout(NamedTuple):
+    """One sequence."""
+
+    ids: list[int]
+    """IMAGE_TOKEN_ID at image slots."""
+    labels: list[int]
+    """IGNORE_INDEX where no loss is taken."""
+
+
+def clean_caption(caption: str) -> str:
+    """A caption to generate from as the official data loader cleans it."""
+    caption = caption.replace("\n", "")
+    for prefix in CAPTION_PREFIXES:
+        caption = caption.replace(prefix, "")
+    return caption
+
+
+def image(markers: Markers, slots: int) -> list[int]:
+    """One image."""
+    return [markers.image_start, *[IMAGE_TOKEN_ID] * slots, markers.image_end]
+
+
+def chat(
+    markers: Markers,
+    fixed: Chat,
+    turns: Sequence[tuple[list[int], list[int]]],
+    slots: int,
+    max_length: int | None = None,
+) -> Layout:
+    """Stage 2c: questions and answers about an image, which opens the first question; without slots, about none."""
+    ids: list[int] = []
+    labels: list[int] = []
+    for question, answer in turns:
+        later = [*fixed.user, *question, markers.end, *fixed.assistant]
+        prompt = later if ids else chat_prompt(markers, fixed, question, slots)
+        turn = _answered(prompt, answer, markers)
+        ids += turn.ids
+        labels += turn.labels
+    return Layout(ids[:max_length], labels[:max_length])
+
+
+def chat_prompt(markers: Markers, fixed: Chat, question: list[int], slots: int) -> list[int]:
+    """The conversation of stage 2c up to its first answer."""
+    shown = image(markers, slots) if slots else []
+    return [markers.start, *fixed.system, *fixed.user, *shown, *question, markers.end, *fixed.assistant]
+
+
+def interleaved(markers: Markers, prefix: list[int], texts: Sequence[list[int]], slots: int, slot_label: int) -> Layout:
+    """A story: each text is followed by its image.
+
+    Args:
+        prefix: opens the first text and is not predicted.
+        slot_label: what the official code has the language model predict at image slots.
+    """
+    ids = [markers.start, *prefix]
+    for text in texts:
+        ids += [*text, *image(markers, slots)]
+    ids.append(markers.end)
+    labels = [slot_label if id == IMAGE_TOKEN_ID else id for id in ids]
+    labels[1 : 1 + len(prefix)] = [IGNORE_INDEX] * len(prefix)
+    return Layout(ids, labels)
+
+
+def _answered(prompt: list[int], answer: list[int], markers: Markers) -> Layout:
+    target = [*answer, markers.end]
+    return Layout(prompt + target, [IGNORE_INDEX] * len(prompt) + target)
 
 
 def add_missing_tokens(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
@@ -54,137 +146,71 @@ def add_missing_tokens(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenize
     return tokenizer
 
 
-class Showo2Processor:
-    """Samples -> right-padded batches; prompts -> ids.
+class Showo2Processor(ChatProcessor):
+    """Samples -> batches of Show-o2; the tokenizer is Qwen2.5's, completed by `add_missing_tokens`."""
 
-    Args:
-        tokenizer: Qwen2.5's, completed by `add_missing_tokens`.
-        image_size: side of the square images, in pixels.
-        num_image_tokens: slots of one image: its time, then its tokens.
-    """
+    needs = "Show-o2 needs a Qwen2.5 tokenizer with the tokens that its loader adds"
+    pad_marker = PAD
 
-    def __init__(self, tokenizer: Tokenizer, image_size: int, num_image_tokens: int, prompts: PromptConfig) -> None:
-        self.tokenizer = tokenizer
-        self.image_size = image_size
-        self.num_image_tokens = num_image_tokens
-        self.prompts = prompts
-        needs = "Show-o2 needs a Qwen2.5 tokenizer with the tokens that its loader adds"
-        self.markers = Markers(*(single_id(tokenizer, m, needs) for m in (START, END, IMAGE_START, IMAGE_END)))
-        self.pad_id = single_id(tokenizer, PAD, needs)
-        self.end_id = self.markers.end
+    def __init__(self, config: Showo2Config, tokenizer: Tokenizer) -> None:
+        super().__init__(
+            tokenizer,
+            image_size=config.image_size,
+            num_image_tokens=config.num_image_tokens,
+            max_length=config.max_length,
+            max_caption=config.prompts.max_caption,
+        )
+        self.prompts = config.prompts
+        self.markers = Markers(*(self.marker_id(marker) for marker in (START, END, IMAGE_START, IMAGE_END)))
         self.chat = Chat(
-            self._encode(f"system\n{prompts.system}{END}"),
-            self._encode(f"\n{START}user\n"),
-            self._encode(f"\n{START}assistant\n"),
+            self.encode(f"system\n{self.prompts.system}{END}"),
+            self.encode(f"\n{START}user\n"),
+            self.encode(f"\n{START}assistant\n"),
         )
 
-    def understanding(self, samples: Sequence[UnderstandingSample], skipped: Sequence[str] = ()) -> UnderstandingBatch:
-        """Collate samples to read."""
-        layouts = [self._reading(sample) for sample in samples]
-        ids, mask = pad([layout.ids for layout in layouts], self.pad_id)
-        labels, _ = pad([layout.labels for layout in layouts], IGNORE_INDEX)
-        texts = [self._exchange(sample.question, sample.answer) for sample in samples]
-        negatives = [[self._exchange(*exchange) for exchange in sample.negatives] for sample in samples]
-        raw = [f"{sample.question}\n{sample.answer}" for sample in samples]
-        return UnderstandingBatch(
-            torch.stack([to_pixels(fit_on_square(s.image, self.image_size), self.image_size) for s in samples]),
-            ids,
-            mask,
-            labels,
-            paired_text(texts, raw, self.pad_id, 2 * self.prompts.max_text, negatives),
-            [sample.question for sample in samples],
-            [sample.answer for sample in samples],
-            [sample.name for sample in samples],
-            list(skipped),
-        )
+    def pixels(self, images: Sequence[Image.Image]) -> Tensor:
+        """Resized until they fit, and centred on a black square."""
+        return torch.stack([to_pixels(fit_on_square(image, self.image_size), self.image_size) for image in images])
 
-    def generation(self, samples: Sequence[GenerationSample], skipped: Sequence[str] = ()) -> GenerationBatch:
-        """Collate samples to draw; images are cropped at the centre, as in the official code."""
-        ids, mask = self._drawing_batch(["" if s.drop_prompt else s.caption for s in samples], None)
-        captions = [sample.caption.strip() for sample in samples]
-        texts = [(self._text(caption), []) for caption in captions]
-        negatives = [[(self._text(text), []) for text in sample.negatives] for sample in samples]
-        return GenerationBatch(
-            torch.stack([to_pixels(centre_crop(s.image, self.image_size), self.image_size) for s in samples]),
-            ids,
-            mask,
-            paired_text(texts, captions, self.pad_id, self.prompts.max_caption, negatives),
-            captions,
-            [sample.name for sample in samples],
-            list(skipped),
-        )
+    def target_pixels(self, samples: Sequence[GenerationSample]) -> Tensor:
+        """Cropped at the centre, as in the official code."""
+        return torch.stack([to_pixels(centre_crop(s.image, self.image_size), self.image_size) for s in samples])
 
-    def prompts_with_image(self, prompts: Sequence[str], num_image_tokens: int | None = None) -> tuple[Tensor, Tensor]:
-        """Ids and mask (B, T) of questions about one image each, up to where the answer starts; right-padded."""
-        slots = num_image_tokens or self.num_image_tokens
-        return pad([self._question(prompt, slots) for prompt in prompts], self.pad_id)
+    def question(self, question: str, num_image_tokens: int) -> Prompt:
+        """A question as `describing` says: as the official script, whose user turn does not end, or as training."""
+        if self.prompts.describing == "training":
+            return self._training_prompt(question, num_image_tokens)
+        opening = [self.markers.start, *self.chat.system, *self.chat.user, *image(self.markers, num_image_tokens)]
+        return [opening, Words(question), self.chat.assistant]
 
-    def prompts_to_draw(
-        self, prompts: Sequence[str], unconditional: bool, num_image_tokens: int | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Ids and mask (B, T) of drawing prompts, followed by as many unconditional ones if asked; right-padded."""
-        return self._drawing_batch([*prompts, *[""] * (len(prompts) if unconditional else 0)], num_image_tokens)
+    def training_question(self, question: str) -> Prompt:
+        """A question in the layout of the stage that `reading` names."""
+        return self._training_prompt(question, self.num_image_tokens)
 
-    def prompts_to_reconstruct(
+    def example(self, sample: UnderstandingSample, cut: list[str]) -> tuple[list[int], list[int]]:
+        """Ids and labels of a sample to understand; in stage 1, the markers after the image are predicted too."""
+        ids, labels = super().example(sample, cut)
+        if self.prompts.reading == "caption":
+            labels = [IGNORE_INDEX if id == IMAGE_TOKEN_ID else id for id in ids]
+        return ids, labels
+
+    def caption(self, caption: str, num_image_tokens: int) -> Prompt:
+        """The caption, then its image."""
+        shown = image(self.markers, num_image_tokens)
+        return [[self.markers.start], Words(clean_caption(caption)), [*shown, self.markers.end]]
+
+    def reconstruction_prompts(
         self, requests: Sequence[str], condition_slots: int, slots: int
     ) -> tuple[Tensor, Tensor]:
-        """Ids and mask (B, T) of images that are understood, requests to describe them, and the images to draw."""
-        texts = [self._encode(request) for request in requests]
-        layouts = [reconstructing(self.markers, self.chat, text, condition_slots, slots) for text in texts]
-        return pad([layout.ids for layout in layouts], self.pad_id)
+        """Ids and mask (B, T) of images to understand, requests to describe them, and the images to generate."""
+        prompts = (chat_prompt(self.markers, self.chat, self.encode(text), condition_slots) for text in requests)
+        generated = [*image(self.markers, slots), self.markers.end]
+        return pad([[*prompt, *generated] for prompt in prompts], self.pad_id)
 
-    def decode(self, ids: Tensor) -> list[str]:
-        """Answers of generated ids (B, T), without anything from the end of the turn on."""
-        return [self.tokenizer.decode(self._until_end(row), skip_special_tokens=True).strip() for row in ids.tolist()]
-
-    def _reading(self, sample: UnderstandingSample) -> Layout:
-        answer = self._text(sample.answer)
-        if self.prompts.reading == "caption":
-            return captioning(self.markers, answer, self.num_image_tokens)
-        if self.prompts.reading == "pretraining":
-            return pretraining(self.markers, answer, self.num_image_tokens)
-        question = self._encode(f"\n{sample.question}")[: self.prompts.max_text]
-        return chat(self.markers, self.chat, [(question, answer)], self.num_image_tokens)
-
-    def _question(self, prompt: str, slots: int) -> list[int]:
-        if self.prompts.describing == "official":
-            return official_prompt(self.markers, self.chat, self._encode(prompt), slots)
-        if self.prompts.reading == "chat":
-            return chat_prompt(self.markers, self.chat, self._encode(f"\n{prompt}"), slots)
-        return [self.markers.start, *image(self.markers, slots)]
-
-    def _drawing_batch(self, captions: Sequence[str], slots: int | None) -> tuple[Tensor, Tensor]:
-        slots = slots or self.num_image_tokens
-        texts = [self._encode(clean_caption(caption.strip()))[: self.prompts.max_caption] for caption in captions]
-        return pad([drawing(self.markers, text, slots).ids for text in texts], self.pad_id)
-
-    def _exchange(self, question: str, answer: str) -> Text:
-        return self._text(question), self._text(answer) + [self.end_id]
-
-    def _text(self, text: str) -> list[int]:
-        return self._encode(text.strip())[: self.prompts.max_text]
-
-    def _encode(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text, add_special_tokens=False) if text else []
-
-    def _until_end(self, ids: list[int]) -> list[int]:
-        return ids[: ids.index(self.end_id)] if self.end_id in ids else ids
-
-
-def fit_on_square(picture: Image.Image, size: int) -> Image.Image:
-    """Resize an image until it fits, and centre it on a black square: nothing of it is lost."""
-    scale = size / max(picture.size)
-    width, height = (min(size, math.ceil(side * scale)) for side in picture.size)
-    square = Image.new("RGB", (size, size), BLACK)
-    resized = picture.resize((width, height), Image.Resampling.BICUBIC)
-    square.paste(resized, ((size - width) // 2, (size - height) // 2))
-    return square
-
-
-def centre_crop(picture: Image.Image, size: int) -> Image.Image:
-    """Resize an image until its shorter side fits, and cut the square at its centre."""
-    shorter = min(picture.size)
-    width, height = (int(size * side / shorter) for side in picture.size)
-    resized = picture.resize((width, height), Image.Resampling.BICUBIC)
-    left, top = round((width - size) / 2), round((height - size) / 2)
-    return resized.crop((left, top, left + size, top + size))
+    def _training_prompt(self, question: str, slots: int) -> Prompt:
+        """Stage 2c has a conversation; stages 1, 2a and 2b show an image without a question."""
+        if self.prompts.reading != "chat":
+            return [[self.markers.start, *image(self.markers, slots)]]
+        closing = [self.markers.end, *self.chat.assistant]
+        opening = chat_prompt(self.markers, self.chat, [], slots)[: -len(closing)]
+        return [opening, Words(question, lead="\n"), closing]

@@ -1,12 +1,26 @@
-"""Where images lie in sequences of text, and how both become the language model's input.
+"""Text and images in one sequence: where the images lie, and who attends to whom.
 
-Shapes: B sequences, M image slots per sequence, T positions, N positions of an image: its time, then its tokens.
+Attention is causal, but an image's own positions all see each other; this is the one place that decides between
+FlexAttention and dense masks. Shapes: B sequences, M image slots per sequence, T positions, N positions of an image:
+its time, then its tokens; h heads, d width of a head.
 """
+
+from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+from transformers import AttentionInterface
 
 from infotok_lit.batch import IMAGE_TOKEN_ID
+
+Mask = Tensor | BlockMask
+"""(B, 1, T, S) bool, True where a query may look; or the same as blocks for FlexAttention."""
+
+OMNI_ATTENTION = "omni"
+"""The name under which transformers' language model finds `attend`."""
 
 
 def find_regions(input_ids: Tensor) -> Tensor:
@@ -49,3 +63,72 @@ def insert_images(embeds: Tensor, regions: Tensor, times: Tensor, tokens: Tensor
     embeds = embeds.index_put((rows, starts), times.to(embeds.dtype))
     places = starts[used].unsqueeze(1) + torch.arange(1, tokens.shape[1] + 1, device=embeds.device)
     return embeds.index_put((rows[used].unsqueeze(1), places), tokens[used].to(embeds.dtype))
+
+
+def build_mask(regions: Tensor, length: int, flex: bool | None = None) -> Mask:
+    """The mask of sequences of `length` positions; build it once and give it to every layer and every step.
+
+    Args:
+        regions: (B, M, 2) int64: first position and number of positions of each image.
+        flex: use FlexAttention; default: on a GPU.
+    """
+    flex = regions.device.type == "cuda" if flex is None else flex
+    if not flex:
+        return dense_mask(regions, length)
+    image = image_of_position(regions, length)
+
+    def allowed(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        same = (image[batch, query] == image[batch, key]) & (image[batch, query] >= 0)
+        return (key <= query) | same
+
+    return create_block_mask(allowed, len(regions), None, length, length, device=regions.device)
+
+
+def dense_mask(regions: Tensor, length: int) -> Tensor:
+    """(B, 1, T, T) bool: position q sees k if k <= q, or if both lie in one image."""
+    image = image_of_position(regions, length)
+    same = (image.unsqueeze(2) == image.unsqueeze(1)) & (image >= 0).unsqueeze(2)
+    place = torch.arange(length, device=regions.device)
+    return (same | (place <= place.unsqueeze(1))).unsqueeze(1)
+
+
+def image_of_position(regions: Tensor, length: int) -> Tensor:
+    """(B, T) int64: which of its sequence's M images a position belongs to, -1 for text."""
+    place = torch.arange(length, device=regions.device).view(1, -1, 1)
+    start, count = regions[:, None, :, 0], regions[:, None, :, 1]
+    inside = (place >= start) & (place < start + count)
+    slots = torch.arange(regions.shape[1], device=regions.device)
+    return torch.where(inside, slots, -1).amax(dim=2)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Mask | None, scale: float) -> Tensor:
+    """(B, h, T, d) queries on (B, h', S, d) keys and values, where h' divides h; without a mask: causal."""
+    grouped = query.shape[1] != key.shape[1]
+    if isinstance(mask, BlockMask):
+        return _flex(query.device.type)(query, key, value, block_mask=mask, scale=scale, enable_gqa=grouped)
+    causal = mask is None and query.shape[2] > 1
+    return F.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=grouped
+    )
+
+
+@cache
+def _flex(device_type: str) -> Callable[..., Tensor]:
+    # Only its compiled form saves memory; elsewhere it is the slow reference that tests compare with.
+    return torch.compile(flex_attention) if device_type == "cuda" else flex_attention
+
+
+def _attend_for_transformers(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Mask | None,
+    scaling: float,
+    **_unused: object,
+) -> tuple[Tensor, None]:
+    """`attend` with the signature that transformers calls."""
+    return attend(query, key, value, attention_mask, scaling).transpose(1, 2), None
+
+
+AttentionInterface.register(OMNI_ATTENTION, _attend_for_transformers)

@@ -1,1 +1,1 @@
-"""Toy: the smallest family that the frame can train, and the example of docs/new_family.md."""
+"""Toy: the smallest base model that can be trained, exported and asked."""

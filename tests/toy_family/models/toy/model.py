@@ -1,147 +1,131 @@
-"""Toy: one linear encoder for reading and drawing, a small language model, and an MLP that removes noise.
+"""Toy: one linear encoder for both branches, a small language model, and an MLP that removes noise.
 
-Shapes: B samples, L tokens of an image, C latent channels, H width of tokens and of the language model.
+Shapes: B batch, L grid places, C channels of a latent token, H width, T text length.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from transformers import PreTrainedTokenizerBase
 
-from infotok_lit.batch import (
-    IMAGE_TOKEN_ID,
-    BranchOutput,
-    GenerationBatch,
-    ReconstructionOutput,
-    TokenLayout,
-    UnderstandingBatch,
-)
+from infotok_lit.batch import BranchOutput, GenerationBatch, ReconstructionOutput, UnderstandingBatch
 from infotok_lit.checkpoints import KeyMap
-from infotok_lit.models.common.block_transform import BlockTransform
-from infotok_lit.models.common.image_noise import ImageNoise
-from infotok_lit.models.common.language_model import build_language_model
-from infotok_lit.models.common.reconstruction import ReconstructionConfig, condition_pixels, scale_gradient
-from infotok_lit.models.toy.config import DrawingConfig, ToyConfig
-from infotok_lit.models.toy.processor import ToyProcessor
-from infotok_lit.models.unified import TokenTransform, UnifiedModel
+from infotok_lit.models.common.autoencoders import BlockTransform
+from infotok_lit.models.common.language_model import (
+    answer_greedily,
+    build_language_model,
+    embed_with_images,
+    text_loss,
+)
+from infotok_lit.models.common.processor import ChatProcessor, Words
+from infotok_lit.models.common.reconstruction import scale_gradient
+from infotok_lit.models.toy.family import SamplingConfig, ToyConfig
+from infotok_lit.models.unified import OfficialPart, UnifiedModel
 
-KEYS = KeyMap(renames=((r"^encoder\.", "visual.proj."), (r"^places$", "visual.pos_embed")))
-"""Our names -> those of the official checkpoint."""
+Transform = Callable[[Tensor], Tensor] | None
+
+
+class ToyProcessor(ChatProcessor):
+    """An image, a question, an answer; or a prompt alone."""
+
+    needs = "Toy needs a tokenizer of Qwen2"
+
+    def question(self, question: str, num_image_tokens: int) -> list[Any]:
+        """The image, then the question."""
+        return [self.image_slots(num_image_tokens), Words(question)]
+
+    def caption(self, caption: str, num_image_tokens: int) -> list[Any]:
+        """The caption and the end of its turn, which also stands for no caption."""
+        return [Words(caption), [self.end_id]]
 
 
 class Toy(UnifiedModel):
     """The whole model; weights are fresh until a checkpoint is loaded."""
 
     family = "toy"
-    title = ToyConfig.title
-    reconstruction_defaults = ReconstructionConfig(condition="same_res", gradient_scale=1.0, template_swap=0.0)
 
-    def __init__(self, config: ToyConfig, processor: ToyProcessor) -> None:
-        super().__init__()
-        self.config = config
-        self.processor = processor
-        self.side = config.image_size // config.block_size
-        width = config.llm.hidden_size
-        self.autoencoder = BlockTransform(config.block_size, config.kept)
+    def __init__(self, config: ToyConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+        size, width = config.image_size, config.llm.hidden_size
+        self.side = size // config.token_pixels
+        super().__init__(
+            config,
+            ToyProcessor(tokenizer, image_size=size, num_image_tokens=self.side**2, max_length=config.max_length),
+        )
+        self.autoencoder = BlockTransform(config.token_pixels, config.kept)
         self.latent_width = self.autoencoder.channels
         self.text_width = width
         self.token_widths = {"understanding": width, "generation": width}
         self.num_extras = {"understanding": 0, "generation": 0}
-        self.parts = {"encoder": ("encoder.", "places"), "llm": ("llm.",), "painter": ("painter.",)}
+        self.parts = {"encoder": ("encoder.", "places"), "llm": ("llm.",), "denoiser": ("denoiser.",)}
         self.token_parts = {"understanding": ("encoder",), "generation": ("encoder",)}
         self.encoder = nn.Linear(self.latent_width, width)
         self.places = nn.Parameter(0.1 * torch.randn(self.side**2, width))
         self.llm = build_language_model(config.llm)
-        self.painter = nn.Sequential(nn.Linear(2 * width, 64), nn.GELU(), nn.Linear(64, self.latent_width))
+        self.denoiser = nn.Sequential(nn.Linear(2 * width, 64), nn.GELU(), nn.Linear(64, self.latent_width))
 
-    def understanding(self, batch: UnderstandingBatch, transform: TokenTransform | None = None) -> BranchOutput:
+    def understanding(self, batch: UnderstandingBatch, transform: Transform = None) -> BranchOutput:
         """Next-token cross entropy in nats, summed over answer tokens."""
         tokens = self.encode(self.latents(batch.pixel_values))
-        embeds = self._embed(batch.input_ids, tokens if transform is None else transform(tokens))
+        seen = tokens if transform is None else transform(tokens)
+        embeds = embed_with_images(self.text_embedding, batch.input_ids, seen)
         hidden = self.llm.model(inputs_embeds=embeds, attention_mask=batch.attention_mask).last_hidden_state
-        labels = batch.labels[:, 1:]
-        logits = self.llm.lm_head(hidden[:, :-1][labels >= 0])
-        loss = F.cross_entropy(logits.float(), labels[labels >= 0], reduction="sum")
-        return BranchOutput(loss, (labels >= 0).sum(), tokens, *self._places(tokens), batch.text, self._table)
+        loss = text_loss(self.llm.lm_head, hidden, batch.labels)
+        return self.branch_output("understanding", loss, tokens, batch.text, (self.side, self.side))
 
-    def generation(self, batch: GenerationBatch, transform: TokenTransform | None = None) -> BranchOutput:
+    def generation(self, batch: GenerationBatch, transform: Transform = None) -> BranchOutput:
         """Squared error of the clean latents that are guessed from noisy ones and the prompt, summed."""
         condition = self._condition(batch.input_ids, batch.attention_mask)
-        loss, latents, tokens, time = self._denoise(batch.pixel_values, condition, transform)
-        return BranchOutput(
-            loss,
-            torch.tensor(latents.numel(), device=loss.device),
-            tokens,
-            *self._places(tokens),
-            batch.text,
-            self._table,
-            latents,
-            (self.side, self.side),
-            noise_level=time,
-        )
+        return self._denoising_loss(batch, condition, transform)
 
-    def reconstruction(
+    def reconstruct(
         self,
         batch: GenerationBatch,
-        config: ReconstructionConfig,
-        reading: TokenTransform | None = None,
-        drawing: TokenTransform | None = None,
+        copies: Tensor,
+        requests: Sequence[str],
+        gradient_scale: float,
+        understood_transform: Transform,
+        generated_transform: Transform,
+        random: None,
     ) -> ReconstructionOutput:
-        """The drawing loss, with the mean token of the image in the place of the prompt."""
-        config = config.over(self.reconstruction_defaults)
-        tokens = self.encode(self.latents(condition_pixels(batch.pixel_values, config, self.config.block_size)))
-        seen = scale_gradient(tokens if reading is None else reading(tokens), config.gradient_scale)
-        loss, latents, _, _ = self._denoise(batch.pixel_values, seen.mean(1), drawing)
-        return ReconstructionOutput(loss, torch.tensor(latents.numel(), device=loss.device))
+        """The same loss, with the mean token of the image in the place of the prompt."""
+        tokens = self.encode(self.latents(copies))
+        seen = tokens if understood_transform is None else understood_transform(tokens)
+        output = self._denoising_loss(batch, scale_gradient(seen, gradient_scale).mean(1), generated_transform)
+        return ReconstructionOutput(output.loss_sum, output.loss_count)
 
     @torch.no_grad()
     def describe(
         self, pixel_values: Tensor, prompts: Sequence[str], max_new_tokens: int = 64, use_cache: bool = True
     ) -> list[str]:
-        """Answer one prompt per image, greedily, one after another."""
-        answers = []
-        for tokens, prompt in zip(self.encode(self.latents(pixel_values)), prompts, strict=True):
-            ids = torch.tensor([self.processor.question_ids(prompt)], device=tokens.device)
-            embeds = self._embed(ids, tokens.unsqueeze(0))
-            found = self.llm.generate(
-                inputs_embeds=embeds,
-                attention_mask=torch.ones_like(ids),
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                use_cache=use_cache,
-                eos_token_id=self.processor.end_id,
-                pad_token_id=self.processor.pad_id,
-            )
-            answers.append(self.processor.decode(found[0].tolist()))
-        return answers
+        """Answer one prompt per image, greedily."""
+        ids, mask = (x.to(pixel_values.device) for x in self.processor.understanding_prompts(prompts))
+        embeds = embed_with_images(self.text_embedding, ids, self.encode(self.latents(pixel_values)))
+        answer = answer_greedily(self.llm, embeds, mask, self.processor, max_new_tokens, use_cache)
+        return self.processor.decode(answer)
 
-    @torch.no_grad()
-    def generate(
+    def sample(
         self,
         prompts: Sequence[str],
-        seed: int = 0,
-        drawing: DrawingConfig | None = None,
-        image_size: tuple[int, int] | None = None,
-        progress: Callable[[int, int], None] | None = None,
-        use_cache: bool = True,
+        noise: Any,
+        sampling: SamplingConfig,
+        grid: tuple[int, int],
+        progress: Callable[[int, int], None] | None,
+        use_cache: bool,
     ) -> Tensor:
-        """Draw one image per prompt; nothing is cached, so `use_cache` changes nothing."""
-        own = (self.config.image_size, self.config.image_size)
-        if image_size not in (None, own):
-            raise ValueError(f"Toy draws images of {own[0]} x {own[1]} pixels only")
-        drawing = self.config.drawing if drawing is None else drawing
-        ids, mask = (x.to(self.places.device) for x in self.processor.prompts(prompts))
+        """Images of prompts; nothing is cached, so `use_cache` changes nothing."""
+        if grid != (self.side, self.side):
+            raise ValueError(f"Toy generates images of {self.config.image_size} pixels a side only")
+        ids, mask = (x.to(noise.device) for x in self.processor.generation_prompts(prompts))
         condition = self._condition(ids, mask)
-        noise = ImageNoise([seed + i for i in range(len(prompts))], self.places.device)
         latents = noise.normal(self.side**2, self.latent_width)
-        for i in range(drawing.iterations):
-            clean = self._paint(self.encode(latents), condition)
-            latents = latents + (clean - latents) / (drawing.iterations - i)
+        for i in range(sampling.iterations):
+            clean = self._denoise(self.encode(latents), condition)
+            latents = latents + (clean - latents) / (sampling.iterations - i)
             if progress is not None:
-                progress(i + 1, drawing.iterations)
-        grid = latents.transpose(1, 2).unflatten(2, (self.side, self.side))
-        return self.autoencoder.decode(grid).clamp(-1, 1)
+                progress(i + 1, sampling.iterations)
+        return self.autoencoder.decode(latents.transpose(1, 2).unflatten(2, grid))
 
     def latents(self, pixel_values: Tensor) -> Tensor:
         """(B, 3, height, width) in [-1, 1] -> (B, L, C)."""
@@ -151,54 +135,30 @@ class Toy(UnifiedModel):
         """(B, L, C) -> the shared tokens (B, L, H)."""
         return self.encoder(latents) + self.places
 
-    def decays(self, name: str, parameter: nn.Parameter) -> bool:
-        """Matrices decay."""
-        return parameter.ndim > 1
-
-    def official_weights(self) -> dict[str, dict[str, Tensor]]:
+    @property
+    def official_parts(self) -> Mapping[str, OfficialPart]:
         """`toy`, the only official file."""
-        return {"toy": KEYS.to_official(self.state_dict())}
-
-    @property
-    def official_aliases(self) -> tuple[str, ...]:
-        """The head is the embedding table."""
-        return ("llm.lm_head.weight",)
-
-    def set_activation_checkpointing(self, enabled: bool) -> None:
-        """Recompute the language model's activations."""
-        if enabled:
-            self.llm.gradient_checkpointing_enable({"use_reentrant": False})
-        else:
-            self.llm.gradient_checkpointing_disable()
-
-    @property
-    def _table(self) -> nn.Embedding:
-        return self.llm.get_input_embeddings()
-
-    def _embed(self, ids: Tensor, tokens: Tensor) -> Tensor:
-        slots = ids == IMAGE_TOKEN_ID
-        embeds = self._table(ids.masked_fill(slots, 0))
-        return embeds.masked_scatter(slots.unsqueeze(-1), tokens.to(embeds.dtype))
+        keys = KeyMap(
+            renames=((r"^encoder\.", "visual.proj."), (r"^places$", "visual.pos_embed")),
+            tied=(("llm.lm_head.weight", "llm.model.embed_tokens.weight"),),
+        )
+        return {"toy": OfficialPart(("encoder.", "places", "llm.", "denoiser."), keys)}
 
     def _condition(self, ids: Tensor, mask: Tensor) -> Tensor:
         """The mean embedding (B, H) of prompts."""
         weights = mask.unsqueeze(-1).float()
-        return (self._table(ids) * weights).sum(1) / weights.sum(1)
+        return (self.text_embedding(ids) * weights).sum(1) / weights.sum(1)
 
-    def _denoise(
-        self, pixel_values: Tensor, condition: Tensor, transform: TokenTransform | None
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The loss's sum, the clean latents, the shared tokens of the noisy ones, and the times (B,)."""
-        latents = self.latents(pixel_values)
+    def _denoising_loss(self, batch: GenerationBatch, condition: Tensor, transform: Transform) -> BranchOutput:
+        latents, grid = self.latents(batch.pixel_values), (self.side, self.side)
         time = torch.rand(len(latents), device=latents.device)
         share = time.view(-1, 1, 1)
         tokens = self.encode(share * latents + (1 - share) * torch.randn_like(latents))
-        painted = self._paint(tokens if transform is None else transform(tokens), condition)
-        return (painted.float() - latents).square().sum(), latents, tokens, time
+        guess = self._denoise(tokens if transform is None else transform(tokens), condition)
+        loss = ((guess.float() - latents).square().sum(), torch.tensor(latents.numel(), device=latents.device))
+        return self.branch_output(
+            "generation", loss, tokens, batch.text, grid, latents=latents, latent_grid=grid, noise_level=time
+        )
 
-    def _paint(self, tokens: Tensor, condition: Tensor) -> Tensor:
-        return self.painter(torch.cat([tokens, condition.unsqueeze(1).expand_as(tokens)], -1))
-
-    def _places(self, tokens: Tensor) -> tuple[Tensor, TokenLayout]:
-        index = torch.arange(tokens.shape[1], device=tokens.device).expand(len(tokens), -1)
-        return index, TokenLayout(0, (self.side, self.side))
+    def _denoise(self, tokens: Tensor, condition: Tensor) -> Tensor:
+        return self.denoiser(torch.cat([tokens, condition.unsqueeze(1).expand_as(tokens)], -1))

@@ -1,0 +1,117 @@
+"""Generates the validation captions: a grid to look at and, for Scenes, a score."""
+
+from functools import cached_property
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+
+from infotok_lit.batch import BRANCHES, Branch
+from infotok_lit.callbacks.figures import publish
+from infotok_lit.data.datamodule import UnifiedDataModule
+from infotok_lit.errors import SettingsError
+from infotok_lit.pictures import captioned_grid, to_uint8
+from infotok_lit.scenes import Scenes
+from infotok_lit.scenes.metrics import SceneScore, drawing_chance
+from infotok_lit.scenes.spec import SpecName
+
+GENERATION = BRANCHES.index("generation")
+CHANCE_SCENES = 300
+
+
+class GeneratedImages(pl.Callback):
+    """At each validation, generate images from captions; log a grid, and the score by GenEval's formula for Scenes.
+
+    Args:
+        num_images: How many captions to generate per process, the first of the validation set; always the same ones.
+            Default: 96 where they are scored, to be looked at elsewhere 8.
+        score: The family of Scenes that the captions come from; None for no score, as other data has no parser.
+            Default: what generation is validated on says.
+        shown: How many of the images the grid shows.
+        seed: Seed of the first image; image i has seed + i.
+    """
+
+    def __init__(
+        self,
+        num_images: int | None = None,
+        score: SpecName | Literal["auto"] | None = "auto",
+        shown: int = 16,
+        seed: int = 0,
+    ) -> None:
+        if (num_images is not None and num_images < 1) or shown < 1:
+            raise SettingsError("num_images and shown must be 1 or more")
+        self.num_images = num_images
+        self.shown = shown
+        self.seed = seed
+        self.score = score
+        self.metric: SceneScore | None = None
+        self._images: list[np.ndarray] = []
+        self._captions: list[str] = []
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Find out what there is to score."""
+        family = scenes_of(trainer, "generation") if self.score == "auto" else self.score
+        self.metric = None if family is None else SceneScore(family)
+        if self.num_images is None:
+            self.num_images = 8 if family is None else 96
+
+    @cached_property
+    def _chance(self) -> float:
+        """What perfect images that ignore their captions would score."""
+        return drawing_chance(self.metric.spec, CHANCE_SCENES)["overall"]
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Forget the last validation's images."""
+        self._images, self._captions = [], []
+        if self.metric is not None:
+            self.metric.to(pl_module.device).reset()
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Generate the captions of a generation batch, until there are enough."""
+        captions = batch.captions[: self.num_images - len(self._images)] if dataloader_idx == GENERATION else []
+        if not captions:
+            return
+        first = self.seed + trainer.global_rank * self.num_images + len(self._images)
+        images = pl_module.base.generate(captions, seed=first)
+        self._images.extend(to_uint8(images))
+        self._captions.extend(captions)
+        if self.metric is not None:
+            self._score(images, captions)
+
+    def _score(self, images: Tensor, captions: list[str]) -> None:
+        scored = [number for number, caption in enumerate(captions) if self.metric.knows(caption)]
+        if len(scored) < len(captions):
+            rank_zero_warn("GeneratedImages: captions that are not those of Scenes are generated but not scored")
+        self.metric.update(images[scored], [captions[number] for number in scored])
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Log the scores over all processes, and this process's grid."""
+        if self.metric is not None:
+            scores = self.metric.compute()
+            # With nothing to score there is no number: not a zero.
+            if not torch.isnan(scores["overall"]):
+                scores["chance"] = self._chance
+                pl_module.log_dict({f"val/generation/score/{name}": value for name, value in scores.items()})
+        folder = trainer.log_dir
+        if trainer.is_global_zero and self._images:
+            grid = captioned_grid(self._images[: self.shown], self._captions[: self.shown])
+            publish(trainer, folder, "val/drawings", grid)
+
+
+def scenes_of(trainer: pl.Trainer, branch: Branch) -> str | None:
+    """The family of Scenes that a branch is validated on; None for other data."""
+    if not isinstance(trainer.datamodule, UnifiedDataModule):
+        return None
+    source = trainer.datamodule.validation_sources[branch]
+    return source.name if isinstance(source, Scenes) else None

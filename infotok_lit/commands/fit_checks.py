@@ -1,0 +1,84 @@
+"""Settings that no run can be meant to have: refused, or warned of, before anything is built."""
+
+from typing import Any
+
+import torch
+from jsonargparse import Namespace
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+
+from infotok_lit.errors import SettingsError
+
+GPUS = ("gpu", "cuda")
+HSIC_IMAGES = 4
+"""The unbiased estimate divides by n - 3."""
+
+
+def check_trainer(trainer: Namespace, command: str) -> None:
+    """Raise SettingsError for a trainer that has nothing to run on, or nothing to do."""
+    if trainer.accelerator in GPUS and not torch.cuda.is_available():
+        built = "this PyTorch is built for the CPU only" if torch.version.cuda is None else "PyTorch sees none"
+        raise SettingsError(
+            f"trainer.accelerator is {trainer.accelerator}, but there is no GPU here ({built}); add --config "
+            "trainer/cpu, or set trainer.accelerator to auto"
+        )
+    if trainer.devices in (0, "0", []):
+        raise SettingsError(f"trainer.devices is {trainer.devices}; set it to 1 or more, or to auto")
+    if trainer.accumulate_grad_batches < 1:
+        raise SettingsError(
+            f"trainer.accumulate_grad_batches is {trainer.accumulate_grad_batches}; set it to 1 or more"
+        )
+    if (trainer.gradient_clip_val or 0) < 0:
+        raise SettingsError(
+            f"trainer.gradient_clip_val is {trainer.gradient_clip_val}; set it above 0, or to null for none"
+        )
+    if command != "fit":
+        return
+    for name in ("limit_train_batches", "max_epochs", "max_steps"):
+        if getattr(trainer, name) == 0:
+            raise SettingsError(f"trainer.{name} is 0, so nothing would be trained; to measure only, use validate")
+
+
+def check_batches(config: Namespace, trainer: Trainer) -> None:
+    """Raise SettingsError where the global batch is too small for a term of the objective."""
+    objective, data = _get(config, "model.init_args.objective"), _get(config, "data.init_args")
+    if objective is None or data is None:
+        return
+    for branch in objective.branches:
+        size = data.get(f"{branch}_batch_size")
+        if size is None:
+            continue
+        images, weights = size * trainer.world_size, objective[branch]
+        where = f"data.init_args.{branch}_batch_size is {size} on {trainer.world_size} process(es)"
+        if objective.estimator == "hsic" and objective.terms and objective.hsic.unbiased and images < HSIC_IMAGES:
+            raise SettingsError(
+                f"{where}: estimator hsic needs {HSIC_IMAGES} images at a time; raise it, or set "
+                "objective.hsic.unbiased to false"
+            )
+        aligned = objective.estimator == "variational" and "alignment" in objective.terms and weights.alpha > 0
+        if aligned and images == 1 and not objective.negatives.queue_size and not objective.negatives.from_data:
+            raise SettingsError(
+                f"{where}: alignment has no other text to tell its own from; raise it, or set "
+                "objective.negatives.queue_size"
+            )
+
+
+def warn_of_odd_settings(config: Namespace) -> None:
+    """Warn of what can be run and is hardly meant."""
+    optimiser, steps = _get(config, "model.init_args.optimiser"), config.trainer.max_steps
+    if optimiser is None:
+        return
+    if optimiser.lr == 0 and not any(optimiser.group_lr.values()):
+        rank_zero_warn("optimiser.lr is 0: no weight of the model moves, only the heads are trained")
+    if 0 < steps <= optimiser.warmup_steps:
+        rank_zero_warn(
+            f"optimiser.warmup_steps is {optimiser.warmup_steps}, and trainer.max_steps {steps}: the learning rate "
+            "never reaches its value; shorten the warm-up"
+        )
+
+
+def _get(config: Namespace, key: str) -> Any:
+    try:
+        return config[key]
+    except (KeyError, TypeError):
+        return None

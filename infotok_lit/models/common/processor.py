@@ -1,0 +1,342 @@
+"""From samples to batches: tokenizers, padding, and what the families' processors do in the same way.
+
+One rule for all texts that are too long: the user's own words are cut at their end, the batch says so, and template,
+image and answer stay whole; a sample for which that is not enough is broken.
+"""
+
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from hashlib import blake2b
+from typing import ClassVar, NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from infotok_lit.batch import (
+    IGNORE_INDEX,
+    IMAGE_TOKEN_ID,
+    BrokenSampleError,
+    GenerationBatch,
+    GenerationSample,
+    NegativeTexts,
+    PairedText,
+    Sample,
+    Tokenizer,
+    UnderstandingBatch,
+    UnderstandingSample,
+)
+from infotok_lit.errors import SettingsError
+from infotok_lit.models.common.images import crop_to_square, pad_to_square, to_pixels
+
+Text = tuple[list[int], list[int]]
+"""Ids that are only context (a question, a caption) and ids that are a target (an answer)."""
+
+
+class Words(NamedTuple):
+    """A user's own words inside a template: what may be cut, from the right."""
+
+    text: str
+    lead: str = ""
+    """What the template puts right before them, and is encoded with them."""
+
+
+Prompt = Sequence[list[int] | Words]
+"""A template: ids that stay whole, and the user's own words."""
+
+
+class ChatProcessor(ABC):
+    """Samples -> right-padded batches; prompts -> ids. A family adds its chat template and its image geometry.
+
+    Args:
+        tokenizer: knows the family's markers.
+        image_size: side of the square images that are generated, in pixels.
+        input_size: side of the square images that are understood; default: the same.
+        num_image_tokens: language-model slots of one image.
+        max_length: longest sequence in tokens, an image's slots included.
+        max_caption: longest caption in tokens; None for as much as `max_length` leaves.
+    """
+
+    needs: ClassVar[str]
+    """Which tokenizer the family needs, for messages."""
+    pad_marker: ClassVar[str] = "<|endoftext|>"
+    after_answer: ClassVar[str] = ""
+    """What follows an answer in training and is not predicted."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        image_size: int,
+        num_image_tokens: int,
+        max_length: int,
+        max_caption: int | None = None,
+        input_size: int | None = None,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.image_size = image_size
+        self.input_size = image_size if input_size is None else input_size
+        self.num_image_tokens = num_image_tokens
+        self.max_length = max_length
+        self.max_caption = max_caption
+        self.end_id = self.marker_id("<|im_end|>")
+        self.pad_id = self.marker_id(self.pad_marker)
+        self._warned = False
+
+    # What a family says
+
+    @abstractmethod
+    def question(self, question: str, num_image_tokens: int) -> Prompt:
+        """A question about one image, up to where the answer starts."""
+
+    @abstractmethod
+    def caption(self, caption: str, num_image_tokens: int) -> Prompt:
+        """A request to generate an image; "" for the unconditional one.
+
+        Args:
+            num_image_tokens: slots of the image itself, for families whose prompts hold it.
+        """
+
+    def training_question(self, question: str) -> Prompt:
+        """A question as training asks it; here as inference does."""
+        return self.question(question, self.num_image_tokens)
+
+    def pixels(self, images: Sequence[Image.Image]) -> Tensor:
+        """RGB images to understand -> (B, 3, height, width) float32 in [-1, 1]; here centred on a grey square."""
+        return torch.stack([to_pixels(pad_to_square(image), self.input_size) for image in images])
+
+    def target_pixels(self, samples: Sequence[GenerationSample]) -> Tensor:
+        """The images to generate, (B, 3, height, width) float32 in [-1, 1]; here cropped where the sample says."""
+        return torch.stack([to_pixels(crop_to_square(s.image, s.crop_offset), self.image_size) for s in samples])
+
+    # What all do in the same way
+
+    def understanding(self, samples: Sequence[UnderstandingSample], skipped: Sequence[str] = ()) -> UnderstandingBatch:
+        """Collate samples to understand; BrokenSampleError names one that does not fit `max_length`."""
+        cut: list[str] = []
+        rows = [self.example(sample, cut) for sample in samples]
+        ids, mask = pad([ids for ids, _ in rows], self.pad_id)
+        texts = [self._exchange(sample.question, sample.answer) for sample in samples]
+        negatives = [[self._exchange(*exchange) for exchange in sample.negatives] for sample in samples]
+        return UnderstandingBatch(
+            pixel_values=self.pixels([sample.image for sample in samples]),
+            input_ids=ids,
+            attention_mask=mask,
+            labels=pad([labels for _, labels in rows], IGNORE_INDEX)[0],
+            text=self._paired(texts, [f"{sample.question}\n{sample.answer}" for sample in samples], negatives),
+            questions=[sample.question for sample in samples],
+            answers=[sample.answer for sample in samples],
+            names=[sample.name for sample in samples],
+            skipped=list(skipped),
+            cut=cut,
+        )
+
+    def generation(self, samples: Sequence[GenerationSample], skipped: Sequence[str] = ()) -> GenerationBatch:
+        """Collate samples to generate."""
+        cut: list[str] = []
+        prompts = ["" if sample.drop_prompt else sample.caption for sample in samples]
+        slots = self.num_image_tokens
+        rows = [self._caption_ids(text, slots, s.name, cut) for text, s in zip(prompts, samples, strict=True)]
+        ids, mask = pad(rows, self.pad_id)
+        # What an image shows does not depend on whether the model was told: a dropped prompt keeps its paired text.
+        captions = [sample.caption.strip() for sample in samples]
+        negatives = [[(self.encode(text.strip()), []) for text in sample.negatives] for sample in samples]
+        return GenerationBatch(
+            pixel_values=self.target_pixels(samples),
+            input_ids=ids,
+            attention_mask=mask,
+            text=self._paired([(self.encode(caption), []) for caption in captions], captions, negatives),
+            captions=captions,
+            names=[sample.name for sample in samples],
+            skipped=list(skipped),
+            cut=cut,
+        )
+
+    def check(self, sample: Sample) -> None:
+        """BrokenSampleError if not even the shortest form of a sample fits `max_length`."""
+        if isinstance(sample, UnderstandingSample):
+            self.example(sample, [])
+
+    def example(self, sample: UnderstandingSample, cut: list[str]) -> tuple[list[int], list[int]]:
+        """Ids and labels of a sample to understand; what is cut off is told to `cut`."""
+        answer, after = self.answer(sample.answer), self.encode(self.after_answer)
+        prompt = self.training_question(sample.question)
+        ids = self.fit(prompt, sample.name, reserved=len(answer) + len(after), cut=cut)
+        return ids + answer + after, [IGNORE_INDEX] * len(ids) + answer + [IGNORE_INDEX] * len(after)
+
+    def understanding_prompts(
+        self, prompts: Sequence[str], num_image_tokens: int | None = None, pad_left: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """Ids and mask (B, T) of questions about one image each, up to where the answer starts."""
+        slots = self.num_image_tokens if num_image_tokens is None else num_image_tokens
+        rows = [self.fit(self.question(prompt, slots), _shown(prompt)) for prompt in prompts]
+        return pad(rows, self.pad_id, pad_left)
+
+    def generation_prompts(
+        self, prompts: Sequence[str], negative: str | None = None, num_image_tokens: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Ids and mask (B, T) of prompts to generate from; right-padded.
+
+        Args:
+            negative: follows as many times as there are prompts; "" is the unconditional prompt, None for none.
+        """
+        slots = self.num_image_tokens if num_image_tokens is None else num_image_tokens
+        texts = [*prompts, *([] if negative is None else [negative] * len(prompts))]
+        return pad([self._caption_ids(text, slots, _shown(text)) for text in texts], self.pad_id)
+
+    def decode(self, ids: Tensor) -> list[str]:
+        """Answers of generated ids (B, T), without anything from the end of the turn on."""
+        rows = (row[: row.index(self.end_id)] if self.end_id in row else row for row in ids.tolist())
+        return [self.tokenizer.decode(row, skip_special_tokens=True).strip() for row in rows]
+
+    def fit(
+        self,
+        prompt: Prompt,
+        name: str,
+        *,
+        reserved: int = 0,
+        longest: int | None = None,
+        cut: list[str] | None = None,
+    ) -> list[int]:
+        """The ids of a prompt, with its own words cut at their end as far as they must.
+
+        Args:
+            name: of the sample, for messages.
+            reserved: tokens of `max_length` that something else needs.
+            longest: limit on the words alone, in tokens.
+            cut: takes a message if something is cut; the first one of a processor is a warning, too.
+
+        Raises:
+            BrokenSampleError: if there is no room even without any words.
+        """
+        parts = [part if isinstance(part, list) else self.encode(part.lead + part.text) for part in prompt]
+        words = [place for place, part in enumerate(prompt) if isinstance(part, Words)]
+        too_long = max(
+            sum(map(len, parts)) + reserved - self.max_length,
+            0 if longest is None else sum(len(parts[place]) for place in words) - longest,
+        )
+        left = too_long
+        for place in reversed(words) if left > 0 else ():
+            removable = len(parts[place]) - len(self.encode(prompt[place].lead))
+            taken = min(left, removable)
+            parts[place] = parts[place][: len(parts[place]) - taken]
+            left -= taken
+        if left > 0:
+            raise BrokenSampleError(
+                f"{name}: template, image and answer are {left} tokens longer than max_length ({self.max_length})"
+            )
+        if too_long > 0:
+            self._report_cut(f"{name}: the text is {too_long} tokens too long and lost its end", cut)
+        return [token for part in parts for token in part]
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text as it stands."""
+        return self.tokenizer.encode(text, add_special_tokens=False) if text else []
+
+    def image_slots(self, count: int) -> list[int]:
+        """What stands for an image of `count` tokens."""
+        return [IMAGE_TOKEN_ID] * count
+
+    def answer(self, text: str) -> list[int]:
+        """Ids of an answer and the end of its turn."""
+        return [*self.encode(text.strip()), self.end_id]
+
+    def marker_id(self, marker: str) -> int:
+        """The id of a marker; SettingsError if the tokenizer splits it, which means that it is the wrong one."""
+        ids = self.encode(marker)
+        if len(ids) != 1:
+            raise SettingsError(f"the tokenizer splits {marker!r} into {len(ids)} tokens: {self.needs}")
+        return ids[0]
+
+    def _report_cut(self, message: str, cut: list[str] | None) -> None:
+        if cut is not None:
+            cut.append(message)
+        if not self._warned:
+            self._warned = True
+            limits = f"max_length {self.max_length}"
+            limits += f", max_caption {self.max_caption}" if self.max_caption is not None else ""
+            warnings.warn(f"{message} (model.settings: {limits}); this is said once", stacklevel=4)
+
+    def _caption_ids(self, caption: str, slots: int, name: str, cut: list[str] | None = None) -> list[int]:
+        return self.fit(self.caption(caption.strip(), slots), name, longest=self.max_caption, cut=cut)
+
+    def _exchange(self, question: str, answer: str) -> Text:
+        return self.encode(question.strip()), self.answer(answer)
+
+    def _paired(self, texts: Sequence[Text], raw: Sequence[str], negatives: Sequence[Sequence[Text]]) -> PairedText:
+        return paired_text(texts, raw, self.pad_id, self.max_length, negatives)
+
+
+def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
+    """A tokenizer from a folder or the hub, without running any code that it may bring.
+
+    Raises:
+        SettingsError: if there is none; the message says how to get one.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise SettingsError(
+            f"no tokenizer at {source!r}: set model.tokenizer to a folder with tokenizer.json, or go online so that "
+            f"it can be fetched ({str(error).splitlines()[0]})"
+        ) from error
+
+
+def pad(rows: Sequence[list[int]], value: int, left: bool = False) -> tuple[Tensor, Tensor]:
+    """Rows of different lengths -> (B, T) int64 and a (B, T) bool mask of what is real."""
+    length = max(len(row) for row in rows)
+    ids = torch.full((len(rows), length), value, dtype=torch.int64)
+    mask = torch.zeros(len(rows), length, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        real = slice(length - len(row), length) if left else slice(0, len(row))
+        ids[i, real] = torch.tensor(row, dtype=torch.int64)
+        mask[i, real] = True
+    return ids, mask
+
+
+def paired_text(
+    texts: Sequence[Text],
+    raw: Sequence[str],
+    pad_id: int,
+    max_length: int,
+    negatives: Sequence[Sequence[Text]] = (),
+) -> PairedText:
+    """The text paired with each image, without template tokens.
+
+    Args:
+        texts: one per sample.
+        raw: the same texts as strings, which decide what counts as identical.
+        max_length: longer texts are cut from the right.
+        negatives: per sample, any number of texts that are false of it.
+    """
+    ids, mask = pad([(context + target)[:max_length] for context, target in texts], pad_id)
+    lengths = [(len(context), len(context) + len(target)) for context, target in texts]
+    place = torch.arange(ids.shape[1])
+    target_mask = torch.stack([(place >= start) & (place < end) for start, end in lengths])
+    keys = torch.tensor([text_key(text) for text in raw])
+    return PairedText(ids, mask, target_mask, keys, _negative_texts(negatives, pad_id, max_length))
+
+
+def _negative_texts(negatives: Sequence[Sequence[Text]], pad_id: int, max_length: int) -> NegativeTexts | None:
+    most = max((len(texts) for texts in negatives), default=0)
+    if most == 0:
+        return None
+    rows = [(context + target)[:max_length] for texts in negatives for context, target in texts]
+    ids, mask = pad(rows, pad_id)
+    is_text = torch.arange(most) < torch.tensor([[len(texts)] for texts in negatives])
+    shape = (*is_text.shape, ids.shape[1])
+    all_ids, all_masks = torch.full(shape, pad_id), torch.zeros(shape, dtype=torch.bool)
+    all_ids[is_text], all_masks[is_text] = ids, mask
+    return NegativeTexts(all_ids, all_masks)
+
+
+def text_key(text: str) -> int:
+    """A 63-bit digest, equal on every machine and in every process."""
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+def _shown(text: str, length: int = 40) -> str:
+    """A prompt as a name in messages."""
+    return repr(text if len(text) <= length else text[:length] + "...")

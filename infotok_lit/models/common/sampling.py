@@ -1,0 +1,53 @@
+"""What the families' samplers share: the random numbers of an image, classifier-free guidance, and features of time."""
+
+import math
+
+import torch
+from torch import Tensor
+
+TIME_FEATURES = 256
+MAX_PERIOD = 10000.0
+
+
+class ImageNoise:
+    """One generator per image, so that an image depends on its own seed alone and not on the rest of the batch."""
+
+    def __init__(self, seeds: list[int], device: torch.device) -> None:
+        # On the CPU: the same seed gives the same image on every device.
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self.device = device
+
+    def normal(self, *shape: int) -> Tensor:
+        """(B, *shape) float32, standard normal."""
+        return torch.stack([torch.randn(shape, generator=generator) for generator in self.generators]).to(self.device)
+
+    def orders(self, places: int) -> Tensor:
+        """(B, places) int64: for each image, a random order of its places."""
+        orders = [torch.randperm(places, generator=generator) for generator in self.generators]
+        return torch.stack(orders).to(self.device)
+
+
+def is_guided(guidance: float) -> bool:
+    """Whether a scale asks for guidance: at 1 or less, only the prompts themselves are followed."""
+    return guidance > 1
+
+
+def guide(predictions: Tensor, guidance: float) -> Tensor:
+    """Classifier-free guidance in float32 (Ho & Salimans 2022, arXiv 2207.12598).
+
+    Args:
+        predictions: (2 B, ...): conditional ones, then unconditional ones; without guidance (B, ...), as they are.
+        guidance: w in  unconditional + w (conditional - unconditional).
+    """
+    if not is_guided(guidance):
+        return predictions.float()
+    conditional, unconditional = predictions.float().chunk(2)
+    return unconditional + guidance * (conditional - unconditional)
+
+
+def sinusoid(time: Tensor) -> Tensor:
+    """Features (n, 256) float32 of times (n,), which are used as they are: cosines, then sines."""
+    half = TIME_FEATURES // 2
+    steps = torch.arange(half, device=time.device, dtype=torch.float32)
+    angles = time.float().unsqueeze(1) * torch.exp(-math.log(MAX_PERIOD) * steps / half)
+    return torch.cat([angles.cos(), angles.sin()], dim=1)

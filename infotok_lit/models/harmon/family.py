@@ -1,0 +1,175 @@
+"""Harmon as a family: its sizes as plain numbers, and its official files."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Literal
+
+from infotok_lit.assets import SCENES_TOKENIZER
+from infotok_lit.models.common.model_config import KL16Config, LanguageModelConfig, ModelConfig
+from infotok_lit.models.family import Family, Part
+
+
+@dataclass(frozen=True)
+class MARConfig:
+    """The masked autoregressive encoder and decoder and the token diffusion network."""
+
+    encoder_width: int
+    encoder_depth: int
+    encoder_heads: int
+    decoder_width: int
+    decoder_depth: int
+    decoder_heads: int
+    diffusion_depth: int
+    diffusion_width: int
+    default_grid: tuple[int, int] = (16, 16)
+    """The grid of the stored position tables; other grids are interpolated."""
+    patch_size: int = 1
+    mlp_ratio: float = 4.0
+    num_buffers: int = 64
+    """Extra tokens that carry image content without a place of their own."""
+    dropout: float = 0.1
+    mask_ratio_min: float = 0.7
+    mask_ratio_std: float = 0.25
+    """Spread of the normal that mask ratios come from, around 1 and truncated to [mask_ratio_min, 1]."""
+    noise_draws: int = 4
+    """How many (timestep, noise) pairs each token is trained on per step."""
+    sampling_steps: str = "100"
+    """Timesteps of the diffusion sampler, in the respacing notation of the official code."""
+    num_classes: int = 1000
+    """Rows of the class table that official checkpoints carry and nothing uses."""
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How images are generated unless a call says otherwise: as in the official scripts."""
+
+    iterations: int = 64
+    guidance: float = 3.0
+    guidance_schedule: Literal["constant", "linear"] = "constant"
+    temperature: float = 1.0
+
+
+@dataclass(frozen=True)
+class HarmonConfig(ModelConfig):
+    """A whole Harmon."""
+
+    title: ClassVar[str] = "Harmon"
+
+    autoencoder: KL16Config
+    mar: MARConfig
+    llm: LanguageModelConfig
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    latent_scale: float = 0.2325
+    """Latents are multiplied by this, so that they have about unit variance."""
+    grad_scale: float | None = 0.1
+    """Factor on the gradient that understanding sends into the visual encoder; None leaves it alone."""
+    image_size: int = 512
+    """Side of the square images that the processor makes, in pixels."""
+    repetition_penalty: float = 1.0
+    """Applied to already generated tokens when describing."""
+    max_length: int = 2048
+    """Longest sequence in tokens, image included: longer questions and captions lose their end."""
+
+    @property
+    def token_pixels(self) -> int:
+        """Pixels per side of a token."""
+        return self.autoencoder.stride * self.mar.patch_size
+
+
+def _encoder_and_decoder(width: int, depth: int, heads: int) -> dict[str, int]:
+    """MAR's encoder and decoder are alike in every size."""
+    return {
+        f"{part}_{name}": value
+        for part in ("encoder", "decoder")
+        for name, value in {"width": width, "depth": depth, "heads": heads}.items()
+    }
+
+
+SIZES: dict[str, HarmonConfig] = {
+    "scenes32": HarmonConfig(
+        # Half the frequencies per axis: every object is still recognised, and a token has 48 channels, not 192.
+        autoencoder=KL16Config(kind="dct", block_size=8, kept=4),
+        mar=MARConfig(
+            **_encoder_and_decoder(width=128, depth=3, heads=4),
+            diffusion_depth=2,
+            diffusion_width=256,
+            default_grid=(4, 4),
+            num_buffers=4,
+            dropout=0.0,
+            mask_ratio_min=0.05,
+            # Where most places are visible, they say more than the text, and word order is not learnt.
+            mask_ratio_std=0.2,
+            # Never visits the last timesteps, where a small network's error is multiplied by up to 20,000.
+            sampling_steps="ddim25",
+            num_classes=1,
+        ),
+        llm=LanguageModelConfig(
+            hidden_size=128,
+            intermediate_size=384,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            num_key_value_heads=4,
+            vocab_size=440,
+            max_position_embeddings=4096,
+            # About 1 / sqrt(width): at 0.02 so narrow a network hardly lets the prompt reach the image at first.
+            initializer_range=0.09,
+            # Sequences have some 60 positions: with 100 or more, drawing read its prompt as a bag of words.
+            rope_theta=10.0,
+        ),
+        sampling=SamplingConfig(iterations=16, guidance=2.0),
+        # Objects reach about 1.5, so that their colour drowns in half of the noise levels and text is worth reading.
+        latent_scale=0.3,
+        grad_scale=None,
+        image_size=32,
+    ),
+    "0.5b": HarmonConfig(
+        autoencoder=KL16Config(),
+        mar=MARConfig(**_encoder_and_decoder(width=768, depth=12, heads=12), diffusion_depth=6, diffusion_width=1024),
+        llm=LanguageModelConfig(
+            hidden_size=896, intermediate_size=4864, num_hidden_layers=24, num_attention_heads=14, num_key_value_heads=2
+        ),
+        repetition_penalty=1.1,
+    ),
+    "1.5b": HarmonConfig(
+        autoencoder=KL16Config(),
+        mar=MARConfig(**_encoder_and_decoder(width=1280, depth=20, heads=16), diffusion_depth=12, diffusion_width=1536),
+        llm=LanguageModelConfig(
+            hidden_size=1536,
+            intermediate_size=8960,
+            num_hidden_layers=28,
+            num_attention_heads=12,
+            num_key_value_heads=2,
+        ),
+        repetition_penalty=1.1,
+    ),
+}
+
+
+class HarmonFamily(Family):
+    """The two official sizes, and the embedded one for 32-pixel Scenes."""
+
+    model_class = "Harmon"
+    config_class = HarmonConfig
+    sampling = SamplingConfig
+    sizes = SIZES
+    tokenizers: ClassVar[Mapping[str, str]] = {
+        "scenes32": str(SCENES_TOKENIZER),
+        "0.5b": "Qwen/Qwen2.5-0.5B-Instruct",
+        "1.5b": "Qwen/Qwen2.5-1.5B-Instruct",
+    }
+    parts: ClassVar[Mapping[str, Part]] = {
+        "autoencoder": Part(
+            help="Harmon's KL-16 (kl16.ckpt)",
+            missing="image autoencoder: set `autoencoder` to the official kl16.ckpt (wusize/harmon)",
+            prefix="vae.",
+            stem="kl16",
+        )
+    }
+    weighted = ("autoencoder", "mar", "llm")
+
+    def differing_parts(self, found: HarmonConfig, wanted: HarmonConfig) -> list[str]:
+        """As for all families, but dropout has no weights, and acts in training only."""
+        return super().differing_parts(replace(found, mar=replace(found.mar, dropout=wanted.mar.dropout)), wanted)
+
+
+FAMILY = HarmonFamily()

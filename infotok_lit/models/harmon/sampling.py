@@ -1,0 +1,116 @@
+"""The random numbers of Harmon's training, and its sampler: the MAR loop around language model and token diffusion.
+
+All random numbers are drawn here, so that runs can be replayed. Shapes: B batch, L places, n hidden places per row,
+M = noise_draws * B * n hidden tokens, C token channels, E width of a condition vector.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from infotok_lit.models.common.model_config import Grid
+from infotok_lit.models.common.sampling import ImageNoise, is_guided
+from infotok_lit.models.harmon.diffusion import TRAINING_STEPS
+from infotok_lit.models.harmon.family import MARConfig, SamplingConfig
+from infotok_lit.models.harmon.mar import places_where
+
+Condition = Callable[[Tensor, Tensor], Tensor]
+"""(tokens (B, L, C), visible places (B, K)) -> condition vectors (B, L, E), given the prompts."""
+
+TokenSampler = Callable[[Tensor, Tensor, Callable[[int], Tensor], float], Tensor]
+"""(z (M, E), initial noise (M, C), step -> noise (M, C), guidance scale) -> tokens (M, C)."""
+
+
+@dataclass(frozen=True)
+class RandomNumbers:
+    """The randomness of one text-to-image loss."""
+
+    hidden: Tensor
+    """(B, L) bool: the places to predict; every row hides the same number."""
+    timesteps: Tensor
+    """(M,) int64, over hidden tokens: whole copies of the batch one after another, rows and places in raster order."""
+    noise: Tensor
+    """(M, C) standard normal, in the same order."""
+
+
+def random_numbers(batch: int, places: int, channels: int, config: MARConfig, device: torch.device) -> RandomNumbers:
+    """One mask ratio for the batch, a random set of that size per row, and independent noise per hidden token."""
+    num_hidden = math.ceil(places * truncated_normal_ratio(config.mask_ratio_min, config.mask_ratio_std))
+    order = torch.rand(batch, places, device=device).argsort(dim=1)
+    hidden = order.argsort(dim=1) < num_hidden
+    count = config.noise_draws * batch * num_hidden
+    timesteps = torch.randint(TRAINING_STEPS, (count,), device=device)
+    return RandomNumbers(hidden, timesteps, torch.randn(count, channels, device=device))
+
+
+def truncated_normal_ratio(minimum: float, std: float) -> float:
+    """A sample of a normal with mean 1 truncated to [minimum, 1], by inversion of its distribution function."""
+    lowest = 0.5 * (1 + math.erf((minimum - 1) / (std * math.sqrt(2))))
+    level = lowest + float(torch.rand((), dtype=torch.float64)) * (0.5 - lowest)
+    quantile = float(torch.special.ndtri(torch.tensor(level, dtype=torch.float64)))
+    return min(1.0, max(minimum, 1 + std * quantile))
+
+
+@torch.no_grad()
+def sample_image_tokens(
+    condition: Condition,
+    sample: TokenSampler,
+    noise: ImageNoise,
+    grid: Grid,
+    channels: int,
+    config: SamplingConfig,
+    progress: Callable[[int, int], None] | None = None,
+) -> Tensor:
+    """Fill the grid over `config.iterations` rounds, each predicting a growing share of the hidden places.
+
+    Under guidance the conditions are those of the prompts followed by those of the unconditional prompt, and both
+    halves always hold the same tokens.
+
+    Args:
+        progress: called with (round, rounds) after each round.
+
+    Returns:
+        (B, L, C), the prompts' images only.
+    """
+    places = grid[0] * grid[1]
+    copies = 2 if is_guided(config.guidance) else 1
+    orders = noise.orders(places)
+    rank = orders.argsort(dim=1)
+    tokens = torch.zeros(len(orders), places, channels, device=orders.device)
+    num_hidden = places
+    for iteration in range(config.iterations):
+        scheduled = hidden_after(iteration, config.iterations, places, num_hidden)
+        num_hidden_next = 0 if iteration == config.iterations - 1 else scheduled
+        predicted = (rank < num_hidden) & (rank >= num_hidden_next)
+        count = num_hidden - num_hidden_next
+        # With more iterations than places a round may have nothing to predict.
+        if count > 0:
+            hidden = rank < num_hidden
+            z = condition(tokens.repeat(copies, 1, 1), places_where(~hidden).repeat(copies, 1))
+            chosen = z[predicted.repeat(copies, 1)]
+            scale = _guidance_scale(config, places, scheduled)
+
+            def token_noise(step: int | None = None, count: int = count) -> Tensor:
+                return noise.normal(count, channels).flatten(0, 1).repeat(copies, 1)
+
+            sampled = sample(chosen, token_noise(), token_noise, scale)
+            tokens[predicted] = sampled[: len(sampled) // copies]
+        num_hidden = num_hidden_next
+        if progress is not None:
+            progress(iteration + 1, config.iterations)
+    return tokens
+
+
+def hidden_after(iteration: int, iterations: int, places: int, num_hidden: int) -> int:
+    """How many places stay hidden after a round: a cosine that predicts at least one and leaves at least one."""
+    scheduled = math.floor(places * math.cos(math.pi / 2 * (iteration + 1) / iterations))
+    return max(1, min(num_hidden - 1, scheduled))
+
+
+def _guidance_scale(config: SamplingConfig, places: int, num_hidden: int) -> float:
+    if config.guidance_schedule == "constant":
+        return config.guidance
+    return 1 + (config.guidance - 1) * (places - num_hidden) / places

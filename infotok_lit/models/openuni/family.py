@@ -1,0 +1,240 @@
+"""OpenUni as a family: its sizes as plain numbers, and its official files."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from infotok_lit.assets import SCENES_TOKENIZER
+from infotok_lit.errors import SettingsError
+from infotok_lit.models.common.model_config import DCAEConfig, LanguageModelConfig, ModelConfig
+from infotok_lit.models.family import Family, Part
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+DOWNSAMPLE = 2
+"""Patches per side that become one token of InternVL3."""
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """InternViT, which reads images for the language model."""
+
+    width: int = 1024
+    mlp_width: int = 4096
+    depth: int = 24
+    heads: int = 16
+    image_size: int = 448
+    """Side of the square that its position table is for, in pixels."""
+    patch_size: int = 14
+    input_size: int | None = None
+    """Side of the square that images are stretched to; null for `image_size`. Positions are interpolated."""
+
+    def __post_init__(self) -> None:
+        if self.input_side % (self.patch_size * DOWNSAMPLE):
+            raise SettingsError(
+                f"vision.input_size: {self.input_side} is not a multiple of {self.patch_size * DOWNSAMPLE} pixels, "
+                "the size of a token"
+            )
+
+    @property
+    def input_side(self) -> int:
+        """Side of the square that images are stretched to, in pixels."""
+        return self.image_size if self.input_size is None else self.input_size
+
+    @property
+    def grid_side(self) -> int:
+        """Tokens per side of an image."""
+        return self.input_side // (self.patch_size * DOWNSAMPLE)
+
+
+@dataclass(frozen=True)
+class ConnectorConfig:
+    """The transformer between the language model's queries and the diffusion transformer."""
+
+    width: int
+    mlp_width: int
+    depth: int
+    heads: int
+    order: Literal["connector_first", "projector_first", "projector_on_both_sides"] = "connector_first"
+    """Where linear maps stand: after the connector (all released models), before it, or both."""
+
+
+@dataclass(frozen=True)
+class DiffusionTransformerConfig:
+    """SANA."""
+
+    heads: int
+    head_dim: int
+    depth: int
+    cross_heads: int
+    cross_head_dim: int
+    caption_width: int = 2304
+    mlp_ratio: float = 2.5
+    sample_size: int = 16
+    """Side of the latents that it was trained on; only a record."""
+    qk_norm: Literal["rms_norm_across_heads"] | None = None
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How images are generated unless a call says otherwise: as in the official scripts."""
+
+    iterations: int = 20
+    guidance: float = 4.5
+    time_shift: float = 3.0
+    """Above 1, more of the iterations are near pure noise."""
+    negative_prompt: str = ""
+    """What guidance leads away from; "" for the unconditional prompt."""
+
+
+@dataclass(frozen=True)
+class OpenUniConfig(ModelConfig):
+    """A whole OpenUni."""
+
+    title: ClassVar[str] = "OpenUni"
+    dropped: ClassVar[Mapping[str, str]] = {"vision.downsample": "it is 2 in every InternVL3"}
+
+    vision: VisionConfig
+    llm: LanguageModelConfig
+    connector: ConnectorConfig
+    transformer: DiffusionTransformerConfig
+    autoencoder: DCAEConfig = field(default_factory=DCAEConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    num_queries: int = 256
+    latent_scale: float = 0.41407
+    """Latents are multiplied by this, so that they have about unit variance."""
+    grad_scale: float | None = None
+    """Factor on the gradient that understanding sends into the vision tower; None leaves it alone."""
+    image_size: int = 512
+    """Side of the square images that are generated, in pixels."""
+    max_length: int = 2048
+    """Longest sequence in tokens, image included: longer questions and captions lose their end."""
+    max_caption: int = 128
+    """Longest request to generate an image, in tokens. The official code cuts behind the end of the turn instead, so
+    that a long caption loses the marker that tells the model to answer."""
+    system: str = (
+        "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。"
+    )
+    """System prompt of conversations about images: InternVL3's own."""
+
+    @property
+    def token_pixels(self) -> int:
+        """Pixels per side of a latent position, which is what the grid of a generated image counts."""
+        return self.autoencoder.stride
+
+
+_L_512 = OpenUniConfig(
+    vision=VisionConfig(),
+    llm=LanguageModelConfig(
+        hidden_size=1536,
+        intermediate_size=8960,
+        num_hidden_layers=28,
+        num_attention_heads=12,
+        num_key_value_heads=2,
+        vocab_size=151674,
+        tie_word_embeddings=False,
+    ),
+    connector=ConnectorConfig(width=1536, mlp_width=8960, depth=6, heads=24),
+    transformer=DiffusionTransformerConfig(heads=70, head_dim=32, depth=20, cross_heads=20, cross_head_dim=112),
+)
+
+SIZES: dict[str, OpenUniConfig] = {
+    "scenes32": OpenUniConfig(
+        vision=VisionConfig(width=96, mlp_width=256, depth=2, heads=4, image_size=32, patch_size=4),
+        llm=LanguageModelConfig(
+            hidden_size=128,
+            intermediate_size=384,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            num_key_value_heads=4,
+            vocab_size=448,
+            max_position_embeddings=4096,
+            tie_word_embeddings=False,
+            # As in the embedded Show-o2.
+            rope_theta=100.0,
+            # About 1 / sqrt(width), as in the other embedded models.
+            initializer_range=0.09,
+        ),
+        connector=ConnectorConfig(width=128, mlp_width=384, depth=2, heads=4),
+        transformer=DiffusionTransformerConfig(
+            heads=4, head_dim=32, depth=4, cross_heads=4, cross_head_dim=32, caption_width=128, sample_size=4
+        ),
+        autoencoder=DCAEConfig(kind="dct", block_size=8, kept=4),
+        sampling=SamplingConfig(iterations=20, guidance=3.0),
+        num_queries=16,
+        # About unit variance in the lowest frequencies, where objects are. With less, most times are all noise.
+        latent_scale=1.0,
+        image_size=32,
+        # The Scenes tokenizer knows no Chinese, so the prompt would be long and empty.
+        system="",
+    ),
+    "b-512": replace(
+        _L_512,
+        llm=replace(_L_512.llm, hidden_size=896, intermediate_size=4864, num_hidden_layers=24, num_attention_heads=14),
+        connector=ConnectorConfig(width=896, mlp_width=3072, depth=6, heads=14),
+        transformer=DiffusionTransformerConfig(heads=36, head_dim=32, depth=28, cross_heads=16, cross_head_dim=72),
+    ),
+    "l-512": _L_512,
+    "l-1024": replace(
+        _L_512,
+        transformer=replace(_L_512.transformer, sample_size=32, qk_norm="rms_norm_across_heads"),
+        image_size=1024,
+    ),
+}
+
+
+class OpenUniFamily(Family):
+    """The official sizes, and the embedded one for 32-pixel Scenes."""
+
+    model_class = "OpenUni"
+    config_class = OpenUniConfig
+    sampling = SamplingConfig
+    sizes = SIZES
+    tokenizers: ClassVar[Mapping[str, str]] = {
+        "scenes32": str(SCENES_TOKENIZER),
+        "b-512": "OpenGVLab/InternVL3-1B",
+        "l-512": "OpenGVLab/InternVL3-2B",
+        "l-1024": "OpenGVLab/InternVL3-2B",
+    }
+    parts: ClassVar[Mapping[str, Part]] = {
+        "vlm": Part(
+            help="the folder of OpenUni's InternVL3",
+            missing="vlm: set `vlm` to the folder of OpenGVLab/InternVL3-1B or -2B",
+            prefix="lmm.",
+            stem="internvl3",
+        ),
+        "transformer": Part(
+            help="SANA's folder, for OpenUni checkpoints without it",
+            missing="transformer: set `transformer` to SANA's folder (its `transformer` subfolder)",
+            prefix="transformer.",
+            stem=None,
+        ),
+        "autoencoder": Part(
+            help="the folder of SANA's DC-AE",
+            missing="autoencoder: set `autoencoder` to the folder of mit-han-lab/dc-ae-f32c32-sana-1.1-diffusers",
+            prefix="vae.",
+            stem="dc_ae",
+        ),
+    }
+    weighted = ("vision", "llm", "connector", "transformer", "autoencoder", "num_queries")
+    essential = ("meta_queries", "connector.", "projector.")
+
+    def load_tokenizer(self, source: str) -> "PreTrainedTokenizerBase":
+        """With the image tokens of InternVL3 where they are missing."""
+        from infotok_lit.models.openuni.processor import add_missing_tokens
+
+        return add_missing_tokens(super().load_tokenizer(source))
+
+    def tokenizer_folder(self, weights: Path, parts: Mapping[str, Path]) -> Path | None:
+        """That of InternVL3."""
+        return parts.get("vlm")
+
+    def differing_parts(self, found: OpenUniConfig, wanted: OpenUniConfig) -> list[str]:
+        """As for all families, but one position table serves every input size."""
+        same_input = replace(found.vision, input_size=wanted.vision.input_size)
+        return super().differing_parts(replace(found, vision=same_input), wanted)
+
+
+FAMILY = OpenUniFamily()

@@ -1,0 +1,89 @@
+"""What one branch of a step gives, and the summands of the total loss."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+from torch import Tensor
+
+from infotok_lit.batch import Branch, BranchOutput, ReconstructionOutput
+from infotok_lit.errors import SettingsError
+from infotok_lit.metrics.code_usage import code_entropy_bits, code_usage_fraction
+from infotok_lit.objective.distributed import global_mean
+from infotok_lit.objective.term import BranchObjective
+
+
+@dataclass(frozen=True)
+class TaskWeights:
+    """Weights of the base model's own losses in the total. What has weight 0 and serves no term is not computed.
+
+    Args:
+        understanding: Weight of the image-to-text loss.
+        generation: Weight of the text-to-image loss.
+        reconstruction: Weight of drawing the generation batch's images from what the model understands of them.
+    """
+
+    understanding: float = 1.0
+    generation: float = 1.0
+    reconstruction: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, weight in asdict(self).items():
+            if weight < 0:
+                raise SettingsError(f"task_weights.{name} is {weight}; set it to 0 (off) or above")
+
+
+@dataclass(frozen=True)
+class BranchResult:
+    """One branch of one step, in training and in validation."""
+
+    output: BranchOutput
+    task_loss: Tensor
+    """The model's own loss, a mean over the global batch: this rank's share."""
+    objective: BranchObjective
+    answers: list[str] | None = None
+    """What the model answers; None in training, and for generation."""
+
+    def report(self) -> dict[str, Tensor]:
+        """What there is to know about the tokens: the objective's report, and for codes how they are used."""
+        found = self.output.codes
+        if found is None:
+            return self.objective.report
+        usage = {
+            "code_entropy_bits": code_entropy_bits(found.codes, found.num_codes),
+            "code_usage_fraction": code_usage_fraction(found.codes, found.num_codes),
+        }
+        return self.objective.report | usage
+
+
+@dataclass(frozen=True)
+class ReconstructionResult:
+    """The reconstruction loss of one step."""
+
+    task_loss: Tensor
+    """A mean over the global batch: this rank's share."""
+    quantiser_loss: Tensor | None
+    """None for continuous tokens."""
+
+
+def task_loss(output: BranchOutput | ReconstructionOutput) -> Tensor:
+    """The model's own loss, a mean over the global batch: this rank's share; a collective call."""
+    return global_mean(output.loss_sum.float(), output.loss_count)
+
+
+def loss_parts(
+    weights: TaskWeights,
+    results: Mapping[Branch, BranchResult],
+    reconstruction: ReconstructionResult | None = None,
+) -> dict[str, Tensor]:
+    """Every summand of the total loss under a name."""
+    parts = {}
+    for branch, result in results.items():
+        parts[f"{branch}/task"] = getattr(weights, branch) * result.task_loss
+        parts |= {f"{branch}/{term}": value for term, value in result.objective.terms.items()}
+        if result.output.codes is not None and result.output.codes.loss is not None:
+            parts[f"{branch}/quantiser"] = result.output.codes.loss
+    if reconstruction is not None:
+        parts["reconstruction/task"] = weights.reconstruction * reconstruction.task_loss
+        if reconstruction.quantiser_loss is not None:
+            parts["reconstruction/quantiser"] = reconstruction.quantiser_loss
+    return parts

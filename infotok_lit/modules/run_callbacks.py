@@ -1,0 +1,61 @@
+"""What every run gets, whatever its Trainer: random numbers that resume exactly, and data that knows its model."""
+
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+
+from infotok_lit.batch import BRANCHES
+from infotok_lit.data.datamodule import UnifiedDataModule
+from infotok_lit.seeding import seed_of
+
+
+class StepSeed(pl.Callback):
+    """Reseeds torch before every training batch, by a pure function of the seed, the batches so far and the rank.
+
+    Nothing has to be saved but the seed, so a run that is killed at any moment and resumed draws what it would have
+    drawn.
+    """
+
+    def __init__(self) -> None:
+        self.seed: int | None = None
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Take the seed of `seed_everything`; a resumed run then gets its own back."""
+        if self.seed is None:
+            self.seed = torch.initial_seed()
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Seed from (seed, batches so far, rank)."""
+        done = trainer.fit_loop.epoch_loop.batch_progress.total.processed
+        torch.manual_seed(seed_of(self.seed, done, trainer.global_rank))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The seed."""
+        return {"seed": self.seed}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the seed of the run."""
+        self.seed = state_dict["seed"]
+
+
+class DataConnection(pl.Callback):
+    """Connects a UnifiedDataModule with the module that it feeds, and logs what it could not use.
+
+    Other data is left alone.
+    """
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Before any loader is made; the base model, which has the processor, is built after this."""
+        if isinstance(trainer.datamodule, UnifiedDataModule):
+            negatives = {branch: pl_module.hard_negatives(branch) for branch in BRANCHES}
+            trainer.datamodule.connect(lambda: pl_module.base.processor, negatives)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Log how many broken samples training has skipped so far."""
+        if isinstance(trainer.datamodule, UnifiedDataModule) and trainer.global_step % trainer.log_every_n_steps == 0:
+            pl_module.log("data/broken_samples", float(trainer.datamodule.broken_samples))
