@@ -25,6 +25,7 @@ COMMANDS = {
     "probe": ("infotok_lit.commands.probe", "measure what the tokens of a model hold about Scenes, in bits"),
     "compress": ("infotok_lit.commands.compress", "compress a video to the tokens that it deserves"),
     "decompress": ("infotok_lit.commands.decompress", "decode what `compress` wrote"),
+    "rate_distortion": ("infotok_lit.commands.rate_distortion", "quality of compressed videos against their bits"),
     "video_evidence": ("infotok_lit.commands.video_evidence", "measure what a video tokenizer gains by choosing"),
     "bench": ("infotok_lit.commands.bench", "time training steps per term, or (`bench inference`) the caches"),
 }
@@ -60,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _usage() -> str:
-    lines = [f"  {name:<15}{text}" for name, (_, text) in COMMANDS.items()]
+    lines = [f"  {name:<17}{text}" for name, (_, text) in COMMANDS.items()]
     return "usage: python -m infotok_lit SUBCOMMAND [...]\n\n" + "\n".join(lines) + "\n\nSUBCOMMAND --help says more."
 
 

@@ -19,15 +19,25 @@ def main(argv: Sequence[str]) -> int:
     arguments = parser.parse_args(argv[1:])
     if arguments.out.exists() and not arguments.force:
         parser.error(f"{arguments.out} exists; choose another folder, or replace it with --force")
-    from infotok_lit.checkpoints import CheckpointError, find_checkpoint, read_run
+    from infotok_lit.checkpoints import CHECKPOINT_KEY, CheckpointError, find_checkpoint, read_run
     from infotok_lit.models.export import export_model, run_provenance
     from infotok_lit.modules.base_model import rebuild_base
+    from infotok_lit.modules.video_tokenizer import export_run
+    from infotok_lit.video.folder import FAMILY
 
     try:
         path = find_checkpoint(arguments.ckpt) or arguments.ckpt
         if not path.is_file():
             raise FileNotFoundError(f"there is no checkpoint of a run at {path}")
         checkpoint = read_run(path)
+        if checkpoint[CHECKPOINT_KEY]["family"] == FAMILY:
+            if arguments.format != "safetensors" or arguments.dtype is not None:
+                raise ValueError(
+                    "a video tokenizer is exported to safetensors as it is: leave out --format and --dtype"
+                )
+            export_run(checkpoint, path, arguments.out, arguments.force)
+            sys.stdout.write(f"wrote {arguments.out}\n")
+            return 0
         base = rebuild_base(checkpoint)
     except (CheckpointError, FileNotFoundError, ValueError) as error:
         parser.error(str(error))

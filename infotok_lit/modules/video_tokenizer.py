@@ -206,6 +206,13 @@ def rebuild_tokenizer(checkpoint: dict[str, Any], source: str) -> VideoTokenizer
     return tokenizer.eval()
 
 
+def export_run(checkpoint: dict[str, Any], source: Path, out: Path, force: bool = False) -> None:
+    """Write the tokenizer of a run's checkpoint, which `source` names, as an inference folder."""
+    saved = checkpoint[CHECKPOINT_KEY]
+    provenance = {"run": source, "step": saved["step"], "rates": saved["rates"]["strategy"]}
+    export_tokenizer(rebuild_tokenizer(checkpoint, str(source)), out, provenance, force)
+
+
 class ExportTokenizer(pl.Callback):
     """At the end of `fit`, write the tokenizer as an inference folder.
 

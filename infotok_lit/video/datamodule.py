@@ -101,7 +101,7 @@ class ClipDataModule(LightningDataModule):
             side: Height and width in pixels: a multiple of its spatial compression.
             batch_size: Clips per process and step.
             val_batch_size: Clips per process and validation step.
-            val_clips: How many clips validation uses: the first ones, always the same, cut from the middle.
+            val_clips: How many clips validation uses: the first ones, always the same, and cropped in the middle.
             num_workers: Worker processes per loader.
             augmentation: What training clips go through.
             max_broken_share: Training stops when more than this share of the videos is broken.

@@ -222,11 +222,17 @@ def _encode(path: Path, frames: Iterable[np.ndarray], frame_rate: Fraction) -> N
     remaining = iter(frames)
     first = next(remaining)
     height, width = first.shape[:2]
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=frame_rate, options=options)
-        stream.width, stream.height = width, height
-        # Halved colour needs even sides.
-        stream.pix_fmt = "yuv444p" if pixel_format == "yuv420p" and (width % 2 or height % 2) else pixel_format
-        for frame in chain([first], remaining):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode())
+    try:
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream(codec, rate=frame_rate, options=options)
+            stream.width, stream.height = width, height
+            # Halved colour needs even sides.
+            stream.pix_fmt = "yuv444p" if pixel_format == "yuv420p" and (width % 2 or height % 2) else pixel_format
+            for frame in chain([first], remaining):
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            container.mux(stream.encode())
+    except (av.FFmpegError, OverflowError) as error:
+        raise DataError(
+            f"{width} x {height} pixels at {float(frame_rate):g} frames a second cannot be written as {path.name} "
+            f"({error}): write a folder of PNG files"
+        ) from error

@@ -152,6 +152,16 @@ def test_the_run_leaves_its_moving_average(whole) -> None:
     assert not torch.equal(exported.state_dict()[name], current[f"tokenizer.{name}"])
 
 
+def test_a_checkpoint_is_exported_from_the_command_line(whole, tmp_path, capsys) -> None:
+    _, trainer, _ = whole
+    checkpoint = str(Path(trainer.log_dir, "checkpoints", "epoch=0-step=6.ckpt"))
+    assert command_line(["export", "--ckpt", checkpoint, "--out", str(tmp_path / "out")]) == 0
+    own = dict(load_tokenizer(tmp_path / "out").named_parameters())
+    left = load_tokenizer(Path(trainer.log_dir, "export"))
+    assert all(torch.equal(own[name], parameter) for name, parameter in left.named_parameters())
+    assert "wrote" in capsys.readouterr().out
+
+
 def test_training_starts_from_an_export_or_a_run(whole, tmp_path) -> None:
     _, trainer, _ = whole
     wanted = dict(load_tokenizer(Path(trainer.log_dir, "export")).named_parameters())
