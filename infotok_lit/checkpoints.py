@@ -1,39 +1,40 @@
-"""Reading weight files, and translating between official parameter names and ours.
+"""Checkpoints: official names, weights in files and folders, the checkpoints of runs, and exported folders.
 
-Every file is read with `weights_only=True`; every load is strict and names what does not fit.
+How a file is read without executing anything is said in weight_files.py; here is what the files hold. Every load is
+strict and names what does not fit.
 """
 
+from __future__ import annotations
+
 import json
-import pickle
 import re
-import struct
 import warnings
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor
+from infotok_lit.errors import MissingFileError
+from infotok_lit.weight_files import (
+    CheckpointError,
+    check_checksums,
+    check_kind,
+    local_checkpoint,
+    read_json,
+    read_pickle,
+    read_safetensors,
+)
 
-from infotok_lit.errors import ExplainedError, MissingFileError
+if TYPE_CHECKING:
+    from torch import Tensor
 
-State = dict[str, Tensor]
+State = dict[str, "Tensor"]
 
-WEIGHTS_FILES = ("model.safetensors", "diffusion_pytorch_model.safetensors", "pytorch_model.bin")
-"""What transformers and diffusers call the file in a folder; a large one is split, and described by FILE.index.json."""
-WRAPPERS = ("state_dict", "model", "module")
-FILE_ERRORS = (RuntimeError, EOFError, OSError, zipfile.BadZipFile)
-OPCODE_ERRORS = (AttributeError, LookupError, TypeError, ValueError, struct.error)
-"""What the unpickler raises, beside its own error, for bytes that are no pickle."""
 SHOWN = 5
+"""How many names a message lists."""
 
 
-class CheckpointError(ExplainedError, ValueError):
-    """A checkpoint cannot be used; the message names the file, what is wrong, and the mend."""
+# Names: official ones and ours
 
 
 @dataclass(frozen=True)
@@ -108,59 +109,37 @@ def _describe_problems(problems: Mapping[str, Sequence[str]], source: str) -> st
     return "\n".join(lines)
 
 
-def read_weights(path: str | Path) -> State:
+# Weight files
+
+WEIGHTS_FILES = ("model.safetensors", "diffusion_pytorch_model.safetensors", "pytorch_model.bin")
+"""What transformers and diffusers call the file in a folder; a large one is split, and described by FILE.index.json."""
+WRAPPERS = ("state_dict", "model", "module")
+
+
+def read_weights(source: str | Path) -> State:
     """The tensors of a .safetensors or .pth/.pt/.ckpt/.bin file, or of a folder that transformers or diffusers wrote.
 
     One wrapping dictionary (`state_dict`, `model` or `module`) and a leading `module.` in the names are removed.
 
     Raises:
-        MissingFileError: if there is nothing at `path`.
-        CheckpointError: if it cannot be read, is truncated, or holds anything but tensors.
+        MissingFileError: if there is nothing at `source`.
+        CheckpointError: if it cannot be read, is damaged, or holds anything but tensors.
     """
-    path = Path(path)
-    if not path.exists():
-        raise MissingFileError(f"no checkpoint at {path}")
+    path = local_checkpoint(source)
     if path.is_dir():
         return _read_folder(path)
-    loaded = _read_safetensors(path) if path.suffix == ".safetensors" else read_pickle(path)
+    return _read_file(path)
+
+
+def _read_file(path: Path) -> State:
+    loaded = read_safetensors(path) if path.suffix == ".safetensors" else read_pickle(path)
     return unwrap(loaded, str(path))
-
-
-def read_pickle(path: Path, mmap: bool = False) -> Any:
-    """What a file written by torch.save holds, read with `weights_only=True`.
-
-    Args:
-        mmap: read tensors when they are used: to look into a large file.
-
-    Raises:
-        CheckpointError: if it is damaged, or holds anything that is not plain data.
-    """
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except pickle.UnpicklingError as error:
-        if path.stat().st_size > 0 and "Weights only load failed" in str(error):
-            raise CheckpointError(
-                f"{path} holds more than tensors and plain data, so it is not read with weights_only=True; "
-                f"save its state dict alone and load that ({_first_line(error)})"
-            ) from error
-        raise _unreadable(path, error) from error
-    except (*FILE_ERRORS, *OPCODE_ERRORS) as error:
-        raise _unreadable(path, error) from error
-
-
-def _read_safetensors(path: Path) -> State:
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: Path, error: Exception) -> CheckpointError:
-    return CheckpointError(f"{path} cannot be read ({_first_line(error)}); it may be truncated: fetch it again")
 
 
 def unwrap(loaded: object, source: str) -> State:
     """The flat state dict inside what a checkpoint file held."""
+    from torch import Tensor
+
     for wrapper in WRAPPERS:
         if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
             loaded = loaded[wrapper]
@@ -173,22 +152,23 @@ def unwrap(loaded: object, source: str) -> State:
 def _read_folder(path: Path) -> State:
     for name in WEIGHTS_FILES:
         if (path / name).exists():
-            return read_weights(path / name)
+            return _read_file(path / name)
         index = path / f"{name}.index.json"
         if index.exists():
-            return {key: tensor for shard in _shards(index) for key, tensor in read_weights(path / shard).items()}
+            return {key: tensor for shard in _shards(index) for key, tensor in _read_file(path / shard).items()}
     raise MissingFileError(f"{path} holds neither {' nor '.join(WEIGHTS_FILES)}, whole or split with an index")
 
 
 def _shards(index: Path) -> list[str]:
-    try:
-        return sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{index} is not an index of weights ({_first_line(error)}): fetch it again") from error
+    names = read_json(index, "is not an index of weights").get("weight_map")
+    if not isinstance(names, dict) or not all(_is_plain_name(name) for name in names.values()):
+        raise CheckpointError(f"{index} is not an index of weights: fetch it again")
+    return sorted(set(names.values()))
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+def _is_plain_name(name: object) -> bool:
+    """Whether this names a file in the same folder, and neither a folder nor a way out."""
+    return isinstance(name, str) and name == Path(name).name and name not in ("", "..")
 
 
 # Runs: what `fit` leaves
@@ -201,43 +181,67 @@ def find_checkpoint(source: Path) -> Path | None:
     """The training checkpoint at `source`: itself, or the newest one inside a run folder; None if neither."""
     if source.is_dir():
         return newest_checkpoint([source])
-    return source if source.suffix == ".ckpt" and source.exists() and is_run_checkpoint(source) else None
+    return source if source.suffix == ".ckpt" and is_run_checkpoint(source) else None
 
 
 def newest_checkpoint(folders: Sequence[Path]) -> Path | None:
-    """The newest checkpoint of a run below some folders; None if there is none.
+    """The newest whole checkpoint of a run below some folders; None if there is none.
 
-    A newer file that is no whole checkpoint is passed over with a warning: a run that is killed while it writes, and
-    whose temporary folder is on another disk, leaves one.
+    One that is newer and damaged (a run was killed while it wrote, or a disk changed a bit) is passed over with a
+    warning. Each candidate is read once.
     """
-    found = {path for folder in folders for path in folder.rglob("*.ckpt")}
+    found = {path for folder in folders for path in folder.rglob("*.ckpt") if path.is_file()}
     for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True):
-        if is_run_checkpoint(path):
-            return path
-        warnings.warn(
-            f"{path} is passed over: it is no checkpoint of a run, or was cut off while it was written", stacklevel=2
-        )
+        try:
+            return run_checkpoint(path)
+        except (CheckpointError, MissingFileError) as error:
+            warnings.warn(f"{path} is passed over for an older checkpoint: {error}", stacklevel=2)
     return None
+
+
+def run_checkpoint(source: str | Path) -> Path:
+    """The checkpoint file to resume a run from, after a look at all of it.
+
+    Raises:
+        MissingFileError: if there is none.
+        CheckpointError: if it is a URL, a folder, damaged, or no checkpoint of a run; the message says which.
+    """
+    path = local_checkpoint(source)
+    check_kind(path)
+    check_checksums(path)
+    _require_run(read_pickle(path, mmap=True), path)
+    return path
 
 
 def is_run_checkpoint(path: Path) -> bool:
     """Whether a file is a checkpoint of a run of ours (and not, say, the official kl16.ckpt)."""
     try:
-        return CHECKPOINT_KEY in read_pickle(path, mmap=True)
-    except (CheckpointError, TypeError):
+        _require_run(read_pickle(path, mmap=True), path)
+    except (CheckpointError, MissingFileError):
         return False
+    return True
 
 
-def read_run(path: Path) -> dict[str, Any]:
+def read_run(source: str | Path) -> dict[str, Any]:
     """A run's checkpoint: its state dict, and under "infotok_lit" what rebuilds the model.
 
     Raises:
+        MissingFileError: if there is none.
         CheckpointError: if the file is damaged or is not one of ours.
     """
+    path = local_checkpoint(source)
     checkpoint = read_pickle(path)
-    if not isinstance(checkpoint, dict) or CHECKPOINT_KEY not in checkpoint:
-        raise CheckpointError(f"{path} is not a checkpoint of an infotok_lit run")
+    _require_run(checkpoint, path)
     return checkpoint
+
+
+def _require_run(checkpoint: object, path: Path) -> None:
+    if not (
+        isinstance(checkpoint, dict)
+        and isinstance(checkpoint.get(CHECKPOINT_KEY), dict)
+        and isinstance(checkpoint.get("state_dict"), dict)
+    ):
+        raise CheckpointError(f"{path} is not a checkpoint of an infotok_lit run")
 
 
 # The inference folder: what training leaves behind, and what every inference command reads
@@ -249,6 +253,7 @@ def read_run(path: Path) -> dict[str, Any]:
 
 CONFIG_FILE = "config.json"
 FORMAT = 1
+NO_EXPORT = "does not describe an exported model"
 
 
 def write_config(folder: Path, family: str, config: dict[str, Any]) -> None:
@@ -260,10 +265,11 @@ def write_config(folder: Path, family: str, config: dict[str, Any]) -> None:
 def exported_family(folder: Path) -> str | None:
     """The family of an exported folder; None for anything else, such as a folder that transformers wrote."""
     try:
-        content = json.loads((folder / CONFIG_FILE).read_text())
-        return content["family"] if "format" in content else None
-    except (OSError, ValueError, KeyError, TypeError):
+        content = read_json(folder / CONFIG_FILE, NO_EXPORT)
+    except CheckpointError:
         return None
+    family = content.get("family")
+    return family if {"format", "config"} <= content.keys() and isinstance(family, str) else None
 
 
 def read_folder(folder: Path) -> tuple[str, dict[str, Any]]:
@@ -273,17 +279,15 @@ def read_folder(folder: Path) -> tuple[str, dict[str, Any]]:
         MissingFileError: if the folder has none.
         CheckpointError: if it is not one of ours.
     """
-
     path = folder / CONFIG_FILE
     if not path.exists():
         raise MissingFileError(f"{folder} is not an exported model: it has no {CONFIG_FILE}")
-    try:
-        content = json.loads(path.read_text())
-        version, family, config = content["format"], content["family"], content["config"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} does not describe an exported model ({error})") from error
-    if version != FORMAT:
-        raise CheckpointError(f"{path} has format {version}; this version of infotok_lit reads format {FORMAT}")
+    content = read_json(path, NO_EXPORT)
+    family, config = content.get("family"), content.get("config")
+    if "format" not in content or not isinstance(family, str) or not isinstance(config, dict):
+        raise CheckpointError(f"{path} {NO_EXPORT}: it needs `format`, `family` and `config`")
+    if content["format"] != FORMAT:
+        raise CheckpointError(f"{path} has format {content['format']}; this version of infotok_lit reads {FORMAT}")
     return family, config
 
 

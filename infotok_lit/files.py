@@ -1,6 +1,11 @@
-"""Files that appear whole or not at all. Standard library only."""
+"""Files and folders that appear whole or not at all. Standard library only."""
 
 import os
+import shutil
+import tempfile
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 
 
@@ -12,3 +17,49 @@ def write_whole(path: Path, content: bytes) -> None:
         staging.replace(path)
     finally:
         staging.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(path: Path, replaced: Collection[str] | None = None) -> Iterator[Path]:
+    """A folder to write into, which is `path` if the body ends well; else it is gone, and `path` is as it was.
+
+    It is written beside `path` and renamed at the end, so a full disk or a kill costs nothing that was there before.
+    All may read it.
+
+    Args:
+        replaced: the names of the files in the folder that stands at `path` and is to go. They alone are deleted: what
+            else is found there in the end stays, in a hidden folder beside. None where nothing stands there.
+    """
+    staging = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    try:
+        yield staging
+        # Temporary folders, and the files that some libraries write, are for their owner alone.
+        staging.chmod(0o755)
+        for file in staging.iterdir():
+            file.chmod(0o644)
+        if replaced is None:
+            staging.rename(path)
+        else:
+            _swap(staging, path, replaced)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _swap(new: Path, path: Path, replaced: Collection[str]) -> None:
+    old = Path(tempfile.mkdtemp(prefix=f".{path.name}-old-", dir=path.parent))
+    path.rename(old)
+    try:
+        new.rename(path)
+    except OSError:
+        old.rename(path)
+        raise
+    for name in replaced:
+        (old / name).unlink(missing_ok=True)
+    if not any(old.iterdir()):
+        old.rmdir()
+
+
+def free_path(path: Path) -> Path:
+    """`path`, or where something stands there, the first of `path-2`, `path-3`, ... where nothing does."""
+    candidates = (path if number == 1 else path.with_name(f"{path.name}-{number}") for number in count(1))
+    return next(candidate for candidate in candidates if not os.path.lexists(candidate))

@@ -89,6 +89,7 @@ def your_data(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "data"
     shutil.copytree(PHOTOS, folder / "images")
+    (tmp_path / "photos").symlink_to(PHOTOS)
     rows = json.loads((PHOTOS / "annotations.json").read_text())
     for name in ("train.json", "val.json"):
         (folder / name).write_text(json.dumps(rows))
@@ -196,8 +197,8 @@ def refusal(capsys, *arguments: str) -> str:
             "data.init_args.train: 'Folder' is not the path of a class, such as infotok_lit.scenes.Scenes",
         ),
         (
-            "trainer.callbacks+=infotok_lit.callbacks.Drawinks",
-            "trainer.callbacks: infotok_lit.callbacks has no Drawinks; did you mean Drawings?",
+            "trainer.callbacks+=infotok_lit.callbacks.ActiveUnitz",
+            "trainer.callbacks: infotok_lit.callbacks has no ActiveUnitz; did you mean ActiveUnits?",
         ),
     ],
 )
@@ -217,6 +218,7 @@ def test_a_wrong_option_is_one_sentence(argument, said, capsys) -> None:
         ("model.init_args.optimiser.lr=-1", "must not be negative"),
         ("data.init_args.val_batch_size=0", "must be at least 1"),
         ("trainer.accelerator=gpuu", "invalid accelerator name"),
+        ("trainer.callbacks+=infotok_lit.callbacks.Drawings", "is now infotok_lit.callbacks.GeneratedImages"),
     ],
 )
 def test_a_value_that_a_class_refuses_is_its_sentence(argument, said, capsys) -> None:
@@ -368,10 +370,12 @@ def imports_of(path: Path) -> set[str]:
     ("folder", "allowed"),
     [
         ("batch.py", {"errors"}),
-        ("checkpoints.py", {"errors", "files"}),
+        ("weight_files.py", {"errors"}),
+        ("checkpoints.py", {"errors", "weight_files"}),
+        ("hub.py", {"checkpoints", "errors", "weight_files"}),
         ("pictures.py", {"files"}),
         ("objective", {"objective", "batch", "errors"}),
-        ("models", {"models", "assets", "batch", "checkpoints", "errors", "files", "seeding", "__version__"}),
+        ("models", {"models", "assets", "batch", "checkpoints", "errors", "files", "hub", "seeding", "__version__"}),
         ("data", {"data", "batch", "errors", "files"}),
         ("scenes", {"scenes", "metrics", "batch", "assets", "errors", "files", "seeding"}),
         ("metrics", {"metrics", "batch", "errors"}),
@@ -380,7 +384,7 @@ def imports_of(path: Path) -> set[str]:
         (
             "modules",
             {"modules", "models", "video", "budgets", "objective", "data", "scenes", "metrics", "assets"}
-            | {"batch", "checkpoints", "errors", "files", "seeding"},
+            | {"batch", "checkpoints", "errors", "files", "hub", "seeding"},
         ),
     ],
 )

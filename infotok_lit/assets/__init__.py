@@ -8,6 +8,8 @@ from pathlib import Path
 
 from infotok_lit.errors import MissingFileError, SettingsError, did_you_mean
 
+EMBEDDED = "embedded"
+"""How a configuration names the base that ships for its family and size."""
 ASSETS = Path(__file__).parent
 QUICKSTART_CONFIG = ASSETS / "quickstart.yaml"
 DEFAULTS_CONFIG = ASSETS / "defaults.yaml"

@@ -6,6 +6,7 @@ from infotok_lit.callbacks.codebook import Codebook
 from infotok_lit.callbacks.constraints import Constraints
 from infotok_lit.callbacks.export import ExportInference
 from infotok_lit.callbacks.generated_images import GeneratedImages
+from infotok_lit.callbacks.history import RunResult
 from infotok_lit.callbacks.information_plane import InformationPlane
 from infotok_lit.callbacks.progress import Progress, StartingValues
 from infotok_lit.callbacks.report import FinalReport
@@ -23,6 +24,7 @@ __all__ = [
     "GeneratedImages",
     "InformationPlane",
     "Progress",
+    "RunResult",
     "SceneProbes",
     "StartingValues",
     "TokenSimilarity",

@@ -1,21 +1,44 @@
 """Strips the heads at the end of training and leaves an inference folder in the run."""
 
+import os
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.utilities import rank_zero_warn
 
-from infotok_lit.models.export import DType, Format, export_model, run_provenance
+from infotok_lit.errors import SettingsError
+from infotok_lit.files import free_path
+from infotok_lit.models.export import (
+    DType,
+    ExportError,
+    ExportExistsError,
+    Format,
+    Weights,
+    export_model,
+    replaceable_files,
+    run_provenance,
+)
+from infotok_lit.models.unified import UnifiedModel
+from infotok_lit.modules.base_model import average_updates, weights_in_words
+
+DEFAULT_FOLDER = "export"
 
 
 class ExportInference(pl.Callback):
     """At the end of `fit`, write the model without everything that only training needs.
 
+    No training ends without weights: where the folder cannot be written or replaced after all, they go to the next free
+    name beside it, or into the run.
+
     Args:
         folder: Where to write; default: `export` in the run folder.
         file_format: `safetensors`, or `pth` for the official single files.
         dtype: Cast the weights; default: as they were trained.
-        force: Replace an existing folder.
+        force: Replace an earlier export; anything else is never replaced.
+        weights: Under a callback that averages weights (EMAWeightAveraging), the average, which validation measures, or
+            the raw weights of the last step. Without one the two are the same.
     """
 
     def __init__(
@@ -24,29 +47,96 @@ class ExportInference(pl.Callback):
         file_format: Format = "safetensors",
         dtype: DType | None = None,
         force: bool = False,
+        weights: Weights = "averaged",
     ) -> None:
         self.folder = folder
         self.file_format = file_format
         self.dtype = dtype
-        self.force = force
+        # The run's own export folder can only hold an earlier export of the same run.
+        self.force = force or folder is None
+        self.weights = weights
+        self.written: Path | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Refuse a target that exists before training, not after."""
-        if stage == "fit" and self.folder is not None and Path(self.folder).exists() and not self.force:
-            raise FileExistsError(f"ExportInference: {self.folder} exists; choose another folder or set force: true")
+        """Refuse before training, not after: a target that exists or cannot be written, raw weights that are lost."""
+        if stage != "fit":
+            return
+        averager = _averager(trainer)
+        if self.weights == "raw" and averager and trainer.callbacks.index(averager) < trainer.callbacks.index(self):
+            raise SettingsError(
+                f"ExportInference: {type(averager).__name__} puts the average in the place of the raw weights before "
+                "these can be exported: list ExportInference before it, or set weights: averaged"
+            )
+        if self.folder is not None:
+            self._check_folder(Path(self.folder))
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Export raw weights before an average takes their place."""
+        if self.weights == "raw":
+            self._export(trainer, pl_module)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Export on the first process."""
+        """Export."""
+        if self.weights != "raw":
+            self._export(trainer, pl_module)
+
+    def target(self, run: Path) -> Path:
+        """The folder that `fit` leaves, given the run's; after `fit`, the one that it did leave."""
+        return self.written or (Path(self.folder) if self.folder is not None else run / DEFAULT_FOLDER)
+
+    def _check_folder(self, folder: Path) -> None:
+        try:
+            replaceable_files(folder, self.force)
+        except ExportExistsError as error:
+            if not self.force:
+                raise ExportExistsError(
+                    f"ExportInference: {folder} exists; choose another folder or set force: true to replace an export"
+                ) from error
+            rank_zero_warn(f"ExportInference: {error}. This run's export goes to {free_path(folder)}")
+        above = next(parent for parent in folder.absolute().parents if parent.exists())
+        if not os.access(above, os.W_OK):
+            raise ExportError(f"ExportInference: {folder} cannot be written, because {above} is read-only")
+
+    def _export(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """On the first process, write to the folder or, where that fails, to where there is room."""
         run = Path(trainer.log_dir or trainer.default_root_dir)
         if not trainer.is_global_zero:
             return
-        checkpoint: dict[str, Any] = {}
+        checkpoint: dict[str, Any] = {"state_dict": {}}
         pl_module.on_save_checkpoint(checkpoint)
-        # The run's own export folder can only hold an earlier export of the same run.
-        force = self.force or self.folder is None
+        averager = _averager(trainer)
+        if averager:
+            averager.on_save_checkpoint(trainer, pl_module, checkpoint)
+        if self.weights == "averaged" and average_updates(checkpoint) == 0:
+            rank_zero_warn("ExportInference: the average was never updated, so it is what training began with")
         with pl_module.plain_base() as base:
-            export_model(base, self.target(run), run_provenance(checkpoint, run), self.file_format, self.dtype, force)
+            try:
+                self.written = self._write(base, self.target(run), checkpoint, run)
+            except ExportError as error:
+                if self.folder is None:
+                    raise
+                rank_zero_warn(f"ExportInference: {error}; the export goes into the run instead")
+                self.written = self._write(base, run / DEFAULT_FOLDER, checkpoint, run)
 
-    def target(self, run: Path) -> Path:
-        """The folder that `fit` leaves, given the run's."""
-        return Path(self.folder) if self.folder is not None else run / "export"
+    def _write(self, base: UnifiedModel, out: Path, checkpoint: dict[str, Any], run: Path) -> Path:
+        try:
+            replaceable_files(out, self.force, set(base.official_weights()))
+        except ExportExistsError as error:
+            rank_zero_warn(f"ExportInference: {error}")
+            out = free_path(out)
+        words = weights_in_words(checkpoint, self.weights)
+        export_model(
+            base,
+            out,
+            run_provenance(checkpoint, run, words),
+            self.file_format,
+            self.dtype,
+            self.force,
+            weights="averaged" if words.startswith("moving") else "raw",
+            init_from=checkpoint["infotok_lit"]["init_from"],
+        )
+        return out
+
+
+def _averager(trainer: pl.Trainer) -> WeightAveraging | None:
+    return next((callback for callback in trainer.callbacks if isinstance(callback, WeightAveraging)), None)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from infotok_lit.batch import BRANCHES, Branch, GenerationBatch, UnderstandingSample
 from infotok_lit.metrics.cka import LinearCKA
-from infotok_lit.models.common.processor import text_key
+from infotok_lit.models.common.text import text_key
 from infotok_lit.modules.losses import BranchResult
 from infotok_lit.objective.distributed import gather_rows
 from infotok_lit.pictures import to_uint8

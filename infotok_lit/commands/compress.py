@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from infotok_lit.commands.command_line import progress_bar
 from infotok_lit.commands.parsing import run
+from infotok_lit.commands.progress import progress_bar
 
 if TYPE_CHECKING:
     from infotok_lit.video.codec import CompressionReport
@@ -85,14 +85,10 @@ def describe(report: "CompressionReport") -> str:
 def open_tokenizer(model: str, device: str) -> "VideoTokenizer":
     """The tokenizer that `--model` and `--device` name; errors say what is wrong with them."""
     from infotok_lit.assets import ASSETS
-    from infotok_lit.commands.model_choice import chosen_device
-    from infotok_lit.errors import SettingsError
+    from infotok_lit.model_choice import chosen_device
     from infotok_lit.video.folder import load_tokenizer
 
-    try:
-        place = chosen_device(device)
-    except ValueError as error:
-        raise SettingsError(str(error)) from error
+    place = chosen_device(device)
     return load_tokenizer(ASSETS / "videotok_scenes" if model == EMBEDDED else Path(model)).to(place)
 
 

@@ -1,13 +1,13 @@
 """`decompress`: a stream that `compress` wrote, as a video again."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from infotok_lit.commands.command_line import ShowProgress, progress_bar
 from infotok_lit.commands.compress import open_tokenizer, refuse_existing
 from infotok_lit.commands.parsing import run
+from infotok_lit.commands.progress import progress_bar
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,7 +46,7 @@ def decompress(
     sys.stdout.write(f"wrote {out}: {count} frames of {video.header.width} x {video.header.height} pixels\n")
 
 
-def _watched(frames: Iterator["np.ndarray"], count: int, show: ShowProgress) -> Iterator["np.ndarray"]:
+def _watched(frames: Iterator["np.ndarray"], count: int, show: Callable[[float, str], None]) -> Iterator["np.ndarray"]:
     for number, frame in enumerate(frames, start=1):
         show(number, f"frames: {number}/{count}")
         yield frame

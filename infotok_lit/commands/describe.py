@@ -1,8 +1,7 @@
-"""Ask models about images: one line per answer, `image<TAB>prompt<TAB>answer`; several models answer side by side."""
+"""`describe`: ask models about images; one line per answer, several models side by side."""
 
-import argparse
 import glob
-import json
+import json as json_format
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,14 +9,17 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from infotok_lit.commands.command_line import ProgressBar, at_least, progress_bar
-from infotok_lit.commands.model_choice import ModelChoice, labels
+from jsonargparse.typing import PositiveInt
+
+from infotok_lit.commands.parsing import run
+from infotok_lit.commands.progress import ProgressBar, progress_bar
+from infotok_lit.errors import MissingFileError
+from infotok_lit.inference import QUESTION, InferenceModel
+from infotok_lit.model_choice import ModelOptions, choose, labels
 
 if TYPE_CHECKING:
-    from infotok_lit.batch import UnderstandingSample
-    from infotok_lit.models.unified import UnifiedModel
+    from PIL.Image import Image
 
-DEFAULT_PROMPT = "Describe the image in detail."
 IMAGE_SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".pgm", ".tif", ".tiff", ".webp"))
 """What counts as an image in a folder; a file that is named is read whatever its suffix."""
 
@@ -33,39 +35,54 @@ class Reply(NamedTuple):
     answer: str
 
 
-def main(argv: Sequence[str]) -> int:
-    """`describe --model DIR --image X`; 1 if an image could not be read."""
-    parser = _parser()
-    arguments = parser.parse_args(argv[1:])
-    try:
-        choices = ModelChoice.each_from_arguments(arguments)
-        reader = Reader(find_images(arguments.image), arguments.prompt or [DEFAULT_PROMPT])
-        model = choices[0].load()
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
+def describe(
+    model: list[str],
+    image: list[str],
+    options: ModelOptions,
+    prompt: list[str] | None = None,
+    max_new_tokens: PositiveInt = 64,
+    batch_size: PositiveInt = 8,
+    json: bool = False,
+) -> int:
+    """Ask models about images: one line per answer, `image<TAB>prompt<TAB>answer`; several models answer side by side.
+
+    Args:
+        model: An exported folder, a run, an official checkpoint, or a name on the Hugging Face hub; or several.
+        image: Image files, folders of images, or quoted glob patterns.
+        prompt: What to ask about every image; default: to describe it in detail.
+        max_new_tokens: The longest answer.
+        batch_size: Questions at a time.
+        json: Print one JSON object per line, with answers as they are.
+
+    Returns:
+        1 if an image could not be read, else 0.
+    """
+    choices = [choose(source, options) for source in model]
+    reader = Reader(find_images(image), prompt or [QUESTION])
+    loaded = InferenceModel(choices[0].load())
     total = len(reader) * len(choices)
     with progress_bar(total, shown=total > 1) as bar:
         if len(choices) == 1:
-            for row in ask(choices[0], model, reader, arguments, bar):
-                bar.write(_json(row._asdict()) if arguments.json else _tabbed(row))
+            for row in ask(loaded, reader, max_new_tokens, batch_size, bar):
+                bar.write(_json(row._asdict()) if json else _tabbed(row))
             return 1 if reader.broken else 0
-        columns = [list(ask(choices[0], model, reader, arguments, bar))]
+        columns = [list(ask(loaded, reader, max_new_tokens, batch_size, bar))]
         for done, choice in enumerate(choices[1:], 1):
             # One model at a time.
-            del model
-            model = choice.load()
-            columns.append(list(ask(choice, model, reader, arguments, bar, done * len(reader))))
-    show_side_by_side(labels(choices), columns, arguments.json)
+            del loaded
+            loaded = InferenceModel(choice.load())
+            columns.append(list(ask(loaded, reader, max_new_tokens, batch_size, bar, done * len(reader))))
+    show_side_by_side(labels(choices), columns, json)
     return 1 if reader.broken else 0
 
 
+def main(argv: Sequence[str]) -> int:
+    """`describe` of the command line."""
+    return run(describe, argv)
+
+
 def ask(
-    choice: ModelChoice,
-    model: "UnifiedModel",
-    reader: "Reader",
-    arguments: argparse.Namespace,
-    bar: ProgressBar,
-    before: int = 0,
+    model: InferenceModel, reader: "Reader", max_new_tokens: int, batch_size: int, bar: ProgressBar, before: int = 0
 ) -> Iterator[Reply]:
     """The model's answer to every question, as they come.
 
@@ -73,15 +90,12 @@ def ask(
         before: questions that the bar counts as done already.
     """
     done = before
-    for samples in batches(reader, arguments.batch_size):
-        pixel_values = model.processor.pixels([sample.image for sample in samples])
-        prompts = [sample.question for sample in samples]
-        with choice.running(model) as device:
-            answers = model.describe(pixel_values.to(device), prompts, arguments.max_new_tokens)
-        for sample, answer in zip(samples, answers, strict=True):
-            yield Reply(sample.name, sample.question, answer)
-        done += len(samples)
-        bar.show(done + len(reader.broken) * len(reader.prompts), samples[-1].name)
+    for questions in batches(reader, batch_size):
+        answers = model.answers([one.image for one in questions], [one.prompt for one in questions], max_new_tokens)
+        for question, answer in zip(questions, answers, strict=True):
+            yield Reply(question.name, question.prompt, answer)
+        done += len(questions)
+        bar.show(done + len(reader.broken) * len(reader.prompts), questions[-1].name)
 
 
 def show_side_by_side(names: Sequence[str], columns: Sequence[Sequence[Reply]], as_json: bool) -> None:
@@ -103,6 +117,14 @@ def show_side_by_side(names: Sequence[str], columns: Sequence[Sequence[Reply]], 
         sys.stdout.writelines(f"{_tabbed(line)}\n" for line in lines)
 
 
+class Question(NamedTuple):
+    """A prompt about an image file that was read."""
+
+    image: "Image"
+    prompt: str
+    name: str
+
+
 class Reader:
     """Every prompt about every image; an image that cannot be read is reported on stderr and left out."""
 
@@ -115,8 +137,8 @@ class Reader:
         """How many questions there are if every image can be read."""
         return len(self.images) * len(self.prompts)
 
-    def __iter__(self) -> Iterator["UnderstandingSample"]:
-        from infotok_lit.batch import BrokenSampleError, UnderstandingSample
+    def __iter__(self) -> Iterator[Question]:
+        from infotok_lit.batch import BrokenSampleError
         from infotok_lit.data.image_file import read_image
 
         for path in self.images:
@@ -128,12 +150,12 @@ class Reader:
                     sys.stderr.write(f"infotok_lit: {error}\n")
                 continue
             for prompt in self.prompts:
-                yield UnderstandingSample(image, question=prompt, answer="", name=str(path))
+                yield Question(image, prompt, str(path))
 
 
-def batches(samples: Iterable["UnderstandingSample"], size: int) -> Iterator[list["UnderstandingSample"]]:
-    """Lists of `size` samples, the last one shorter; only one is held at a time."""
-    remaining = iter(samples)
+def batches(questions: Iterable[Question], size: int) -> Iterator[list[Question]]:
+    """Lists of `size` questions, the last one shorter; only one is held at a time."""
+    remaining = iter(questions)
     while batch := list(islice(remaining, size)):
         yield batch
 
@@ -144,7 +166,7 @@ def find_images(given: Sequence[str]) -> list[Path]:
     A path that does not exist stays in the list: it is reported where it would be read.
 
     Raises:
-        ValueError: for a folder or a pattern without images, or if nothing given exists.
+        MissingFileError: for a folder or a pattern without images, or if nothing given exists.
     """
     found: list[Path] = []
     for name in given:
@@ -157,10 +179,10 @@ def find_images(given: Sequence[str]) -> list[Path]:
             matches = [path]
         if not matches:
             kind = "folder" if path.is_dir() else "pattern"
-            raise ValueError(f"no image in the {kind} {name}")
+            raise MissingFileError(f"no image in the {kind} {name}")
         found += matches
     if not any(path.exists() for path in found):
-        raise ValueError(f"there is no image at {', '.join(map(str, found))}")
+        raise MissingFileError(f"there is no image at {', '.join(map(str, found))}")
     return found
 
 
@@ -179,7 +201,7 @@ def _draw_table(lines: Sequence[Sequence[str]]) -> None:
 
 
 def _json(content: dict[str, Any]) -> str:
-    return json.dumps(content, ensure_ascii=False)
+    return json_format.dumps(content, ensure_ascii=False)
 
 
 def _tabbed(fields: Sequence[str]) -> str:
@@ -188,23 +210,3 @@ def _tabbed(fields: Sequence[str]) -> str:
 
 def _printable(text: str) -> str:
     return re.sub(CONTROL_CHARACTERS, " ", text)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m infotok_lit describe", description=__doc__)
-    ModelChoice.add_arguments(parser, several=True)
-    parser.add_argument(
-        "--image",
-        required=True,
-        nargs="+",
-        action="extend",
-        metavar="X",
-        help="image files, folders of images, or quoted glob patterns; may be given several times",
-    )
-    parser.add_argument(
-        "--prompt", action="append", metavar="Q", help=f"asked about every image; repeatable; default: {DEFAULT_PROMPT}"
-    )
-    parser.add_argument("--max_new_tokens", type=at_least(1), default=64, help="longest answer; default: 64")
-    parser.add_argument("--batch_size", type=at_least(1), default=8, help="questions at a time; default: 8")
-    parser.add_argument("--json", action="store_true", help="print one JSON object per line, with answers as they are")
-    return parser

@@ -1,48 +1,76 @@
-"""`export`: strip a run to an inference folder."""
+"""`export`: strip a run to an inference folder, and publish it if asked."""
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from infotok_lit.commands.parsing import run
+from infotok_lit.errors import MissingFileError, SettingsError
+from infotok_lit.models.export import DType, Format, Weights, export_model, replaceable_files, run_provenance
+from infotok_lit.video import FAMILY
+
+
+def export(
+    ckpt: str,
+    out: Path,
+    format: Format = "safetensors",
+    dtype: DType | None = None,
+    weights: Weights = "averaged",
+    force: bool = False,
+    push_to_hub: str | None = None,
+    private: bool = False,
+) -> None:
+    """Strip a run to an inference folder.
+
+    Args:
+        ckpt: A run folder, or one of its checkpoints.
+        out: The folder to write.
+        format: `pth` writes the official files.
+        dtype: Cast the weights; default: as they are.
+        weights: Of a run that averages its weights, the average or those of the last step.
+        force: Replace an earlier export; anything else is never replaced.
+        push_to_hub: OWNER/NAME of a repository on the Hugging Face hub to publish the folder in.
+        private: Make that repository private, if it is new.
+
+    Raises:
+        ExplainedError: saying what cannot be read, written or published, and the mend.
+    """
+    replaceable_files(out, force, {FAMILY})
+    from infotok_lit.checkpoints import find_checkpoint, local_checkpoint, read_run
+    from infotok_lit.hub import push
+    from infotok_lit.modules.base_model import average_updates, rebuild_base, weights_in_words
+    from infotok_lit.modules.video_tokenizer import export_run
+
+    given = local_checkpoint(ckpt)
+    path = find_checkpoint(given) or given
+    if path.is_dir() or not path.exists():
+        raise MissingFileError(f"there is no checkpoint of a run at {path}")
+    checkpoint = read_run(path)
+    if weights == "averaged" and average_updates(checkpoint) == 0:
+        raise SettingsError(f"{path}: the average was never updated and is what training began with: use --weights raw")
+    if checkpoint["infotok_lit"]["family"] == FAMILY:
+        if format != "safetensors" or dtype is not None or push_to_hub is not None:
+            raise SettingsError(
+                "a video tokenizer is exported to safetensors as it is: leave out format, dtype and push_to_hub"
+            )
+        export_run(checkpoint, path, out, weights, force)
+        sys.stdout.write(f"wrote {out}\n")
+        return
+    export_model(
+        rebuild_base(checkpoint, weights),
+        out,
+        run_provenance(checkpoint, path, weights_in_words(checkpoint, weights)),
+        format,
+        dtype,
+        force,
+        weights="raw" if average_updates(checkpoint) is None else weights,
+        init_from=checkpoint["infotok_lit"]["init_from"],
+    )
+    sys.stdout.write(f"wrote {out}\n")
+    if push_to_hub is not None:
+        sys.stdout.write(f"published {push(out, push_to_hub, private)}\n")
+
 
 def main(argv: Sequence[str]) -> int:
-    """`export --ckpt RUN_OR_CKPT --out DIR`."""
-    parser = argparse.ArgumentParser(prog="python -m infotok_lit export", description=__doc__)
-    parser.add_argument("--ckpt", required=True, type=Path, help="a run folder, or one of its checkpoints")
-    parser.add_argument("--out", required=True, type=Path, help="the folder to write")
-    parser.add_argument("--format", choices=("safetensors", "pth"), default="safetensors", help="pth: official files")
-    parser.add_argument(
-        "--dtype", choices=("float32", "bfloat16", "float16"), help="cast the weights; default: as they are"
-    )
-    parser.add_argument("--force", action="store_true", help="replace an existing folder")
-    arguments = parser.parse_args(argv[1:])
-    if arguments.out.exists() and not arguments.force:
-        parser.error(f"{arguments.out} exists; choose another folder, or replace it with --force")
-    from infotok_lit.checkpoints import CHECKPOINT_KEY, CheckpointError, find_checkpoint, read_run
-    from infotok_lit.models.export import export_model, run_provenance
-    from infotok_lit.modules.base_model import rebuild_base
-    from infotok_lit.modules.video_tokenizer import export_run
-    from infotok_lit.video.folder import FAMILY
-
-    try:
-        path = find_checkpoint(arguments.ckpt) or arguments.ckpt
-        if not path.is_file():
-            raise FileNotFoundError(f"there is no checkpoint of a run at {path}")
-        checkpoint = read_run(path)
-        if checkpoint[CHECKPOINT_KEY]["family"] == FAMILY:
-            if arguments.format != "safetensors" or arguments.dtype is not None:
-                raise ValueError(
-                    "a video tokenizer is exported to safetensors as it is: leave out --format and --dtype"
-                )
-            export_run(checkpoint, path, arguments.out, arguments.force)
-            sys.stdout.write(f"wrote {arguments.out}\n")
-            return 0
-        base = rebuild_base(checkpoint)
-    except (CheckpointError, FileNotFoundError, ValueError) as error:
-        parser.error(str(error))
-    export_model(
-        base, arguments.out, run_provenance(checkpoint, path), arguments.format, arguments.dtype, arguments.force
-    )
-    sys.stdout.write(f"wrote {arguments.out}\n")
-    return 0
+    """`export` of the command line."""
+    return run(export, argv)

@@ -1,31 +1,35 @@
-"""Draw images from prompts: one to a PNG file, several to a folder with a manifest.json; several models' to a grid."""
+"""`generate`: draw images from prompts, to a PNG file, to a folder with a manifest, or for several models to a grid."""
 
-import argparse
 import io
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from infotok_lit.commands.command_line import ShowProgress, at_least, progress_bar
-from infotok_lit.commands.model_choice import ModelChoice, labels
+from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveInt
+
+from infotok_lit.commands.parsing import run
+from infotok_lit.commands.progress import progress_bar
+from infotok_lit.errors import ExplainedError, MissingFileError, SettingsError
 from infotok_lit.files import write_whole
-from infotok_lit.models.family import family as family_called
+from infotok_lit.inference import InferenceModel, sampling_options
+from infotok_lit.model_choice import ModelOptions, choose, labels
 
 if TYPE_CHECKING:
     import numpy as np
-
-    from infotok_lit.models.unified import UnifiedModel
 
 PNG = ".png"
 OTHER_IMAGE_SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".tif", ".tiff", ".webp"))
 MANIFEST = "manifest.json"
 NUMBERED = r"\d{5,}\.png"
-DRAWING_OPTIONS = ("guidance", "guidance_schedule", "iterations", "negative_prompt", "temperature", "time_shift")
-"""Options of the command that are fields of a family's SamplingConfig; a family need not have all of them."""
+
+
+class WriteError(ExplainedError, OSError):
+    """Images cannot be written; the message says where and why."""
 
 
 @dataclass(frozen=True)
@@ -37,59 +41,92 @@ class Picture:
     seed: int
 
 
-def main(argv: Sequence[str]) -> int:
-    """`generate --model DIR --prompt P --out x.png`."""
-    parser = _parser()
-    arguments = parser.parse_args(argv[1:])
-    try:
-        choices = ModelChoice.each_from_arguments(arguments)
-        options = [drawing_overrides(choice.family, arguments) for choice in choices]
-        pictures = plan(read_prompts(arguments.prompt, arguments.prompts), arguments.images_per_prompt, arguments.seed)
-        check_target(arguments.out, len(pictures), arguments.force, len(choices))
-        model = choices[0].load()
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        with progress_bar(len(pictures) * len(choices)) as bar:
-            drawn = drawn_by(choices[0], model, options[0], pictures, arguments, bar.show)
-            if len(choices) == 1:
-                write = write_file if is_file(arguments.out) else write_folder
-                write(arguments.out, pictures, drawn)
-            else:
-                columns = [list(drawn)]
-                for choice, own in zip(choices[1:], options[1:], strict=True):
-                    # One model at a time.
-                    del model, drawn
-                    model, before = choice.load(), len(columns) * len(pictures)
-                    drawn = drawn_by(choice, model, own, pictures, arguments, bar.show, before)
-                    columns.append(list(drawn))
-                write_whole(arguments.out, _png(side_by_side(labels(choices), pictures, columns)))
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
-    count = "" if len(pictures) == 1 or len(choices) > 1 else f"{len(pictures)} images to "
-    sys.stdout.write(f"wrote {count}{arguments.out}\n")
-    return 0
-
-
-def drawn_by(
-    choice: ModelChoice,
-    model: "UnifiedModel",
-    options: dict[str, Any],
-    pictures: Sequence[Picture],
-    arguments: argparse.Namespace,
-    show_progress: ShowProgress,
-    before: int = 0,
-) -> "Iterator[np.ndarray]":
-    """The pictures of one model in order, (height, width, 3) uint8 each.
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How to draw, where it is to differ from the model's own way; not every family has every option.
 
     Args:
-        before: pictures of other models that the progress counts as done already.
+        guidance: Scale of classifier-free guidance; 1 draws without.
+        guidance_schedule: `linear` goes from 1 up to the scale while drawing.
+        iterations: Steps from noise to image.
+        negative_prompt: What guidance leads away from.
+        temperature: Factor on the sampling noise.
+        time_shift: Above 1, more of the iterations are near pure noise.
     """
-    sampling = replace(model.config.sampling, **options)
 
-    def show(done: float, what: str) -> None:
-        show_progress(before + done, what)
+    guidance: NonNegativeFloat | None = None
+    guidance_schedule: Literal["constant", "linear"] | None = None
+    iterations: PositiveInt | None = None
+    negative_prompt: str | None = None
+    temperature: NonNegativeFloat | None = None
+    time_shift: NonNegativeFloat | None = None
 
-    with choice.running(model):
-        yield from draw(model, pictures, sampling, arguments.size, arguments.batch_size, show)
+    @property
+    def given(self) -> dict[str, Any]:
+        """Those that are given."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+def generate(
+    model: list[str],
+    out: Path,
+    options: ModelOptions,
+    sampling: SamplingOptions,
+    prompt: list[str] | None = None,
+    prompts: Path | None = None,
+    seed: NonNegativeInt = 0,
+    images_per_prompt: PositiveInt = 1,
+    size: str | None = None,
+    batch_size: PositiveInt = 8,
+    force: bool = False,
+) -> None:
+    """Draw images from prompts: one to a PNG file, several to a folder with a manifest.json; several models' to a grid.
+
+    Args:
+        model: An exported folder, a run, an official checkpoint, or a name on the Hugging Face hub; or several.
+        out: x.png for one image or for several models, or a folder.
+        prompt: What to draw; or several.
+        prompts: A text file with more prompts, one a line.
+        seed: Of the first image; image i has seed + i.
+        images_per_prompt: How many.
+        size: HEIGHTxWIDTH in pixels; default: the model's own.
+        batch_size: Images at a time.
+        force: Replace images that are there.
+    """
+    choices = [choose(source, options) for source in model]
+    for choice in choices:
+        sampling_options(choice.family, sampling.given)
+    image_size = None if size is None else height_and_width(size)
+    pictures = plan(read_prompts(prompt, prompts), images_per_prompt, seed)
+    check_target(pictures, out, force, len(choices))
+    columns: list[list[np.ndarray]] = []
+    with progress_bar(len(pictures) * len(choices)) as bar, writing(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        for choice in choices:
+
+            def report(start: int, done: int, rounds: int, before: int = len(columns) * len(pictures)) -> None:
+                end = min(start + batch_size, len(pictures))
+                said = f"images: {end}/{len(pictures)}, iteration {done}/{rounds}"
+                bar.show(before + start + (end - start) * done / rounds, said)
+
+            texts = [picture.prompt for picture in pictures]
+            # One model at a time: the last one is let go before the next is loaded.
+            drawn = InferenceModel(choice.load()).pictures(texts, seed, image_size, batch_size, sampling.given, report)
+            if len(choices) == 1:
+                write = write_file if is_file(out) else write_folder
+                write(out, pictures, drawn)
+            else:
+                columns.append(list(drawn))
+            del drawn
+        if columns:
+            write_whole(out, _png(side_by_side(labels(choices), pictures, columns)))
+    count = "" if len(pictures) == 1 or len(choices) > 1 else f"{len(pictures)} images to "
+    sys.stdout.write(f"wrote {count}{out}\n")
+
+
+def main(argv: Sequence[str]) -> int:
+    """`generate` of the command line."""
+    return run(generate, argv)
 
 
 def side_by_side(
@@ -112,49 +149,23 @@ def plan(prompts: Sequence[str], images_per_prompt: int, seed: int) -> list[Pict
     return [Picture(f"{i:05d}{PNG}", prompt, seed + i) for i, prompt in enumerate(repeated)]
 
 
-def draw(
-    model: "UnifiedModel",
-    pictures: Sequence[Picture],
-    sampling: Any,
-    image_size: tuple[int, int] | None,
-    batch_size: int,
-    show_progress: ShowProgress,
-) -> "Iterator[np.ndarray]":
-    """The pictures in order, (height, width, 3) uint8 each; how they are batched does not matter."""
-    from infotok_lit.pictures import to_uint8
-
-    for start in range(0, len(pictures), batch_size):
-        batch = pictures[start : start + batch_size]
-        report = _reporter(show_progress, start, len(batch), len(pictures))
-        prompts = [picture.prompt for picture in batch]
-        yield from to_uint8(model.generate(prompts, batch[0].seed, sampling, image_size, report))
-
-
-def drawing_overrides(family: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """The drawing options that were given.
-
-    Raises:
-        ValueError: for one that the family does not draw with.
-    """
-    given = {name: getattr(arguments, name) for name in DRAWING_OPTIONS if getattr(arguments, name) is not None}
-    known = [field.name for field in fields(family_called(family).sampling)]
-    for name in given:
-        if name not in known:
-            raise ValueError(f"--{name} means nothing to a {family} model, which draws with {', '.join(known)}")
-    return given
-
-
 def read_prompts(given: Sequence[str] | None, file: Path | None) -> list[str]:
     """The prompts of the command line, then those of a file, one a line; empty lines of the file are skipped.
 
     Raises:
-        ValueError: if there is no prompt at all.
+        SettingsError: if there is no prompt at all, or the file is no text.
     """
     prompts = list(given or [])
     if file is not None:
-        prompts += [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        try:
+            lines = file.read_text(encoding="utf-8").splitlines()
+        except FileNotFoundError as error:
+            raise MissingFileError(f"there are no prompts at {file}") from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise SettingsError(f"the prompts in {file} cannot be read: {error}") from error
+        prompts += [line.strip() for line in lines if line.strip()]
     if not prompts:
-        raise ValueError(f"there is no prompt in {file}" if file is not None else "give --prompt or --prompts")
+        raise SettingsError(f"there is no prompt in {file}" if file is not None else "give --prompt or --prompts")
     return prompts
 
 
@@ -163,26 +174,42 @@ def is_file(out: Path) -> bool:
     return out.suffix.lower() == PNG and not out.is_dir()
 
 
-def check_target(out: Path, count: int, force: bool, models: int = 1) -> None:
-    """Refuse an --out that does not suit the number of images or would overwrite something.
+def check_target(pictures: Sequence[Picture], out: Path, force: bool, models: int = 1) -> None:
+    """Refuse an --out that does not suit the images, or in which something else would be overwritten.
 
     Raises:
-        ValueError: saying which, and the mend.
+        SettingsError: saying which, and the mend.
     """
     if models > 1 and not is_file(out):
-        raise ValueError(f"the images of {models} models become one picture: call --out a {PNG} file, not {out}")
+        raise SettingsError(f"the images of {models} models become one picture: call --out a {PNG} file, not {out}")
     if is_file(out):
-        if count > 1 and models == 1:
-            raise ValueError(f"{count} images do not fit into the file {out}: give --out a folder")
+        if len(pictures) > 1 and models == 1:
+            raise SettingsError(f"{len(pictures)} images do not fit into the file {out}: give --out a folder")
         if out.exists() and not force:
-            raise ValueError(f"{out} exists; choose another file, or replace it with --force")
+            raise SettingsError(f"{out} exists; choose another file, or replace it with --force")
         return
     if out.suffix.lower() in OTHER_IMAGE_SUFFIXES:
-        raise ValueError(f"images are written as PNG: call the file {out.with_suffix(PNG)}")
+        raise SettingsError(f"images are written as PNG: call the file {out.with_suffix(PNG)}")
     if out.exists() and not out.is_dir():
-        raise ValueError(f"{out} is a file, not a folder; name a .png file for one image, or another folder")
-    if out.is_dir() and any(out.iterdir()) and not force:
-        raise ValueError(f"{out} is not empty; choose another folder, or replace its images with --force")
+        raise SettingsError(f"{out} is a file, not a folder; name a .png file for one image, or another folder")
+    if not out.is_dir():
+        return
+    if any(out.iterdir()) and not force:
+        raise SettingsError(f"{out} is not empty; choose another folder, or replace its images with --force")
+    ours = drawn_before(out)
+    others = [name for picture in pictures if (out / (name := picture.file)).exists() and name not in ours]
+    if others:
+        raise SettingsError(f"{out} holds {others[0]}, which no earlier request drew: choose another folder")
+
+
+def drawn_before(folder: Path) -> set[str]:
+    """The images of the request whose manifest is in a folder: what may be replaced or deleted."""
+    try:
+        entries = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        names = {entry["file"] for entry in entries}
+        return {name for name in names if re.fullmatch(NUMBERED, name)}
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return set()
 
 
 def write_file(out: Path, pictures: Sequence[Picture], drawn: "Iterator[np.ndarray]") -> None:
@@ -194,6 +221,7 @@ def write_file(out: Path, pictures: Sequence[Picture], drawn: "Iterator[np.ndarr
 def write_folder(out: Path, pictures: Sequence[Picture], drawn: "Iterator[np.ndarray]") -> None:
     """Write the pictures as they come, and a manifest of those that are there, also if drawing is cut short."""
     out.mkdir(exist_ok=True)
+    earlier = drawn_before(out)
     written: list[Picture] = []
     try:
         for picture, image in zip(pictures, drawn, strict=True):
@@ -203,28 +231,28 @@ def write_folder(out: Path, pictures: Sequence[Picture], drawn: "Iterator[np.nda
         if written:
             lines = [json.dumps(asdict(picture), ensure_ascii=False) for picture in written]
             write_whole(out / MANIFEST, ("[\n" + ",\n".join(lines) + "\n]\n").encode())
-    names = {picture.file for picture in written}
-    for file in out.iterdir():
-        if re.fullmatch(NUMBERED, file.name) and file.name not in names:
             # Left over from a longer request that --force replaced.
-            file.unlink()
+            for name in earlier - {picture.file for picture in written}:
+                (out / name).unlink(missing_ok=True)
 
 
 def height_and_width(text: str) -> tuple[int, int]:
-    """An argparse type: (height, width) of "HxW" in pixels."""
+    """(height, width) of "HxW" in pixels."""
     match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
     if match is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is not HEIGHTxWIDTH in pixels, such as 512x768")
+        raise SettingsError(f"size is {text!r}, not HEIGHTxWIDTH in pixels, such as 512x768")
     return int(match[1]), int(match[2])
 
 
-def _reporter(show_progress: ShowProgress, before: int, size: int, total: int) -> Callable[[int, int], None]:
-    """The model's (round, rounds) over one batch -> progress over all images."""
-
-    def report(done: int, rounds: int) -> None:
-        show_progress(before + size * done / rounds, f"images: {before + size}/{total}, iteration {done}/{rounds}")
-
-    return report
+@contextmanager
+def writing(out: Path) -> Iterator[None]:
+    """What the system refuses comes out as one message that names the target."""
+    try:
+        yield
+    except ExplainedError:
+        raise
+    except OSError as error:
+        raise WriteError(f"{out} cannot be written: {error.strerror or error}") from error
 
 
 def _png(image: "np.ndarray") -> bytes:
@@ -233,34 +261,3 @@ def _png(image: "np.ndarray") -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, format="PNG")
     return buffer.getvalue()
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m infotok_lit generate", description=__doc__)
-    ModelChoice.add_arguments(parser, several=True)
-    parser.add_argument("--prompt", action="append", metavar="P", help="what to draw; repeatable")
-    parser.add_argument("--prompts", type=Path, metavar="FILE.txt", help="more prompts, one a line")
-    parser.add_argument(
-        "--out", required=True, type=Path, help="x.png for one image or for several models, or a folder"
-    )
-    parser.add_argument("--force", action="store_true", help="replace images that are there")
-    parser.add_argument("--seed", type=at_least(0), default=0, help="of the first image; image i has seed + i")
-    parser.add_argument("--images_per_prompt", type=at_least(1), default=1, help="default: 1")
-    parser.add_argument("--batch_size", type=at_least(1), default=8, help="images at a time; default: 8")
-    parser.add_argument(
-        "--size", type=height_and_width, metavar="HxW", help="height and width in pixels; default: the model's own"
-    )
-    drawing = parser.add_argument_group("drawing", "default: the model's own")
-    drawing.add_argument(
-        "--guidance", type=at_least(0, float), help="classifier-free guidance scale; 1 draws without guidance"
-    )
-    drawing.add_argument(
-        "--guidance_schedule", choices=("constant", "linear"), help="linear: from 1 up to the scale while drawing"
-    )
-    drawing.add_argument("--iterations", type=at_least(1), help="steps from noise to image")
-    drawing.add_argument("--negative_prompt", metavar="P", help="what guidance leads away from")
-    drawing.add_argument("--temperature", type=at_least(0, float), help="factor on the sampling noise")
-    drawing.add_argument(
-        "--time_shift", type=at_least(0, float), help="above 1: more of the iterations are near pure noise"
-    )
-    return parser

@@ -176,6 +176,10 @@ def _plain(error: BaseException, text: str, chain: Sequence[BaseException]) -> s
         return f"{match[1]!r} is not the path of a class, such as infotok_lit.scenes.Scenes"
     if match := re.match(r"Expected a <class '(?:\w+\.)*(\w+)'>", text):
         return f"{value!r} is not {KINDS.get(match[1], match[1])}"
+    if match := re.match(r"(\S+) does not conform to restriction v>(=?)(\S+)", text):
+        return f"{match[1]} is not {match[3]} or more" if match[2] else f"{match[1]} is not above {match[3]}"
+    if match := re.match(r"invalid literal for int\(\) with base 10: (.*)", text):
+        return f"{match[1]} is not a whole number"
     if match := re.match(r"the following arguments are required: (.*)", text):
         return f"missing: {', '.join(f'--{name}' for name in match[1].split(', '))}; --help says more"
     if match := re.match(r"argument (\S+?)[,:].*expected one argument", text, re.DOTALL):

@@ -5,20 +5,22 @@ lower bound on mutual information, in bits per image. A run brings its posterior
 them, whose structure and texture together stay below their rate.
 """
 
-import argparse
 import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
+
+from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from infotok_lit import __version__
-from infotok_lit.checkpoints import exported_family
-from infotok_lit.commands.command_line import at_least, progress_bar
-from infotok_lit.commands.model_choice import ModelChoice, chosen_device
+from infotok_lit.commands.parsing import run
+from infotok_lit.commands.progress import progress_bar
+from infotok_lit.errors import SettingsError
 from infotok_lit.files import write_whole
+from infotok_lit.inference import InferenceModel
+from infotok_lit.model_choice import ModelChoice, ModelOptions, choose, chosen_device
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -26,71 +28,86 @@ if TYPE_CHECKING:
     from infotok_lit.models.unified import UnifiedModel
     from infotok_lit.objective.infotok import InfoTok
 
-SPECS = ("scenes32", "scenes64", "scenes32_hard", "garments32")
 
+def probe(
+    model: str,
+    options: ModelOptions,
+    scenes: Literal["scenes32", "scenes64", "scenes32_hard", "garments32"] = "scenes32",
+    train: PositiveInt = 1500,
+    test: PositiveInt = 500,
+    hidden: NonNegativeInt = 0,
+    batch_size: PositiveInt = 50,
+    seed: NonNegativeInt = 0,
+    texture: float | None = None,
+    jitter: float | None = None,
+    out: Path | None = None,
+) -> None:
+    """Measure what the shared tokens hold: bits about the objects of unseen scenes, and about the texture behind them.
 
-def main(argv: Sequence[str]) -> int:
-    """`probe --model DIR_OR_RUN [--scenes scenes64] [--out probe.json]`."""
-    parser = _parser()
-    arguments = parser.parse_args(argv[1:])
+    Args:
+        model: An exported folder, a run, an official checkpoint, or a name on the Hugging Face hub.
+        scenes: Family of scenes.
+        train: Scenes that fit the probes, 50 or more.
+        test: Scenes that measure them.
+        hidden: Hidden width of the probes of objects; 0 for linear ones.
+        batch_size: Scenes at a time.
+        seed: Of scenes and random numbers.
+        texture: Strength of the background in [0, 1]; default: the family's own.
+        jitter: Most pixels off a cell's centre; default: the family's own.
+        out: A JSON file to write the numbers to, too.
+    """
+    choice = choose(model, options)
     from infotok_lit.callbacks.scene_probes import probed_model
     from infotok_lit.scenes.probe import ProbeOptions, measure
 
     try:
-        options = ProbeOptions(**{name: getattr(arguments, name) for name in asdict(ProbeOptions())})
-        base, heads, running = _load(arguments)
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
+        asked = ProbeOptions(scenes, train, test, hidden, batch_size, seed, texture, jitter)
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
+    base, heads, running = _load(choice)
     with progress_bar(1.0) as bar:
-        rows = [row.to_dict() for row in measure(probed_model(base, heads, running), options, bar.show)]
-    ceiling = _ceiling(options.scenes)
+        rows = [row.to_dict() for row in measure(probed_model(base, heads, running), asked, bar.show)]
+    ceiling = _ceiling(scenes)
     result = {
         "infotok_lit": __version__,
-        "model": str(arguments.model),
+        "model": model,
         "family": base.family,
-        **asdict(options),
+        **asdict(asked),
         "structure_ceiling": ceiling,
         "rows": rows,
     }
-    if arguments.out is not None:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(arguments.out, (json.dumps(result, indent=2) + "\n").encode())
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(out, (json.dumps(result, indent=2) + "\n").encode())
     from rich.console import Console
 
     for table in tables(result):
         Console().print(table)
-    return 0
+
+
+def main(argv: Sequence[str]) -> int:
+    """`probe` of the command line."""
+    return run(probe, argv)
 
 
 def _load(
-    arguments: argparse.Namespace,
+    choice: ModelChoice,
 ) -> "tuple[UnifiedModel, InfoTok | None, Callable[[], AbstractContextManager[Any]]]":
     """The model, the heads if it is a run, and the context to call them in."""
-    run = _run(arguments)
-    if run is None:
-        choice = ModelChoice.from_arguments(arguments)
-        base = choice.load()
-        return base, None, partial(choice.running, base)
-    if arguments.dtype != "float32":
-        raise ValueError("a run is probed in float32: leave out --dtype, or export the run first")
+    if not choice.is_run:
+        model = choice.load()
+        return model, None, InferenceModel(model).running
+    if choice.options.dtype != "float32":
+        raise SettingsError("a run is probed in float32: leave out --dtype, or export the run first")
     import torch
 
     from infotok_lit.checkpoints import read_run
     from infotok_lit.modules.base_model import read_heads, rebuild_base
 
-    checkpoint = read_run(run)
-    device = chosen_device(arguments.device)
+    checkpoint = read_run(choice.path)
+    device = chosen_device(choice.options.device)
     base = rebuild_base(checkpoint).to(device)
     return base, read_heads(checkpoint, base).to(device), torch.inference_mode
-
-
-def _run(arguments: argparse.Namespace) -> Path | None:
-    """The checkpoint, if --model names a run."""
-    if arguments.family is not None or exported_family(arguments.model) is not None:
-        return None
-    from infotok_lit.checkpoints import find_checkpoint
-
-    return find_checkpoint(arguments.model)
 
 
 def _ceiling(scenes: str) -> dict[str, float]:
@@ -129,20 +146,3 @@ def tables(result: dict[str, Any]) -> "list[Table]":
 def _cell(bits: dict[str, float]) -> str:
     # Adding 0 turns a rounded -0 into 0.
     return f"{round(bits['mean'], 2) + 0.0:.2f} \u00b1{bits['error']:.1f}"
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m infotok_lit probe", description=__doc__)
-    ModelChoice.add_arguments(parser)
-    parser.add_argument("--scenes", choices=SPECS, default="scenes32", help="family of scenes; default: scenes32")
-    parser.add_argument("--train", type=at_least(50), default=1500, help="scenes that fit the probes; default: 1500")
-    parser.add_argument("--test", type=at_least(2), default=500, help="scenes that measure them; default: 500")
-    parser.add_argument(
-        "--hidden", type=at_least(0), default=0, help="hidden width of the probes of objects; default: 0, linear ones"
-    )
-    parser.add_argument("--batch_size", type=at_least(1), default=50, help="scenes at a time; default: 50")
-    parser.add_argument("--seed", type=at_least(0), default=0, help="of scenes and random numbers; default: 0")
-    parser.add_argument("--texture", type=float, help="strength of the background in [0, 1]; default: the family's own")
-    parser.add_argument("--jitter", type=float, help="most pixels off a cell's centre; default: the family's own")
-    parser.add_argument("--out", type=Path, metavar="FILE.json", help="also write the numbers here")
-    return parser

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from infotok_lit.commands.command_line import progress_bar
 from infotok_lit.commands.compress import open_tokenizer, refuse_existing
 from infotok_lit.commands.parsing import run
+from infotok_lit.commands.progress import progress_bar
 from infotok_lit.files import write_whole
 
 PAPER = {"R2L": 27.43, "Jump": 28.07, "adaptive": 29.30}

@@ -123,6 +123,9 @@ class BranchDataset(Dataset):
     also where they lie together, and no sample is drawn more often for lying behind them.
     """
 
+    check: Callable[[Sample], None] | None = None
+    """The base model's, once it is known: BrokenSampleError for a sample that the model cannot take."""
+
     def __init__(
         self, source: Source, branch: Branch, seed: int, prompt_dropout: float = 0.0, hard_negatives: int = 0
     ) -> None:
@@ -152,7 +155,10 @@ class BranchDataset(Dataset):
             rng = np.random.default_rng([self._seed, epoch, index, BRANCHES.index(self._branch), attempt])
             chosen = int(rng.integers(self._length)) if attempt else index
             try:
-                return Draw(self._finish(self._source.sample(self._branch, chosen, rng), chosen, rng), skipped)
+                sample = self._finish(self._source.sample(self._branch, chosen, rng), chosen, rng)
+                if self.check is not None:
+                    self.check(sample)
+                return Draw(sample, skipped)
             except BrokenSampleError as error:
                 skipped.append(str(error))
             except OSError as error:

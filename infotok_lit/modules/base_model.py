@@ -2,15 +2,18 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from infotok_lit.assets import embedded_base
+from infotok_lit import hub
+from infotok_lit.assets import EMBEDDED, embedded_base
 from infotok_lit.checkpoints import CHECKPOINT_KEY, CheckpointError, KeyMap, exported_family, find_checkpoint, read_run
 from infotok_lit.errors import SettingsError
+from infotok_lit.models.export import Weights
 from infotok_lit.models.family import Family, family
 from infotok_lit.models.unified import UnifiedModel
 from infotok_lit.modules.lora import LoraConfig, merged_state
@@ -18,20 +21,26 @@ from infotok_lit.objective.config import ObjectiveConfig
 from infotok_lit.objective.infotok import InfoTok
 from infotok_lit.objective.term import Widths
 
-EMBEDDED = "embedded"
+HOW_TO_LOAD = (
+    "a run's model is loaded by infotok_lit.load({path!r}); to go on training, use `fit --ckpt_path`, and to start a "
+    "new run from its weights, model.init_from"
+)
 BASE_PREFIX = "base."
 HEADS_PREFIX = "infotok."
+AVERAGED, RAW = "state_dict", "current_model_state"
+"""Where Lightning keeps the weights of a run that averages them; any other run has the first alone, and it is raw."""
 
 
 @dataclass(frozen=True)
-class BaseModel:
-    """A size of a family and its initial weights.
+class InitialModel:
+    """The model that training starts from: a size of a family, and where its weights come from.
 
     Args:
         family: the folder in `models/`.
         size: one of the family's sizes.
-        init_from: `embedded`, an official file or folder, an exported folder, or a run; None for random weights.
-        parts: the official files that the family needs beside its main one.
+        init_from: `embedded`, an official file or folder, an exported folder, a run, or a name on the Hugging Face hub
+            (hub.py); None for random weights.
+        parts: the official files that the family needs beside its main one, also by their names on the hub.
         tokenizer: folder or hub name; default: the one that init_from brings, or that of the size.
         settings: entries of the configuration that differ from the size's.
 
@@ -65,7 +74,7 @@ class BaseModel:
         """
         if self.init_from is None:
             return self._fresh()
-        source = embedded_base(self.family, self.size) if self.init_from == EMBEDDED else Path(self.init_from)
+        source = self._source
         wanted = self._family.config_of_size(self.size).with_settings(self.settings)
         if exported_family(source) is not None:
             found, official = self._family.read_exported(source)
@@ -76,26 +85,36 @@ class BaseModel:
             base = self._fresh()
             load_base_weights(base, checkpoint)
             return base
-        parts = {name: Path(path) for name, path in self.parts.items()}
+        parts = {name: hub.fetch(path) for name, path in self.parts.items()}
         return self._family.read_official(source, parts, wanted).load_into(self._fresh())
 
     def reference(self) -> dict[str, Any]:
         """What a checkpoint says of the base model beside its configuration and weights."""
-        return {"tokenizer": self._tokenizer_source(), "init_from": self.init_from}
+        init_from = None if self.init_from is None else hub.full_name(self.init_from)
+        return {"tokenizer": self._tokenizer_source, "init_from": init_from}
+
+    @cached_property
+    def _source(self) -> Path:
+        """Where the initial weights lie; fetched once, not again at each checkpoint."""
+        return embedded_base(self.family, self.size) if self.init_from == EMBEDDED else hub.fetch(self.init_from)
 
     @property
     def _family(self) -> Family:
         return family(self.family)
 
     def _fresh(self) -> UnifiedModel:
-        return self._family.fresh(self.size, self._tokenizer_source(), self.settings)
+        return self._family.fresh(self.size, self._tokenizer_source, self.settings)
 
+    @cached_property
     def _tokenizer_source(self) -> str:
         """The configured tokenizer, or the one that the initial weights bring, or the size, which names its own."""
         if self.tokenizer is not None:
             return self.tokenizer
-        brought = self.init_from is not None and (Path(self.init_from) / "tokenizer_config.json").exists()
-        return self.init_from if brought else self.size
+        if self.init_from in (None, EMBEDDED):
+            return self.size
+        brought = (self._source / "tokenizer_config.json").exists()
+        # A name on the hub outlives the cache of this machine.
+        return self.init_from.removeprefix(hub.SCHEME) if brought else self.size
 
     def _check_same(self, found: Any, wanted: Any, source: Path) -> None:
         differing = self._family.differing_parts(found, wanted)
@@ -106,18 +125,38 @@ class BaseModel:
             )
 
 
-def base_weights(checkpoint: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """The base model's part of a run's state dict, under the base model's own names; adapters are merged in."""
-    state = checkpoint["state_dict"]
+def base_weights(checkpoint: dict[str, Any], weights: Weights = "averaged") -> dict[str, torch.Tensor]:
+    """The base model's part of a run's state dict, under the base model's own names; adapters are merged in.
+
+    Args:
+        weights: `raw` leaves out the averaging of a run that averages its weights; elsewhere the two are the same.
+    """
+    state = checkpoint[RAW] if weights == "raw" and RAW in checkpoint else checkpoint[AVERAGED]
     base = {name.removeprefix(BASE_PREFIX): value for name, value in state.items() if name.startswith(BASE_PREFIX)}
     lora = checkpoint[CHECKPOINT_KEY].get("lora")
     return base if lora is None else merged_state(base, LoraConfig(**lora))
 
 
-def rebuild_base(checkpoint: dict[str, Any]) -> UnifiedModel:
+def average_updates(checkpoint: Mapping[str, Any]) -> int | None:
+    """How often a run's average of its weights was updated; None for a run that has none."""
+    return int(checkpoint["averaging_state"]["n_averaged"]) if RAW in checkpoint else None
+
+
+def weights_in_words(checkpoint: Mapping[str, Any], weights: Weights) -> str:
+    """What a run's `averaged` or `raw` weights are, for people."""
+    updates = average_updates(checkpoint)
+    if updates is None:
+        return "raw (no moving average)"
+    return "raw (not the run's moving average)" if weights == "raw" else f"moving average ({updates} updates)"
+
+
+def rebuild_base(checkpoint: dict[str, Any], weights: Weights = "averaged") -> UnifiedModel:
     """The base model of a run's checkpoint, in evaluation mode; CheckpointError says what does not fit."""
     saved = checkpoint[CHECKPOINT_KEY]
-    return family(saved["family"]).rebuild(saved["config"], saved["tokenizer"], base_weights(checkpoint))
+    try:
+        return family(saved["family"]).rebuild(saved["config"], saved["tokenizer"], base_weights(checkpoint, weights))
+    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise CheckpointError(f"the checkpoint does not hold the model that it describes: {error}") from error
 
 
 def load_base_weights(base: nn.Module, path: Path) -> None:

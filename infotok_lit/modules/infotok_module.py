@@ -6,7 +6,7 @@ A training checkpoint holds `base.*`, which is the model, and `infotok.*`, which
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, NoReturn
 
 import lightning.pytorch as pl
 import torch
@@ -19,7 +19,7 @@ from infotok_lit.checkpoints import CHECKPOINT_KEY, CheckpointError
 from infotok_lit.errors import SettingsError
 from infotok_lit.models.common.reconstruction import ReconstructionConfig
 from infotok_lit.models.unified import UnifiedModel
-from infotok_lit.modules.base_model import BaseModel, build_heads
+from infotok_lit.modules.base_model import HOW_TO_LOAD, InitialModel, build_heads
 from infotok_lit.modules.finite import FiniteGuard
 from infotok_lit.modules.gradients import GradientWatch, frozen_tokens_message
 from infotok_lit.modules.lora import LoraConfig, add_adapters, merged
@@ -53,8 +53,8 @@ class InfoTokModule(pl.LightningModule):
     Args:
         size: Which of the family's sizes.
         init_from: Where the weights come from, without any optimiser state: `embedded` (the base that ships with the
-            package, for scenes32), an official file or folder, an exported folder, or a run (its folder or one of its
-            checkpoints). None starts from random weights.
+            package, for scenes32), an official file or folder, an exported folder, a run (its folder or one of its
+            checkpoints), or a name on the Hugging Face hub (docs/checkpoints.md). None starts from random weights.
         parts: Official files that the family needs beside its main one, by name, such as `autoencoder`; exported
             folders and runs bring their own.
         tokenizer: Folder or hub name of the tokenizer; default: the one that init_from brings, or that of the size.
@@ -100,7 +100,7 @@ class InfoTokModule(pl.LightningModule):
         super().__init__()
         named = {"image_size": image_size, "grad_scale": reading_gradient_scale}
         settings = dict(settings or {}) | {name: value for name, value in named.items() if value is not None}
-        self.base_model = BaseModel(self.family, size, init_from, dict(parts or {}), tokenizer, settings)
+        self.initial_model = InitialModel(self.family, size, init_from, dict(parts or {}), tokenizer, settings)
         self.objective_config = objective
         self.optimiser_config = optimiser
         self.task_weights = task_weights
@@ -126,11 +126,16 @@ class InfoTokModule(pl.LightningModule):
         self._said: set[tuple[str, Branch]] = set()
         self.gradients = GradientWatch()
 
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, *_: Any, **__: Any) -> NoReturn:
+        """SettingsError: a run's model is rebuilt without this class."""
+        raise SettingsError(HOW_TO_LOAD.format(path=str(checkpoint_path)))
+
     def build_base(self) -> UnifiedModel:
         """The base model with the weights that training starts from."""
-        base = self.base_model.build()
-        source = self.base_model.init_from or "random weights"
-        rank_zero_info(f"The base model is {base.title} {self.base_model.size}, initialised from {source}.")
+        base = self.initial_model.build()
+        source = self.initial_model.init_from or "random weights"
+        rank_zero_info(f"The base model is {base.title} {self.initial_model.size}, initialised from {source}.")
         return base
 
     def setup(self, stage: str) -> None:
@@ -192,7 +197,13 @@ class InfoTokModule(pl.LightningModule):
         path = self.infotok.path(branch, self.global_step)
         forward = self.base.understanding if branch == "understanding" else self.base.generation
         output = forward(batch, path)
-        objective = self.infotok(branch, output, self.global_step, path=path, pixel_values=batch.pixel_values)
+        understood = None
+        if self.infotok.needs_understood(branch):
+            with torch.no_grad():
+                understood = self.base.understood_tokens(batch.pixel_values)
+        objective = self.infotok(
+            branch, output, self.global_step, path=path, pixel_values=batch.pixel_values, understood=understood
+        )
         return BranchResult(output, task_loss(output), objective)
 
     def run_reconstruction(self, batch: GenerationBatch) -> ReconstructionResult:
@@ -316,7 +327,7 @@ class InfoTokModule(pl.LightningModule):
         checkpoint[CHECKPOINT_KEY] = {
             "family": self.base.family,
             "config": self.base.description(),
-            **self.base_model.reference(),
+            **self.initial_model.reference(),
             "step": self.global_step,
             "restored_settings": self._restored_settings(),
             "lora": None if self.lora is None else asdict(self.lora) | {"targets": list(self.lora.targets)},

@@ -11,11 +11,14 @@ from torch import Tensor, nn
 
 from infotok_lit.checkpoints import CHECKPOINT_KEY, KeyMap, exported_family, find_checkpoint, read_run
 from infotok_lit.errors import SettingsError
+from infotok_lit.models.export import Weights
+from infotok_lit.modules.base_model import AVERAGED, RAW, weights_in_words
 from infotok_lit.modules.finite import FiniteGuard
 from infotok_lit.modules.optimiser import MaskedAdamW, OptimiserConfig, build_optimiser, clip_apart, warmup_cosine
 from infotok_lit.modules.run_callbacks import StepSeed
+from infotok_lit.video import FAMILY
 from infotok_lit.video.datamodule import ClipBatch
-from infotok_lit.video.folder import FAMILY, config_from, export_tokenizer, load_tokenizer
+from infotok_lit.video.folder import config_from, export_tokenizer, load_tokenizer
 from infotok_lit.video.losses import LossConfig, Vgg16Features, reconstruction_losses
 from infotok_lit.video.official import load_official_file
 from infotok_lit.video.rates import RateConfig
@@ -191,26 +194,27 @@ def load_weights(tokenizer: VideoTokenizer, source: Path) -> None:
     tokenizer.load_state_dict(KeyMap(renames=()).from_official(weights, tokenizer.state_dict(), str(source)))
 
 
-def run_weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
-    """The tokenizer's weights in a run's checkpoint: their moving average, if the run kept one."""
-    state = checkpoint["state_dict"]
+def run_weights(checkpoint: dict[str, Any], weights: Weights = "averaged") -> dict[str, Tensor]:
+    """The tokenizer's weights in a run's checkpoint: if the run kept a moving average, that or the `raw` ones."""
+    state = checkpoint[RAW] if weights == "raw" and RAW in checkpoint else checkpoint[AVERAGED]
     return {name.removeprefix(PREFIX): value for name, value in state.items() if name.startswith(PREFIX)}
 
 
-def rebuild_tokenizer(checkpoint: dict[str, Any], source: str) -> VideoTokenizer:
+def rebuild_tokenizer(checkpoint: dict[str, Any], source: str, weights: Weights = "averaged") -> VideoTokenizer:
     """The tokenizer of a run's checkpoint, in evaluation mode; CheckpointError says what does not fit."""
     saved = checkpoint[CHECKPOINT_KEY]
     tokenizer = VideoTokenizer(config_from(saved["config"], source), RateConfig(**saved["rates"]).running_mean())
-    weights = run_weights(checkpoint)
-    tokenizer.load_state_dict(KeyMap(renames=()).from_official(weights, tokenizer.state_dict(), source))
+    state = run_weights(checkpoint, weights)
+    tokenizer.load_state_dict(KeyMap(renames=()).from_official(state, tokenizer.state_dict(), source))
     return tokenizer.eval()
 
 
-def export_run(checkpoint: dict[str, Any], source: Path, out: Path, force: bool = False) -> None:
+def export_run(checkpoint: dict[str, Any], source: Path, out: Path, weights: Weights, force: bool = False) -> None:
     """Write the tokenizer of a run's checkpoint, which `source` names, as an inference folder."""
     saved = checkpoint[CHECKPOINT_KEY]
     provenance = {"run": source, "step": saved["step"], "rates": saved["rates"]["strategy"]}
-    export_tokenizer(rebuild_tokenizer(checkpoint, str(source)), out, provenance, force)
+    provenance["weights"] = weights_in_words(checkpoint, weights)
+    export_tokenizer(rebuild_tokenizer(checkpoint, str(source), weights), out, provenance, force)
 
 
 class ExportTokenizer(pl.Callback):

@@ -13,6 +13,8 @@ from typing import Any
 
 import yaml
 
+from infotok_lit.assets import DEFAULTS_CONFIG, config_chain
+from infotok_lit.errors import SettingsError
 from infotok_lit.files import write_whole
 from infotok_lit.study.config import Row, Study
 
@@ -21,6 +23,8 @@ RUN_FOLDER = "run"
 POINT_FILE = "point.json"
 """Below a point's folder: which point it is."""
 DIGEST_LENGTH = 8
+CELL_FORMAT = 2
+"""Part of the digest: runs of a version that left no `result.json` are other cells, and their folders stay."""
 
 
 @dataclass(frozen=True)
@@ -28,12 +32,12 @@ class Cell:
     """One run of `fit` or `validate`.
 
     Args:
-        key: Its folder below the study's, which also is its name in Optuna's storage.
+        key: Its folder below the study's.
         variant: The row's name, or the point's.
         seed: Its seed.
         folder: Its folder.
         arguments: The command line after `python -m infotok_lit`.
-        last_step: The step under which its last validation is logged.
+        last_step: The optimiser steps that it has taken at its last validation.
     """
 
     key: str
@@ -59,7 +63,7 @@ class Job:
     """What one Optuna trial stands for: a row's cell, or a point of a search with its cells, one per seed.
 
     Args:
-        key: Its folder below the study's.
+        key: Its folder below the study's, by which Optuna's trials name it.
         folder: Its folder.
         cells: What it runs, one after the other.
         params: The point, by dimension; None for a row.
@@ -73,13 +77,19 @@ class Job:
     def write_point(self) -> None:
         """Leave a note of which point this is."""
         if self.params is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
             write_whole(self.folder / POINT_FILE, (json.dumps(dict(self.params), indent=2) + "\n").encode())
 
 
 def row_cells(study: Study) -> list[Cell]:
     """The cells of the rows, seed by seed, so that an early look compares rows and not one row's seeds."""
     keys = {name: f"rows/{name}-{digest(study, row)}" for name, row in study.rows.items()}
-    return [make_cell(study, keys[name], name, row, seed) for seed in study.seeds for name, row in study.rows.items()]
+    return [
+        make_cell(study, keys[name], name, row, seed)
+        for seed in study.all_seeds
+        for name, row in study.rows.items()
+        if seed in study.seeds_of(name)
+    ]
 
 
 def row_jobs(study: Study) -> list[Job]:
@@ -111,18 +121,20 @@ def make_cell(study: Study, variant_key: str, variant: str, row: Row, seed: int)
     key = f"{variant_key}/seed_{seed}"
     folder = Path(study.out, key)
     arguments = (*_common_arguments(study, row), *(_option(name, seed) for name in study.seeded), _logger(folder))
-    return Cell(key, variant, seed, folder, arguments, last_step=study.steps - 1 if row.train else 0)
+    return Cell(key, variant, seed, folder, arguments, last_step=study.steps if row.train else 0)
 
 
 def digest(study: Study, row: Row) -> str:
     """Some hexadecimal digits that stand for everything that decides a variant's results, but for the seed.
 
     Raises:
-        FileNotFoundError: for a configuration file that does not exist.
+        MissingFileError: for a configuration file that does not exist.
+        SettingsError: for one that is no YAML.
     """
-    contents = [_read(path) for path in _configs(study, row)]
+    files = config_chain(_configs(study, row))
+    contents = [_read(path) for path in [DEFAULTS_CONFIG, *files]]
     arguments = [argument for argument in _common_arguments(study, row) if argument not in _configs(study, row)]
-    what = json.dumps([contents, arguments, study.seeded], sort_keys=True, default=str)
+    what = json.dumps([CELL_FORMAT, contents, arguments, study.seeded], sort_keys=True, default=str)
     return hashlib.sha256(what.encode()).hexdigest()[:DIGEST_LENGTH]
 
 
@@ -145,14 +157,15 @@ def _option(name: str, value: Any) -> str:
 
 
 def _logger(folder: Path) -> str:
-    # Whatever the configuration logs to: the report reads event files, and each run has its own folder.
+    # Whatever the configuration logs to: each run has a folder of its own, where `fit` leaves its result.json.
     init_args = {"save_dir": str(folder / RUN_FOLDER), "name": "", "version": ""}
     return _option(
         "trainer.logger", {"class_path": "lightning.pytorch.loggers.TensorBoardLogger", "init_args": init_args}
     )
 
 
-def _read(path: str) -> Any:
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no configuration file at {path} (paths are as seen from {Path.cwd()})")
-    return yaml.safe_load(Path(path).read_text())
+def _read(path: Path) -> Any:
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise SettingsError(f"{path} cannot be read as a configuration: {error}") from None

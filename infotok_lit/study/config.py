@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from infotok_lit.errors import SettingsError
+
 NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
 
 
@@ -15,11 +17,20 @@ class Row:
         configs: Configuration files laid over those of the study, in this order.
         overrides: Dotted names of `fit` with their values, such as `model.init_args.objective.temperature: 0.1`.
         train: False measures the model as it is, with `validate` instead of `fit`.
+        seeds: Seeds of this row alone, such as `[0]` for a control; null takes those of the study.
+        control_of: A row that this one must equal in every judged metric; the report says whether it does.
     """
 
     configs: list[str] = field(default_factory=list)
     overrides: dict[str, Any] = field(default_factory=dict)
     train: bool = True
+    seeds: list[int] | None = None
+    control_of: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.seeds is not None and not self.seeds:
+            raise SettingsError("seeds of a row is empty; leave it out, or name at least one")
+        _check_seeds(self.seeds or [])
 
 
 @dataclass(frozen=True)
@@ -62,17 +73,17 @@ class Dimension:
     def __post_init__(self) -> None:
         ranged = self.low is not None or self.high is not None
         if sum((ranged, self.choices is not None, self.variants is not None)) != 1:
-            raise ValueError("a dimension needs exactly one of: low and high, choices, variants")
+            raise SettingsError("a dimension needs exactly one of: low and high, choices, variants")
         if ranged and (self.low is None or self.high is None or not self.low < self.high):
-            raise ValueError(f"a range needs low < high, got low {self.low} and high {self.high}")
+            raise SettingsError(f"a range needs low < high, got low {self.low} and high {self.high}")
         if self.log and not (ranged and self.low > 0):
-            raise ValueError("log needs a range with low above 0")
+            raise SettingsError("log needs a range with low above 0")
         if self.integer and not (ranged and self.low == int(self.low) and self.high == int(self.high)):
-            raise ValueError("integer needs a range with whole ends")
+            raise SettingsError("integer needs a range with whole ends")
         if not ranged and not (self.choices or self.variants):
-            raise ValueError("choices and variants must not be empty")
+            raise SettingsError("choices and variants must not be empty")
         if any(not isinstance(choice, bool | int | float | str | None) for choice in self.choices or []):
-            raise ValueError(f"choices must be numbers, words, booleans or null, got {self.choices}; use variants")
+            raise SettingsError(f"choices must be numbers, words, booleans or null, got {self.choices}; use variants")
 
     @property
     def options(self) -> list[Any] | None:
@@ -93,8 +104,8 @@ class Search:
         objectives: Names of the metrics that the front is about, usually understanding and generation.
         sampler: `grid` (all combinations of choices), `random`, or the multi-objective `tpe` and `nsga2`, which learn
             from the points that are done.
-        trials: How many points; null, for `grid` only, means all of them.
-        seed: Seed of the sampler.
+        trials: How many points; null, for `grid` only, means all of them. One that is chosen twice is measured once.
+        seed: Seed of the sampler; with several workers, what it chooses also depends on who is first.
         row: What every point starts from, beside the study's own configuration.
     """
 
@@ -108,15 +119,42 @@ class Search:
     def __post_init__(self) -> None:
         if not self.space or not self.objectives:
             empty = "objectives" if self.space else "space"
-            raise ValueError(f"search.{empty} is empty; name at least one")
+            raise SettingsError(f"search.{empty} is empty; name at least one")
         if self.sampler == "grid":
             ranges = [name for name, dimension in self.space.items() if dimension.options is None]
             if ranges:
-                raise ValueError(f"search.sampler is grid: give choices instead of a range for {', '.join(ranges)}")
+                raise SettingsError(f"search.sampler is grid: give choices instead of a range for {', '.join(ranges)}")
         elif self.trials is None:
-            raise ValueError(f"search.sampler is {self.sampler}: say how many points with search.trials")
+            raise SettingsError(f"search.sampler is {self.sampler}: say how many points with search.trials")
         if self.trials is not None and self.trials < 1:
-            raise ValueError(f"search.trials is {self.trials}; set it to 1 or more")
+            raise SettingsError(f"search.trials is {self.trials}; set it to 1 or more")
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What a study was set up to decide, said before it runs.
+
+    Args:
+        endpoint: Metrics whose mean is what counts, such as one of each task; all better higher, or all better lower.
+        contrasts: Pairs of rows, each [row, reference]: is the row's endpoint different from the reference's?
+        margin: Differences below this are as good as none: the margin of the equivalence tests, in the endpoint's unit.
+        level: How often each family of tests may be wrong. Tests of difference are corrected by Holm's method.
+        power: How surely the reported number of seeds should decide what is undecided.
+    """
+
+    endpoint: list[str]
+    contrasts: list[tuple[str, str]]
+    margin: float = 0.02
+    level: float = 0.05
+    power: float = 0.8
+
+    def __post_init__(self) -> None:
+        if not self.endpoint or not self.contrasts:
+            raise SettingsError("analysis: name at least one metric in endpoint and one pair of rows in contrasts")
+        if any(len(set(pair)) != 2 for pair in self.contrasts):
+            raise SettingsError(f"analysis.contrasts: a row cannot be compared with itself: {self.contrasts}")
+        if self.margin <= 0 or not 0 < self.level < 0.5 or not self.level < self.power < 1:
+            raise SettingsError("analysis needs margin > 0 and 0 < level < 0.5, and level < power < 1")
 
 
 @dataclass(frozen=True)
@@ -126,7 +164,8 @@ class Study:
     Args:
         name: Name of the study in Optuna's storage.
         out: Folder of everything that the study leaves. Machines that share a study share this folder.
-        configs: Configuration files of every run, as for `fit --config`; paths are as seen from the working folder.
+        configs: Configurations of every run, as for `fit --config`: names such as `harmon/scenes32`, or files, whose
+            paths are as seen from the working folder.
         metrics: Columns of the table, by name.
         rows: Variants by name, in the table's order.
         seeds: Every row runs once with each.
@@ -137,8 +176,10 @@ class Study:
         references: Rows that the others are compared with, seed by seed; null takes the first row.
         curves: What the learning curves show besides the metrics: tags that the runs log.
         confidence: Level of the confidence intervals.
+        analysis: What the study is to decide: endpoint, pairs of rows, equivalence margin.
         search: A sweep, beside the rows or instead of them.
-        storage: Optuna's storage: a database URL, or the path of a journal file; null keeps `journal.log` in `out`.
+        storage: Optuna's storage, a database URL such as `postgresql://host/name` for several machines; null keeps
+            `study.db` (SQLite) in `out`, for one machine.
         keep_checkpoints: False deletes a run's checkpoints when it has finished; exports stay.
     """
 
@@ -155,32 +196,54 @@ class Study:
     references: list[str] | None = None
     curves: list[str] = field(default_factory=lambda: ["train/understanding/loss", "train/generation/loss"])
     confidence: float = 0.95
+    analysis: Analysis | None = None
     search: Search | None = None
     storage: str | None = None
     keep_checkpoints: bool = True
 
     def __post_init__(self) -> None:
         if not self.rows and self.search is None:
-            raise ValueError("nothing to run: give rows, or a search")
+            raise SettingsError("nothing to run: give rows, or a search")
         if not self.metrics or not self.seeds:
-            raise ValueError("give at least one of metrics and one of seeds")
-        if len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
-            raise ValueError(f"seeds must be different and not negative, got {self.seeds}")
+            raise SettingsError("give at least one of metrics and one of seeds")
+        _check_seeds(self.seeds)
         if self.steps < 1:
-            raise ValueError(f"steps is {self.steps}; set it to 1 or more")
+            raise SettingsError(f"steps is {self.steps}; set it to 1 or more")
         if self.validation_interval < 1 or self.steps % self.validation_interval:
-            raise ValueError(f"validate_every is {self.validate_every}; it must divide steps, {self.steps}")
+            raise SettingsError(f"validate_every is {self.validate_every}; it must divide steps, {self.steps}")
         if not 0 < self.confidence < 1:
-            raise ValueError(f"confidence is {self.confidence}; set it between 0 and 1")
-        for name in self.rows:
+            raise SettingsError(f"confidence is {self.confidence}; set it between 0 and 1")
+        if self.storage is not None and "://" not in self.storage:
+            raise SettingsError(
+                f"storage: {self.storage} is no database URL, and journal files are not used any more; leave storage "
+                "out for a database in `out`, or give a URL such as postgresql://host/name"
+            )
+        if not self.objectives:
+            raise SettingsError("every metric is optional; a finished run needs one that it must have measured")
+        self._check_names()
+
+    def _check_names(self) -> None:
+        """Refuse names of rows and metrics that nothing has, and metrics that cannot be what they are used for."""
+        for name, row in self.rows.items():
             if set(name) - NAME_CHARACTERS or not name.strip("."):
-                raise ValueError(f"row {name!r}: a name becomes a folder; use letters, digits, and any of _ . -")
+                raise SettingsError(f"row {name!r}: a name becomes a folder; use letters, digits, and any of _ . -")
+            _check_known(f"rows.{name}.control_of", [row.control_of] if row.control_of else [], self.rows)
         _check_known("references", self.references or [], self.rows)
         if self.search is not None:
-            _check_known("search.objectives", self.search.objectives, self.metrics)
-            for name in self.search.objectives:
-                if self.metrics[name].better == "none" or self.metrics[name].optional:
-                    raise ValueError(f"search.objectives: {name} must be better higher or lower, and not optional")
+            self._check_judged("search.objectives", self.search.objectives)
+            if self.search.row.seeds is not None or self.search.row.control_of is not None:
+                raise SettingsError("search.row: seeds and control_of belong to rows of the study")
+        if self.analysis is not None:
+            self._check_judged("analysis.endpoint", self.analysis.endpoint)
+            _check_known("analysis.contrasts", [row for pair in self.analysis.contrasts for row in pair], self.rows)
+            if len({self.metrics[name].better for name in self.analysis.endpoint}) > 1:
+                raise SettingsError("analysis.endpoint: a mean needs metrics that are all better higher, or all lower")
+
+    def _check_judged(self, what: str, names: list[str]) -> None:
+        _check_known(what, names, self.metrics)
+        for name in names:
+            if self.metrics[name].better == "none" or self.metrics[name].optional:
+                raise SettingsError(f"{what}: {name} must be better higher or lower, and not optional")
 
     @property
     def validation_interval(self) -> int:
@@ -192,8 +255,30 @@ class Study:
         """The rows that the others are compared with."""
         return list(self.rows)[:1] if self.references is None else self.references
 
+    @property
+    def objectives(self) -> list[str]:
+        """What Optuna is told of a run: the search's objectives, or else every metric that a run must have."""
+        if self.search is not None:
+            return self.search.objectives
+        return [name for name, metric in self.metrics.items() if not metric.optional]
+
+    @property
+    def all_seeds(self) -> list[int]:
+        """The study's seeds, then those that only some rows have."""
+        return list(dict.fromkeys([*self.seeds, *(seed for row in self.rows.values() for seed in row.seeds or [])]))
+
+    def seeds_of(self, row: str) -> list[int]:
+        """The seeds of a row."""
+        own = self.rows[row].seeds
+        return self.seeds if own is None else own
+
+
+def _check_seeds(seeds: list[int]) -> None:
+    if len(set(seeds)) < len(seeds) or min(seeds, default=0) < 0:
+        raise SettingsError(f"seeds must be different and not negative, got {seeds}")
+
 
 def _check_known(what: str, given: list[str], known: Mapping[str, object]) -> None:
     unknown = [name for name in given if name not in known]
     if unknown:
-        raise ValueError(f"{what}: {', '.join(unknown)} is not one of {', '.join(known) or 'none'}")
+        raise SettingsError(f"{what}: {', '.join(unknown)} is not one of {', '.join(known) or 'none'}")

@@ -1,6 +1,5 @@
-"""Running one cell: `fit` in a process of its own, resumed where an earlier try left a checkpoint."""
+"""Running one cell: `fit` in a process of its own, resumed where an earlier try stopped; and on which resources."""
 
-import math
 import os
 import shutil
 import signal
@@ -8,14 +7,15 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Event
 
+from infotok_lit.errors import SettingsError
 from infotok_lit.study.cells import Cell
-from infotok_lit.study.events import read_curves
-from infotok_lit.study.record import LOG_FILE, Attempt, Record, new_attempt, read_record
+from infotok_lit.study.config import Study
+from infotok_lit.study.record import LOG_FILE, Attempt, Record, read_record, required_tags, try_lock, what_is_missing
 
 FIT = (sys.executable, "-m", "infotok_lit")
 POLL_SECONDS = 0.2
@@ -28,11 +28,12 @@ class Launcher:
     """Starts cells and says how they ended.
 
     Args:
-        required_tags: What a finished run must have logged at its last validation.
+        required_tags: What a finished run must have measured at its last validation.
         prefix: The command that a cell's arguments are given to.
         environment: Variables set for every run.
         keep_checkpoints: False deletes a finished run's checkpoints.
         stop: Set, it ends the runs that are under way.
+        say: Where lines for people go.
     """
 
     required_tags: Sequence[str]
@@ -40,36 +41,66 @@ class Launcher:
     environment: dict[str, str] = field(default_factory=dict)
     keep_checkpoints: bool = True
     stop: Event = field(default_factory=Event)
+    say: Callable[[str], None] = print
 
-    def run(self, cell: Cell, lock: int) -> Record:
-        """Run a cell; its record says how it ended.
+    def run(self, cell: Cell) -> Record:
+        """Run a cell that has not finished, once nobody else runs it; its record says how it ended."""
+        lock = self._wait_for_lock(cell)
+        if lock is None:
+            return Record(state="interrupted")
+        try:
+            return self._run_locked(cell, lock)
+        finally:
+            os.close(lock)
 
-        Args:
-            lock: Descriptor of the lock that the process inherits.
-        """
+    def _wait_for_lock(self, cell: Cell) -> int | None:
+        said = False
+        while (lock := try_lock(cell.folder)) is None:
+            if not said:
+                self.say(f"waiting  {cell.label}: it is being run")
+            said = True
+            if self.stop.wait(POLL_SECONDS):
+                return None
+        return lock
+
+    def _run_locked(self, cell: Cell, lock: int) -> Record:
         record = read_record(cell.folder)
-        record = self._attempt(cell, lock, record, resumed=has_checkpoint(cell.run_folder))
-        if record.state == "failed" and record.attempts[-1].resumed and record.attempts[-1].outcome == "exit status 0":
-            # Killed between its last checkpoint and its last validation: there was nothing left to train.
-            record = self._attempt(cell, lock, record, resumed=False)
+        if record.state == "finished":
+            return record
+        if record.state == "damaged":
+            self.say(f"damaged  {cell.label}: {record.reason}")
+        elif record.state in ("running", "interrupted") and not what_is_missing(cell, self.required_tags):
+            # Whoever started it was killed, and it went on alone to its end.
+            record.state = "finished"
+            record.write(cell.folder)
+        if record.state != "finished":
+            resumes = record.state not in ("waiting", "damaged") and has_checkpoint(cell.run_folder)
+            record = self._attempt(cell, lock, record.attempts, resumes)
+            if record.state == "failed" and resumes and record.attempts[-1].outcome == "exit status 0":
+                # Killed between its last checkpoint and its last validation: there was nothing left to train.
+                record = self._attempt(cell, lock, record.attempts, resumes=False)
         if record.state == "finished" and not self.keep_checkpoints:
             shutil.rmtree(cell.run_folder / "checkpoints", ignore_errors=True)
         return record
 
-    def _attempt(self, cell: Cell, lock: int, earlier: Record | None, resumed: bool) -> Record:
-        if not resumed and cell.run_folder.exists():
+    def _attempt(self, cell: Cell, lock: int, attempts: Sequence[Attempt], resumes: bool) -> Record:
+        if not resumes and cell.run_folder.exists():
             shutil.rmtree(cell.run_folder)
-        command = [*self.prefix, *cell.arguments, *(["--ckpt_path=last"] if resumed else [])]
-        attempts = [] if earlier is None else earlier.attempts
-        record = Record(command, str(Path.cwd()), self.environment, cell.variant, cell.seed)
-        record.attempts = [*attempts, new_attempt(resumed)]
+        command = [*self.prefix, *cell.arguments, *(["--ckpt_path=last"] if resumes else [])]
+        record = Record(command, str(Path.cwd()), self.environment, "running")
+        record.attempts = [*attempts, Attempt.now(resumes)]
         record.write(cell.folder)
-        self._wait_for(cell, lock, record.attempts[-1], command)
-        self._judge(cell, record)
+        self.say(f"started  {cell.label}")
+        outcome = self._wait_for_fit(cell, lock, record.attempts[-1], command)
+        if outcome == "exit status 0":
+            record.reason = what_is_missing(cell, self.required_tags)
+        elif outcome != "interrupted":
+            record.reason = f"{command[len(self.prefix)]} ended with {outcome}"
+        record.state = "failed" if record.reason else "interrupted" if outcome == "interrupted" else "finished"
         record.write(cell.folder)
         return record
 
-    def _wait_for(self, cell: Cell, lock: int, attempt: Attempt, command: Sequence[str]) -> None:
+    def _wait_for_fit(self, cell: Cell, lock: int, attempt: Attempt, command: Sequence[str]) -> str:
         start = time.monotonic()
         with open(cell.folder / LOG_FILE, "ab") as log:
             log.write(f"# {attempt.started} on {attempt.host}: {' '.join(command)}\n".encode())
@@ -86,19 +117,41 @@ class Launcher:
             )
             attempt.outcome = _ending(process, self.stop)
         attempt.seconds = round(time.monotonic() - start, 3)
+        return attempt.outcome
 
-    def _judge(self, cell: Cell, record: Record) -> None:
-        outcome = record.attempts[-1].outcome
-        record.reason = ""
-        if outcome == "exit status 0":
-            curves = read_curves(cell.run_folder, self.required_tags) if cell.run_folder.is_dir() else {}
-            last = {tag: curves.get(tag, {}).get(cell.last_step, math.nan) for tag in self.required_tags}
-            lacking = [tag for tag, value in last.items() if not math.isfinite(value)]
-            if lacking:
-                record.reason = f"ended well, but logged no finite {', '.join(lacking)} at step {cell.last_step}"
-        elif outcome != "interrupted":
-            record.reason = f"{record.command[len(self.prefix)]} ended with {outcome}"
-        record.state = "interrupted" if outcome == "interrupted" else "failed" if record.reason else "finished"
+
+@dataclass(frozen=True)
+class Resources:
+    """This machine's share in a study.
+
+    Args:
+        workers: How many runs at a time.
+        threads: CPU threads per run; None is 1 with several workers, and otherwise what the environment says.
+        gpus: GPUs that the workers take turns in; empty leaves the choice to `fit`.
+        prefix: The command that runs a cell, before the cell's arguments.
+    """
+
+    workers: int = 1
+    threads: int | None = None
+    gpus: Sequence[str] = ()
+    prefix: tuple[str, ...] = FIT
+
+    def __post_init__(self) -> None:
+        if self.workers < 1 or (self.threads is not None and self.threads < 1):
+            raise SettingsError(f"workers is {self.workers} and threads {self.threads}; give 1 or more")
+
+    def environment(self, worker: int) -> dict[str, str]:
+        """The variables that the runs of a worker get: their share of the machine."""
+        threads = 1 if self.threads is None and self.workers > 1 else self.threads
+        environment = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
+        if self.gpus:
+            environment["CUDA_VISIBLE_DEVICES"] = self.gpus[worker % len(self.gpus)]
+        return environment
+
+    def launchers(self, study: Study, say: Callable[[str], None]) -> list[Launcher]:
+        """One for each worker; they stop together."""
+        first = Launcher(required_tags(study), self.prefix, keep_checkpoints=study.keep_checkpoints, say=say)
+        return [replace(first, environment=self.environment(number)) for number in range(self.workers)]
 
 
 def has_checkpoint(run_folder: Path) -> bool:
@@ -113,18 +166,13 @@ def _ending(process: subprocess.Popen, stop: Event) -> str:
             if stop.wait(POLL_SECONDS):
                 return "interrupted"
     finally:
-        _end_group(process)
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGTERM)
+            try:
+                process.wait(PATIENCE_SECONDS)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
     if process.returncode < 0:
         return f"signal {signal.Signals(-process.returncode).name}"
     return f"exit status {process.returncode}"
-
-
-def _end_group(process: subprocess.Popen) -> None:
-    if process.poll() is not None:
-        return
-    os.killpg(process.pid, signal.SIGTERM)
-    try:
-        process.wait(PATIENCE_SECONDS)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()

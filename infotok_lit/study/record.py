@@ -1,30 +1,34 @@
-"""A cell's own record, beside its run: what was run, with which versions, and how it ended.
+"""What a cell's folder says of it: the lock of whoever runs it, `cell.json` (its tries), and `result.json` of its run.
 
-`cell.json` is the only thing that says whether a cell has finished; Optuna's storage only deals out the work.
+These files alone say whether a cell has finished; Optuna's storage only deals out the work.
 """
 
+import fcntl
 import json
-import platform
+import math
+import os
 import shlex
 import socket
-import subprocess
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-import infotok_lit
-from infotok_lit import __version__
+from infotok_lit.errors import SettingsError
 from infotok_lit.files import write_whole
+from infotok_lit.study.cells import RUN_FOLDER, Cell
+from infotok_lit.study.config import Study
 
 RECORD_FILE = "cell.json"
+RESULT_FILE = "result.json"
 COMMAND_FILE = "command.sh"
 LOG_FILE = "fit.log"
-PACKAGES = ("torch", "lightning", "torchmetrics", "transformers", "diffusers", "numpy", "optuna", "scipy")
+LOCK_FILE = "lock"
 
-State = Literal["running", "finished", "failed", "interrupted"]
+Curve = dict[int, float]
+"""Step -> value."""
+State = Literal["waiting", "running", "finished", "failed", "interrupted", "damaged"]
 
 
 @dataclass
@@ -34,9 +38,13 @@ class Attempt:
     started: str
     host: str
     resumed: bool
-    versions: dict[str, str]
     seconds: float = 0.0
     outcome: str = ""
+
+    @classmethod
+    def now(cls, resumed: bool) -> "Attempt":
+        """A try that starts now, here."""
+        return cls(datetime.now(UTC).isoformat(timespec="seconds"), socket.gethostname(), resumed)
 
 
 @dataclass
@@ -44,22 +52,15 @@ class Record:
     """What `cell.json` holds.
 
     Args:
-        command: The command line, exactly as it was run.
-        working_folder: Where it was run.
-        environment: The variables that were set for it.
-        variant: The row or point.
-        seed: The seed.
-        state: How far it is.
-        reason: Why it failed.
+        command: The command line, exactly as it was run, in `working_folder` and with the variables of `environment`.
+        state: How far the cell is; `reason` says why it failed.
         attempts: Every try, the last one last.
     """
 
-    command: list[str]
-    working_folder: str
-    environment: dict[str, str]
-    variant: str
-    seed: int
-    state: State = "running"
+    command: list[str] = field(default_factory=list)
+    working_folder: str = ""
+    environment: dict[str, str] = field(default_factory=dict)
+    state: State = "waiting"
     reason: str = ""
     attempts: list[Attempt] = field(default_factory=list)
 
@@ -70,75 +71,136 @@ class Record:
 
     def write(self, folder: Path) -> None:
         """Write the record, and the command as a script that anybody can run again."""
-        folder.mkdir(parents=True, exist_ok=True)
         write_whole(folder / RECORD_FILE, (json.dumps(asdict(self), indent=2) + "\n").encode())
-        write_whole(folder / COMMAND_FILE, self.script().encode())
-
-    def script(self) -> str:
-        """The command as a shell script."""
-        return f"#!/bin/sh\n{self.shell_line()}\n"
+        write_whole(folder / COMMAND_FILE, f"#!/bin/sh\n{self.shell_line()}\n".encode())
 
     def shell_line(self) -> str:
         """The command for a shell, with its folder and its variables."""
-        variables = " ".join(f"{name}={shlex.quote(value)}" for name, value in self.environment.items())
-        return f"cd {shlex.quote(self.working_folder)} && {variables} {shlex.join(self.command)}".replace("  ", " ")
+        variables = [f"{name}={shlex.quote(value)}" for name, value in self.environment.items()]
+        return f"cd {shlex.quote(self.working_folder)} && {' '.join([*variables, shlex.join(self.command)])}"
 
 
-def read_record(folder: Path) -> Record | None:
-    """A cell's record; None if it never ran."""
-    path = folder / RECORD_FILE
-    if not path.is_file():
-        return None
-    content = json.loads(path.read_text())
-    return Record(**content | {"attempts": [Attempt(**attempt) for attempt in content["attempts"]]})
+@dataclass(frozen=True)
+class CellResult:
+    """A cell and what is known of it.
+
+    Args:
+        record: Its record.
+        values: Final value of each metric that it logged, by the metric's name; empty unless it has finished.
+        curves: Every curve that its run left, by tag; empty unless it has finished.
+        versions: What its run ran with.
+    """
+
+    cell: Cell
+    record: Record
+    values: dict[str, float]
+    curves: dict[str, Curve]
+    versions: dict[str, str]
+
+
+def read_results(study: Study, cells: Sequence[Cell]) -> list[CellResult]:
+    """The results of cells, in their order."""
+    return [_read_result(study, cell) for cell in cells]
+
+
+def read_curves(run_folder: Path) -> dict[str, Curve]:
+    """Every curve of a run of `fit`, by tag; none if it left no whole `result.json`."""
+    result = _read_run(run_folder)
+    return _curves(result) if result else {}
+
+
+def read_record(folder: Path) -> Record:
+    """A cell's record; if it or the result of a finished run cannot be read, it says `damaged`: to be run again."""
+    try:
+        content = json.loads((folder / RECORD_FILE).read_bytes())
+        record = Record(**content | {"attempts": [Attempt(**attempt) for attempt in content["attempts"]]})
+    except FileNotFoundError:
+        return Record()
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return Record(state="damaged", reason=f"{folder / RECORD_FILE} is empty or damaged; the cell is run again")
+    if record.state == "finished" and not _read_run(folder / RUN_FOLDER):
+        record.state = "damaged"
+        record.reason = f"{folder / RUN_FOLDER / RESULT_FILE} is gone or damaged; the cell is run again"
+    return record
 
 
 def is_finished(folder: Path) -> bool:
     """Whether the cell of a folder needs no run."""
-    record = read_record(folder)
-    return record is not None and record.state == "finished"
+    return read_record(folder).state == "finished"
 
 
-def new_attempt(resumed: bool) -> Attempt:
-    """A try that starts now, here."""
-    return Attempt(datetime.now(UTC).isoformat(timespec="seconds"), socket.gethostname(), resumed, versions())
+def what_is_missing(cell: Cell, required_tags: Sequence[str]) -> str:
+    """Why what `fit` left is not a finished run, in words; "" if it is one."""
+    result = _read_run(cell.run_folder)
+    if not result:
+        return f"it left no readable {RESULT_FILE}"
+    if result["state"] != "finished":
+        return f"its {RESULT_FILE} says {result['state']} at step {result['step']}: {result['reason']}"
+    curves = _curves(result)
+    last = {tag: curves.get(tag, {}).get(cell.last_step, math.nan) for tag in required_tags}
+    lacking = [tag for tag, value in last.items() if not math.isfinite(value)]
+    return f"it measured no finite {', '.join(lacking)} at step {cell.last_step}" if lacking else ""
 
 
-def versions() -> dict[str, str]:
-    """What decides a run's numbers besides its configuration: the code and the libraries."""
-    found = {"infotok_lit": __version__, "commit": _commit(), "python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+def required_tags(study: Study) -> list[str]:
+    """The tags that every finished cell has logged."""
+    return [metric.tag for metric in study.metrics.values() if not metric.optional]
 
 
-def log_tail(folder: Path, lines: int = 15) -> Sequence[str]:
+def try_lock(folder: Path) -> int | None:
+    """Take a cell's lock; its file descriptor, or None if somebody runs the cell.
+
+    Whoever starts `fit` takes it and `fit` inherits it, so the operating system frees it when the last of them has
+    ended, however it ended: a `fit` that outlives a killed parent keeps it.
+
+    Raises:
+        SettingsError: if the file system has no locks.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    except OSError as error:
+        os.close(descriptor)
+        raise SettingsError(f"out: {folder} is on a file system without file locks ({error}); choose another") from None
+    return descriptor
+
+
+def log_tail(folder: Path, lines: int = 15) -> list[str]:
     """The last lines of a cell's log."""
     path = folder / LOG_FILE
-    if not path.is_file():
-        return []
-    return path.read_text(errors="replace").splitlines()[-lines:]
+    return path.read_text(errors="replace").splitlines()[-lines:] if path.is_file() else []
 
 
-def _commit() -> str:
-    """The commit of a git checkout, with a + if files differ from it; "" for an installed package."""
-    source = Path(infotok_lit.__file__).parent
-    answers = []
-    for question in (
-        ["ls-files", "--error-unmatch", "__init__.py"],
-        ["rev-parse", "HEAD"],
-        ["status", "--porcelain", "--untracked-files=no", "."],
-    ):
-        command = ["git", "--no-optional-locks", *question]
-        try:
-            done = subprocess.run(command, cwd=source, capture_output=True, text=True, timeout=30)
-        except (OSError, subprocess.TimeoutExpired):
-            return ""
-        if done.returncode != 0:
-            return ""
-        answers.append(done.stdout.strip())
-    _, commit, changes = answers
-    return commit + ("+" if changes else "")
+def _read_result(study: Study, cell: Cell) -> CellResult:
+    record, result = read_record(cell.folder), _read_run(cell.run_folder)
+    if record.state != "finished" or not result:
+        return CellResult(cell, record, {}, {}, result.get("versions", {}))
+    curves = _curves(result)
+    values = {
+        name: curves[metric.tag][cell.last_step]
+        for name, metric in study.metrics.items()
+        if cell.last_step in curves.get(metric.tag, {})
+    }
+    return CellResult(cell, record, values, curves, result["versions"])
+
+
+def _read_run(folder: Path) -> dict[str, Any]:
+    """What `fit` has left of a run; empty without a whole `result.json`."""
+    try:
+        content = json.loads((folder / RESULT_FILE).read_bytes())
+        return content if {"state", "step", "reason", "versions", "training", "validation"} <= set(content) else {}
+    except (OSError, ValueError, TypeError, RecursionError):
+        return {}
+
+
+def _curves(result: dict[str, Any]) -> dict[str, Curve]:
+    curves: dict[str, Curve] = {}
+    for row in [*result["training"], *result["validation"]]:
+        for tag, value in row.items():
+            curves.setdefault(tag, {})[row["step"]] = math.nan if value is None else value
+    curves.pop("step", None)
+    return curves

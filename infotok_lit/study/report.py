@@ -1,112 +1,173 @@
-"""Everything that a study hands back, recomputed from its cells' raw event files each time."""
+"""Everything that a study hands back, recomputed from its cells' folders each time."""
 
+import csv
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from infotok_lit.study.cells import Cell, row_cells
+from matplotlib.figure import Figure
+
+from infotok_lit.files import write_whole
+from infotok_lit.study.cells import Job, row_cells
 from infotok_lit.study.config import Study
-from infotok_lit.study.figures import mean_curves_figure, means_figure, row_curves_figure, tables_figure
-from infotok_lit.study.output import markdown, write_csv, write_figure, write_text
-from infotok_lit.study.record import LOG_FILE, log_tail
-from infotok_lit.study.results import CellResult, read_results
-from infotok_lit.study.search import known_points
-from infotok_lit.study.sweep_report import write_sweep_report
-from infotok_lit.study.table import Entry, difference_table, full_table, means_table, summarise
+from infotok_lit.study.figures import (
+    curves_figure,
+    dimensions_figure,
+    front_figure,
+    means_figure,
+    short_name,
+    tables_figure,
+)
+from infotok_lit.study.record import LOG_FILE, CellResult, log_tail, read_results
+from infotok_lit.study.search import Point, known_points, measured_points
+from infotok_lit.study.table import (
+    Summary,
+    Table,
+    controls,
+    decision_table,
+    difference_table,
+    full_table,
+    means_table,
+    number,
+)
 
 REPORT_FILE = "report.md"
+DPI = 130
 
 
 def write_report(study: Study) -> Path:
     """Write tables, figures, commands and versions into the study's folder; the path of `report.md`."""
     out = Path(study.out)
     points = [] if study.search is None else known_points(study)
-    cells: list[Cell] = [*row_cells(study), *(cell for job in points for cell in job.cells)]
-    results = read_results(study, cells)
-    entries = summarise(study, results)
-    parts = [f"# {study.name}", _budget(study)]
+    results = read_results(study, [*row_cells(study), *(cell for job in points for cell in job.cells)])
+    summary = Summary(study, results)
+    seeds = ", ".join(map(str, study.seeds))
+    parts = [f"# {study.name}", f"{study.steps} steps; seeds {seeds}; {' + '.join(study.configs)}."]
     if study.rows:
-        parts.append(_write_rows(study, results, entries, out))
+        parts += _write_rows(summary, results, out)
     if study.search is not None:
-        parts.append(write_sweep_report(study, points, entries, out))
+        parts += _write_sweep(summary, points, out)
     parts += [_unfinished(results), _versions(results)]
-    write_csv(out / "cells.csv", *cells_table(study, results))
-    write_text(out / "commands.sh", _commands(results))
-    write_text(out / REPORT_FILE, "\n\n".join(part for part in parts if part) + "\n")
+    _write_csv(out / "cells.csv", cells_table(study, results))
+    _write(out / "commands.sh", _commands(results))
+    _write(out / REPORT_FILE, "\n\n".join(part for part in parts if part) + "\n")
     return out / REPORT_FILE
 
 
-def cells_table(study: Study, results: Sequence[CellResult]) -> tuple[list[str], list[list[object]]]:
-    """Header, and one line per cell: what came out, and where it is."""
+def cells_table(study: Study, results: Sequence[CellResult]) -> Table:
+    """One line per cell: what came out, and where it is."""
     header = ["variant", "seed", "state", "seconds", "reason", "folder", *study.metrics]
-    lines = [
-        [
-            result.cell.variant,
-            result.cell.seed,
-            result.state,
-            None if result.record is None else round(result.record.seconds, 1),
-            None if result.record is None else result.record.reason,
-            result.cell.key,
-            *(result.values.get(name) for name in study.metrics),
-        ]
-        for result in results
-    ]
-    return header, lines
+    lines: list[list[object]] = []
+    for result in results:
+        cell, record = result.cell, result.record
+        known = [cell.variant, cell.seed, record.state, round(record.seconds, 1), record.reason, cell.key]
+        lines.append([*known, *(result.values.get(name) for name in study.metrics)])
+    return Table("", header, lines)
 
 
-def _write_rows(study: Study, results: Sequence[CellResult], entries: Sequence[Entry], out: Path) -> str:
-    write_csv(out / "table.csv", *full_table(study, entries))
-    differences = [difference_table(study, entries, reference) for reference in study.compared_with]
-    write_figure(out / "table.png", tables_figure([means_table(study, entries), *differences]))
-    write_figure(out / "means.png", means_figure(study, results, entries))
-    tags = _tags_over_steps(study, results)
-    by_row = {row: [result for result in results if result.cell.variant == row] for row in study.rows}
-    if tags:
-        write_figure(out / "curves.png", mean_curves_figure(by_row, tags))
-        for row, own in by_row.items():
-            write_figure(out / "curves" / f"{row}.png", row_curves_figure(row, own, tags))
-    tables = [means_table(study, entries, emphasis="**"), *differences]
-    shown = [f"## {table.title}\n\n{markdown(table.header, table.lines)}" for table in tables]
-    pictures = ["![Means](means.png)", *(["![Learning curves](curves.png)"] if tags else [])]
-    return "\n\n".join([*shown, _reading(study), *pictures])
+def points_table(study: Study, points: Sequence[Point]) -> Table:
+    """One line per point: where it is, what it set, what came out, in full."""
+    metrics = [column for name in study.metrics for column in (name, f"{name} sd")]
+    lines: list[list[object]] = []
+    for point in points:
+        estimates = [point.estimates.get(name) for name in study.metrics]
+        values = [column for of in estimates for column in ((None, None) if of is None else (of.mean, of.sd))]
+        settings = [point.job.params[name] for name in study.search.space]
+        lines.append([point.job.key, point.on_front, *settings, *values])
+    return Table("", ["folder", "on_front", *study.search.space, *metrics], lines)
 
 
-def _tags_over_steps(study: Study, results: Sequence[CellResult]) -> list[str]:
-    """The tags that some run has at more than one step; the others are in the figure of means."""
+def markdown(table: Table) -> str:
+    """A Markdown table, all columns but the first to the right."""
+    rule = ["---", *("---:" for _ in table.header[1:])]
+    return "\n".join("| " + " | ".join(line) + " |" for line in [table.header, rule, *table.lines])
+
+
+def _write_rows(summary: Summary, results: Sequence[CellResult], out: Path) -> list[str]:
+    study = summary.study
+    _write_csv(out / "table.csv", full_table(summary))
+    others = [difference_table(summary, reference) for reference in study.compared_with]
+    if study.analysis is not None:
+        _write_csv(out / "decisions.csv", decision_table(summary, full=True))
+        others.insert(0, decision_table(summary))
+    others = [table for table in others if table.lines]
+    _write_figure(out / "table.png", tables_figure([means_table(summary), *others]))
+    _write_figure(out / "means.png", means_figure(summary))
+    # The tags that some run has at more than one step; the others are in the figure of means.
     tags = dict.fromkeys([*(metric.tag for metric in study.metrics.values()), *study.curves])
-    return [tag for tag in tags if any(len(result.curves.get(tag, {})) > 1 for result in results)]
-
-
-def _budget(study: Study) -> str:
-    return f"{study.steps} steps; seeds {', '.join(map(str, study.seeds))}; {' + '.join(study.configs)}."
+    tags = [tag for tag in tags if any(len(result.curves.get(tag, {})) > 1 for result in results)]
+    if tags:
+        by_row = {row: list(own.values()) for row, own in summary.results.items()}
+        _write_figure(out / "curves.png", curves_figure(by_row, tags))
+        for row, own in summary.results.items():
+            by_seed = {f"seed {seed}": [result] for seed, result in own.items()}
+            _write_figure(out / "curves" / f"{row}.png", curves_figure(by_seed, tags, title=row))
+    shown = [f"## {table.title}\n\n{markdown(table)}" for table in [means_table(summary, emphasis="**"), *others]]
+    pictures = ["![Means](means.png)", *(["![Learning curves](curves.png)"] if tags else [])]
+    return [*shown, _reading(study), *controls(summary), *pictures]
 
 
 def _reading(study: Study) -> str:
     level = f"{100 * study.confidence:g} %"
-    return (
+    text = (
         f"Mean over seeds ± half the width of Student's {level} confidence interval. Differences are taken seed by "
         "seed; p is that of a two-sided paired t-test, not corrected for the number of comparisons. In bold: the best."
     )
+    if study.analysis is None:
+        return text
+    plan = study.analysis
+    return text + (
+        f"\n\nTo be decided was the mean of {' and '.join(plan.endpoint)}. Higher or lower: p, corrected by Holm's "
+        f"method for {len(plan.contrasts)} comparisons, is below {plan.level:g}. Equivalent: two one-sided tests place "
+        f"the difference within ±{plan.margin:g}, at {plan.level:g} each. Undecided: neither; with the seeds needed, "
+        f"one of the tests would decide with probability {plan.power:g}, were mean and spread as found. Steps: the "
+        "median step at which the row reaches the reference's last value of the same seed, and how many seeds do."
+    )
+
+
+def _write_sweep(summary: Summary, jobs: Sequence[Job], out: Path) -> list[str]:
+    study = summary.study
+    points = measured_points(study, jobs)
+    front = [point for point in points if point.on_front]
+    _write_csv(out / "points.csv", points_table(study, points))
+    _write_csv(out / "front.csv", points_table(study, front))
+    head = f"## Sweep\n\n{len(points)} points measured on {len(study.seeds)} seed(s), {len(jobs)} started."
+    if not points:
+        return [head]
+    _write_figure(out / "dimensions.png", dimensions_figure(study, points))
+    pictures = ["![Dimensions](dimensions.png)"]
+    if len(study.search.objectives) > 1:
+        known = {row: {name: summary.estimate(row, name) for name in study.metrics} for row in study.rows}
+        rows = {row: {name: of for name, of in own.items() if of is not None} for row, own in known.items()}
+        _write_figure(out / "front.png", front_figure(study, points, rows))
+        pictures.insert(0, "![Pareto front](front.png)")
+    lines: list[list[object]] = []
+    for point in front:
+        settings = [point.job.params[name] for name in study.search.space]
+        shown = [f"{value:.3g}" if isinstance(value, float) else str(value) for value in settings]
+        values = [number(point.estimates[name].mean) for name in study.search.objectives]
+        lines.append([point.job.folder.name, *values, *shown])
+    table = Table("", ["point", *study.search.objectives, *map(short_name, study.search.space)], lines)
+    return [head, "### Pareto front", markdown(table), *pictures]
 
 
 def _unfinished(results: Sequence[CellResult]) -> str:
-    lines = [f"- {result.cell.label}: {result.state}{_why(result)}" for result in results if result.state != "finished"]
+    lines = []
+    for cell, record in ((result.cell, result.record) for result in results if result.record.state != "finished"):
+        line = f"- {cell.label}: {record.state}" + (f"; {record.reason}" if record.reason else "")
+        if record.state == "failed":
+            tail = "\n".join(f"      {line}" for line in log_tail(cell.folder))
+            line += f". The end of {cell.folder / LOG_FILE}:\n\n{tail}\n"
+        lines.append(line)
     return "## Not finished\n\n" + "\n".join(lines) if lines else ""
-
-
-def _why(result: CellResult) -> str:
-    if result.state != "failed":
-        return ""
-    tail = "\n".join(f"      {line}" for line in log_tail(result.cell.folder))
-    return f"; {result.record.reason}. The end of {result.cell.folder / LOG_FILE}:\n\n{tail}\n"
 
 
 def _versions(results: Sequence[CellResult]) -> str:
     """The versions that the cells ran with; several sets of them are a warning."""
     sets: dict[str, list[str]] = {}
     for result in results:
-        if result.record is not None and result.record.attempts:
-            versions = result.record.attempts[-1].versions
-            text = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
+        if result.versions:
+            text = ", ".join(f"{name} {version}" for name, version in result.versions.items() if version)
             sets.setdefault(text, []).append(result.cell.label)
     if not sets:
         return ""
@@ -117,5 +178,23 @@ def _versions(results: Sequence[CellResult]) -> str:
 
 def _commands(results: Sequence[CellResult]) -> str:
     """All commands in one script, each in a shell of its own."""
-    ran = [result for result in results if result.record is not None]
+    ran = [result for result in results if result.record.command]
     return "#!/bin/sh\n" + "".join(f"# {result.cell.label}\n({result.record.shell_line()})\n" for result in ran)
+
+
+def _write(path: Path, content: str | bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, content.encode() if isinstance(content, str) else content)
+
+
+def _write_figure(path: Path, figure: Figure) -> None:
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=DPI)
+    _write(path, picture.getvalue())
+
+
+def _write_csv(path: Path, table: Table) -> None:
+    """None is an empty field, numbers are in full."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([table.header, *table.lines])
+    _write(path, text.getvalue())

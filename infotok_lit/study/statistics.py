@@ -1,14 +1,21 @@
-"""Means over seeds with their uncertainty, and paired comparisons."""
+"""Means over seeds with their uncertainty, paired comparisons, and what they decide."""
 
+import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from scipy import stats
 
 Seeds = Mapping[int, float]
 """Seed -> value."""
+Verdict = Literal["higher", "lower", "equivalent", "undecided"]
+MOST_SEEDS = 100_000
+"""No study has so many; what would need more is said to need more than this."""
+QUANTILES = 2000
+"""Of the standard deviation, over which the power of an equivalence test is averaged."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +48,25 @@ class Comparison:
     p_value: float | None
 
 
+@dataclass(frozen=True)
+class Decision:
+    """What a planned comparison decides.
+
+    Args:
+        comparison: The differences and their t-test.
+        corrected: Its p-value after Holm's correction for all planned comparisons.
+        equivalence: The p-value of the two one-sided tests that the difference lies within the margin.
+        verdict: `higher` or `lower` by the corrected test, else `equivalent`, else `undecided`.
+        seeds_needed: If undecided: how many seeds would decide, were mean and spread as they are.
+    """
+
+    comparison: Comparison
+    corrected: float | None
+    equivalence: float | None
+    verdict: Verdict
+    seeds_needed: int | None
+
+
 def estimate(values: Seeds, confidence: float) -> Estimate | None:
     """Mean, standard deviation and confidence interval; None without values."""
     if not values:
@@ -60,6 +86,126 @@ def compare(row: Seeds, reference: Seeds, confidence: float) -> Comparison | Non
     if difference is None:
         return None
     return Comparison(difference, _paired_p_value([row[s] for s in common], [reference[s] for s in common]))
+
+
+def decide(comparisons: Sequence[Comparison], margin: float, level: float, power: float) -> list[Decision]:
+    """What planned comparisons decide together.
+
+    A difference is `higher` or `lower` if its p-value, corrected by Holm's method for all of them, is below `level`;
+    else `equivalent` if two one-sided tests (Schuirmann 1987) place it within the margin at `level`; else `undecided`.
+
+    Args:
+        comparisons: All that were planned.
+        margin: The margin of equivalence, in the unit of the differences.
+        level: The level of the tests.
+        power: How surely the number of seeds that is named should decide.
+    """
+    corrected = holm([comparison.p_value for comparison in comparisons])
+    decisions = []
+    for comparison, p_value in zip(comparisons, corrected, strict=True):
+        difference = comparison.difference
+        equivalence = tost(difference, margin)
+        verdict: Verdict = "undecided"
+        if p_value is not None and p_value < level:
+            verdict = "higher" if difference.mean > 0 else "lower"
+        elif equivalence is not None and equivalence < level:
+            verdict = "equivalent"
+        needed = None
+        if verdict == "undecided" and difference.sd:
+            # Holm's first step, as if this were the clearest of all differences: the strictest that it can meet.
+            needed = seeds_needed(difference.mean, difference.sd, margin, level / len(comparisons), level, power)
+        decisions.append(Decision(comparison, p_value, equivalence, verdict, needed))
+    return decisions
+
+
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """P-values corrected by Holm's step-down method (1979), in their order; None stays, and counts as a test."""
+    known = sorted((p_value, place) for place, p_value in enumerate(p_values) if p_value is not None)
+    corrected: list[float | None] = [None] * len(p_values)
+    largest = 0.0
+    for rank, (p_value, place) in enumerate(known):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_value))
+        corrected[place] = largest
+    return corrected
+
+
+def tost(difference: Estimate, margin: float) -> float | None:
+    """The p-value of two one-sided t-tests that the true difference lies within +-margin; None for one seed."""
+    if difference.sd is None:
+        return None
+    distance = margin - abs(difference.mean)
+    error = difference.sd / math.sqrt(difference.count)
+    if error == 0:
+        return 0.0 if distance > 0 else 1.0
+    return float(stats.t.sf(distance / error, df=difference.count - 1))
+
+
+def seeds_needed(mean: float, sd: float, margin: float, level: float, tost_level: float, power: float) -> int | None:
+    """The smallest number of seeds at which the t-test or the equivalence test decides with some power.
+
+    Args:
+        mean: The true difference, taken to be what was found.
+        sd: The true standard deviation of the differences, likewise.
+        margin: The margin of equivalence.
+        level: Of the two-sided t-test.
+        tost_level: Of the equivalence test.
+        power: The probability that one of them decides.
+
+    Returns:
+        the number; None if it is above MOST_SEEDS.
+    """
+
+    def decides(count: int) -> bool:
+        return t_test_power(mean, sd, count, level) >= power or tost_power(mean, sd, count, margin, tost_level) >= power
+
+    low, high = 1, 2
+    while not decides(high):
+        low, high = high, 2 * high
+        if high > MOST_SEEDS:
+            return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if decides(middle) else (middle, high)
+    return high
+
+
+def t_test_power(mean: float, sd: float, count: int, level: float) -> float:
+    """The probability that a two-sided t-test over `count` differences is significant (noncentral t distribution)."""
+    critical = stats.t.ppf(1 - level / 2, df=count - 1)
+    shift = mean / sd * math.sqrt(count)
+    return float(stats.nct.sf(critical, count - 1, shift) + stats.nct.cdf(-critical, count - 1, shift))
+
+
+def tost_power(mean: float, sd: float, count: int, margin: float, level: float) -> float:
+    """The probability that two one-sided t-tests over `count` differences find equivalence.
+
+    Given the standard deviation that is found, the mean must lie in an interval; this averages over its distribution.
+    """
+    ranks = (np.arange(QUANTILES) + 0.5) / QUANTILES
+    error = sd / math.sqrt(count)
+    found = error * np.sqrt(stats.chi2.ppf(ranks, df=count - 1) / (count - 1))
+    half = np.maximum(margin - stats.t.ppf(1 - level, df=count - 1) * found, 0)
+    return float((stats.norm.cdf((half - mean) / error) - stats.norm.cdf((-half - mean) / error)).mean())
+
+
+def steps_to(curve: Mapping[int, float], threshold: float, better: str) -> float | None:
+    """The step at which a curve first reaches a threshold, between two validations by a straight line; None if never.
+
+    Args:
+        curve: Step -> value.
+        threshold: The value to reach.
+        better: `higher` or `lower`: from which side.
+    """
+    sign = 1 if better == "higher" else -1
+    before: tuple[int, float] | None = None
+    for step in sorted(curve):
+        lead = sign * (curve[step] - threshold)
+        if lead >= 0:
+            if before is None:
+                return float(step)
+            return before[0] + (step - before[0]) * before[1] / (before[1] - lead)
+        before = (step, lead)
+    return None
 
 
 def _paired_p_value(row: list[float], reference: list[float]) -> float | None:

@@ -1,72 +1,70 @@
-"""The tables of a study, like Table 5 of the paper: rows by metrics, over seeds."""
+"""The tables of a study, like Table 5 of the paper: rows by metrics, over seeds; and what was planned to be decided."""
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean, median
 
 from infotok_lit.study.config import Metric, Study
-from infotok_lit.study.results import CellResult
-from infotok_lit.study.statistics import Comparison, Estimate, Seeds, compare, estimate
+from infotok_lit.study.record import CellResult, Curve
+from infotok_lit.study.statistics import Comparison, Decision, Estimate, Seeds, compare, decide, estimate, steps_to
 
 ARROWS = {"higher": " ↑", "lower": " ↓", "none": ""}
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One row and one metric.
-
-    Args:
-        estimate: Over the finished seeds; None if there is none.
-        comparisons: Against each reference but the row itself.
-    """
-
-    row: str
-    metric: str
-    estimate: Estimate | None
-    comparisons: Mapping[str, Comparison]
+ESTIMATE = ("n", "mean", "sd", "ci_low", "ci_high")
+"""The columns of an estimate, where its numbers are in full."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table for people."""
+    """A table: of strings for people, of numbers in full for a file."""
 
     title: str
     header: list[str]
-    lines: list[list[str]]
+    lines: list[list[object]]
 
 
-def summarise(study: Study, results: Sequence[CellResult]) -> list[Entry]:
-    """An entry for each row and metric."""
-    entries = []
-    for metric in study.metrics:
-        seeds = {row: seed_values(results, row, metric) for row in study.rows}
-        for row in study.rows:
-            against = {
-                reference: compare(seeds[row], seeds[reference], study.confidence)
-                for reference in study.compared_with
-                if reference != row
-            }
-            known = {reference: comparison for reference, comparison in against.items() if comparison is not None}
-            entries.append(Entry(row, metric, estimate(seeds[row], study.confidence), known))
-    return entries
+class Summary:
+    """What the finished cells of the rows measured, over their seeds."""
 
+    def __init__(self, study: Study, results: Sequence[CellResult]) -> None:
+        self.study = study
+        finished = [result for result in results if result.record.state == "finished"]
+        self.results = {row: {r.cell.seed: r for r in finished if r.cell.variant == row} for row in study.rows}
 
-def seed_values(results: Sequence[CellResult], variant: str, metric: str) -> Seeds:
-    """Seed -> value of a metric, over the finished cells of a variant."""
-    return {
-        result.cell.seed: result.values[metric]
-        for result in results
-        if result.cell.variant == variant and metric in result.values
-    }
+    def seeds(self, row: str, metric: str) -> Seeds:
+        """Seed -> value of a metric."""
+        return {seed: of.values[metric] for seed, of in self.results[row].items() if metric in of.values}
 
+    def endpoint(self, row: str) -> Seeds:
+        """Seed -> the mean of the metrics that the study is to decide about."""
+        names = self.study.analysis.endpoint
+        whole = {seed: of for seed, of in self.results[row].items() if set(names) <= set(of.values)}
+        return {seed: fmean(of.values[name] for name in names) for seed, of in whole.items()}
 
-def best_rows(study: Study, entries: Sequence[Entry]) -> set[tuple[str, str]]:
-    """(row, metric) of the best mean of every metric that is judged; several where they are equal."""
-    best = set()
-    for name, metric in judged(study).items():
-        means = {e.row: e.estimate.mean for e in entries if e.metric == name and e.estimate is not None}
-        top = (max if metric.better == "higher" else min)(means.values(), default=None)
-        best |= {(row, name) for row, mean in means.items() if mean == top}
-    return best
+    def endpoint_curve(self, row: str, seed: int) -> Curve:
+        """Step -> the endpoint, where the run has measured all of it."""
+        tags = [self.study.metrics[name].tag for name in self.study.analysis.endpoint]
+        curves = [self.results[row][seed].curves[tag] for tag in tags]
+        return {step: fmean(curve[step] for curve in curves) for step in set.intersection(*map(set, curves))}
+
+    def estimate(self, row: str, metric: str) -> Estimate | None:
+        """A metric over the seeds of a row."""
+        return estimate(self.seeds(row, metric), self.study.confidence)
+
+    def compare(self, row: str, metric: str, reference: str) -> Comparison | None:
+        """A metric of a row against a reference; None for the row itself."""
+        if row == reference:
+            return None
+        return compare(self.seeds(row, metric), self.seeds(reference, metric), self.study.confidence)
+
+    def best(self, metric: str) -> set[str]:
+        """The rows with the best mean of a metric that is judged; several where they are equal."""
+        means = {row: of.mean for row in self.study.rows if (of := self.estimate(row, metric)) is not None}
+        better = self.study.metrics[metric].better
+        if better == "none" or not means:
+            return set()
+        top = (max if better == "higher" else min)(means.values())
+        return {row for row, mean in means.items() if mean == top}
 
 
 def judged(study: Study) -> dict[str, Metric]:
@@ -74,85 +72,137 @@ def judged(study: Study) -> dict[str, Metric]:
     return {name: metric for name, metric in study.metrics.items() if metric.better != "none"}
 
 
-def full_table(study: Study, entries: Sequence[Entry]) -> tuple[list[str], list[list[object]]]:
-    """Header, and one line per row and metric, with every number in full."""
-    columns: list[tuple[str, Callable[[Entry], object]]] = [
-        ("row", lambda entry: entry.row),
-        ("metric", lambda entry: entry.metric),
-        *_estimate_columns("", lambda entry: entry.estimate),
-    ]
-    for reference in study.compared_with:
-        columns += _estimate_columns(f"minus_{reference}_", lambda entry, r=reference: _difference(entry, r))
-        columns.append((f"minus_{reference}_p", lambda entry, r=reference: _p_value(entry, r)))
-    return [name for name, _ in columns], [[cell(entry) for _, cell in columns] for entry in entries]
+def full_table(summary: Summary) -> Table:
+    """One line per row and metric, with every number in full."""
+    references = summary.study.compared_with
+    differences = [f"minus_{reference}_{column}" for reference in references for column in (*ESTIMATE, "p")]
+    lines: list[list[object]] = []
+    for metric in summary.study.metrics:
+        for row in summary.study.rows:
+            line = [row, metric, *in_full(summary.estimate(row, metric))]
+            for reference in references:
+                compared = summary.compare(row, metric, reference)
+                line += [*in_full(compared and compared.difference), compared and compared.p_value]
+            lines.append(line)
+    return Table("", ["row", "metric", *ESTIMATE, *differences], lines)
 
 
-def means_table(study: Study, entries: Sequence[Entry], emphasis: str = "") -> Table:
-    """Means with confidence intervals; the best ones between `emphasis`."""
-    best = best_rows(study, entries)
-    header = ["row", "seeds", *(name + ARROWS[metric.better] for name, metric in study.metrics.items())]
-    lines = []
-    for row in study.rows:
-        own = _by_metric(row, entries)
-        count = max((entry.estimate.count for entry in own.values() if entry.estimate is not None), default=0)
-        marks = {name: emphasis if (row, name) in best else "" for name in own}
-        means = [f"{marks[name]}{_mean(own[name].estimate)}{marks[name]}" for name in study.metrics]
-        lines.append([row, f"{count}/{len(study.seeds)}", *means])
-    return Table("Means over seeds", header, lines)
-
-
-def difference_table(study: Study, entries: Sequence[Entry], reference: str) -> Table:
-    """Paired differences of every row to a reference, with confidence intervals and tests."""
-    header = ["row", *(name + ARROWS[metric.better] for name, metric in judged(study).items())]
-    rows = [row for row in study.rows if row != reference]
-    lines = [[row, *(_compared(_by_metric(row, entries)[name], reference) for name in judged(study))] for row in rows]
-    return Table(f"Differences to {reference}, seed by seed", header, lines)
-
-
-def _by_metric(row: str, entries: Sequence[Entry]) -> dict[str, Entry]:
-    return {entry.metric: entry for entry in entries if entry.row == row}
-
-
-def _estimate_columns(
-    prefix: str, of: Callable[[Entry], Estimate | None]
-) -> list[tuple[str, Callable[[Entry], object]]]:
-    def field(read: Callable[[Estimate], object]) -> Callable[[Entry], object]:
-        return lambda entry: None if of(entry) is None else read(of(entry))
-
-    return [
-        (f"{prefix}n", field(lambda e: e.count)),
-        (f"{prefix}mean", field(lambda e: e.mean)),
-        (f"{prefix}sd", field(lambda e: e.sd)),
-        (f"{prefix}ci_low", field(lambda e: None if e.margin is None else e.mean - e.margin)),
-        (f"{prefix}ci_high", field(lambda e: None if e.margin is None else e.mean + e.margin)),
-    ]
-
-
-def _difference(entry: Entry, reference: str) -> Estimate | None:
-    return entry.comparisons[reference].difference if reference in entry.comparisons else None
-
-
-def _p_value(entry: Entry, reference: str) -> float | None:
-    return entry.comparisons[reference].p_value if reference in entry.comparisons else None
-
-
-def _mean(of: Estimate | None) -> str:
+def in_full(of: Estimate | None) -> list[object]:
+    """The numbers of an estimate, by ESTIMATE."""
     if of is None:
-        return ""
-    return number(of.mean) if of.margin is None else f"{number(of.mean)} ± {number(of.margin)}"
+        return [None] * len(ESTIMATE)
+    ends = [None, None] if of.margin is None else [of.mean - of.margin, of.mean + of.margin]
+    return [of.count, of.mean, of.sd, *ends]
 
 
-def _compared(entry: Entry, reference: str) -> str:
-    difference = _difference(entry, reference)
-    if difference is None:
-        return ""
-    margin = "" if difference.margin is None else f" ± {number(difference.margin)}"
-    p_value = _p_value(entry, reference)
-    test = "" if p_value is None else f" (p {'< 0.001' if p_value < 0.001 else f'= {p_value:.3f}'})"
-    sign = "+" if difference.mean >= 0 else "-"
-    return f"{sign}{number(abs(difference.mean))}{margin}{test}"
+def means_table(summary: Summary, emphasis: str = "") -> Table:
+    """Means with confidence intervals; the best ones between `emphasis`."""
+    study = summary.study
+    lines: list[list[object]] = []
+    for row in study.rows:
+        marks = {name: emphasis if row in summary.best(name) else "" for name in study.metrics}
+        means = [f"{marks[name]}{_shown(summary.estimate(row, name))}{marks[name]}" for name in study.metrics]
+        lines.append([row, f"{len(summary.results[row])}/{len(study.seeds_of(row))}", *means])
+    return Table("Means over seeds", ["row", "seeds", *_titles(study.metrics)], lines)
+
+
+def difference_table(summary: Summary, reference: str) -> Table:
+    """Paired differences of every row to a reference, with confidence intervals and tests."""
+    metrics = judged(summary.study)
+    lines: list[list[object]] = [
+        [row, *(_shown_difference(summary.compare(row, name, reference)) for name in metrics)]
+        for row in summary.study.rows
+        if row != reference
+    ]
+    return Table(f"Differences to {reference}, seed by seed", ["row", *_titles(metrics)], lines)
+
+
+def decisions(summary: Summary) -> list[tuple[str, str, Decision]]:
+    """What each planned comparison decides: (row, reference, decision); of rows without common seeds, nothing."""
+    analysis, study = summary.study.analysis, summary.study
+    compared = [
+        (row, reference, compare(summary.endpoint(row), summary.endpoint(reference), study.confidence))
+        for row, reference in analysis.contrasts
+    ]
+    known = [(row, reference, comparison) for row, reference, comparison in compared if comparison is not None]
+    decided = decide([each[2] for each in known], analysis.margin, analysis.level, analysis.power)
+    return [(row, reference, each) for (row, reference, _), each in zip(known, decided, strict=True)]
+
+
+def steps_to_reference(summary: Summary, row: str, reference: str) -> list[float]:
+    """Per common seed, the step at which a row reaches the last endpoint of a reference; infinite if it never does."""
+    better = summary.study.metrics[summary.study.analysis.endpoint[0]].better
+    goals = {seed: goal for seed, goal in summary.endpoint(reference).items() if seed in summary.endpoint(row)}
+    found = [steps_to(summary.endpoint_curve(row, seed), goal, better) for seed, goal in goals.items()]
+    return [math.inf if step is None else step for step in found]
+
+
+def decision_table(summary: Summary, full: bool = False) -> Table:
+    """The planned comparisons; `full`: with every number in full, for a file."""
+    lines: list[list[object]] = []
+    for row, reference, each in decisions(summary):
+        steps = steps_to_reference(summary, row, reference)
+        middle, reached = median(steps), sum(map(math.isfinite, steps))
+        difference, tests = each.comparison.difference, (each.comparison.p_value, each.corrected, each.equivalence)
+        if full:
+            shown = [*in_full(difference), *tests, each.verdict, each.seeds_needed, middle, reached]
+        else:
+            when = f"{middle:,.0f} ({reached} of {len(steps)})" if reached else "never"
+            needed = "" if each.seeds_needed is None else f"{each.seeds_needed:,}"
+            shown = [str(difference.count), _signed(difference), *map(p_value, tests), each.verdict, needed, when]
+        lines.append([f"{row} - {reference}", *shown])
+    header = ["contrast", "n", "difference", "p", "p (Holm)", "p (equivalence)", "verdict", "seeds needed", "steps"]
+    if full:
+        header = [*header[:1], *ESTIMATE, "p", "p_holm", "p_equivalence", "verdict", "seeds_needed", "steps", "reached"]
+    return Table("What was to be decided", header, lines)
+
+
+def controls(summary: Summary) -> list[str]:
+    """A sentence for each control: whether it equals its row in every judged metric."""
+    said = []
+    for name, row in summary.study.rows.items():
+        if row.control_of is None:
+            continue
+        pairs = [
+            (own.values[metric], summary.results[row.control_of][seed].values[metric])
+            for seed, own in summary.results[name].items()
+            if seed in summary.results[row.control_of]
+            for metric in judged(summary.study)
+            if metric in own.values and metric in summary.results[row.control_of][seed].values
+        ]
+        largest = max((abs(own - other) for own, other in pairs), default=math.nan)
+        verdict = "has nothing to be compared with yet" if not pairs else f"differs by up to {largest:.3g}"
+        said.append(f"Control: {name} {f'equals {row.control_of}' if pairs and largest == 0 else verdict}.")
+    return said
 
 
 def number(value: float) -> str:
     """Three decimals, or three significant digits where that says more."""
     return f"{value:.3f}" if value == 0 or abs(value) >= 0.1 else f"{value:.3g}"
+
+
+def p_value(value: float | None) -> str:
+    """A p-value with three decimals."""
+    return "" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _titles(metrics: dict[str, Metric]) -> list[str]:
+    return [name + ARROWS[metric.better] for name, metric in metrics.items()]
+
+
+def _shown(of: Estimate | None) -> str:
+    if of is None:
+        return ""
+    return number(of.mean) if of.margin is None else f"{number(of.mean)} ± {number(of.margin)}"
+
+
+def _signed(difference: Estimate) -> str:
+    margin = "" if difference.margin is None else f" ± {number(difference.margin)}"
+    return f"{'+' if difference.mean >= 0 else '-'}{number(abs(difference.mean))}{margin}"
+
+
+def _shown_difference(of: Comparison | None) -> str:
+    if of is None:
+        return ""
+    test = "" if of.p_value is None else f" (p {'' if of.p_value < 0.001 else '= '}{p_value(of.p_value)})"
+    return f"{_signed(of.difference)}{test}"

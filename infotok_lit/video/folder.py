@@ -1,7 +1,6 @@
 """A tokenizer as an inference folder: config.json, weights under official names, and a model card."""
 
-import shutil
-import tempfile
+import os
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -10,12 +9,14 @@ from typing import Any
 from safetensors.torch import save_file
 
 from infotok_lit import __version__
-from infotok_lit.checkpoints import CheckpointError, State, read_config, write_config
+from infotok_lit.checkpoints import CONFIG_FILE, CheckpointError, State, exported_family, read_config, write_config
 from infotok_lit.errors import SettingsError
+from infotok_lit.files import whole_folder
+from infotok_lit.video import FAMILY
 from infotok_lit.video.official import load_official_file, official_state
 from infotok_lit.video.tokenizer import VideoTokenizer, VideoTokenizerConfig
 
-FAMILY = "videotok"
+CARD_FILE = "README.md"
 WEIGHTS_FILE = "videotok.safetensors"
 
 
@@ -54,27 +55,27 @@ def export_tokenizer(tokenizer: VideoTokenizer, out: Path, provenance: Mapping[s
     Raises:
         SettingsError: if `out` exists and is not to be replaced, or is no exported tokenizer.
     """
-    if out.exists():
-        if not force:
-            raise SettingsError(f"{out} exists; choose another folder, or replace it with force")
-        read_config(out, FAMILY, "a video tokenizer, so it is not replaced")
+    replaced = _replaceable(out, force)
     out.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
+    with whole_folder(out, replaced) as folder:
         weights: State = {
             name: tensor.detach().cpu().contiguous() for name, tensor in official_state(tokenizer).items()
         }
-        save_file(weights, staging / WEIGHTS_FILE, metadata={"format": "pt", "family": FAMILY})
-        write_config(staging, FAMILY, tokenizer.config.to_dict())
-        (staging / "README.md").write_text(_model_card(tokenizer, provenance))
-        staging.chmod(0o755)
-        for path in staging.iterdir():
-            path.chmod(0o644)
-        if out.exists():
-            shutil.rmtree(out)
-        staging.rename(out)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt", "family": FAMILY})
+        write_config(folder, FAMILY, tokenizer.config.to_dict())
+        (folder / CARD_FILE).write_text(_model_card(tokenizer, provenance))
+
+
+def _replaceable(out: Path, force: bool) -> list[str] | None:
+    """The files of the earlier export at `out`; None where nothing stands. SettingsError for anything else."""
+    if not os.path.lexists(out):
+        return None
+    if not force:
+        raise SettingsError(f"{out} exists; choose another folder, or replace it with force")
+    names = sorted(path.name for path in out.iterdir()) if out.is_dir() and not out.is_symlink() else [out.name]
+    if exported_family(out) != FAMILY or not {*names} <= {WEIGHTS_FILE, CONFIG_FILE, CARD_FILE}:
+        raise SettingsError(f"{out} is no exported video tokenizer, or holds more, so it is not replaced")
+    return names
 
 
 def _model_card(tokenizer: VideoTokenizer, provenance: Mapping[str, Any]) -> str:

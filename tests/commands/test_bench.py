@@ -1,18 +1,36 @@
-"""`bench`: all variants on equal terms, and numbers that belong together."""
+"""`bench`: what `fit` does, timed per term; and numbers that belong together."""
 
+import itertools
 import json
+import time
+from pathlib import Path
 
+import lightning.pytorch as pl
 import pytest
 import torch
+from tiny import TinyModule, scenes_data
 
-from infotok_lit.commands.bench import main, summarise, table, term_sets
-from infotok_lit.commands.fit_setup import DRAWN_STEPS, FitSetup
-from infotok_lit.commands.step_timing import PHASES, StepTime, StepTimer, Variant
+from infotok_lit import cli
+from infotok_lit.callbacks import timing
+from infotok_lit.callbacks.timing import PHASES, StepTime, StepTiming
+from infotok_lit.commands import bench as bench_command
+from infotok_lit.commands.bench import bench, bench_inference, compare_caches, main, never_ending, summarise, table
+from infotok_lit.errors import SettingsError
+from infotok_lit.objective.config import ObjectiveConfig
 
 NAMES = ["plain", "C", "C&S", "C&S&A"]
+
+
+class Timed(TinyModule):
+    """The tiny model, whose objective is set as in a configuration."""
+
+    def __init__(self, objective: ObjectiveConfig = ObjectiveConfig(terms=("compactness", "alignment"))) -> None:  # noqa: B008
+        super().__init__(terms=objective.terms)
+
+
 SMALL = {
     "seed_everything": 0,
-    "model": {"class_path": "tiny.TinyModule", "init_args": {"terms": ["compactness", "alignment"]}},
+    "model": {"class_path": f"{__name__}.Timed"},
     "data": {
         "class_path": "infotok_lit.data.UnifiedDataModule",
         "init_args": {
@@ -21,141 +39,186 @@ SMALL = {
             "generation_batch_size": 2,
         },
     },
-    "trainer": {"accelerator": "cpu", "max_steps": 5, "max_epochs": 1, "gradient_clip_val": 1.0},
-    "ckpt_path": None,
-    "weights_only": None,
+    "trainer": {"accelerator": "cpu", "max_steps": 5, "gradient_clip_val": 1.0, "accumulate_grad_batches": 2},
 }
 
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory) -> str:
-    """A small fit configuration with everything that a run's own config.yaml holds."""
     path = tmp_path_factory.mktemp("bench") / "config.yaml"
     path.write_text(json.dumps(SMALL))
     return str(path)
 
 
-def test_every_variant_is_timed_and_compared_with_plain_fine_tuning(config, tmp_path, capsys) -> None:
-    out = tmp_path / "new" / "bench.json"
-    accumulate = ("--trainer.accumulate_grad_batches", "2")
-    assert main(["bench", "--config", config, *accumulate, "--steps", "2", "--warmup", "1", "--out", str(out)]) == 0
-    result = json.loads(out.read_text())
-    variants = result["variants"]
-    assert [variant["name"] for variant in variants] == [*NAMES, "C&A"]
-    assert result["samples_per_step"] == 2 * (3 + 2)
-    for variant in variants:
-        assert variant["step_seconds"] > 0
-        assert variant["samples_per_second"] == pytest.approx(10 / variant["step_seconds"])
-        assert all(seconds > 0 for seconds in variant["phase_seconds"].values())
-        assert list(variant["phase_seconds"]) == list(PHASES)
-        assert variant["peak_memory_bytes"] is None
-    assert variants[0]["ratio"] == 1.0
-    assert variants[0]["head_parameters"] == 0
-    shown = capsys.readouterr().out
-    assert all(name in shown for name in [*NAMES, "C&A", "ratio to plain"])
+def timed_fit(pause: str = "", steps: int = 3, accumulate: int = 1, **options) -> StepTiming:
+    """A fit with the callback, one phase of which takes 50 ms longer."""
 
+    class Pauses(TinyModule):
+        def training_step(self, *arguments):
+            sleep_if(pause == "forward")
+            return super().training_step(*arguments)
 
-def test_the_configurations_own_terms_are_added_once() -> None:
-    assert term_sets(("alignment", "sufficiency", "compactness")) == term_sets(())
-    assert term_sets(("alignment",))[-1] == ("alignment",)
-    assert len(term_sets(("alignment",))) == len(NAMES) + 1
+        def transfer_batch_to_device(self, *arguments):
+            sleep_if(pause == "data")
+            return super().transfer_batch_to_device(*arguments)
 
+        def on_before_optimizer_step(self, *arguments):
+            sleep_if(pause == "optimiser")
+            return super().on_before_optimizer_step(*arguments)
 
-@pytest.fixture(scope="module")
-def timer(config) -> tuple[StepTimer, FitSetup, list[Variant], list]:
-    setup = FitSetup(["--config", config])
-    setup.connect()
-    steps = setup.draw_steps(2)
-    timer = StepTimer(setup.model, setup.trainer)
-    return timer, setup, timer.build_variants(term_sets(()), steps[0]), steps
+        def backward(self, *arguments):
+            sleep_if(pause == "backward")
+            return super().backward(*arguments)
 
-
-def test_variants_see_the_same_weights_batches_and_random_numbers(timer, monkeypatch) -> None:
-    stepper, setup, variants, steps = timer
-    before = {name: value.clone() for name, value in setup.model.base.state_dict().items()}
-    losses: dict[str, list[float]] = {}
-    original = setup.model.run_branch
-
-    def watched(branch, batch):
-        result = original(branch, batch)
-        losses.setdefault(branch, []).append(result.task_loss.item())
-        return result
-
-    monkeypatch.setattr(setup.model, "run_branch", watched)
-    for seed, batches in enumerate(steps):
-        for variant in variants:
-            stepper.step(variant, batches, seed)
-    for values in losses.values():
-        rounds = [values[i : i + len(variants)] for i in range(0, len(values), len(variants))]
-        assert len(rounds) == 2 and rounds[0] != rounds[1]
-        assert all(len(set(values)) == 1 for values in rounds)
-    assert all(torch.equal(value, before[name]) for name, value in setup.model.base.state_dict().items())
-
-
-def test_a_step_does_the_optimisers_work(timer) -> None:
-    """The shared state of the base model moves with every variant's step, and each variant's heads have their own."""
-    stepper, setup, variants, steps = timer
-    weight = setup.model.base.encoder.token_embed.weight
-    for variant in variants:
-        heads = list(variant.heads.parameters())
-        counted = float(variant.optimiser.state[weight]["step"])
-        stepper.step(variant, steps[0], seed=0)
-        assert float(variants[0].optimiser.state[weight]["step"]) == counted + 1
-        assert all(variant.optimiser.state[p]["step"] > 0 for p in heads)
-        expected = sum(4 * (3 * p.numel() + 1) for p in heads)
-        assert variant.own_bytes() == expected
-
-
-def test_the_objective_is_told_apart_from_the_base_model(timer) -> None:
-    stepper, setup, variants, steps = timer
-    plain, full = (
-        min(stepper.step(v, steps[0], 0).phases["objective_forward"] for _ in range(5)) for v in variants[::3]
+    callback = StepTiming(warmup=1)
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_steps=1 + steps,
+        accumulate_grad_batches=accumulate,
+        limit_val_batches=0,
+        logger=False,
+        callbacks=[callback],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **options,
     )
-    assert full > 10 * plain
+    trainer.fit(Pauses(), scenes_data())
+    return callback
+
+
+def sleep_if(wanted: bool) -> None:
+    if wanted:
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_time_is_counted_in_the_phase_that_takes_it(phase) -> None:
+    """A pause in one phase of the real Trainer is found there: on the wall, not on the CPU."""
+    torch.set_num_threads(1)
+    paused = timed_fit(pause=phase)
+    assert len(paused.steps) == 3 and paused.samples_per_step == 8 and paused.peak_bytes is None
+    plain = timed_fit()
+    for step in paused.steps:
+        assert list(step.wall) == list(step.cpu) == list(PHASES)
+        assert step.wall[phase] >= 0.05
+    idle = [step.wall[phase] - step.cpu[phase] for step in paused.steps]
+    assert min(idle) > 0.045
+    assert all(step.wall[name] > 0 and step.cpu[name] > 0 for step in plain.steps for name in PHASES)
+
+
+def test_a_step_is_all_batches_whose_gradients_it_accumulates() -> None:
+    paused = timed_fit(pause="forward", steps=2, accumulate=3)
+    assert len(paused.steps) == 2 and paused.samples_per_step == 3 * 8
+    assert all(step.wall["forward"] >= 0.15 for step in paused.steps)
+
+
+def test_no_moment_is_lost_or_counted_twice(monkeypatch) -> None:
+    """With a clock that goes on by one whenever it is looked at, each phase of each batch takes one."""
+    monkeypatch.setattr(timing, "perf_counter", itertools.count().__next__)
+    assert [step.wall for step in timed_fit(steps=2).steps] == 2 * [dict.fromkeys(PHASES, 1)]
+    assert [step.wall for step in timed_fit(steps=2, accumulate=3).steps] == 2 * [dict.fromkeys(PHASES, 3)]
+
+
+def test_every_variant_is_a_fit_and_is_compared_with_plain_fine_tuning(config, tmp_path, capsys) -> None:
+    out = tmp_path / "new" / "bench.json"
+    few = ["--steps", "2", "--warmup", "1", "--rounds", "1"]
+    assert main(["bench", "--config", config, *few, "--out", str(out)]) == 0
+    result = json.loads(out.read_text())
+    variants = {variant["name"]: variant for variant in result["variants"]}
+    assert list(variants) == [*NAMES, "C&A"], "the configuration's own terms are added"
+    assert result["samples_per_step"] == 2 * (3 + 2) and (result["steps"], result["rounds"]) == (2, 1)
+    for variant in variants.values():
+        assert variant["samples_per_second"] == pytest.approx(10 / variant["step_seconds"])
+        assert all(variant["phase_seconds"][phase] > 0 < variant["phase_cpu_seconds"][phase] for phase in PHASES)
+    assert variants["plain"]["ratio"] == variants["plain"]["cpu_ratio"] == 1.0
+    heads = [variants[name]["head_parameters"] for name in NAMES]
+    assert heads[0] == 0 and heads == sorted(set(heads))
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in [*NAMES, "C&A", "ratio to plain", "CPU ms", "optimiser, ms"])
+    assert not list(Path().glob("lightning_logs")) and [path.name for path in tmp_path.iterdir()] == ["new"]
+
+
+def test_a_configuration_of_the_papers_terms_has_no_fifth_variant(config, tmp_path) -> None:
+    terms = '--model.init_args.objective.terms=["alignment", "sufficiency", "compactness"]'
+    bench(["--config", config, terms], steps=1, warmup=0, rounds=1, out=tmp_path / "bench.json")
+    result = json.loads((tmp_path / "bench.json").read_text())
+    assert [variant["name"] for variant in result["variants"]] == NAMES
 
 
 def test_ratios_are_taken_round_by_round() -> None:
-    """The second round is twice the work; the variant costs 10 % in each, and a hiccup in one does not show."""
+    """The second round is twice as slow; the variant costs 10 % in each, and one slow step does not show."""
 
-    def times(*totals: float) -> list[StepTime]:
-        return [StepTime(dict.fromkeys(PHASES, total / 4), peak_bytes=1000) for total in totals]
+    def measured(*totals: float) -> dict:
+        steps = [StepTime(dict.fromkeys(PHASES, t / 4), dict.fromkeys(PHASES, t / 2)) for t in totals]
+        return {"steps": steps, "samples_per_step": 11, "peak_bytes": 1000, "head_parameters": 9}
 
-    heads = torch.nn.Linear(2, 3)
-    plain = Variant((), torch.nn.Identity(), torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))]))
-    other = Variant(("compactness",), heads, torch.optim.AdamW(heads.parameters()))
-    rows = summarise([plain, other], [times(1.0, 2.0, 4.0), times(1.1, 2.2, 40.0)], samples_per_step=11)
-    assert [row["ratio"] for row in rows] == pytest.approx([1.0, 1.1])
-    assert rows[1]["samples_per_second"] == pytest.approx(11 / 2.2)
-    assert rows[1]["head_parameters"] == 9
-    # A variant's peak is without what only the others hold: nine numbers of four bytes.
-    assert [row["peak_memory_bytes"] for row in rows] == [1000 - 36, 1000]
-    shown = table(
-        {"variants": rows, "samples_per_step": 11, "device": "cpu", "precision": "32", "steps": 3, "warmup": 0}
-    )
-    assert [len(list(column.cells)) for column in shown.columns] == [10, 10, 10]
-
-
-def test_few_batches_are_drawn_and_used_again(timer) -> None:
-    _, setup, _, steps = timer
-    assert len(steps) == 2
-    assert len(setup.draw_steps(100)) == DRAWN_STEPS
-    names = [batch["understanding"].names for step in setup.draw_steps(3) for batch in step]
-    assert len({name for batch in names for name in batch}) == 9
+    plain = [measured(1.0, 1.0, 1.0), measured(2.0, 2.0, 2.0)]
+    other = [measured(1.1, 1.1, 40.0), measured(2.2, 2.2, 2.2)]
+    found = summarise(other, plain)
+    assert (found["ratio"], found["cpu_ratio"]) == pytest.approx((1.1, 1.1))
+    assert found["ratio_range"] == pytest.approx([1.1, 1.1]) and found["peak_memory_bytes"] == 1000
+    assert found["step_seconds"] == pytest.approx(2.2) and found["step_cpu_seconds"] == pytest.approx(4.4)
+    assert found["phase_seconds"]["data"] == pytest.approx(0.55)
+    assert found["samples_per_second"] == pytest.approx(11 / 2.2)
+    circumstances = {"samples_per_step": 11, "device": "cpu", "precision": "32", "steps": 3, "rounds": 2}
+    shown = table(circumstances | {"variants": [{"name": "C"} | found]})
+    cells = dict(zip(*(list(column.cells) for column in shown.columns), strict=True))
+    assert cells["step, ms"] == "2200.0" and cells["data, ms"] == "550.0 (25 %)"
 
 
-def test_steps_have_the_precision_of_the_configuration(config) -> None:
-    setup = FitSetup(["--config", config, "--trainer.precision", "bf16-mixed"])
-    setup.connect()
-    stepper = StepTimer(setup.model, setup.trainer)
-    batches = setup.to_device(setup.draw_steps(1)[0])
-    variants = stepper.build_variants(term_sets(()), batches)
-    seen = []
-    setup.model.base.encoder.token_embed.register_forward_hook(lambda module, given, output: seen.append(output.dtype))
-    assert all(stepper.step(variant, batches, seed=0).total > 0 for variant in variants)
-    assert set(seen) == {torch.bfloat16}
+def test_answering_and_drawing_are_timed_with_and_without_caches(tmp_path, capsys) -> None:
+    out = tmp_path / "inference.json"
+    few = ["--new_tokens", "4", "--prompt_tokens", "4", "--rounds", "1"]
+    assert main(["bench", "inference", "--config", "configs/harmon/scenes32.yaml", *few, "--out", str(out)]) == 0
+    result = json.loads(out.read_text())
+    assert list(result) == ["answering, tokens/s", "drawing, images/s"]
+    assert all(own["ratio"] == pytest.approx(own["cached"] / own["uncached"]) for own in result.values())
+    assert "with cache" in capsys.readouterr().out
 
 
-def test_a_mistake_in_the_configuration_is_a_sentence(config, capsys) -> None:
-    with pytest.raises(SystemExit):
-        main(["bench", "--config", config, "--trainer.max_steps", "-1"])
-    assert "trainer.max_steps" in capsys.readouterr().err
+def test_a_slower_job_has_its_ratio(monkeypatch) -> None:
+    """A clock of our own: the job takes 1 s with its cache and 6 without, but 60 in the second of three rounds."""
+    clock, jobs = [0.0], itertools.count()
+
+    def job(use_cache: bool) -> None:
+        place = next(jobs)
+        clock[0] += 1.0 if use_cache else 60.0 if place == 4 else 6.0
+
+    monkeypatch.setattr(bench_command, "perf_counter", lambda: clock[0])
+    found = compare_caches(job, amount=5, rounds=3, name="job")
+    assert found == {"cached": 5.0, "uncached": pytest.approx(5 / 6), "ratio": 6.0}
+
+
+def test_an_answer_does_not_end_while_it_is_timed() -> None:
+    model = TinyModule().build_base().eval()
+    end = model.processor.end_id
+    with never_ending(model):
+        assert model.processor.end_id not in range(448)
+    assert model.processor.end_id == end
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["bench", "--steps", "0"], "steps"),
+        (["bench", "--rounds", "x"], "rounds"),
+        (["bench", "--trainer.max_stepss", "3"], "max_stepss"),
+        (["bench", "inference", "--batch_size", "-1"], "batch_size"),
+    ],
+)
+def test_a_mistake_is_a_sentence(config, arguments, said, capsys) -> None:
+    assert cli.main([*arguments, "--config", config]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_helps_are_different(capsys) -> None:
+    for arguments, own in ((["bench"], "--warmup"), (["bench", "inference"], "--new_tokens")):
+        with pytest.raises(SystemExit) as stopped:
+            main([*arguments, "--help"])
+        assert stopped.value.code == 0 and own in capsys.readouterr().out
+
+
+def test_the_functions_refuse_what_fit_refuses(config) -> None:
+    with pytest.raises(SettingsError, match="accelerator"):
+        bench_inference(["--config", config, "--trainer.accelerator=abacus"])

@@ -8,7 +8,9 @@ import torch
 from PIL import Image
 
 from infotok_lit.batch import UnderstandingSample
-from infotok_lit.commands.describe import DEFAULT_PROMPT, find_images, main
+from infotok_lit.commands.describe import find_images, main
+from infotok_lit.errors import MissingFileError
+from infotok_lit.inference import QUESTION
 
 PROMPTS = ("what?", "is there a red circle to the left of the small blue square?", "how many objects are there?")
 TOKENS = "6"
@@ -56,7 +58,7 @@ def test_a_line_holds_image_prompt_and_answer_between_tabs(model, exported, pict
     answer = "a cat on a  mat ."
     assert [line.split("\t") for line in lines] == [
         [str(image), "a b c?", answer],
-        [str(image), DEFAULT_PROMPT, answer],
+        [str(image), QUESTION, answer],
     ]
 
 
@@ -90,7 +92,7 @@ def test_images_are_found_in_folders_and_by_patterns(pictures, tmp_path) -> None
 )
 def test_nothing_to_look_at_is_an_error(tmp_path, name, message) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(MissingFileError, match=message):
         find_images([str(tmp_path / name)])
 
 

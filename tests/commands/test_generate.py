@@ -10,8 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
+from infotok_lit.cli import main
 from infotok_lit.commands import generate as command
-from infotok_lit.commands.generate import drawing_overrides, main
+from infotok_lit.inference import InferenceModel, sampling_options
 
 PROMPTS = ("a red circle", "a small blue square to the left of a large green triangle", "two circles")
 
@@ -36,9 +37,7 @@ def truth(model, prompt: str, seed: int, drawing: Any = None, size=None) -> np.n
 
 
 def refusal(capsys, *arguments: object) -> str:
-    with pytest.raises(SystemExit) as stopped:
-        generate(*arguments)
-    assert stopped.value.code == 2
+    assert generate(*arguments) == 2
     return capsys.readouterr().err.splitlines()[-1]
 
 
@@ -73,7 +72,7 @@ OWN_OPTIONS = {
 }
 
 
-def test_drawing_options_override_the_models_own(model, exported, tmp_path) -> None:
+def test_sampling_options_override_the_models_own(model, exported, tmp_path) -> None:
     out = tmp_path / "x.png"
     given = {"iterations": 7, "guidance": 5.0} | OWN_OPTIONS[model.family]
     options = [part for name, value in given.items() for part in (f"--{name}", value)]
@@ -105,9 +104,31 @@ def test_nothing_is_overwritten_without_force(exported, tmp_path, capsys) -> Non
     assert file.read_text() == "mine"
     assert generate(*one, "--out", file, "--force") == 0
     assert Image.open(file).size == (32, 32)
+    for number in (0, 7):
+        (folder / f"{number:05d}.png").write_text("mine")
+    assert "00000.png, which no earlier request drew" in refusal(capsys, *one, "--out", folder, "--force")
+    (folder / "00000.png").unlink()
     assert generate(*one, "--images_per_prompt", 3, "--out", folder, "--force") == 0
     assert generate(*one, "--images_per_prompt", 2, "--out", folder, "--force") == 0
-    assert sorted(path.name for path in folder.iterdir()) == ["00000.png", "00001.png", "manifest.json", "notes.txt"]
+    left = ["00000.png", "00001.png", "00007.png", "manifest.json", "notes.txt"]
+    assert sorted(path.name for path in folder.iterdir()) == left
+    assert (folder / "00007.png").read_text() == "mine"
+
+
+@pytest.mark.parametrize("entry", ['{"file": "../victim.png"}', '{"file": 3}', '"x"', "[" * 100_000])
+def test_a_manifest_that_is_not_ours_has_nothing_deleted(tmp_path, entry) -> None:
+    (tmp_path / "victim.png").write_text("mine")
+    folder = tmp_path / "many"
+    folder.mkdir()
+    (folder / "manifest.json").write_text(f"[{entry}]")
+    command.write_folder(folder, command.plan(["a"], 1, seed=7), iter([np.zeros((8, 8, 3), np.uint8)]))
+    assert (tmp_path / "victim.png").read_text() == "mine"
+
+
+def test_a_place_that_cannot_be_written_is_one_message(exported, tmp_path, capsys) -> None:
+    (tmp_path / "file").write_text("mine")
+    out = tmp_path / "file" / "x.png"
+    assert f"{out} cannot be written" in refusal(capsys, "--model", exported, "--prompt", "a", "--out", out)
 
 
 def test_a_target_that_does_not_suit_is_refused(exported, tmp_path, capsys) -> None:
@@ -118,7 +139,7 @@ def test_a_target_that_does_not_suit_is_refused(exported, tmp_path, capsys) -> N
     assert "is a file, not a folder" in refusal(capsys, *one, "--out", tmp_path / "file")
     assert "not a multiple of 8" in refusal(capsys, *one, "--size", "30x32", "--out", tmp_path / "x.png")
     assert "HEIGHTxWIDTH" in refusal(capsys, *one, "--size", "32", "--out", tmp_path / "x.png")
-    assert "not 1 or more" in refusal(capsys, *one, "--iterations", 0, "--out", tmp_path / "x.png")
+    assert "0 is not above 0" in refusal(capsys, *one, "--iterations", 0, "--out", tmp_path / "x.png")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
@@ -134,30 +155,22 @@ def test_what_was_drawn_before_an_interruption_is_in_the_manifest(tmp_path) -> N
 
 
 def test_an_option_that_the_family_does_not_draw_with_is_refused(monkeypatch) -> None:
-    given = command._parser().parse_args(["--model", "m", "--out", "o", "--iterations", "7", "--guidance", "2"])
-    assert drawing_overrides("harmon", given) == {"iterations": 7, "guidance": 2.0}
-
+    given = {"iterations": 7, "guidance": 2.0}
+    assert sampling_options("harmon", given) == given
     flow = SimpleNamespace(sampling=make_dataclass("SamplingConfig", [("guidance", float), ("steps", int)]))
-    monkeypatch.setattr(command, "family_called", {"flow": flow}.__getitem__)
-    with pytest.raises(
-        ValueError, match="--iterations means nothing to a flow model, which draws with guidance, steps"
-    ):
-        drawing_overrides("flow", given)
+    monkeypatch.setattr("infotok_lit.inference.family_called", {"flow": flow}.__getitem__)
+    with pytest.raises(ValueError, match="iterations means nothing to a flow model, which draws with guidance, steps"):
+        sampling_options("flow", given)
 
 
 def test_progress_counts_images_by_iterations(model) -> None:
     seen = []
-    pictures = command.plan(["a", "b", "c"], 1, seed=0)
     # Show-o2 counts the points of its time grid, between which it steps.
     points = {"harmon": 2, "showo2": 3, "openuni": 2}[model.family]
-    drawing = replace(model.config.sampling, iterations=points, guidance=1.0)
-    assert len(list(command.draw(model, pictures, drawing, None, 2, lambda done, what: seen.append((done, what))))) == 3
-    assert seen == [
-        (1.0, "images: 2/3, iteration 1/2"),
-        (2.0, "images: 2/3, iteration 2/2"),
-        (2.5, "images: 3/3, iteration 1/2"),
-        (3.0, "images: 3/3, iteration 2/2"),
-    ]
+    options = {"iterations": points, "guidance": 1.0}
+    drawn = InferenceModel(model).pictures(["a", "b", "c"], 0, None, 2, options, lambda *args: seen.append(args))
+    assert len(list(drawn)) == 3
+    assert seen == [(0, 1, 2), (0, 2, 2), (2, 1, 2), (2, 2, 2)]
 
 
 def test_bfloat16_draws(exported_kl16, tmp_path) -> None:

@@ -1,6 +1,5 @@
 """Which model a command runs: exported folders, official files, and one clear sentence for what is missing."""
 
-import argparse
 import json
 import shutil
 import subprocess
@@ -11,17 +10,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from infotok_lit.commands.model_choice import ModelChoice
+from infotok_lit.assets import embedded_base
+from infotok_lit.errors import ExplainedError
+from infotok_lit.model_choice import ModelOptions, choose
 
 
-def choose(*arguments: object) -> ModelChoice:
-    parser = argparse.ArgumentParser()
-    ModelChoice.add_arguments(parser)
-    return ModelChoice.from_arguments(parser.parse_args(list(map(str, arguments))))
-
-
-def load(*arguments: object):
-    return choose(*arguments, "--device", "cpu").load()
+def load(source: object, **options: object):
+    """The model itself."""
+    return choose(source, ModelOptions(device="cpu", **options)).load()
 
 
 def assert_same_model(loaded, wanted) -> None:
@@ -33,22 +29,22 @@ def assert_same_model(loaded, wanted) -> None:
 
 @pytest.mark.parametrize("file_format", ["safetensors", "pth"])
 def test_both_export_formats_load(kl16_model, exported_kl16, file_format) -> None:
-    assert_same_model(load("--model", exported_kl16[file_format]), kl16_model)
+    assert_same_model(load(exported_kl16[file_format]), kl16_model)
 
 
-def official(folder: Path, weights: Path) -> tuple[object, ...]:
-    return ("--model", weights, "--family", "harmon", "--model_size", "0.5b", "--tokenizer", folder)
+def official(folder: Path) -> dict[str, str]:
+    return {"family": "harmon", "model_size": "0.5b", "tokenizer": str(folder)}
 
 
 @pytest.mark.usefixtures("tiny_official_size")
 def test_official_files_load(kl16_model, exported_kl16) -> None:
     folder = exported_kl16["pth"]
-    options = official(folder, folder / "harmon.pth")
-    assert_same_model(load(*options, "--autoencoder", folder / "kl16.ckpt"), kl16_model)
-    with pytest.raises(ValueError, match="holds no image autoencoder.*kl16.ckpt"):
-        load(*options)
-    with pytest.raises(ValueError, match="there is no autoencoder at nowhere.ckpt"):
-        choose(*options, "--autoencoder", "nowhere.ckpt")
+    weights, options = folder / "harmon.pth", official(folder)
+    assert_same_model(load(weights, **options, autoencoder=str(folder / "kl16.ckpt")), kl16_model)
+    with pytest.raises(ValueError, match=r"holds no image autoencoder.*kl16.ckpt"):
+        load(weights, **options)
+    with pytest.raises(FileNotFoundError, match=r"there is no autoencoder at nowhere.ckpt"):
+        choose(weights, ModelOptions(**options, autoencoder="nowhere.ckpt"))
 
 
 @pytest.mark.usefixtures("tiny_official_size")
@@ -64,29 +60,32 @@ def test_a_conversion_folder_brings_autoencoder_and_tokenizer(kl16_model, export
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "harmon", "architectures": ["HarmonModel"]}))
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(exported_kl16["pth"] / name, tmp_path)
-    loaded = load("--model", tmp_path, "--family", "harmon", "--model_size", "0.5b")
+    loaded = load(tmp_path, family="harmon", model_size="0.5b")
     assert_same_model(loaded, kl16_model)
-    with pytest.raises(ValueError, match="not an exported folder.*export --ckpt.*--family"):
-        choose("--model", tmp_path)
+    with pytest.raises(ValueError, match="neither an exported folder nor a run.*--family"):
+        choose(tmp_path)
 
 
 def test_what_is_missing_or_does_not_belong_is_said(exported, tmp_path) -> None:
     weights = tmp_path / "harmon_0.5b.pth"
     weights.write_bytes(b"")
-    for arguments, message in (
-        (("--model", tmp_path / "gone"), "there is no model at .*gone"),
-        (("--model", weights), "not an exported folder.*--family .harmon, .*and --model_size"),
-        (("--model", weights, "--family", "harmon"), "needs its --model_size: choose one of .*0.5b, 1.5b"),
-        (("--model", weights, "--family", "harmon", "--model_size", "7b"), "no size '7b': choose one of .*0.5b, 1.5b"),
-        (("--model", exported, "--model_size", "0.5b"), "brings everything: leave out --model_size"),
+    for source, options, message in (
+        (tmp_path / "gone", {}, "there is no model at .*gone"),
+        (weights, {}, "neither an exported folder nor a run.*--family .harmon, .*and --model_size"),
+        (weights, {"family": "harmon"}, "needs its --model_size: choose one of .*0.5b, 1.5b"),
+        (weights, {"family": "harmon", "model_size": "7b"}, "no size '7b': choose one of .*0.5b, 1.5b"),
+        (weights, {"family": "marvin"}, "family 'marvin'; this version knows harmon"),
+        (exported, {"model_size": "0.5b"}, "brings everything: leave out --model_size"),
+        ("https://h/model.safetensors", {}, "is a URL.*download it first"),
+        (weights, official(tmp_path) | {"autoencoder": "s3://b/kl16.ckpt"}, "is a URL.*download it first"),
     ):
-        with pytest.raises(ValueError, match=message):
-            choose(*arguments)
+        with pytest.raises(ExplainedError, match=message):
+            choose(source, ModelOptions(**options))
     alien = tmp_path / "alien"
     alien.mkdir()
     (alien / "config.json").write_text(json.dumps({"format": 1, "family": "marvin", "config": {}}))
     with pytest.raises(ValueError, match="family 'marvin'; this version knows harmon"):
-        choose("--model", alien)
+        choose(alien)
 
 
 @pytest.mark.usefixtures("tiny_official_size")
@@ -94,11 +93,11 @@ def test_a_truncated_official_file_is_named(exported_kl16, tmp_path) -> None:
     weights = tmp_path / "harmon_0.5b.pth"
     weights.write_bytes((exported_kl16["pth"] / "harmon.pth").read_bytes()[:5000])
     with pytest.raises(ValueError, match="harmon_0.5b.pth cannot be read.*truncated"):
-        load(*official(exported_kl16["pth"], weights), "--autoencoder", weights)
+        load(weights, **official(exported_kl16["pth"]), autoencoder=str(weights))
 
 
 def test_the_weights_have_the_dtype_asked_for_and_the_tables_keep_theirs(exported) -> None:
-    loaded = load("--model", exported, "--dtype", "bfloat16")
+    loaded = load(exported, dtype="bfloat16")
     assert {parameter.dtype for parameter in loaded.parameters()} == {torch.bfloat16}
     assert {buffer.dtype for buffer in loaded.buffers() if buffer.is_floating_point()} == {torch.float32}
     if loaded.official_aliases:
@@ -108,7 +107,7 @@ def test_the_weights_have_the_dtype_asked_for_and_the_tables_keep_theirs(exporte
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
 def test_a_device_that_is_not_there_is_refused(exported) -> None:
     with pytest.raises(ValueError, match="no CUDA device here"):
-        choose("--model", exported, "--device", "cuda").load()
+        choose(exported, ModelOptions(device="cuda")).load()
 
 
 @pytest.mark.parametrize(
@@ -124,17 +123,17 @@ def test_a_device_that_is_not_there_is_refused(exported) -> None:
         ["bench", "--steps", "0"],
     ],
 )
-def test_help_and_typing_errors_import_nothing_heavy(exported, arguments) -> None:
+def test_help_and_typing_errors_import_nothing_heavy(arguments) -> None:
     script = (
         "import sys\n"
         "from infotok_lit.cli import main\n"
         "try:\n"
-        "    main(sys.argv[1:])\n"
+        "    code = main(sys.argv[1:])\n"
         "except SystemExit as stopped:\n"
-        "    heavy = {'torch', 'transformers', 'lightning', 'numpy', 'rich'} & sys.modules.keys()\n"
-        "    sys.exit(f'imported {heavy}' if heavy else stopped.code)\n"
-        "sys.exit('did not stop')\n"
+        "    code = stopped.code\n"
+        "heavy = {'torch', 'transformers', 'lightning', 'numpy', 'rich'} & sys.modules.keys()\n"
+        "sys.exit(f'imported {heavy}' if heavy else code)\n"
     )
-    filled = [str(exported) if argument == "FOLDER" else argument for argument in arguments]
+    filled = [str(embedded_base("harmon", "scenes32")) if argument == "FOLDER" else argument for argument in arguments]
     done = subprocess.run([sys.executable, "-c", script, *filled], capture_output=True, text=True)
     assert done.returncode == (0 if "--help" in arguments else 2), done.stderr

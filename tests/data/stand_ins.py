@@ -37,6 +37,9 @@ def _text(size: int) -> PairedText:
 
 
 class StandInProcessor:
+    def check(self, sample: Sample) -> None:
+        """Takes every sample."""
+
     def understanding(self, samples: Sequence[UnderstandingSample], skipped: Sequence[str] = ()) -> UnderstandingBatch:
         text = _text(len(samples))
         return UnderstandingBatch(

@@ -202,3 +202,16 @@ def test_the_texts_of_a_replaced_sample_are_its_own():
     dataset = BranchDataset(Knowing(10, broken=[3]), "generation", seed=0, hard_negatives=1)
     sample = dataset[3, 0].sample
     assert sample.negatives[0].split(":")[0] == sample.name != "3"
+
+
+def test_a_sample_that_the_model_cannot_take_is_replaced_and_named() -> None:
+    dataset = BranchDataset(Numbers(10), "understanding", seed=0)
+    refused = dataset[3, 0].sample.name
+
+    def check(sample) -> None:
+        if sample.name == refused:
+            raise BrokenSampleError(f"{sample.name} is too long")
+
+    dataset.check = check
+    sample, skipped = dataset[3, 0]
+    assert sample.name != refused and skipped[0] == f"{refused} is too long"

@@ -77,7 +77,7 @@ class Harmful:
 
 def test_a_file_with_more_than_tensors_is_not_executed(tmp_path) -> None:
     torch.save({"weights": STATE, "helper": Harmful()}, tmp_path / "weights.pth")
-    with pytest.raises(CheckpointError, match="weights_only=True; save its state dict alone"):
+    with pytest.raises(CheckpointError, match="weights_only=True.*save its state dict alone"):
         read_weights(tmp_path / "weights.pth")
 
 

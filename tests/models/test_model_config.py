@@ -1,6 +1,8 @@
 """Configurations as primitives: every size survives JSON, settings change what they name, and nothing else is taken."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -53,3 +55,40 @@ def test_on_the_command_line_it_is_one_message(tmp_path, monkeypatch, capsys) ->
     assert main(["fit", "--model.init_args.settings", "{llm: 3}"]) == 2
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.startswith("infotok_lit: this does not describe a model of Harmon: llm is 3")
+
+
+@pytest.mark.parametrize("family", families())
+def test_what_older_versions_wrote_is_still_read(family) -> None:
+    """They called the settings of generation `drawing`, and had entries that nothing reads any more."""
+    config = family_called(family).config_of_size("scenes32")
+    values = config.to_dict()
+    values["drawing"] = values.pop("sampling") | {"guidance": 1.5}
+    for dropped in config.dropped:
+        group, _, entry = dropped.rpartition(".")
+        values[group][entry] = 1
+    del values["max_length"]
+    assert type(config).from_dict(values) == replace(config, sampling=replace(config.sampling, guidance=1.5))
+
+
+@pytest.mark.parametrize("family", families())
+def test_the_old_name_of_a_setting_ends_in_one_message(family) -> None:
+    config = family_called(family).config_of_size("scenes32")
+    with pytest.raises(SettingsError, match=r"^model\.settings: `drawing` is now called `sampling`$"):
+        config.with_settings({"drawing": {"guidance": 1.0}})
+
+
+def test_a_family_is_described_without_importing_anything_heavy() -> None:
+    code = (
+        "import sys; from infotok_lit.models.family import families, family; "
+        "print([(family(n).title, len(family(n).sizes), family(n).parts, family(n).sampling()) for n in families()]); "
+        "heavy = {'torch', 'numpy', 'transformers', 'diffusers'} & sys.modules.keys(); "
+        "sys.exit(str(heavy) if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert all(title in done.stdout for title in ("Harmon", "Show-o2", "OpenUni"))
+
+
+def test_a_family_that_there_is_not_is_refused() -> None:
+    with pytest.raises(SettingsError, match="family 'other'; this version knows harmon, openuni, showo2"):
+        family_called("other")

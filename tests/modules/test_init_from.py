@@ -45,9 +45,9 @@ def test_an_exported_folder_brings_its_tokenizer(tmp_path) -> None:
     export_model(load_folder(BASE), tmp_path / "out", {})
     module = HarmonModule(init_from=str(tmp_path / "out"))
     module.configure_model()
-    assert module.base_model.reference()["tokenizer"] == str(tmp_path / "out")
+    assert module.initial_model.reference()["tokenizer"] == str(tmp_path / "out")
     assert (
-        HarmonModule(init_from=str(tmp_path / "out"), tokenizer="scenes32").base_model.reference()["tokenizer"]
+        HarmonModule(init_from=str(tmp_path / "out"), tokenizer="scenes32").initial_model.reference()["tokenizer"]
         == "scenes32"
     )
 

@@ -163,8 +163,8 @@ def test_reading_may_send_a_part_of_its_gradient(family) -> None:
 
 def test_reading_gradient_scale_is_a_setting() -> None:
     module = HarmonModule(reading_gradient_scale=0.1, image_size=48, settings={"repetition_penalty": 1.2})
-    assert module.base_model.settings == {"repetition_penalty": 1.2, "image_size": 48, "grad_scale": 0.1}
-    assert HarmonModule().base_model.settings == {}
+    assert module.initial_model.settings == {"repetition_penalty": 1.2, "image_size": 48, "grad_scale": 0.1}
+    assert HarmonModule().initial_model.settings == {}
 
 
 def test_one_step_of_two_accumulated_batches_at_half_weight_is_the_published_cycle(tmp_path) -> None:

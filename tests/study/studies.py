@@ -1,19 +1,25 @@
 """Small studies whose runs are stand-ins, with known results."""
 
+import json
+import multiprocessing
+import signal
 import sys
+import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import yaml
-from tensorboard.compat.proto.event_pb2 import Event
-from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
+from infotok_lit.study.cells import row_cells
 from infotok_lit.study.config import Metric, Row, Study
-from infotok_lit.study.run import Resources, run_study
+from infotok_lit.study.launch import Resources
+from infotok_lit.study.record import read_record
+from infotok_lit.study.run import run_study
 
+FORK = multiprocessing.get_context("fork")
 STAND_IN = Path(__file__).with_name("stand_in.py")
 STEPS = 4
 METRICS = {
@@ -25,7 +31,7 @@ METRICS = {
 
 @dataclass
 class Bench:
-    """A folder with prepared event files, and the command that plays `fit` with them."""
+    """A folder with prepared results, and the command that plays `fit` with them."""
 
     home: Path
 
@@ -46,13 +52,14 @@ class Bench:
         return Study(name="test", out=str(self.home / "out"), **given | settings)
 
     def prepare(self, variant: str, seed: int, values: dict[str, float] | None = None) -> None:
-        """What the run of a variant with a seed will have logged."""
+        """What the run of a variant with a seed will have measured."""
         values = known_values(variant, seed) if values is None else values
-        last = STEPS - 1 if variant != "plain" else 0
-        folder = self.home / "events"
+        folder = self.home / "results"
         folder.mkdir(exist_ok=True)
-        curves = {tag: {0: value + 1, last: value} for tag, value in values.items()}
-        write_events(folder / f"{variant}-{seed}", curves)
+        content = result({0: {tag: value + 1 for tag, value in values.items()}, STEPS: values})
+        if variant == "plain":
+            content = result({0: values})
+        (folder / f"{variant}-{seed}.json").write_text(json.dumps(content))
 
     def run(self, study: Study, workers: int = 1, **resources) -> bool:
         return run_study(study, Resources(workers, prefix=self.prefix, **resources))
@@ -85,22 +92,46 @@ class Bench:
 
 
 def known_values(variant: str, seed: int) -> dict[str, float]:
-    """Some values for each metric, different for each variant and seed, as float32 holds them."""
+    """Some values for each metric, different for each variant and seed."""
     rng = np.random.default_rng([seed, *variant.encode()])
-    values = {metric.tag: float(np.float32(rng.normal())) for metric in METRICS.values()}
+    values = {metric.tag: float(rng.normal()) for metric in METRICS.values()}
     if variant == "plain":
         del values[METRICS["rate"].tag]
     return values
 
 
-def write_events(path: Path, curves: dict[str, dict[int, float]]) -> None:
-    """An event file at `path`, written by TensorBoard's own writer."""
-    folder = path.with_name(path.name + ".writing")
-    writer = EventFileWriter(str(folder))
-    for tag, curve in curves.items():
-        for step, value in curve.items():
-            summary = Summary(value=[Summary.Value(tag=tag, simple_value=value)])
-            writer.add_event(Event(wall_time=float(step), step=step, summary=summary))
-    writer.close()
-    next(folder.iterdir()).rename(path)
-    folder.rmdir()
+def result(validations: dict[int, dict[str, float]]) -> dict:
+    """What `result.json` holds of a finished run with these validations."""
+    return {
+        "state": "finished",
+        "reason": "",
+        "step": max(validations),
+        "seconds": 1.0,
+        "versions": {"torch": "2.0", "optuna": "5.0"},
+        "training": [{"step": 2, "train/understanding/loss": 0.5}, {"step": 4, "train/understanding/loss": 0.25}],
+        "validation": [{"step": step, **metrics} for step, metrics in validations.items()],
+    }
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+def start(bench: Bench, study: Study, workers: int = 1) -> multiprocessing.Process:
+    """Another call of `ablate` on the same study."""
+    process = FORK.Process(target=_run_interruptible, args=(bench, study, workers), daemon=True)
+    process.start()
+    return process
+
+
+def _run_interruptible(bench: Bench, study: Study, workers: int) -> None:
+    # A shell that starts the tests in the background has them ignore SIGINT.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    bench.run(study, workers)
+
+
+def states(study: Study) -> dict[tuple[str, int], str]:
+    return {(cell.variant, cell.seed): read_record(cell.folder).state for cell in row_cells(study)}

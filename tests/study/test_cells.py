@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from infotok_lit.errors import MissingFileError, SettingsError
 from infotok_lit.study.cells import row_cells
-from infotok_lit.study.config import Dimension, Metric, Row, Search, Study
+from infotok_lit.study.config import Analysis, Dimension, Metric, Row, Search, Study
 
 METRICS = {"answers": Metric("val/answers"), "rate": Metric("val/rate", better="none", optional=True)}
 
@@ -54,7 +55,7 @@ def test_a_command_names_files_in_order_then_the_budget_then_what_the_row_overri
         "--data.init_args.seed=7",
     )
     assert str(cell.folder / "run") in cell.arguments[-1]
-    assert cell.last_step == 29
+    assert cell.last_step == 30
     base = cells["base", 4]
     assert base.arguments[0] == "validate" and base.last_step == 0
     assert base.arguments[1:5] == ("--config", str(tmp_path / "base.yaml"), *cell.arguments[5:7])
@@ -85,7 +86,7 @@ def test_whatever_decides_the_results_changes_the_folder(study, change) -> None:
 
 
 def test_a_missing_file_is_named(study) -> None:
-    with pytest.raises(FileNotFoundError, match="no configuration file at nowhere.yaml"):
+    with pytest.raises(MissingFileError, match="no configuration file at nowhere.yaml"):
         row_cells(replace(study, configs=["nowhere.yaml"]))
 
 
@@ -103,12 +104,48 @@ def test_a_missing_file_is_named(study) -> None:
         ({"rows": {"..": Row()}}, "a name becomes a folder"),
         ({"references": ["nobody"]}, "references: nobody is not one of base, c"),
         ({"search": Search({"x": Dimension(low=0, high=1)}, ["speed"], trials=2)}, "search.objectives: speed"),
+        ({"metrics": {"rate": METRICS["rate"]}}, "every metric is optional"),
+        ({"rows": {"a": Row(control_of="b")}}, "rows.a.control_of: b is not one of a"),
+        ({"storage": "studies/journal.log"}, "journal files are not used any more"),
+        ({"analysis": Analysis(["speed"], [("base", "c")])}, "analysis.endpoint: speed is not one of"),
+        ({"analysis": Analysis(["rate"], [("base", "c")])}, "rate must be better higher or lower"),
+        ({"analysis": Analysis(["answers"], [("base", "d")])}, "analysis.contrasts: d is not one of"),
+        (
+            {
+                "metrics": METRICS | {"loss": Metric("val/loss", better="lower")},
+                "analysis": Analysis(["answers", "loss"], [("base", "c")]),
+            },
+            "all better higher, or all lower",
+        ),
         ({"search": Search({"x": Dimension(low=0, high=1)}, ["rate"], trials=2)}, "not optional"),
     ],
 )
 def test_a_wrong_study_is_refused_by_name(study, change, said) -> None:
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(SettingsError, match=said):
         replace(study, **change)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"endpoint": []}, "at least one metric in endpoint"),
+        ({"contrasts": [("a", "a")]}, "compared with itself"),
+        ({"margin": 0.0}, "margin > 0"),
+        ({"level": 0.9}, "level < 0.5"),
+        ({"power": 0.01}, "level < power"),
+    ],
+)
+def test_a_wrong_analysis_is_refused(settings, said) -> None:
+    with pytest.raises(SettingsError, match=said):
+        Analysis(**{"endpoint": ["answers"], "contrasts": [("a", "b")]} | settings)
+
+
+def test_a_row_may_have_seeds_of_its_own(study) -> None:
+    rows = study.rows | {"base": Row(train=False, seeds=[7, 9])}
+    cells = [(cell.seed, cell.variant) for cell in row_cells(replace(study, rows=rows))]
+    assert cells == [(4, "c"), (7, "base"), (7, "c"), (9, "base")]
+    with pytest.raises(SettingsError, match="seeds of a row is empty"):
+        Row(seeds=[])
 
 
 @pytest.mark.parametrize(
@@ -125,7 +162,7 @@ def test_a_wrong_study_is_refused_by_name(study, change, said) -> None:
     ],
 )
 def test_a_wrong_dimension_is_refused(settings, said) -> None:
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(SettingsError, match=said):
         Dimension(**settings)
 
 
@@ -140,5 +177,5 @@ def test_a_wrong_dimension_is_refused(settings, said) -> None:
     ],
 )
 def test_a_wrong_search_is_refused(settings, said) -> None:
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(SettingsError, match=said):
         Search(**{"objectives": ["answers"]} | settings)

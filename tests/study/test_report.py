@@ -1,4 +1,4 @@
-"""The tables say what the event files say, computed again here by other means."""
+"""The tables say what the runs' results say, computed again here by other means."""
 
 import csv
 import json
@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 from scipy import stats
-from study.studies import METRICS, Bench, known_values, write_events
+from study.studies import METRICS, STEPS, Bench, known_values
 
+from infotok_lit.study import report
 from infotok_lit.study.cells import row_cells
-from infotok_lit.study.events import read_curves
+from infotok_lit.study.config import Analysis, Row
 from infotok_lit.study.report import write_report
 
 ROWS, SEEDS = ["plain", "a", "b"], (0, 1, 2)
@@ -113,8 +114,8 @@ def test_pictures_and_commands_are_there(out) -> None:
 
 
 def test_a_report_is_recomputed_from_raw_files_alone(bench) -> None:
-    """Neither Optuna's storage nor an earlier report is needed, and a changed event file changes the table."""
-    study = bench.study(ROWS, SEEDS)
+    """Neither Optuna's storage nor an earlier report is needed, and a changed result changes the table."""
+    study = bench.study(["plain", "a"], SEEDS)
     bench.run(study, workers=2)
     out = write_report(study).parent
     before = {path: path.read_bytes() for path in sorted(out.glob("*.*"))}
@@ -123,21 +124,23 @@ def test_a_report_is_recomputed_from_raw_files_alone(bench) -> None:
     write_report(study)
     kept = {path: content for path, content in before.items() if path.suffix in (".csv", ".md", ".sh", ".png")}
     assert {path: path.read_bytes() for path in kept} == kept
-    run = next(cell for cell in row_cells(study) if (cell.variant, cell.seed) == ("a", 0)).run_folder
-    write_events(run / "events.out.tfevents.2.later", {METRICS["answers"].tag: {3: 7.0}})
+    path = next(c for c in row_cells(study) if (c.variant, c.seed) == ("a", 0)).run_folder / "result.json"
+    changed = json.loads(path.read_text())
+    changed["validation"][-1][METRICS["answers"].tag] = 7.0
+    path.write_text(json.dumps(changed))
     write_report(study)
     expected = (7.0 + sum(truth("a", "answers")[1:])) / 3
     line = next(line for line in read(out / "table.csv") if (line["row"], line["metric"]) == ("a", "answers"))
     assert float(line["mean"]) == pytest.approx(expected)
 
 
-def test_a_resumed_run_counts_the_later_of_two_values_for_a_step(tmp_path) -> None:
-    write_events(tmp_path / "events.out.tfevents.1.x", {"loss": {0: 1.0, 1: 2.0, 2: 3.0}})
-    write_events(tmp_path / "events.out.tfevents.2.x", {"loss": {1: 20.0, 2: 30.0, 3: 40.0}, "other": {0: 1.0}})
-    assert read_curves(tmp_path, ["loss", "nowhere"]) == {"loss": {0: 1.0, 1: 20.0, 2: 30.0, 3: 40.0}}
+@pytest.fixture
+def undrawn(monkeypatch) -> None:
+    """Figures are made, but not drawn, which takes long."""
+    monkeypatch.setattr(report, "_write_figure", lambda path, figure: None)
 
 
-def test_an_unfinished_study_reports_what_there_is(bench) -> None:
+def test_an_unfinished_study_reports_what_there_is(bench, undrawn) -> None:
     study = bench.study(["plain", "a", "fails"], seeds=(0, 1))
     bench.run(study)
     later = replace(study, seeds=[0, 1, 2])
@@ -147,17 +150,102 @@ def test_an_unfinished_study_reports_what_there_is(bench) -> None:
     assert "a, seed 2: waiting" in text
 
 
-def test_cells_of_different_versions_are_pointed_out(bench) -> None:
+def test_cells_of_different_versions_are_pointed_out(bench, undrawn) -> None:
     study = bench.study(["a", "b"], seeds=(0,))
     bench.run(study)
-    path = row_cells(study)[0].folder / "cell.json"
-    record = json.loads(path.read_text())
-    record["attempts"][-1]["versions"]["torch"] = "1.0"
-    path.write_text(json.dumps(record))
+    path = row_cells(study)[0].run_folder / "result.json"
+    path.write_text(path.read_text().replace('"torch": "2.0"', '"torch": "1.0"'))
     text = write_report(study).read_text()
     assert "different versions" in text and "torch 1.0" in text
 
 
-def test_nothing_has_run_yet(bench: Bench) -> None:
+def test_nothing_has_run_yet(bench: Bench, undrawn) -> None:
     study = bench.study(["plain", "a"])
     assert "| a | 0/2 |" in write_report(study).read_text()
+
+
+def planned(bench: Bench, rows: dict[str, dict[int, tuple[float, float]]], **analysis) -> tuple[dict[str, dict], str]:
+    """What is decided of rows, seed -> (answers, drawings) at the end, half of them at step 2; and the report."""
+    study = bench.study(list(rows), tuple(next(iter(rows.values()))))
+    for row, seeds in rows.items():
+        for seed, (answers, loss) in seeds.items():
+            bench.prepare(row, seed, {METRICS["answers"].tag: answers, "val/generation/score": loss, LOSS: 1.0})
+            path = bench.home / "results" / f"{row}-{seed}.json"
+            content = json.loads(path.read_text())
+            half = {"step": 2, METRICS["answers"].tag: answers / 2, "val/generation/score": loss / 2}
+            content["validation"] = [half, content["validation"][-1]]
+            path.write_text(json.dumps(content))
+    metrics = METRICS | {"drawings": replace(METRICS["answers"], tag="val/generation/score")}
+    plan = Analysis(endpoint=["answers", "drawings"], **analysis)
+    study = replace(study, metrics=metrics, analysis=plan)
+    bench.run(study, workers=2)
+    out = write_report(study).parent
+    return {line["contrast"]: line for line in read(out / "decisions.csv")}, (out / "report.md").read_text()
+
+
+LOSS = METRICS["loss"].tag
+
+
+def test_a_planned_comparison_is_decided_about_the_mean_of_its_metrics(bench, undrawn) -> None:
+    """p-values, Holm's correction and steps are worked out here from the same numbers by hand and by scipy."""
+    rng = np.random.default_rng(0)
+    ends = {"b": 0.5, "a": 0.6, "c": 0.5}
+    values = {row: {s: (end + 0.01 * rng.normal(), end) for s in range(4)} for row, end in ends.items()}
+    contrasts = [("a", "b"), ("c", "b"), ("a", "c")]
+    found, text = planned(bench, values, contrasts=contrasts, margin=0.03)
+    means = {row: np.array([np.mean(pair) for pair in own.values()]) for row, own in values.items()}
+    raw = {f"{x} - {y}": stats.ttest_rel(means[x], means[y]).pvalue for x, y in contrasts}
+    order = sorted(raw, key=raw.get)
+    holm = {order[0]: 3 * raw[order[0]], order[1]: max(3 * raw[order[0]], 2 * raw[order[1]])}
+    holm[order[2]] = max(holm[order[1]], raw[order[2]])
+    for (x, y), name in zip(contrasts, raw, strict=True):
+        line = found[name]
+        assert float(line["mean"]) == pytest.approx((means[x] - means[y]).mean())
+        assert float(line["p"]) == pytest.approx(raw[name])
+        assert float(line["p_holm"]) == pytest.approx(min(holm[name], 1.0))
+        sides = [
+            stats.ttest_1samp(means[x] - means[y], -0.03, alternative="greater").pvalue,
+            stats.ttest_1samp(means[x] - means[y], 0.03, alternative="less").pvalue,
+        ]
+        assert float(line["p_equivalence"]) == pytest.approx(max(sides))
+    assert (found["a - b"]["verdict"], found["c - b"]["verdict"]) == ("higher", "equivalent")
+    # A straight line from half of its end at step 2 to its end at step 4.
+    steps = 2 + 2 * (means["b"] - means["a"] / 2) / (means["a"] / 2)
+    assert float(found["a - b"]["steps"]) == pytest.approx(np.median(steps)) and found["a - b"]["reached"] == "4"
+    assert "| a - b | 4 | +0.1" in text and "Holm" in text
+
+
+def test_what_is_undecided_says_how_many_seeds_would_decide(bench, undrawn) -> None:
+    values = {"b": {0: (0.5, 0.5), 1: (0.6, 0.6)}, "a": {0: (0.6, 0.6), 1: (0.62, 0.62)}}
+    line = planned(bench, values, contrasts=[("a", "b")])[0]["a - b"]
+    assert line["verdict"] == "undecided" and int(line["seeds_needed"]) > 2
+
+
+def test_a_control_of_one_seed_is_compared_with_its_row(bench, undrawn) -> None:
+    study = bench.study(["a", "placebo", "other"], seeds=(0, 1))
+    bench.prepare("placebo", 0, known_values("a", 0))
+    rows = study.rows | {
+        name: Row(overrides=study.rows[name].overrides, seeds=[0], control_of="a") for name in ("placebo", "other")
+    }
+    study = replace(study, rows=rows)
+    assert bench.run(study)
+    assert bench.starts() == {("a", 0): 1, ("a", 1): 1, ("placebo", 0): 1, ("other", 0): 1}
+    text = write_report(study).read_text()
+    largest = max(abs(known_values("a", 0)[METRICS[m].tag] - known_values("other", 0)[METRICS[m].tag]) for m in BOTH)
+    assert "Control: placebo equals a." in text and f"Control: other differs by up to {largest:.3g}." in text
+    assert "| placebo | 1/1 |" in text
+
+
+BOTH = ("answers", "loss")
+
+
+def test_a_result_that_is_not_finite_is_no_value(bench, undrawn) -> None:
+    study = bench.study(["a"], seeds=(0,))
+    path = bench.home / "results" / "a-0.json"
+    content = json.loads(path.read_text())
+    content["validation"][-1][METRICS["rate"].tag] = None
+    path.write_text(json.dumps(content))
+    assert bench.run(study), "the rate is optional"
+    assert content["validation"][-1]["step"] == STEPS
+    line = next(line for line in read(write_report(study).parent / "cells.csv"))
+    assert line["rate"] == "nan" and line["answers"]

@@ -1,54 +1,21 @@
 """Cells are shared out, skipped, tried again and resumed: once each, whoever dies and whoever comes along."""
 
-import multiprocessing
 import os
+import random
 import shutil
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
-from study.studies import METRICS, Bench
+from study.studies import METRICS, start, states, wait_until
 
-from infotok_lit.study import queue, work
+from infotok_lit.errors import SettingsError
+from infotok_lit.study import store
 from infotok_lit.study.cells import row_cells
-from infotok_lit.study.config import Study
-from infotok_lit.study.lock import try_lock
-from infotok_lit.study.record import LOG_FILE, read_record
-
-FORK = multiprocessing.get_context("fork")
-
-
-@pytest.fixture(autouse=True)
-def impatient(monkeypatch) -> None:
-    monkeypatch.setattr(work, "IDLE_SECONDS", 0.05)
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 200.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.02)
-
-
-def start(bench: Bench, study: Study, workers: int = 1) -> multiprocessing.Process:
-    """Another call of `ablate` on the same study."""
-    process = FORK.Process(target=_run_interruptible, args=(bench, study, workers), daemon=True)
-    process.start()
-    return process
-
-
-def _run_interruptible(bench: Bench, study: Study, workers: int) -> None:
-    # A shell that starts the tests in the background has them ignore SIGINT.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    bench.run(study, workers)
-
-
-def states(study: Study) -> dict[tuple[str, int], str]:
-    records = {(cell.variant, cell.seed): read_record(cell.folder) for cell in row_cells(study)}
-    return {cell: "waiting" if record is None else record.state for cell, record in records.items()}
+from infotok_lit.study.record import LOG_FILE, read_record, try_lock
 
 
 def test_every_cell_runs_once_and_a_second_call_runs_nothing(bench) -> None:
@@ -128,7 +95,7 @@ def test_a_run_that_outlives_its_killed_study_is_waited_for(bench) -> None:
     time.sleep(0.3)
     assert second.is_alive() and bench.starts()["waits", 0] == 1
     (bench.home / "gate").touch()
-    second.join(200)
+    second.join(60)
     assert second.exitcode == 0 and states(study)["waits", 0] == "finished"
     assert not bench.overlaps()
 
@@ -139,7 +106,7 @@ def test_interrupted_politely_the_runs_end_too(bench) -> None:
     wait_until(lambda: ("waits", 0) in bench.starts())
     run = int(bench.notes()[-1][2])
     os.kill(call.pid, signal.SIGINT)
-    call.join(200)
+    call.join(60)
     assert call.exitcode not in (0, None)
     assert states(study) == {("waits", 0): "interrupted", ("b", 0): "waiting"}
     with pytest.raises(ProcessLookupError):
@@ -166,24 +133,32 @@ def test_a_checkpoint_that_was_cut_off_is_not_resumed_from(bench) -> None:
     assert bench.notes()[0][3] == "fresh"
 
 
-def storages(folder: Path) -> dict[str, str | None]:
-    return {"journal": None, "sqlite": f"sqlite:///{folder}/study.db"}
+def test_a_run_that_finished_after_its_killed_study_is_not_run_again(bench) -> None:
+    """Nobody was there to write that it has finished, but its own result.json says so."""
+    study = bench.study(["waits"], seeds=(0,))
+    call = start(bench, study)
+    wait_until(lambda: ("waits", 0) in bench.starts())
+    os.kill(call.pid, signal.SIGKILL)
+    call.join()
+    (bench.home / "gate").touch()
+    wait_until(lambda: bench.notes()[-1][0] == "end")
+    assert states(study) == {("waits", 0): "running"}
+    assert bench.run(study) and states(study) == {("waits", 0): "finished"}
+    assert bench.starts() == {("waits", 0): 1}
 
 
-@pytest.mark.parametrize("storage", ["journal", "sqlite"])
-def test_calls_that_start_at_once_share_the_cells(bench, storage) -> None:
-    study = bench.study(["plain", "a", "b", "c"], seeds=(0, 1, 2, 3), storage=storages(bench.home)[storage])
+def test_calls_that_start_at_once_share_the_cells(bench) -> None:
+    study = bench.study(["plain", "a", "b", "c"], seeds=(0, 1, 2, 3))
     calls = [start(bench, study, workers) for workers in (1, 2, 1)]
     for call in calls:
-        call.join(200)
+        call.join(60)
     assert [call.exitcode for call in calls] == [0, 0, 0]
     assert set(bench.starts().values()) == {1} and len(bench.starts()) == 16
     assert set(states(study).values()) == {"finished"}
 
 
-@pytest.mark.parametrize("storage", ["journal", "sqlite"])
-def test_a_call_takes_over_what_a_killed_one_leaves(bench, storage) -> None:
-    study = bench.study(["waits", "a", "b"], seeds=(0, 1), storage=storages(bench.home)[storage])
+def test_a_call_takes_over_what_a_killed_one_leaves(bench) -> None:
+    study = bench.study(["waits", "a", "b"], seeds=(0, 1), storage=f"sqlite:///{bench.home}/elsewhere.db")
     first = start(bench, study)
     wait_until(lambda: ("waits", 0) in bench.starts())
     second = start(bench, study)
@@ -193,39 +168,68 @@ def test_a_call_takes_over_what_a_killed_one_leaves(bench, storage) -> None:
     first.join()
     os.kill(run, signal.SIGKILL)
     (bench.home / "gate").touch()
-    second.join(200)
+    second.join(60)
     assert second.exitcode == 0
     assert set(states(study).values()) == {"finished"}
     assert {cell: count for cell, count in bench.starts().items() if count > 1} == {("waits", 0): 2}
     assert not [line for line in bench.notes() if line[0] == "end" and int(line[2]) == run]
 
 
-def test_jobs_that_were_queued_twice_run_once(bench) -> None:
-    """Two calls may look into an empty queue at the same moment; here the second one acts on what it saw then."""
-    study = bench.study(["a", "fails"])
-    original = queue.JobQueue.fill
+def test_killed_at_any_moment_no_cell_is_ever_run_by_two_or_run_again(bench) -> None:
+    """Calls are killed at random moments; their runs go on, so each cell that was started has one whole run."""
+    rng = random.Random()
+    study = bench.study(["plain", "a", "b", "c"], seeds=(0, 1))
+    slow = {name: replace(row, overrides={**row.overrides, "stub.seconds": 0.3}) for name, row in study.rows.items()}
+    study = replace(study, rows=slow)
+    for _ in range(3):
+        call = start(bench, study, workers=2)
+        time.sleep(rng.uniform(0.3, 1.2))
+        os.kill(call.pid, signal.SIGKILL)
+        call.join()
+    assert bench.run(study, workers=2)
+    assert not bench.overlaps()
+    ended = Counter(bench.cell(note[1]) for note in bench.notes() if note[0] == "end")
+    assert set(ended.values()) == {1} and len(ended) == 8
 
-    def fill_twice(self, jobs, *rest) -> None:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(self, "_trials", lambda: [])
-            original(self, jobs, *rest)
-            original(self, jobs, *rest)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(queue.JobQueue, "fill", fill_twice)
-        assert not bench.run(study, workers=3)
-    assert set(bench.starts().values()) == {1} and len(bench.starts()) == 4
-
-
-def test_a_worker_that_dies_between_taking_a_cell_and_signing_for_it_is_noticed(bench, monkeypatch) -> None:
-    study = bench.study(["a"], seeds=(0,))
-    with monkeypatch.context() as patch:
-        patch.setattr(queue.JobQueue, "owner", lambda _: os.kill(os.getpid(), signal.SIGKILL))
-        call = start(bench, study)
-        call.join(200)
-    monkeypatch.setattr(queue, "GRACE", queue.GRACE * 0)
+def test_a_killed_run_fails_its_cell_and_nothing_else(bench) -> None:
+    study = bench.study(["waits", "a"], seeds=(0,))
+    call = start(bench, study)
+    wait_until(lambda: ("waits", 0) in bench.starts())
+    os.kill(int(bench.notes()[-1][2]), signal.SIGKILL)
+    call.join(60)
+    assert call.exitcode == 0 and states(study) == {("waits", 0): "failed", ("a", 0): "finished"}
+    assert read_record(row_cells(study)[0].folder).reason == "fit ended with signal SIGKILL"
     assert bench.run(study)
-    assert bench.starts() == {("a", 0): 1}
+
+
+def test_a_worker_that_was_taken_for_dead_goes_on(bench, monkeypatch) -> None:
+    """A machine that slept: its heartbeats stopped, its trial was queued again, and yet its run goes on."""
+    monkeypatch.setattr(store.Storage, "record_heartbeat", once(store.Storage.record_heartbeat))
+    study = bench.study(["waits", "a"], seeds=(0,))
+    first = start(bench, study)
+    wait_until(lambda: ("waits", 0) in bench.starts())
+    time.sleep(3.5)
+    second = start(bench, study)
+    wait_until(lambda: states(study)["a", 0] == "finished")
+    time.sleep(1)
+    (bench.home / "gate").touch()
+    for call in (first, second):
+        call.join(60)
+        assert call.exitcode == 0
+    assert bench.starts() == {("waits", 0): 1, ("a", 0): 1}
+
+
+def once(method: Callable) -> Callable:
+    """A method that does nothing from its second call on."""
+    calls = []
+
+    def called(*arguments) -> None:
+        calls.append(arguments)
+        if len(calls) == 1:
+            method(*arguments)
+
+    return called
 
 
 def test_a_finished_cell_whose_files_were_deleted_runs_again(bench) -> None:
@@ -239,9 +243,22 @@ def test_a_finished_cell_whose_files_were_deleted_runs_again(bench) -> None:
 def test_finished_cells_outlive_the_storage(bench) -> None:
     study = bench.study(["a", "b"], seeds=(0,))
     bench.run(study)
-    (bench.home / "out" / "journal.log").unlink()
+    (bench.home / "out" / "study.db").unlink()
     assert bench.run(study)
     assert set(bench.starts().values()) == {1}
+
+
+@pytest.mark.parametrize(
+    ("storage", "said"),
+    [
+        ("out/journal.log", "journal files are not used any more"),
+        ("nodatabase://host/x", "cannot be opened"),
+        ("sqlite:////nowhere/at/all/x.db", "cannot be opened"),
+    ],
+)
+def test_a_storage_that_cannot_be_used_is_one_message(bench, storage, said) -> None:
+    with pytest.raises(SettingsError, match=said):
+        bench.run(bench.study(["a"], storage=storage))
 
 
 @pytest.mark.parametrize(
@@ -254,7 +271,7 @@ def test_runs_get_their_share_of_the_machine(bench, monkeypatch, workers, thread
 
 
 def test_workers_take_turns_in_the_gpus() -> None:
-    from infotok_lit.study.run import Resources
+    from infotok_lit.study.launch import Resources
 
     shares = Resources(workers=3, gpus=["0", "1"])
     assert [shares.environment(worker)["CUDA_VISIBLE_DEVICES"] for worker in range(3)] == ["0", "1", "0"]

@@ -1,4 +1,4 @@
-"""Sweeps: the points are those of the space, each is measured once, and the front is that of what was logged."""
+"""Sweeps: the points are those of the space, each is measured once, and the front is that of what was measured."""
 
 import csv
 import itertools
@@ -12,13 +12,11 @@ import numpy as np
 import optuna
 import pytest
 from study.studies import METRICS, Bench
-from study.test_front import brute_force
 
-from infotok_lit.study import work
 from infotok_lit.study.config import Dimension, Row, Search, Study
 from infotok_lit.study.record import read_record
 from infotok_lit.study.report import write_report
-from infotok_lit.study.search import known_points, planned_jobs, search_name
+from infotok_lit.study.search import known_points, pareto_front, planned_points, search_name
 
 SPACE = {
     "model.lr": Dimension(low=1e-4, high=1e-1, log=True),
@@ -33,11 +31,6 @@ SPACE = {
 CHOICES = {"model.lr": Dimension(choices=[0.1, 0.2, None]), "model.kind": Dimension(choices=["mlp", "linear"])}
 
 
-@pytest.fixture(autouse=True)
-def impatient(monkeypatch) -> None:
-    monkeypatch.setattr(work, "IDLE_SECONDS", 0.05)
-
-
 def swept(
     bench: Bench, space: dict, variant: str = "x", seeds: tuple[int, ...] = (0, 1), rows: Sequence[str] = (), **search
 ) -> Study:
@@ -49,8 +42,7 @@ def swept(
 
 
 def trials(study: Study) -> list[optuna.trial.FrozenTrial]:
-    backend = optuna.storages.journal.JournalFileBackend(f"{study.out}/journal.log")
-    return optuna.load_study(study_name=search_name(study), storage=optuna.storages.JournalStorage(backend)).trials
+    return optuna.load_study(study_name=search_name(study), storage=f"sqlite:///{study.out}/study.db").trials
 
 
 def test_a_grid_is_every_combination_once(bench) -> None:
@@ -59,7 +51,7 @@ def test_a_grid_is_every_combination_once(bench) -> None:
     points = [tuple(job.params[name] for name in CHOICES) for job in known_points(study)]
     assert Counter(points) == Counter(itertools.product([0.1, 0.2, None], ["mlp", "linear"]))
     assert set(bench.starts().values()) == {1} and len(bench.starts()) == 12
-    assert len(planned_jobs(swept(bench, CHOICES, sampler="grid", trials=4))) == 4
+    assert len(planned_points(swept(bench, CHOICES, sampler="grid", trials=4))) == 4
 
 
 @pytest.mark.parametrize("sampler", ["grid", "tpe"])
@@ -72,7 +64,7 @@ def test_one_call_runs_the_rows_and_then_the_search(bench, sampler) -> None:
 def test_random_points_follow_from_the_seed_and_more_of_them_go_on(bench) -> None:
     def points(count: int, seed: int) -> list[dict]:
         study = swept(bench, SPACE, sampler="random", trials=count, seed=seed)
-        return [job.params for job in planned_jobs(study)]
+        return [job.params for job in planned_points(study)]
 
     assert points(12, seed=3)[:6] == points(6, seed=3) != points(6, seed=4)
     for point in points(12, seed=3):
@@ -82,7 +74,7 @@ def test_random_points_follow_from_the_seed_and_more_of_them_go_on(bench) -> Non
 
 def test_a_points_settings_reach_the_command(bench) -> None:
     study = swept(bench, SPACE, sampler="random", trials=8)
-    for job in planned_jobs(study):
+    for job in planned_points(study):
         for cell, seed in zip(job.cells, (0, 1), strict=True):
             assert f"--model.lr={job.params['model.lr']}" in cell.arguments
             assert f"--model.width={job.params['model.width']}" in cell.arguments
@@ -102,7 +94,7 @@ def test_calls_at_the_same_time_measure_so_many_points_and_no_more(bench, sample
         call.join(200)
     assert [call.exitcode for call in calls] == [0, 0]
     complete = [trial for trial in trials(study) if trial.state == optuna.trial.TrialState.COMPLETE]
-    assert len(complete) == 8
+    assert len(complete) == 8 == len(trials(study)) - len([trial for trial in trials(study) if not trial.user_attrs])
     assert set(bench.starts().values()) == {1}
     assert {json.dumps(trial.params, sort_keys=True) for trial in complete} == {
         json.dumps(job.params, sort_keys=True) for job in known_points(study)
@@ -136,18 +128,16 @@ def test_a_sampler_that_knows_only_few_points_comes_to_an_end(bench) -> None:
     assert set(bench.starts().values()) == {1} and len(bench.starts()) <= 2
 
 
-def test_tables_and_the_front_are_those_of_the_event_files(bench) -> None:
+def test_tables_and_the_front_are_those_of_the_results(bench) -> None:
     study = swept(bench, CHOICES, seeds=(0, 1), sampler="grid")
     bench.run(study)
     rng = np.random.default_rng(5)
     expected = {}
     for job in known_points(study):
-        values = rng.normal(size=(2, 2)).astype(np.float32).astype(float)
+        values = rng.normal(size=(2, 2))
         for cell, (answers, loss) in zip(job.cells, values, strict=True):
-            for path in cell.run_folder.glob("events*"):
-                path.unlink()
             bench.prepare("again", cell.seed, {METRICS["answers"].tag: answers, METRICS["loss"].tag: loss})
-            (bench.home / "events" / f"again-{cell.seed}").rename(cell.run_folder / "events.out.tfevents.9.x")
+            (bench.home / "results" / f"again-{cell.seed}.json").rename(cell.run_folder / "result.json")
         expected[job.key] = values.mean(0)
     out = write_report(study).parent
     lines = read(out / "points.csv")
@@ -166,3 +156,48 @@ def test_tables_and_the_front_are_those_of_the_event_files(bench) -> None:
 def read(path: Path) -> list[dict[str, str]]:
     with open(path, newline="") as file:
         return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("sampler", ["grid", "tpe"])
+def test_finished_points_outlive_the_storage(bench, sampler) -> None:
+    """Optuna is told of them again, so a sampler goes on from what they measured."""
+    study = swept(bench, CHOICES, seeds=(0,), sampler=sampler, trials=3)
+    bench.run(study)
+    points = {job.key for job in known_points(study)}
+    Path(study.out, "study.db").write_bytes(bytes(range(256)) * 50)
+    assert bench.run(study)
+    assert {job.key for job in known_points(study)} >= points and set(bench.starts().values()) == {1}
+    assert points <= {trial.user_attrs["job"] for trial in trials(study) if trial.values}
+
+
+def brute_force(values: np.ndarray, directions: list[str]) -> set[int]:
+    signed = values * [1 if direction == "maximize" else -1 for direction in directions]
+    return {
+        i for i, point in enumerate(signed) if not any(all(other >= point) and any(other > point) for other in signed)
+    }
+
+
+@pytest.mark.parametrize(
+    "directions",
+    [["maximize"], ["minimize"], ["maximize", "maximize"], ["maximize", "minimize"], ["minimize"] * 3],
+)
+@pytest.mark.parametrize("levels", [5, 1000])
+def test_no_point_dominates_the_front(directions, levels) -> None:
+    """Few levels make ties and equal points."""
+    for seed in range(20):
+        values = np.random.default_rng(seed).integers(0, levels, size=(15, len(directions))).astype(float)
+        assert pareto_front(values.tolist(), directions) == brute_force(values, directions)
+
+
+def test_without_points_there_is_no_front() -> None:
+    assert pareto_front([], ["maximize", "minimize"]) == set() == pareto_front([], ["maximize"])
+
+
+@pytest.mark.parametrize("content", ["", "5", "[]", '{"model.lr": "much", "model.kind": "mlp"}', "\0\0"])
+def test_a_damaged_note_of_a_point_stops_nothing(bench, content) -> None:
+    study = swept(bench, CHOICES, seeds=(0,), sampler="grid", trials=2)
+    bench.run(study)
+    job = known_points(study)[0]
+    (job.folder / "point.json").write_text(content)
+    assert len(known_points(study)) == 1
+    assert bench.run(study) and set(bench.starts().values()) == {1}

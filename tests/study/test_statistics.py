@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from infotok_lit.study.statistics import compare, estimate
+from infotok_lit.study.statistics import (
+    compare,
+    decide,
+    estimate,
+    holm,
+    seeds_needed,
+    steps_to,
+    t_test_power,
+    tost,
+    tost_power,
+)
 
 
 def test_a_mean_and_its_interval_by_the_textbook() -> None:
@@ -70,3 +80,115 @@ def test_without_an_effect_few_comparisons_are_significant() -> None:
     draws = rng.normal(size=(3000, 2, 3))
     p_values = [compare(dict(enumerate(a)), dict(enumerate(b)), 0.95).p_value for a, b in draws]
     assert stats.kstest(p_values, "uniform").pvalue > 1e-3
+
+
+def holm_by_definition(p_values: list[float], level: float) -> list[bool]:
+    """Holm's own procedure: from the smallest p on, stop at the first that is not below level / (tests left)."""
+    rejected = [False] * len(p_values)
+    for rank, place in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        if p_values[place] >= level / (len(p_values) - rank):
+            break
+        rejected[place] = True
+    return rejected
+
+
+def test_corrected_p_values_reject_what_holms_procedure_rejects() -> None:
+    rng = np.random.default_rng(5)
+    for _ in range(300):
+        p_values = (rng.uniform(size=rng.integers(1, 6)) ** 3).tolist()
+        for level in (0.01, 0.05, 0.2):
+            assert [p < level for p in holm(p_values)] == holm_by_definition(p_values, level)
+
+
+def test_holms_textbook_example_and_a_test_that_could_not_be_made() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.02, None, 0.6]) == [pytest.approx(0.06), None, 1.0]
+
+
+def test_two_one_sided_tests_are_scipys() -> None:
+    rng = np.random.default_rng(6)
+    for _ in range(50):
+        values = rng.normal(0.01, 0.02, size=rng.integers(2, 12))
+        sides = [
+            stats.ttest_1samp(values, -0.02, alternative="greater").pvalue,
+            stats.ttest_1samp(values, 0.02, alternative="less").pvalue,
+        ]
+        assert tost(estimate(dict(enumerate(values)), 0.95), 0.02) == pytest.approx(max(sides))
+
+
+def test_equivalence_at_five_per_cent_is_a_ninety_per_cent_interval_within_the_margin() -> None:
+    rng = np.random.default_rng(7)
+    seen = set()
+    for _ in range(300):
+        found = estimate(dict(enumerate(rng.normal(0.0, 0.02, size=6))), 0.9)
+        inside = abs(found.mean) + found.margin < 0.02
+        assert (tost(found, 0.02) < 0.05) == inside
+        seen.add(inside)
+    assert seen == {True, False}
+
+
+def test_one_seed_shows_no_equivalence_and_equal_runs_do() -> None:
+    assert tost(estimate({0: 0.0}, 0.95), 0.02) is None
+    assert tost(estimate({0: 0.0, 1: 0.0}, 0.95), 0.02) == 0.0
+    assert tost(estimate({0: 0.5, 1: 0.5}, 0.95), 0.02) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("mean", "sd", "count"), [(0.02, 0.03, 5), (0.0, 0.02, 8), (-0.01, 0.01, 3), (0.015, 0.02, 30)]
+)
+def test_powers_are_how_often_the_tests_decide(mean, sd, count) -> None:
+    """10,000 simulated studies; four standard errors."""
+    draws = np.random.default_rng(8).normal(mean, sd, size=(10_000, count))
+    differs = stats.ttest_1samp(draws, 0.0, axis=1).pvalue < 0.05
+    means, errors = draws.mean(1), draws.std(1, ddof=1) / math.sqrt(count)
+    equivalent = np.abs(means) + stats.t.ppf(0.95, count - 1) * errors < 0.02
+    pairs = [
+        (differs, t_test_power(mean, sd, count, 0.05)),
+        (equivalent, tost_power(mean, sd, count, 0.02, 0.05)),
+    ]
+    for simulated, computed in pairs:
+        assert abs(simulated.mean() - computed) <= 4 * math.sqrt(0.25 / 10_000)
+
+
+@pytest.mark.parametrize(("mean", "sd"), [(0.03, 0.03), (0.0, 0.03), (0.012, 0.01), (-0.02, 0.02)])
+def test_the_seeds_needed_decide_and_one_less_does_not(mean, sd) -> None:
+    def decides(count: int) -> bool:
+        return max(t_test_power(mean, sd, count, 0.05 / 3), tost_power(mean, sd, count, 0.02, 0.05)) >= 0.8
+
+    count = seeds_needed(mean, sd, 0.02, 0.05 / 3, 0.05, 0.8)
+    assert decides(count) and not any(decides(fewer) for fewer in range(2, count))
+
+
+def test_what_no_number_of_seeds_can_decide_has_none() -> None:
+    assert seeds_needed(1e-7, 1.0, 1e-6, 0.05, 0.05, 0.8) is None
+
+
+def test_verdicts_follow_from_corrected_differences_then_equivalence() -> None:
+    def against(*differences: float):
+        return compare(dict(enumerate(differences)), dict.fromkeys(range(len(differences)), 0.0), 0.95)
+
+    higher, lower = against(0.10, 0.11, 0.12, 0.11), against(-0.10, -0.11, -0.12, -0.11)
+    equal, open_ = against(0.001, -0.001, 0.002, -0.002), against(0.1, -0.1, 0.05, 0.02)
+    found = decide([higher, lower, equal, open_], margin=0.02, level=0.05, power=0.8)
+    assert [each.verdict for each in found] == ["higher", "lower", "equivalent", "undecided"]
+    assert [each.seeds_needed is None for each in found] == [True, True, True, False]
+    # Significant alone, but not among many: three values of which the p-value is 0.03.
+    alone = against(0.06, 0.08, 0.12)
+    assert alone.p_value == pytest.approx(stats.ttest_1samp([0.06, 0.08, 0.12], 0).pvalue) and alone.p_value < 0.05
+    assert decide([alone], 0.02, 0.05, 0.8)[0].verdict == "higher"
+    assert decide([alone, open_, equal], 0.02, 0.05, 0.8)[0].verdict == "undecided"
+
+
+@pytest.mark.parametrize(
+    ("curve", "threshold", "better", "step"),
+    [
+        ({0: 0.0, 100: 1.0}, 0.25, "higher", 25.0),
+        ({0: 0.3, 100: 1.0}, 0.25, "higher", 0.0),
+        ({0: 0.0, 50: 0.2, 100: 0.1}, 0.25, "higher", None),
+        ({100: 1.0, 50: 2.0, 0: 5.0}, 1.5, "lower", 75.0),
+        ({0: 0.0, 10: 0.5, 20: 0.3, 30: 0.9}, 0.5, "higher", 10.0),
+        ({}, 0.5, "higher", None),
+    ],
+)
+def test_steps_to_a_threshold_lie_on_the_line_between_validations(curve, threshold, better, step) -> None:
+    assert steps_to(curve, threshold, better) == (None if step is None else pytest.approx(step))

@@ -140,10 +140,11 @@ def test_an_export_replaces_only_an_export(tmp_path) -> None:
     export_tokenizer(tokenizer, out, {}, force=True)
     mine = tmp_path / "mine"
     mine.mkdir()
-    (mine / "thesis.txt").write_text("do not delete")
-    with pytest.raises(FileNotFoundError):
-        export_tokenizer(tokenizer, mine, {}, force=True)
-    assert (mine / "thesis.txt").exists()
+    for folder in (mine, out):
+        (folder / "thesis.txt").write_text("do not delete")
+        with pytest.raises(SettingsError, match="not replaced"):
+            export_tokenizer(tokenizer, folder, {}, force=True)
+        assert (folder / "thesis.txt").exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "model"]
 
 

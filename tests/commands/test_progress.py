@@ -1,6 +1,5 @@
-"""What the commands share: whole files, numbers, and a progress bar that stays out of the output."""
+"""Whole files, and a progress bar that stays out of the output."""
 
-import argparse
 import io
 import os
 import pty
@@ -9,7 +8,6 @@ import sys
 
 import pytest
 
-from infotok_lit.commands.command_line import at_least
 from infotok_lit.files import write_whole
 
 
@@ -29,19 +27,11 @@ def test_a_written_file_has_the_permissions_of_any_new_file(tmp_path) -> None:
     assert (tmp_path / "ours").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
-def test_numbers_below_the_limit_are_refused() -> None:
-    assert at_least(1)("3") == 3
-    assert at_least(0, float)("0.5") == 0.5
-    for kind, text in ((at_least(1), "0"), (at_least(0, float), "nan"), (at_least(0, float), "-1")):
-        with pytest.raises(argparse.ArgumentTypeError):
-            kind(text)
-
-
 @pytest.mark.parametrize("stdout_is_a_terminal", [False, True])
 def test_lines_go_to_stdout_and_the_bar_to_the_terminal(stdout_is_a_terminal) -> None:
     long = "x" * 200
     script = (
-        "from infotok_lit.commands.command_line import progress_bar\n"
+        "from infotok_lit.commands.progress import progress_bar\n"
         "with progress_bar(2) as bar:\n"
         f"    bar.write('{long}')\n"
         "    bar.show(1, 'half of it')\n"

@@ -1,29 +1,12 @@
-"""What several commands do in the same way. Only the standard library is imported before it is needed."""
+"""A progress bar that stays out of what a command writes. Rich is imported when a bar is drawn."""
 
-import argparse
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.progress import Progress
-
-ShowProgress = Callable[[float, str], None]
-"""(how much is done, what is being done) -> None: `ProgressBar.show`."""
-
-
-def at_least(minimum: float, kind: type[int] | type[float] = int) -> Callable[[str], float]:
-    """An argparse type: a number that is not below `minimum`."""
-
-    def parse(text: str) -> float:
-        value = kind(text)
-        if not value >= minimum:
-            raise argparse.ArgumentTypeError(f"{text} is not {minimum} or more")
-        return value
-
-    parse.__name__ = "whole number" if kind is int else "number"
-    return parse
 
 
 class ProgressBar:

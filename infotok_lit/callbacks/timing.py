@@ -1,0 +1,118 @@
+"""Times the steps of a fit, as the Trainer takes them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from time import perf_counter, process_time
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+PHASES = ("data", "forward", "backward", "optimiser")
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """One optimiser step, with all batches whose gradients it accumulates.
+
+    Args:
+        wall: Seconds by PHASES. On a GPU: of its own queue, so that watching does not hold it up.
+        cpu: Seconds that all threads of this process computed, by PHASES; workers of the data are not counted.
+    """
+
+    wall: Mapping[str, float]
+    cpu: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A moment between two phases; `queued` is the same moment in the queue of a GPU."""
+
+    phase: str
+    wall: float
+    cpu: float
+    queued: torch.cuda.Event | None
+
+    def seconds_after(self, other: "Moment") -> float:
+        """Time since another moment; the GPU must have reached both."""
+        if self.queued is not None and other.queued is not None:
+            return other.queued.elapsed_time(self.queued) / 1000
+        return self.wall - other.wall
+
+
+class StepTiming(pl.Callback):
+    """Measures, between the hooks of the Trainer, where the time of each step goes.
+
+    `data` is waiting for a batch and moving it to the device; `forward` the model's losses and the objective;
+    `optimiser` clipping, the step, and what callbacks and logging do at its end. For short fits: it keeps all moments.
+
+    Args:
+        warmup: How many steps are not counted.
+
+    Attributes:
+        steps: The times of the steps after the warm-up, when training has ended.
+        samples_per_step: Samples of all branches in an optimiser step of this process.
+        peak_bytes: GPU memory at the worst moment after the warm-up; None on other devices.
+    """
+
+    def __init__(self, warmup: int = 3) -> None:
+        self.warmup = warmup
+        self.steps: list[StepTime] = []
+        self.samples_per_step = 0
+        self.peak_bytes: int | None = None
+        self._moments: list[list[Moment]] = [[]]
+        self._samples = 0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The first step begins with its data."""
+        self._mark("start", pl_module)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """The batch is there."""
+        self._samples += sum(len(part.names) for part in batch.values())
+        self._mark("data", pl_module)
+
+    def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
+        """The loss is there."""
+        self._mark("forward", pl_module)
+
+    def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The gradients are there."""
+        self._mark("backward", pl_module)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """The weights have moved, unless gradients go on accumulating."""
+        self._mark("optimiser", pl_module)
+        if trainer.global_step == len(self._moments):
+            self.samples_per_step, self._samples = self._samples, 0
+            self._moments.append([self._moments[-1][-1]])
+            if trainer.global_step == self.warmup and pl_module.device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(pl_module.device)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Work the times out, once the GPU has reached all moments."""
+        if pl_module.device.type == "cuda":
+            torch.cuda.synchronize(pl_module.device)
+            self.peak_bytes = torch.cuda.max_memory_allocated(pl_module.device)
+        # The last step is not followed by another, and so not begun.
+        self.steps = [_step_time(moments) for moments in self._moments[self.warmup : -1]]
+
+    def _mark(self, phase: str, pl_module: pl.LightningModule) -> None:
+        queued = None
+        if pl_module.device.type == "cuda":
+            queued = torch.cuda.Event(enable_timing=True)
+            queued.record()
+        self._moments[-1].append(Moment(phase, perf_counter(), process_time(), queued))
+
+
+def _step_time(moments: list[Moment]) -> StepTime:
+    wall, cpu = dict.fromkeys(PHASES, 0.0), dict.fromkeys(PHASES, 0.0)
+    for before, after in zip(moments, moments[1:], strict=False):
+        wall[after.phase] += after.seconds_after(before)
+        cpu[after.phase] += after.cpu - before.cpu
+    return StepTime(wall, cpu)

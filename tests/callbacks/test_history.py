@@ -1,0 +1,139 @@
+"""`result.json` says what TensorBoard's files say, how far a run is, and how it ended."""
+
+import json
+import math
+import os
+import signal
+from pathlib import Path
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from fit_with import events, fit
+from tiny import TinyModule, scenes_data
+
+from infotok_lit.callbacks.history import MetricHistory, RunResult
+
+
+def result(trainer: pl.Trainer) -> dict:
+    return json.loads(Path(trainer.log_dir, "result.json").read_text())
+
+
+def test_it_holds_what_tensorboard_holds(tmp_path) -> None:
+    trainer = fit(tmp_path, [RunResult()])
+    found, logged = result(trainer), events(trainer)
+    assert (found["state"], found["reason"], found["step"]) == ("finished", "", 4)
+    assert found["versions"]["torch"] == torch.__version__ and found["seconds"] > 0
+    assert [row["step"] for row in found["validation"]] == [0, 2, 4]
+    assert [row["step"] for row in found["training"]] == [2, 4]
+    compared = 0
+    for rows in (found["validation"][1:], found["training"]):
+        for row in rows:
+            for tag in set(row) - {"step"}:
+                # TensorBoard counts steps from 0.
+                values = {event.step: event.value for event in logged.Scalars(tag)}
+                expected = values[row["step"] - 1]
+                assert row[tag] is None and math.isnan(expected) or row[tag] == pytest.approx(expected)
+                compared += 1
+    assert {"val/understanding/loss", "val/generation/loss"} <= set(found["validation"][-1]) and compared > 40
+
+
+class StopsAt(pl.Callback):
+    def __init__(self, what) -> None:
+        self.what = what
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_) -> None:
+        if trainer.global_step == 3:
+            self.what()
+
+
+def fail() -> None:
+    raise RuntimeError("the disk is full")
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_resumed_run_goes_on_with_its_rows(tmp_path) -> None:
+    """Also with the validation at the step of its checkpoint, which was saved before it."""
+    whole = result(fit(tmp_path / "whole", [RunResult()]))
+    logger = pl.loggers.TensorBoardLogger(tmp_path, "killed", "")
+    with pytest.raises(RuntimeError):
+        fit(tmp_path, [RunResult(), StopsAt(fail)], logger=logger)
+    (checkpoint,) = Path(logger.log_dir, "checkpoints").glob("*step=2.ckpt")
+    logger = pl.loggers.TensorBoardLogger(tmp_path, "killed", "")
+    resumed = result(fit(tmp_path, [RunResult()], checkpoint=checkpoint, logger=logger))
+    assert resumed["validation"] == whole["validation"] and resumed["training"] == whole["training"]
+    assert resumed["state"] == "finished"
+
+
+@pytest.mark.parametrize(
+    ("what", "ends", "state", "reason"),
+    [
+        (fail, RuntimeError, "failed", "RuntimeError: the disk is full"),
+        (interrupt, SystemExit, "interrupted", "KeyboardInterrupt: "),
+        (lambda: os.kill(os.getpid(), signal.SIGTERM), BaseException, "interrupted", "SIGTERMException: "),
+    ],
+)
+def test_it_says_how_a_run_ended(tmp_path, what, ends, state, reason) -> None:
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    with pytest.raises(ends):
+        fit(tmp_path, [RunResult(), StopsAt(what)])
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    (path,) = tmp_path.rglob("result.json")
+    found = json.loads(path.read_text())
+    assert (found["state"], found["reason"], found["step"]) == (state, reason, 3)
+    assert [row["step"] for row in found["validation"]] == [0, 2]
+
+
+def test_while_it_runs_it_says_so(tmp_path) -> None:
+    seen = []
+
+    class Looks(pl.Callback):
+        def on_train_batch_start(self, trainer: pl.Trainer, *_) -> None:
+            seen.append((result(trainer)["state"], len(result(trainer)["validation"])))
+
+    fit(tmp_path, [RunResult(), Looks()], num_sanity_val_steps=0)
+    assert seen == [("running", 0), ("running", 0), ("running", 1), ("running", 1)]
+
+
+def test_validate_leaves_one_row(tmp_path) -> None:
+    trainer = pl.Trainer(
+        default_root_dir=tmp_path,
+        logger=pl.loggers.TensorBoardLogger(tmp_path, "log"),
+        callbacks=[RunResult()],
+        accelerator="cpu",
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.validate(TinyModule(), scenes_data(), verbose=False)
+    found = result(trainer)
+    assert found["state"] == "finished" and [row["step"] for row in found["validation"]] == [0]
+    assert found["training"] == [] and found["validation"][0]["val/generation/loss"] > 0
+
+
+def test_a_check_of_a_few_batches_is_no_validation_and_a_run_without_a_logger_leaves_nothing(tmp_path) -> None:
+    trainer = fit(tmp_path, [RunResult()], num_sanity_val_steps=1, steps=2)
+    assert [row["step"] for row in result(trainer)["validation"]] == [2]
+    fit(tmp_path / "none", [RunResult()], steps=2, logger=False, default_root_dir=tmp_path / "none")
+    assert not list((tmp_path / "none").rglob("result.json"))
+
+
+def test_a_number_that_is_not_finite_is_null(tmp_path) -> None:
+    class LogsNan(pl.Callback):
+        def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+            pl_module.log("val/odd", float("nan"))
+
+    found = result(fit(tmp_path, [RunResult(), LogsNan()], steps=2))
+    assert all(row["val/odd"] is None for row in found["validation"])
+
+
+def test_a_long_history_is_thinned_and_keeps_its_ends() -> None:
+    history = MetricHistory(most_rows=10)
+    for step in range(1000):
+        history.record(step, {"a": torch.tensor(float(step))}, ["a", "b"])
+        history.record(step, {"a": torch.tensor(-1.0)}, ["a"])
+    steps, values = history.series("a")
+    assert len(steps) <= 10 and steps == values and steps[0] == 0 and steps[-1] == 999

@@ -1,0 +1,31 @@
+"""What a run ends with: before and after, and commands to try that speak of the user's own data."""
+
+import shlex
+
+import pytest
+from fit_with import fit
+from lightning.pytorch.demos.boring_classes import BoringDataModule, BoringModel
+
+from infotok_lit.callbacks import ExportInference, FinalReport
+from infotok_lit.scenes import Scenes
+
+
+def test_the_commands_ask_and_draw_what_the_data_is_about(tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    trainer = fit(tmp_path, [FinalReport(), ExportInference()])
+    shown = capsys.readouterr().out
+    question = Scenes(split="val").sample("understanding", 0).question
+    caption = Scenes(split="val").sample("generation", 0).caption
+    assert f"--prompt {shlex.quote(caption)} --out picture.png" in shown
+    assert f"--image picture.png --prompt {shlex.quote(question)}" in shown
+    loss = next(line for line in shown.splitlines() if "generation loss" in line)
+    after = float(trainer.callback_metrics["val/generation/loss"])
+    assert f"{after:.3f}" in loss and len([word for word in loss.split() if word.replace(".", "").isdigit()]) == 2
+    assert "at step 4" in shown and "parameters of heads" in shown
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_module_of_another_kind_has_a_report_too(tmp_path, capsys) -> None:
+    fit(tmp_path, [FinalReport()], module=BoringModel(), data=BoringDataModule(), steps=2)
+    shown = capsys.readouterr().out
+    assert "Run:" in shown and "heads" not in shown

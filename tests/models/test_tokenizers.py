@@ -1,0 +1,108 @@
+"""Tokenizers are found at once or not at all, run no code, and load again without a warning."""
+
+import json
+import logging
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from infotok_lit.assets import SCENES_TOKENIZER
+from infotok_lit.checkpoints import write_config
+from infotok_lit.errors import SettingsError
+from infotok_lit.models.common import text
+from infotok_lit.models.common.text import load_tokenizer
+from infotok_lit.models.family import family
+
+
+@pytest.fixture
+def empty_cache(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+
+
+def test_offline_it_fails_at_once_and_names_the_setting(empty_cache, monkeypatch) -> None:
+    """Nobody listens at the address."""
+    monkeypatch.setattr(text.constants, "ENDPOINT", "http://127.0.0.1:9")
+    started = time.monotonic()
+    with pytest.raises(SettingsError, match=r"no tokenizer at 'Qwen/Qwen2\.5-0\.5B-Instruct': set model\.tokenizer to"):
+        family("harmon").fresh("0.5b")
+    assert time.monotonic() - started < 2
+
+
+def test_a_hub_that_does_not_answer_is_not_waited_for(empty_cache, monkeypatch) -> None:
+    """A connection is made, and then nothing comes."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setattr(text.constants, "ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
+        monkeypatch.setattr(text, "HUB_SECONDS", 0.3)
+        started = time.monotonic()
+        with pytest.raises(SettingsError, match=r"set model\.tokenizer"):
+            load_tokenizer("some/name")
+        assert time.monotonic() - started < 2
+
+
+def test_a_folder_without_a_tokenizer_is_named(tmp_path) -> None:
+    with pytest.raises(SettingsError, match=rf"no tokenizer at '{tmp_path}'"):
+        load_tokenizer(str(tmp_path))
+
+
+def test_code_that_a_tokenizer_brings_is_not_run(tmp_path) -> None:
+    ran = tmp_path / "ran"
+    for file in SCENES_TOKENIZER.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "evil.py").write_text(f"open({str(ran)!r}, 'w')\nclass Evil: pass\n")
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    config |= {"auto_map": {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}, "tokenizer_class": "Evil"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    try:
+        load_tokenizer(str(tmp_path))
+    except SettingsError as error:
+        assert "no tokenizer at" in str(error)
+    assert not ran.exists()
+
+
+def large_tokenizer(folder: Path) -> None:
+    """More than 100,000 tokens, as Qwen's: only such ones are taken for Mistral's."""
+    vocabulary = {f"token{i}": i for i in range(100_001)}
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="token0"))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    PreTrainedTokenizerFast(tokenizer_object=made).save_pretrained(folder)
+
+
+def test_an_exported_tokenizer_loads_without_a_warning(tmp_path, caplog, monkeypatch) -> None:
+    """By us, and by others, who do not know what to ask for."""
+    (tmp_path / "source").mkdir()
+    (tmp_path / "export").mkdir()
+    large_tokenizer(tmp_path / "source")
+    write_config(tmp_path / "source", "harmon", {})
+    write_config(tmp_path / "export", "harmon", {})
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    AutoTokenizer.from_pretrained(str(tmp_path / "source"))
+    assert "incorrect regex" in caplog.text, "what is to be silenced"
+    caplog.clear()
+    load_tokenizer(str(tmp_path / "source")).save_pretrained(tmp_path / "export")
+    load_tokenizer(str(tmp_path / "export"))
+    AutoTokenizer.from_pretrained(str(tmp_path / "export"))
+    assert "incorrect regex" not in caplog.text
+
+
+def test_a_question_is_encoded_once_and_the_embedded_base_needs_neither_diffusers_nor_quantisers() -> None:
+    code = """
+import sys
+from infotok_lit.assets import embedded_base
+from infotok_lit.models.family import load_folder
+from PIL import Image
+model = load_folder(embedded_base("harmon", "scenes32"))
+encode, texts = model.processor.encode, []
+model.processor.encode = lambda text: texts.append(text) or encode(text)
+model.describe(model.processor.pixels([Image.new("RGB", (40, 20))]), ["how many circles are there?"], 2)
+print(texts)
+sys.exit(str({"diffusers", "vector_quantize_pytorch"} & sys.modules.keys() or 0))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "['\\nhow many circles are there?']"
+    assert done.stderr.strip().splitlines()[-1:] in ([], ["0"]), done.stderr
