@@ -10,7 +10,6 @@ from typing import Any, NoReturn
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
@@ -37,6 +36,7 @@ from infotok_lit.modules.optimiser import (
     build_optimiser,
     clip_apart,
     freeze,
+    refuse_trainer,
     warmup_cosine,
 )
 from infotok_lit.modules.run_callbacks import DataConnection, StepSeed
@@ -46,7 +46,6 @@ from infotok_lit.objective.infotok import InfoTok
 from infotok_lit.objective.report import collapse_message
 from infotok_lit.seeding import isolated_rng
 
-SHARDING_STRATEGIES = (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)
 ENCODER_EVERY = 10
 """Of the steps that log, every so many-th measures what the terms ask of the encoder."""
 
@@ -140,8 +139,8 @@ class InfoTokModule(pl.LightningModule):
         return base
 
     def setup(self, stage: str) -> None:
-        """Refuse a precision that cannot train."""
-        refuse_half_weights(self.trainer.precision)
+        """Refuse a precision or a strategy that cannot train."""
+        refuse_trainer(self.trainer.precision, self.trainer.strategy)
 
     def configure_model(self) -> None:
         """Build the base model and the heads once; a resumed run then overwrites their weights."""

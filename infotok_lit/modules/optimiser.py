@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy, Strategy
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -14,6 +15,7 @@ from infotok_lit.errors import SettingsError
 
 WARMUP_START = 1e-5
 """The warm-up begins at this fraction of the learning rate."""
+SHARDING_STRATEGIES = (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)
 HALF_PRECISIONS = ("bf16-true", "16-true", "transformer-engine", "transformer-engine-float16")
 
 
@@ -157,8 +159,16 @@ def warmup_cosine(optimiser: Optimizer, config: OptimiserConfig, max_steps: int)
     return LambdaLR(optimiser, factor)
 
 
-def refuse_half_weights(precision: str) -> None:
-    """SettingsError for weights of 16 bits: heads need 32, and fine-tuning moves weights by less than 16 resolve."""
+def refuse_trainer(precision: str, strategy: Strategy) -> None:
+    """SettingsError for what would train wrongly without a word: weights of 16 bits, and sharded ones.
+
+    Heads need 32 bits, and fine-tuning moves weights by less than 16 resolve.
+    """
+    if isinstance(strategy, SHARDING_STRATEGIES):
+        raise SettingsError(
+            f"trainer.strategy: {type(strategy).__name__} shards the model, which the objective's "
+            "collectives do not support, so its processes would drift apart: set it to ddp"
+        )
     if precision in HALF_PRECISIONS:
         raise SettingsError(
             f"trainer.precision: {precision} keeps the weights themselves in 16 bits, where updates of a "
