@@ -9,7 +9,7 @@ from torch import Tensor
 
 from infotok_lit.batch import BRANCHES, Branch, GenerationBatch
 from infotok_lit.metrics.cka import LinearCKA
-from infotok_lit.models.common.processor import text_key
+from infotok_lit.models.common.text import text_key
 from infotok_lit.modules.losses import BranchResult
 from infotok_lit.objective.distributed import gather_rows
 from infotok_lit.seeding import isolated_rng
