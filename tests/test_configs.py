@@ -212,6 +212,7 @@ def test_a_wrong_option_is_one_sentence(argument, said, capsys) -> None:
         ("model.init_args.optimiser.lr=-1", "must not be negative"),
         ("data.init_args.val_batch_size=0", "must be at least 1"),
         ("trainer.accelerator=gpuu", "invalid accelerator name"),
+        ("trainer.callbacks+=infotok_lit.callbacks.Drawings", "is now infotok_lit.callbacks.GeneratedImages"),
     ],
 )
 def test_a_value_that_a_class_refuses_is_its_sentence(argument, said, capsys) -> None:
