@@ -192,6 +192,16 @@ class TokenCodes(NamedTuple):
     loss: Tensor | None
     """Scalar: what the quantiser itself asks to be minimised, already weighted."""
 
+    def entropy_bits(self) -> Tensor:
+        """Scalar: entropy of the codes' frequencies, in bits; 2 to its power is the perplexity."""
+        frequency = self.codes.flatten().bincount(minlength=self.num_codes).double() / self.codes.numel()
+        used = frequency[frequency > 0]
+        return -(used * used.log2()).sum()
+
+    def usage_fraction(self) -> Tensor:
+        """Scalar: the share of all codes that occur."""
+        return (self.codes.flatten().bincount(minlength=self.num_codes) > 0).double().mean()
+
 
 @dataclass
 class BranchOutput:

@@ -85,6 +85,7 @@ def your_data(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "data"
     shutil.copytree(PHOTOS, folder / "images")
+    (tmp_path / "photos").symlink_to(PHOTOS)
     rows = json.loads((PHOTOS / "annotations.json").read_text())
     for name in ("train.json", "val.json"):
         (folder / name).write_text(json.dumps(rows))
@@ -211,6 +212,7 @@ def test_a_wrong_option_is_one_sentence(argument, said, capsys) -> None:
         ("model.init_args.optimiser.lr=-1", "must not be negative"),
         ("data.init_args.val_batch_size=0", "must be at least 1"),
         ("trainer.accelerator=gpuu", "invalid accelerator name"),
+        ("trainer.callbacks+=infotok_lit.callbacks.Drawings", "is now infotok_lit.callbacks.GeneratedImages"),
     ],
 )
 def test_a_value_that_a_class_refuses_is_its_sentence(argument, said, capsys) -> None:

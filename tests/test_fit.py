@@ -14,7 +14,8 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from infotok_lit.assets import QUICKSTART_CONFIG
-from infotok_lit.commands.fit import main
+from infotok_lit.callbacks import Progress
+from infotok_lit.commands.fit import main, run
 from infotok_lit.models.family import load_folder
 
 PHOTOS = Path(__file__).parent / "fixtures" / "photos"
@@ -91,8 +92,15 @@ def test_the_quickstart_ends_with_pictures_a_table_and_stripped_weights(tmp_path
     events = scalars(run)
     for tag in ("val/drawings", "val/answers", "val/token_rates", "val/active_units", "val/information_plane"):
         assert len(events.Images(tag)) == 2, f"{tag} before and after training"
+    logged = events.Tags()["scalars"]
     for branch in ("understanding", "generation"):
-        assert f"train/{branch}/rate_bits_per_token" in events.Tags()["scalars"]
+        assert f"train/{branch}/rate_bits_per_token" in logged
+    for tag in (tag for tag in logged if tag.startswith("val/") and not tag.startswith("val/cka")):
+        assert [event.step for event in events.Scalars(tag)] == [0, 1], f"{tag} before and after training"
+    rates = {tag.partition("/")[2] for tag in logged if tag.startswith("lr-")}
+    assert rates == {"base", "base, no decay", "heads", "heads, no decay"}
+    constant = {tag for tag in logged if tag.startswith("train/") and not any(e.value for e in events.Scalars(tag))}
+    assert not constant, "what is always 0 is not logged"
     # Four images of which drawing sees nothing, as here, are all alike to it: then there is no CKA to log.
     assert "val/cka_drift/understanding/biased" in events.Tags()["scalars"]
     assert sorted(path.name.rsplit("_", 1)[0] for path in (run / "pictures").glob("*_0000002.png")) == [
@@ -142,9 +150,47 @@ def test_own_images_with_broken_files_among_them(tmp_path, monkeypatch, layout, 
     assert not [tag for tag in tags if "generation/score" in tag], "photographs have no parser, so no score"
 
 
+def test_the_bar_counts_steps_and_shows_each_task(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    quick = [*SHORT, "--trainer.accumulate_grad_batches=3", "--trainer.limit_val_batches=0", "--config=harmon/scenes32"]
+    progress = "--trainer.callbacks=[{class_path: infotok_lit.callbacks.Progress}]"
+    cli = run(["fit", *quick, *FRESH, progress])
+    (bar,) = (callback for callback in cli.trainer.callbacks if isinstance(callback, Progress))
+    assert bar.train_progress_bar.total == bar.train_progress_bar.completed == 6
+    assert bar.train_progress_bar.time_remaining == 0
+    shown = bar.get_metrics(cli.trainer, cli.model)
+    assert list(shown) == ["understanding", "generation", "total loss"]
+    assert shown["understanding"] == float(cli.trainer.callback_metrics["train/understanding/loss"])
+
+
+def test_lightnings_products_are_not_advertised(tmp_path, monkeypatch, capfd) -> None:
+    monkeypatch.chdir(tmp_path)
+    run(["fit", *FRESH, *SHORT, "--trainer.limit_val_batches=0", "--trainer.callbacks=[]", "--config=harmon/scenes32"])
+    written = capfd.readouterr()
+    assert "Tip" not in written.out + written.err
+
+
+def too_many_broken(folder: Path) -> list[str]:
+    config = config_with(folder, broken_folder(folder, good=4, broken=9), callbacks=[])
+    return ["fit", "--config", config, *FRESH, *SHORT, "--trainer.max_steps=20", "--trainer.limit_val_batches=0"]
+
+
 def test_too_many_broken_files_stop_the_run(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    config = config_with(tmp_path, broken_folder(tmp_path, good=4, broken=9), callbacks=[])
-    arguments = ["fit", "--config", config, *FRESH, *SHORT, "--trainer.max_steps=20"]
     with pytest.raises(ValueError, match=r"samples drawn so far are broken.*broken\d.jpg.*max_broken_share"):
-        main([*arguments, "--trainer.limit_val_batches=0"])
+        main(too_many_broken(tmp_path))
+
+
+def test_too_many_broken_files_are_no_traceback_on_any_process(tmp_path) -> None:
+    command = [sys.executable, "-m", "infotok_lit", *too_many_broken(tmp_path)]
+    ended = subprocess.run(
+        [*command, "--trainer.devices=2", "--trainer.strategy=ddp"],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert ended.returncode == 2
+    assert "max_broken_share" in ended.stderr
+    assert "Traceback" not in ended.stderr

@@ -7,6 +7,7 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
+from PIL.Image import Image
 from torch import Tensor
 
 from infotok_lit.batch import BRANCHES, Branch
@@ -15,15 +16,19 @@ from infotok_lit.data.datamodule import UnifiedDataModule
 from infotok_lit.errors import SettingsError
 from infotok_lit.pictures import captioned_grid, to_uint8
 from infotok_lit.scenes import Scenes
-from infotok_lit.scenes.metrics import SceneScore, drawing_chance
+from infotok_lit.scenes.metrics import RoundTrip, SceneScore, drawing_chance, parser_accuracy
 from infotok_lit.scenes.spec import SpecName
 
 GENERATION = BRANCHES.index("generation")
 CHANCE_SCENES = 300
+JUDGED_SCENES = 150
 
 
 class GeneratedImages(pl.Callback):
     """At each validation, generate images from captions; log a grid, and the score by GenEval's formula for Scenes.
+
+    Beside the score stand its chance level, and how often the parser of the images is right about true ones that have
+    passed through the model's autoencoder. Of other data the grid shows each image beside its target.
 
     Args:
         num_images: How many captions to generate per process, the first of the validation set; always the same ones.
@@ -49,7 +54,9 @@ class GeneratedImages(pl.Callback):
         self.score = score
         self.metric: SceneScore | None = None
         self._images: list[np.ndarray] = []
+        self._targets: list[np.ndarray] = []
         self._captions: list[str] = []
+        self._parser_accuracy: float | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Find out what there is to score."""
@@ -65,7 +72,7 @@ class GeneratedImages(pl.Callback):
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Forget the last validation's images."""
-        self._images, self._captions = [], []
+        self._images, self._targets, self._captions = [], [], []
         if self.metric is not None:
             self.metric.to(pl_module.device).reset()
 
@@ -85,6 +92,7 @@ class GeneratedImages(pl.Callback):
         first = self.seed + trainer.global_rank * self.num_images + len(self._images)
         images = pl_module.base.generate(captions, seed=first)
         self._images.extend(to_uint8(images))
+        self._targets.extend(to_uint8(batch.pixel_values[: len(captions)]))
         self._captions.extend(captions)
         if self.metric is not None:
             self._score(images, captions)
@@ -101,12 +109,29 @@ class GeneratedImages(pl.Callback):
             scores = self.metric.compute()
             # With nothing to score there is no number: not a zero.
             if not torch.isnan(scores["overall"]):
-                scores["chance"] = self._chance
+                if self._parser_accuracy is None:
+                    self._parser_accuracy = parser_accuracy(self.metric.spec, _round_trip(pl_module), JUDGED_SCENES)
+                scores |= {"chance": self._chance, "parser_accuracy": self._parser_accuracy}
                 pl_module.log_dict({f"val/generation/score/{name}": value for name, value in scores.items()})
         folder = trainer.log_dir
         if trainer.is_global_zero and self._images:
-            grid = captioned_grid(self._images[: self.shown], self._captions[: self.shown])
-            publish(trainer, folder, "val/drawings", grid)
+            publish(trainer, folder, "val/drawings", self._grid())
+
+    def _grid(self) -> Image:
+        images, captions = self._images[: self.shown], self._captions[: self.shown]
+        if self.metric is not None:
+            return captioned_grid(images, captions)
+        pairs = zip(self._targets, images, strict=False)
+        texts = [text for caption in captions for text in (f"target: {caption}", "generated")]
+        return captioned_grid([image for pair in pairs for image in pair], texts)
+
+
+def _round_trip(pl_module: pl.LightningModule) -> RoundTrip | None:
+    """What the model's autoencoder makes of images, as it is at inference; None for a model without one."""
+    autoencoder = getattr(pl_module.base, "autoencoder", None)
+    if not (hasattr(autoencoder, "encode") and hasattr(autoencoder, "decode")):
+        return None
+    return lambda images: autoencoder.decode(autoencoder.encode(images.to(pl_module.device)))
 
 
 def scenes_of(trainer: pl.Trainer, branch: Branch) -> str | None:

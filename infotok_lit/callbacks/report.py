@@ -7,9 +7,10 @@ from typing import Any
 
 import lightning.pytorch as pl
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from infotok_lit.batch import GenerationBatch, UnderstandingBatch
+from infotok_lit.batch import Batch, GenerationBatch, UnderstandingBatch
 from infotok_lit.callbacks.export import ExportInference
 
 LONGEST = 100
@@ -19,11 +20,16 @@ TASK_ROWS = (
     ("drawings: score", "val/generation/score/overall", "val/generation/score/chance"),
     ("  single object", "val/generation/score/single_object", None),
     ("  two objects, position", "val/generation/score/position", None),
+    ("  the parser's own accuracy", "val/generation/score/parser_accuracy", None),
     ("understanding loss (nats/token)", "val/understanding/loss", None),
     ("generation loss", "val/generation/loss", None),
     ("reconstruction loss", "val/reconstruction/loss", None),
 )
 """Label, metric, metric of its chance level."""
+ANSWERS = "val/understanding/answers/"
+OPEN = {f"{ANSWERS}{name}" for name in ("overall", "chance", "other")}
+"""What there is of questions that are not of Scenes, whose answers are too free for an exact match to mean anything."""
+SHOWN_ANSWERS = 4
 
 INFORMATION_ROWS = (
     ("rate C (bits/token)", "rate_bits_per_token"),
@@ -39,6 +45,9 @@ INFORMATION_ROWS = (
 class FinalReport(pl.Callback):
     """Prints, when `fit` ends, the first validation beside the last one, and the commands to try next.
 
+    Of data whose answers have no score, it shows some of the last validation's answers beside the truth. The commands
+    ask for what that validation asked for.
+
     The first validation is the one before training if `trainer.num_sanity_val_steps` is -1.
     """
 
@@ -46,22 +55,24 @@ class FinalReport(pl.Callback):
         self.before: dict[str, float] = {}
         self.after: dict[str, float] = {}
         self.after_step = 0
-        self.question, self.caption = "what is in the image?", "a picture"
+        self._answers: list[tuple[str, str, str]] = []
+        self._caption = ""
 
     def on_validation_batch_end(
         self,
         trainer: pl.Trainer,
         pl_module: pl.LightningModule,
         outputs: Any,
-        batch: Any,
+        batch: Batch,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Remember a question and a caption of the user's own data, for the commands to try."""
+        """Remember what the first batches asked for, and the answers."""
         if batch_idx == 0 and isinstance(batch, UnderstandingBatch):
-            self.question = batch.questions[0]
-        elif batch_idx == 0 and isinstance(batch, GenerationBatch) and batch.captions:
-            self.caption = batch.captions[0]
+            answers = getattr(outputs, "answers", None) or [""] * len(batch.questions)
+            self._answers = list(zip(batch.questions, answers, batch.answers, strict=True))[:SHOWN_ANSWERS]
+        elif batch_idx == 0 and isinstance(batch, GenerationBatch):
+            self._caption = batch.captions[0]
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Remember the metrics; those of the first validation for good."""
@@ -80,11 +91,13 @@ class FinalReport(pl.Callback):
         if self.after:
             console.print(self._tasks())
             console.print(self._information())
+            if not self._has_scores():
+                console.print(self._answer_table())
         if hasattr(pl_module, "infotok"):
             heads = sum(parameter.numel() for parameter in pl_module.infotok.parameters())
             console.print(f"Stripped: {heads:,} parameters of heads that only training needs.")
         for line in self._next_commands(trainer, run):
-            console.print(line, soft_wrap=True, highlight=False)
+            console.print(escape(line), soft_wrap=True, highlight=False)
 
     def state_dict(self) -> dict[str, Any]:
         """The first metrics, so that a resumed run still compares with its start."""
@@ -99,9 +112,21 @@ class FinalReport(pl.Callback):
         for column in ("", "before", "after", "chance"):
             table.add_column(column, justify="left" if not column else "right")
         for label, name, chance in TASK_ROWS:
-            if name in self.after:
+            if name in self.after and (name not in OPEN or self._has_scores()):
                 values = (self.before.get(name), self.after[name], self.after.get(chance) if chance else None)
                 table.add_row(label, *(_number(value) for value in values))
+        return table
+
+    def _has_scores(self) -> bool:
+        """Whether the questions are ones whose answers can be scored."""
+        return any(name.startswith(ANSWERS) for name in self.after.keys() - OPEN)
+
+    def _answer_table(self) -> Table:
+        table = Table(title="Answers about images that were not trained on")
+        for column in ("question", "answer", "truth"):
+            table.add_column(column)
+        for row in self._answers:
+            table.add_row(*map(escape, row))
         return table
 
     def _information(self) -> Table:
@@ -123,7 +148,8 @@ class FinalReport(pl.Callback):
         if exports:
             folder = exports[0].target(run)
             command = "  python -m infotok_lit"
-            caption, question = (shlex.quote(shorten(text, LONGEST)) for text in (self.caption, self.question))
+            asked = self._answers[0][0] if self._answers else "What does this picture show?"
+            caption, question = (shlex.quote(shorten(text, LONGEST)) for text in (self._caption, asked))
             lines += [
                 f"Inference weights: {folder}",
                 f"{command} generate --model {folder} --prompt {caption} --out picture.png",

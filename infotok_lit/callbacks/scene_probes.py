@@ -14,13 +14,13 @@ from infotok_lit.batch import Batch, Branch, BranchOutput
 from infotok_lit.data.datamodule import UnifiedDataModule
 from infotok_lit.errors import SettingsError
 from infotok_lit.models.unified import UnifiedModel
-from infotok_lit.objective.compactness import Posterior
 from infotok_lit.objective.infotok import InfoTok
 from infotok_lit.scenes import Scenes
 from infotok_lit.scenes.probe import (
     POSTERIOR_MEAN,
     POSTERIOR_SAMPLE,
     TOKENS,
+    Posterior,
     ProbedModel,
     ProbeOptions,
     ProbeRow,

@@ -13,7 +13,7 @@ def ablate(
     study: Study,
     workers: int = 1,
     threads: int | None = None,
-    gpus: list[str] | None = None,
+    gpus: list[int | str] | None = None,
     report_only: bool = False,
 ) -> int:
     """Compare variants of a configuration over seeds, or search for good ones; each run is a normal `fit`.
@@ -37,7 +37,7 @@ def ablate(
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        complete = report_only or run_study(study, Resources(workers, threads, tuple(gpus or ())))
+        complete = report_only or run_study(study, Resources(workers, threads, tuple(map(str, gpus or ()))))
         report = write_report(study)
     except ExplainedError:
         raise

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -78,11 +79,13 @@ def bench(
     sets = [*TERM_SETS, *([] if set(terms) in map(set, TERM_SETS) else [tuple(terms)])]
     variants: dict[str, list[Result]] = {name_of(terms): [] for terms in sets}
     circumstances: Result = {}
-    with progress_bar(rounds * len(sets)) as bar, _quiet():
+    with progress_bar(rounds * len(sets)) as bar, _quiet(), TemporaryDirectory() as folder:
         for i in range(rounds):
             for place, terms in enumerate(sets):
                 bar.show(i * len(sets) + place, f"round {i + 1}: {name_of(terms)}")
-                fit = InfoTokCLI(["fit", *fit_arguments, *_overrides(steps, warmup, terms)])
+                # Without a logger, a fit leaves its configuration in this folder.
+                root = f"--trainer.default_root_dir={folder}"
+                fit = InfoTokCLI(["fit", *fit_arguments, *_overrides(steps, warmup, terms), root])
                 circumstances = circumstances or _circumstances(fit)
                 variants[name_of(terms)].append(_measured(fit))
     result = circumstances | {"arguments": fit_arguments, "steps": steps, "warmup": warmup, "rounds": rounds}

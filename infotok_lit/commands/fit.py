@@ -2,13 +2,14 @@
 
 import contextlib
 import logging
-import os
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 import yaml
 from jsonargparse import ArgumentParser
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
@@ -26,6 +27,9 @@ from infotok_lit.errors import ExplainedError, SettingsError
 
 TERMINATED = 143
 """The exit status of a process that SIGTERM ended: 128 + 15."""
+
+LOST = re.compile("Connection (closed|reset) by peer|remote worker|Socket closed")
+"""What backends of torch.distributed say where a process is gone."""
 
 HELP = """Fine-tune, or measure, what a configuration describes: a model, data and a trainer.
 
@@ -146,7 +150,7 @@ class InfoTokCLI(LightningCLI):
         except Exception as error:
             if checkpoint is not None:
                 explain_misfit(error, checkpoint, self.settings)
-            _explain_other_process(error)
+            _explain_lost_process(error)
             raise
         finally:
             if not any(callback.began for callback in self.trainer.callbacks if isinstance(callback, RunRecord)):
@@ -163,11 +167,13 @@ class FitParser(LightningArgumentParser):
     def format_help(self) -> str:
         """The usual commands, then the options of model and data, then the trainer's."""
         from infotok_lit.data.datamodule import UnifiedDataModule
-        from infotok_lit.modules.harmon import HarmonModule
+        from infotok_lit.modules import HarmonModule
 
         command = self.prog.split()[-1]
         own = ArgumentParser(
-            prog=self.prog, usage="%(prog)s [--config FILE_OR_NAME ...] [--ckpt_path PATH|last] [--KEY VALUE ...]"
+            add_help=False,
+            prog=self.prog,
+            usage="%(prog)s [--config FILE_OR_NAME ...] [--ckpt_path PATH|last] [--KEY VALUE ...]",
         )
         own.description = "\0"
         own.add_class_arguments(HarmonModule, "model.init_args", fail_untyped=False)
@@ -175,7 +181,7 @@ class FitParser(LightningArgumentParser):
         head, _, options = own.format_help().partition("\0")
         usual = super().format_help()
         return "\n".join(
-            [head + HELP.format(program=PROGRAM, command=command), options.lstrip(), usual[usual.index("\noptions:") :]]
+            [head + HELP.format(program=PROGRAM, command=command), options.rstrip(), usual[usual.index("\noptions:") :]]
         )
 
 
@@ -187,6 +193,11 @@ class RunRecord(SaveConfigCallback):
 
     began = False
     """Whether the run has come to its first batch: from here on its folder stays."""
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Write config.yaml; without a logger there is no run folder, and nothing goes into the working folder."""
+        if trainer.loggers:
+            super().setup(trainer, pl_module, stage)
 
     def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The run has begun."""
@@ -263,12 +274,11 @@ def _is_off(callback: pl.Callback, settings: Any) -> bool:
     )
 
 
-def _explain_other_process(error: Exception) -> None:
-    """In a process that lost its partner: one line, since the partner says what happened."""
-    lost = ("Connection closed by peer", "Connection reset by peer", "ProcessGroup", "NCCL")
-    is_another = int(os.environ.get("LOCAL_RANK", 0)) > 0 and not isinstance(error, ExplainedError)
-    if is_another and any(word in str(error) for word in lost):
-        raise SettingsError("this process ended because another process of the run did, which says why") from error
+def _explain_lost_process(error: Exception) -> None:
+    """In a process that lost another one of its run: one line, since the other says what happened."""
+    is_lost = isinstance(error, torch.distributed.DistError) or LOST.search(str(error))
+    if is_lost and torch.distributed.is_initialized() and not isinstance(error, ExplainedError):
+        raise SettingsError("this process ended because another one of the run did, which says why") from error
 
 
 def run(argv: Sequence[str]) -> InfoTokCLI:

@@ -9,8 +9,9 @@ from typing import Any
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from infotok_lit.checkpoints import CheckpointError, newest_checkpoint, read_pickle
+from infotok_lit.checkpoints import CheckpointError, local_checkpoint, newest_checkpoint, read_pickle
 from infotok_lit.errors import MissingFileError
+from infotok_lit.weight_files import check_checksums, local_checkpoint
 
 SHOWN = 8
 """How many differences a message lists."""
@@ -109,15 +110,12 @@ def explain_misfit(error: Exception, checkpoint: Path, config: Settings) -> None
 
 
 def _checked(given: str) -> Path:
-    if "://" in given or "::" in given:
-        raise CheckpointError(
-            f"--ckpt_path {given} is a URL, and checkpoints are read from files only: download it, and give its path"
-        )
-    path = Path(given)
+    path = local_checkpoint(given)
     if path.is_dir():
         raise CheckpointError(f"--ckpt_path {path} is a folder: name a checkpoint in it, such as checkpoints/last.ckpt")
     if not path.exists():
         raise MissingFileError(f"--ckpt_path {path}: there is no such file")
+    check_checksums(path)
     if _content(path) is None:
         raise CheckpointError(f"--ckpt_path {path} is truncated, or is not a checkpoint of a run")
     return path

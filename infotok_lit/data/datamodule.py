@@ -87,7 +87,7 @@ class UnifiedDataModule(LightningDataModule):
         self._val_samples = val_samples
         self._num_workers = num_workers
         self._prompt_dropout = prompt_dropout
-        self._max_broken_share = max_broken_share
+        self.max_broken_share = max_broken_share
         self._seed = seed
         self._processor: Callable[[], Processor] | None = None
         self._wanted_negatives: Mapping[Branch, int] = {}
@@ -169,7 +169,7 @@ class UnifiedDataModule(LightningDataModule):
 
     def _forget(self) -> None:
         self._resumed: dict[str, Any] = {}
-        self._tally = BrokenSampleTally(self._max_broken_share, source_size=sum(self._sizes.values()))
+        self._tally = BrokenSampleTally(self.max_broken_share, source_size=sum(self._sizes.values()))
 
     def _identity(self) -> dict[str, Any]:
         return {

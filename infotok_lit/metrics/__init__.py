@@ -1,1 +1,1 @@
-"""torchmetrics.Metric subclasses."""
+"""Measures of features: how alike two sets are (CKA), and how many bits about a known quantity can be read off one."""

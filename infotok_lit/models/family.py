@@ -90,7 +90,7 @@ class Family(ABC):
 
     def load_tokenizer(self, source: str) -> "PreTrainedTokenizerBase":
         """A tokenizer from a folder or the hub, with the tokens that the family adds."""
-        from infotok_lit.models.common.processor import load_tokenizer
+        from infotok_lit.models.common.text import load_tokenizer
 
         return load_tokenizer(source)
 

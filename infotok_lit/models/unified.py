@@ -105,6 +105,10 @@ class UnifiedModel(nn.Module, ABC):
     # Training
 
     @abstractmethod
+    def understood_tokens(self, pixel_values: Tensor) -> Tensor:
+        """Images (B, 3, height, width) in [-1, 1] -> the shared tokens of understanding (B, N, D), untransformed."""
+
+    @abstractmethod
     def understanding(self, batch: UnderstandingBatch, transform: TokenTransform | None = None) -> BranchOutput:
         """Image-to-text loss: next-token cross entropy in nats, summed over label tokens."""
 

@@ -21,6 +21,10 @@ from infotok_lit.objective.config import ObjectiveConfig
 from infotok_lit.objective.infotok import InfoTok
 from infotok_lit.objective.term import Widths
 
+HOW_TO_LOAD = (
+    "a run's model is loaded by infotok_lit.load({path!r}); to go on training, use `fit --ckpt_path`, and to start a "
+    "new run from its weights, model.init_from"
+)
 BASE_PREFIX = "base."
 HEADS_PREFIX = "infotok."
 AVERAGED, RAW = "state_dict", "current_model_state"

@@ -74,7 +74,7 @@ def part_gradient_norms(loss: Tensor, model: nn.Module, parts: Mapping[str, tupl
         parts: name -> prefixes of parameter names.
 
     Returns:
-        part -> scalar; 0 where the loss does not reach the part, or the part is frozen.
+        part -> scalar, for the parts that the loss reaches: none for one that is frozen, or that lies elsewhere.
     """
     named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     found: list[Tensor | None] = [None] * len(named)
@@ -87,7 +87,8 @@ def part_gradient_norms(loss: Tensor, model: nn.Module, parts: Mapping[str, tupl
             for name, gradient in zip(named, found, strict=True)
             if gradient is not None and name.startswith(prefixes)
         ]
-        norms[part] = torch.nn.utils.get_total_norm(reached).to(loss.device) if reached else loss.new_zeros(())
+        if reached:
+            norms[part] = torch.nn.utils.get_total_norm(reached).to(loss.device)
     return norms
 
 

@@ -19,7 +19,7 @@ from infotok_lit.checkpoints import CHECKPOINT_KEY, CheckpointError
 from infotok_lit.errors import SettingsError
 from infotok_lit.models.common.reconstruction import ReconstructionConfig
 from infotok_lit.models.unified import UnifiedModel
-from infotok_lit.modules.base_model import InitialModel, build_heads
+from infotok_lit.modules.base_model import HOW_TO_LOAD, InitialModel, build_heads
 from infotok_lit.modules.finite import FiniteGuard
 from infotok_lit.modules.gradients import GradientWatch, frozen_tokens_message
 from infotok_lit.modules.lora import LoraConfig, add_adapters, merged
@@ -128,11 +128,8 @@ class InfoTokModule(pl.LightningModule):
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, *_: Any, **__: Any) -> NoReturn:
-        """Not how a run is loaded: its model is rebuilt from the checkpoint, without this class."""
-        raise SettingsError(
-            f"a run's model is loaded by infotok_lit.load({str(checkpoint_path)!r}); to go on training, use "
-            "`fit --ckpt_path`, and to start a new run from its weights, model.init_from"
-        )
+        """SettingsError: a run's model is rebuilt without this class."""
+        raise SettingsError(HOW_TO_LOAD.format(path=str(checkpoint_path)))
 
     def build_base(self) -> UnifiedModel:
         """The base model with the weights that training starts from."""
@@ -200,7 +197,13 @@ class InfoTokModule(pl.LightningModule):
         path = self.infotok.path(branch, self.global_step)
         forward = self.base.understanding if branch == "understanding" else self.base.generation
         output = forward(batch, path)
-        objective = self.infotok(branch, output, self.global_step, path=path, pixel_values=batch.pixel_values)
+        understood = None
+        if self.infotok.needs_understood(branch):
+            with torch.no_grad():
+                understood = self.base.understood_tokens(batch.pixel_values)
+        objective = self.infotok(
+            branch, output, self.global_step, path=path, pixel_values=batch.pixel_values, understood=understood
+        )
         return BranchResult(output, task_loss(output), objective)
 
     def run_reconstruction(self, batch: GenerationBatch) -> ReconstructionResult:

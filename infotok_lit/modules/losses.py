@@ -7,7 +7,6 @@ from torch import Tensor
 
 from infotok_lit.batch import Branch, BranchOutput, ReconstructionOutput
 from infotok_lit.errors import SettingsError
-from infotok_lit.metrics.code_usage import code_entropy_bits, code_usage_fraction
 from infotok_lit.objective.distributed import global_mean
 from infotok_lit.objective.term import BranchObjective
 
@@ -49,8 +48,8 @@ class BranchResult:
         if found is None:
             return self.objective.report
         usage = {
-            "code_entropy_bits": code_entropy_bits(found.codes, found.num_codes),
-            "code_usage_fraction": code_usage_fraction(found.codes, found.num_codes),
+            "code_entropy_bits": found.entropy_bits(),
+            "code_usage_fraction": found.usage_fraction(),
         }
         return self.objective.report | usage
 

@@ -56,6 +56,8 @@ class DataConnection(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Log how many broken samples training has skipped so far."""
-        if isinstance(trainer.datamodule, UnifiedDataModule) and trainer.global_step % trainer.log_every_n_steps == 0:
+        """Log how many broken samples training has skipped so far, once there are any."""
+        if not isinstance(trainer.datamodule, UnifiedDataModule) or trainer.global_step % trainer.log_every_n_steps:
+            return
+        if trainer.datamodule.broken_samples:
             pl_module.log("data/broken_samples", float(trainer.datamodule.broken_samples))

@@ -63,12 +63,12 @@ def known_points(study: Study) -> list[Job]:
     for path in sorted(Path(study.out, "points").glob(f"*/{POINT_FILE}")):
         try:
             params = json.loads(path.read_bytes())
-        except ValueError:
-            continue
-        if set(params) == set(study.search.space) and _in_space(study.search, params):
-            job = point_job(study, params)
-            if job.folder == path.parent:
-                found.append(job)
+            known = set(params) == set(study.search.space) and _in_space(study.search, params)
+        except (ValueError, TypeError, RecursionError):
+            continue  # a damaged note: the sampler may choose the point again
+        job = point_job(study, params) if known else None
+        if job is not None and job.folder == path.parent:
+            found.append(job)
     return found
 
 

@@ -53,11 +53,11 @@ BUILT = [
     (["--trainer.max_steps=-1"], "say when to stop with trainer.max_steps"),
     (["--trainer.precision=bf16-true"], "set it to bf16-mixed"),
     (["--trainer.logger.init_args.save_dir=a_file"], "Not a directory"),
-    (["--trainer.logger.init_args.save_dir=/proc/nowhere"], "/proc/nowhere: No such file or directory"),
     (
         ["--trainer.callbacks=[{class_path: infotok_lit.callbacks.ExportInference, init_args: {folder: a_folder}}]"],
         "a_folder",
     ),
+    (["--trainer.logger.init_args.save_dir=/proc/nowhere"], "/proc/nowhere: No such file or directory"),
 ]
 """Refused by the built model, the opened data or the file system."""
 

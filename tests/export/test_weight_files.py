@@ -23,6 +23,7 @@ from infotok_lit.checkpoints import (
     read_weights,
     run_checkpoint,
 )
+from infotok_lit.commands.fit_resume import chosen_checkpoint
 from infotok_lit.errors import ExplainedError, MissingFileError
 from infotok_lit.models.export import export_model
 from infotok_lit.models.family import load_folder
@@ -161,6 +162,20 @@ def test_the_newest_whole_checkpoint_is_taken_and_the_damaged_one_named(tmp_path
     texts = [str(warning.message) for warning in said]
     assert any("newest.ckpt is passed over" in text and "checksum" in text for text in texts)
     assert any("new.ckpt is passed over" in text and "truncated" in text for text in texts)
+
+
+def test_fit_refuses_to_resume_from_what_is_no_whole_checkpoint(tmp_path) -> None:
+    path = tmp_path / "last.ckpt"
+    torch.save(RUN, path)
+    data = STATE["b"].numpy().tobytes()
+    path.write_bytes(path.read_bytes().replace(data, b"\x01" + data[1:]))
+    for given, message in (
+        (str(path), "the checksum of"),
+        (f"file://{path}", "is a URL"),
+        ("http://h/last.ckpt", "is a URL"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            chosen_checkpoint(None, given, {}, "fit")
 
 
 KINDS: dict[str, tuple[Callable[[Path], object], str]] = {

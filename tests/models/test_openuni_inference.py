@@ -7,6 +7,8 @@ import torch
 from tiny import tiny_model
 from torch import Tensor
 
+from infotok_lit.errors import SettingsError
+from infotok_lit.models.openuni.family import FAMILY
 from infotok_lit.models.openuni.model import OpenUni
 from infotok_lit.models.openuni.processor import KEEP_PROMPT
 from infotok_lit.scenes import Scenes
@@ -96,6 +98,21 @@ def test_a_redrawn_picture_is_its_source_its_instruction_and_its_seed(model, ima
         alone = model.edit(images[i : i + 1], [instruction], seed=2 + i)
         torch.testing.assert_close(together[i : i + 1], alone, rtol=0, atol=2e-4)
     assert (together - model.edit(images.flip(0), instructions, seed=2)).abs().max() > 1e-3
+
+
+def test_the_input_size_is_a_setting_that_takes_the_same_weights(model) -> None:
+    wider = replace(model.config, vision=replace(model.config.vision, input_size=48))
+    other = FAMILY.build(wider, "scenes32")
+    other.load_state_dict(model.state_dict())
+    assert FAMILY.differing_parts(model.config, wider) == []
+    source = Scenes(num_samples=1)
+    batch = other.processor.understanding([source.sample("understanding", 0, None)])
+    assert batch.pixel_values.shape == (1, 3, 48, 48)
+    output = other.eval().understanding(batch)
+    assert output.tokens.shape[1] == output.layout.num_tokens == 36 and output.layout.grid == (6, 6)
+    assert other.describe(batch.pixel_values, ["why?"], 2) is not None
+    with pytest.raises(SettingsError, match=r"vision\.input_size: 36 is not a multiple of 8 pixels"):
+        replace(model.config.vision, input_size=36)
 
 
 def test_losses_do_not_depend_on_padding(model) -> None:

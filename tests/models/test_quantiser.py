@@ -7,7 +7,7 @@ import torch
 from tiny import tiny_model, tiny_showo2_config
 
 from infotok_lit.assets import SCENES_TOKENIZER
-from infotok_lit.metrics.code_usage import code_entropy_bits, code_usage_fraction
+from infotok_lit.batch import TokenCodes
 from infotok_lit.models.export import export_model
 from infotok_lit.models.family import load_folder
 from infotok_lit.models.showo2.encoder import TokenQuantiser
@@ -133,6 +133,6 @@ def test_continuous_tokens_have_no_codes() -> None:
 
 def test_usage_of_codes() -> None:
     codes = torch.tensor([[0, 0, 1, 1], [2, 2, 3, 3]])
-    assert code_entropy_bits(codes, 8) == 2.0
-    assert code_usage_fraction(codes, 8) == 0.5
-    assert code_entropy_bits(torch.zeros(3, 3, dtype=torch.int64), 8) == 0.0
+    found = TokenCodes(codes, 8, None)
+    assert (found.entropy_bits(), found.usage_fraction()) == (2.0, 0.5)
+    assert TokenCodes(torch.zeros(3, 3, dtype=torch.int64), 8, None).entropy_bits() == 0.0

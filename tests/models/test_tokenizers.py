@@ -3,6 +3,8 @@
 import json
 import logging
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -13,8 +15,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from infotok_lit.assets import SCENES_TOKENIZER
 from infotok_lit.checkpoints import write_config
 from infotok_lit.errors import SettingsError
-from infotok_lit.models.common import processor
-from infotok_lit.models.common.processor import load_tokenizer
+from infotok_lit.models.common import text
+from infotok_lit.models.common.text import load_tokenizer
 from infotok_lit.models.family import family
 
 
@@ -25,7 +27,7 @@ def empty_cache(tmp_path, monkeypatch) -> None:
 
 def test_offline_it_fails_at_once_and_names_the_setting(empty_cache, monkeypatch) -> None:
     """Nobody listens at the address."""
-    monkeypatch.setattr(processor.constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(text.constants, "ENDPOINT", "http://127.0.0.1:9")
     started = time.monotonic()
     with pytest.raises(SettingsError, match=r"no tokenizer at 'Qwen/Qwen2\.5-0\.5B-Instruct': set model\.tokenizer to"):
         family("harmon").fresh("0.5b")
@@ -35,8 +37,8 @@ def test_offline_it_fails_at_once_and_names_the_setting(empty_cache, monkeypatch
 def test_a_hub_that_does_not_answer_is_not_waited_for(empty_cache, monkeypatch) -> None:
     """A connection is made, and then nothing comes."""
     with socket.create_server(("127.0.0.1", 0)) as server:
-        monkeypatch.setattr(processor.constants, "ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
-        monkeypatch.setattr(processor, "HUB_SECONDS", 0.3)
+        monkeypatch.setattr(text.constants, "ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
+        monkeypatch.setattr(text, "HUB_SECONDS", 0.3)
         started = time.monotonic()
         with pytest.raises(SettingsError, match=r"set model\.tokenizer"):
             load_tokenizer("some/name")
@@ -86,3 +88,21 @@ def test_an_exported_tokenizer_loads_without_a_warning(tmp_path, caplog, monkeyp
     load_tokenizer(str(tmp_path / "export"))
     AutoTokenizer.from_pretrained(str(tmp_path / "export"))
     assert "incorrect regex" not in caplog.text
+
+
+def test_a_question_is_encoded_once_and_the_embedded_base_needs_neither_diffusers_nor_quantisers() -> None:
+    code = """
+import sys
+from infotok_lit.assets import embedded_base
+from infotok_lit.models.family import load_folder
+from PIL import Image
+model = load_folder(embedded_base("harmon", "scenes32"))
+encode, texts = model.processor.encode, []
+model.processor.encode = lambda text: texts.append(text) or encode(text)
+model.describe(model.processor.pixels([Image.new("RGB", (40, 20))]), ["how many circles are there?"], 2)
+print(texts)
+sys.exit(str({"diffusers", "vector_quantize_pytorch"} & sys.modules.keys() or 0))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "['\\nhow many circles are there?']"
+    assert done.stderr.strip().splitlines()[-1:] in ([], ["0"]), done.stderr

@@ -24,7 +24,7 @@ from infotok_lit.models.openuni.diffusion import (
 )
 from infotok_lit.models.openuni.family import SamplingConfig
 from infotok_lit.models.openuni.model import OpenUni
-from infotok_lit.models.openuni.vlm import normalise, read_queries
+from infotok_lit.models.openuni.vlm import IMAGENET_MEAN, IMAGENET_STD, normalise, read_queries
 from infotok_lit.pictures import to_uint8
 
 DRAWINGS = ("generate_text", "generate_text_nocfg", "generate_image")
@@ -77,6 +77,21 @@ def test_semantic_features(golden: Golden, model: OpenUni, case: str) -> None:
     pixels = golden.input(case, "pixel_values")
     golden.check(case, "normalised_resized", normalise(pixels, model.config.vision.input_side))
     golden.check(case, "features", model.understood_tokens(pixels))
+
+
+@torch.no_grad()
+def test_images_are_understood_at_another_size_than_that_of_the_position_table(golden: Golden) -> None:
+    """The recorded run of the vision tower at that size, entered by images instead of normalised pixels."""
+    case, side = "vit_extract_interp", golden.info["config"]["vit_interp"]
+    tokens = golden.output(case, "features").shape[1]
+    info = golden.info | {"config": golden.info["config"] | {"vit_input_size": side, "image_length": tokens}}
+    model = build(Golden(info, golden.tensors))
+    assert model.config.vision.image_size != model.config.vision.input_side == side
+    mean, std = (torch.tensor(x).view(1, 3, 1, 1) for x in (IMAGENET_MEAN, IMAGENET_STD))
+    images = (golden.input(case, "pixel_values") * std + mean) * 2 - 1
+    golden.check(case, "features", model.understood_tokens(images))
+    ids, _ = model.processor.understanding_prompts(["why ?"])
+    assert int((ids == IMAGE_TOKEN_ID).sum()) == tokens
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ from golden import Golden
 from showo2_replay import build
 from torch import nn
 
+from infotok_lit.assets import config_chain
 from infotok_lit.models.showo2.model import Showo2
 from infotok_lit.modules.optimiser import OptimiserConfig, build_optimiser, freeze
 
@@ -21,8 +22,8 @@ OFFICIAL_RATES = {"group_ve": 2e-6, "group_proj": 1e-5, "group_showo": 1e-5}
 def settings(*files: str) -> dict[str, Any]:
     """model.init_args of configurations that are laid over each other."""
     merged: dict[str, Any] = {"freeze": [], "optimiser": {}}
-    for file in files:
-        given = yaml.safe_load((CONFIGS / file).read_text())["model"]["init_args"]
+    for path in config_chain(CONFIGS / file for file in files):
+        given = yaml.safe_load(path.read_text()).get("model", {}).get("init_args", {})
         merged["freeze"] = given.get("freeze", merged["freeze"])
         merged["optimiser"] |= given.get("optimiser", {})
     return merged

@@ -202,3 +202,13 @@ def test_a_planned_study_is_one_file(tmp_path, monkeypatch) -> None:
     assert len(row_cells(found)) == 8 + 8 + 1
     assert main(["ablate", "--config", str(tmp_path / "study.yaml"), "--report_only"]) == 0
     assert (tmp_path / "out" / "decisions.csv").read_text().startswith("contrast,n,mean")
+
+
+@pytest.mark.parametrize("spelled", [["0", "1"], ["[0,1]"]])
+def test_the_workers_get_the_gpus_that_are_named(tmp_path, monkeypatch, spelled) -> None:
+    found = []
+    monkeypatch.setattr("infotok_lit.study.run.run_study", lambda study, resources: found.append(resources) or True)
+    study = {"name": "n", "out": str(tmp_path / "out"), "configs": [], "steps": 2, "rows": {"a": {}}}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study | {"metrics": {"m": {"tag": "val/m"}}}))
+    assert main(["ablate", "--config", str(tmp_path / "study.yaml"), "--workers", "3", "--gpus", *spelled]) == 0
+    assert [found[0].environment(worker)["CUDA_VISIBLE_DEVICES"] for worker in range(3)] == ["0", "1", "0"]

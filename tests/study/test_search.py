@@ -191,3 +191,13 @@ def test_no_point_dominates_the_front(directions, levels) -> None:
 
 def test_without_points_there_is_no_front() -> None:
     assert pareto_front([], ["maximize", "minimize"]) == set() == pareto_front([], ["maximize"])
+
+
+@pytest.mark.parametrize("content", ["", "5", "[]", '{"model.lr": "much", "model.kind": "mlp"}', "\0\0"])
+def test_a_damaged_note_of_a_point_stops_nothing(bench, content) -> None:
+    study = swept(bench, CHOICES, seeds=(0,), sampler="grid", trials=2)
+    bench.run(study)
+    job = known_points(study)[0]
+    (job.folder / "point.json").write_text(content)
+    assert len(known_points(study)) == 1
+    assert bench.run(study) and set(bench.starts().values()) == {1}

@@ -1,4 +1,4 @@
-"""From samples to batches: tokenizers, padding, and what the families' processors do in the same way.
+"""From samples to batches: what the families' processors do in the same way.
 
 One rule for all texts that are too long: the user's own words are cut at their end, the batch says so, and template,
 image and answer stay whole; a sample for which that is not enough is broken.
@@ -7,15 +7,11 @@ image and answer stay whole; a sample for which that is not enough is broken.
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from hashlib import blake2b
-from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 import torch
-from huggingface_hub import constants, get_session
 from PIL import Image
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from infotok_lit.batch import (
     IGNORE_INDEX,
@@ -23,7 +19,6 @@ from infotok_lit.batch import (
     BrokenSampleError,
     GenerationBatch,
     GenerationSample,
-    NegativeTexts,
     PairedText,
     Sample,
     Tokenizer,
@@ -32,12 +27,7 @@ from infotok_lit.batch import (
 )
 from infotok_lit.errors import SettingsError
 from infotok_lit.models.common.images import crop_to_square, pad_to_square, to_pixels
-
-HUB_SECONDS = 5.0
-"""How long the hub may take to answer before this machine counts as offline."""
-
-Text = tuple[list[int], list[int]]
-"""Ids that are only context (a question, a caption) and ids that are a target (an answer)."""
+from infotok_lit.models.common.text import Text, pad, paired_text
 
 
 class Words(NamedTuple):
@@ -272,92 +262,6 @@ class ChatProcessor(ABC):
 
     def _paired(self, texts: Sequence[Text], raw: Sequence[str], negatives: Sequence[Sequence[Text]]) -> PairedText:
         return paired_text(texts, raw, self.pad_id, self.max_length, negatives)
-
-
-def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
-    """A tokenizer from a folder or the hub, without running any code that it may bring.
-
-    What is on this machine is taken first; the hub is asked only if it answers within some seconds.
-
-    Raises:
-        SettingsError: if there is none; the message says how to get one.
-    """
-    # Said explicitly, also in what is saved, because transformers otherwise takes any large vocabulary that lies beside
-    # a config.json of another library for a Mistral model's, and warns of it.
-    options = {"trust_remote_code": False, "fix_mistral_regex": False}
-    try:
-        try:
-            return AutoTokenizer.from_pretrained(source, local_files_only=True, **options)
-        except OSError:
-            if Path(source).exists() or not _hub_answers():
-                raise
-        return AutoTokenizer.from_pretrained(source, **options)
-    except (OSError, ValueError) as error:
-        raise SettingsError(
-            f"no tokenizer at {source!r}: set model.tokenizer to a folder with tokenizer.json, or go online so that "
-            f"it can be fetched ({str(error).splitlines()[0]})"
-        ) from error
-
-
-def _hub_answers() -> bool:
-    try:
-        get_session().head(constants.ENDPOINT, timeout=HUB_SECONDS)
-    except Exception:  # Whatever the hub's client, which has changed its library, raises without a network.
-        return False
-    return True
-
-
-def pad(rows: Sequence[list[int]], value: int, left: bool = False) -> tuple[Tensor, Tensor]:
-    """Rows of different lengths -> (B, T) int64 and a (B, T) bool mask of what is real."""
-    length = max(len(row) for row in rows)
-    ids = torch.full((len(rows), length), value, dtype=torch.int64)
-    mask = torch.zeros(len(rows), length, dtype=torch.bool)
-    for i, row in enumerate(rows):
-        real = slice(length - len(row), length) if left else slice(0, len(row))
-        ids[i, real] = torch.tensor(row, dtype=torch.int64)
-        mask[i, real] = True
-    return ids, mask
-
-
-def paired_text(
-    texts: Sequence[Text],
-    raw: Sequence[str],
-    pad_id: int,
-    max_length: int,
-    negatives: Sequence[Sequence[Text]] = (),
-) -> PairedText:
-    """The text paired with each image, without template tokens.
-
-    Args:
-        texts: one per sample.
-        raw: the same texts as strings, which decide what counts as identical.
-        max_length: longer texts are cut from the right.
-        negatives: per sample, any number of texts that are false of it.
-    """
-    ids, mask = pad([(context + target)[:max_length] for context, target in texts], pad_id)
-    lengths = [(len(context), len(context) + len(target)) for context, target in texts]
-    place = torch.arange(ids.shape[1])
-    target_mask = torch.stack([(place >= start) & (place < end) for start, end in lengths])
-    keys = torch.tensor([text_key(text) for text in raw])
-    return PairedText(ids, mask, target_mask, keys, _negative_texts(negatives, pad_id, max_length))
-
-
-def _negative_texts(negatives: Sequence[Sequence[Text]], pad_id: int, max_length: int) -> NegativeTexts | None:
-    most = max((len(texts) for texts in negatives), default=0)
-    if most == 0:
-        return None
-    rows = [(context + target)[:max_length] for texts in negatives for context, target in texts]
-    ids, mask = pad(rows, pad_id)
-    is_text = torch.arange(most) < torch.tensor([[len(texts)] for texts in negatives])
-    shape = (*is_text.shape, ids.shape[1])
-    all_ids, all_masks = torch.full(shape, pad_id), torch.zeros(shape, dtype=torch.bool)
-    all_ids[is_text], all_masks[is_text] = ids, mask
-    return NegativeTexts(all_ids, all_masks)
-
-
-def text_key(text: str) -> int:
-    """A 63-bit digest, equal on every machine and in every process."""
-    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
 def _shown(text: str, length: int = 40) -> str:

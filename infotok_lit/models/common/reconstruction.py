@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from infotok_lit.errors import SettingsError
+
 Condition = Literal["same_res", "low_res", "blur8"]
 BLUR = 8
 
@@ -94,17 +96,17 @@ class ReconstructionConfig:
 
     def __post_init__(self) -> None:
         if self.condition not in (None, *get_args(Condition)):
-            raise ValueError(f"reconstruction.condition: {self.condition!r} is not one of {get_args(Condition)}")
+            raise SettingsError(f"reconstruction.condition: {self.condition!r} is not one of {get_args(Condition)}")
         if self.condition_size is not None and self.condition_size < 1:
-            raise ValueError(f"reconstruction.condition_size is {self.condition_size}; set it to 1 or more")
+            raise SettingsError(f"reconstruction.condition_size is {self.condition_size}; set it to 1 or more")
         for name in ("gradient_scale", "template_swap"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
-                raise ValueError(f"reconstruction.{name} is {value}; set it between 0 and 1")
+                raise SettingsError(f"reconstruction.{name} is {value}; set it between 0 and 1")
         if self.templates is not None:
             object.__setattr__(self, "templates", tuple(self.templates))
             if not all(self.templates) or not self.templates:
-                raise ValueError("reconstruction.templates needs at least one text, and none of them empty")
+                raise SettingsError("reconstruction.templates needs at least one text, and none of them empty")
 
     def over(self, defaults: "ReconstructionConfig") -> "ReconstructionConfig":
         """These settings, and those of `defaults` where there are none."""

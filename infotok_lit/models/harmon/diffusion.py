@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from infotok_lit.errors import SettingsError
 from infotok_lit.models.common.sampling import TIME_FEATURES, guide, is_guided, sinusoid
 from infotok_lit.models.harmon.mar import LAYER_NORM_EPS, init_linears
 
@@ -104,14 +105,14 @@ def respaced_timesteps(respacing: str) -> list[int]:
     """The timesteps that a respacing string keeps, ascending.
 
     Raises:
-        ValueError: if the string asks for steps that do not fit.
+        SettingsError: if the string asks for steps that do not fit.
     """
     if respacing.startswith("ddim"):
         wanted = int(respacing.removeprefix("ddim"))
         for stride in range(1, TRAINING_STEPS):
             if len(range(0, TRAINING_STEPS, stride)) == wanted:
                 return list(range(0, TRAINING_STEPS, stride))
-        raise ValueError(f"no integer stride gives exactly {wanted} of {TRAINING_STEPS} timesteps")
+        raise SettingsError(f"no integer stride gives exactly {wanted} of {TRAINING_STEPS} timesteps")
     counts = [int(count) for count in respacing.split(",")]
     size, longer = divmod(TRAINING_STEPS, len(counts))
     kept: list[int] = []
@@ -119,7 +120,9 @@ def respaced_timesteps(respacing: str) -> list[int]:
     for section, count in enumerate(counts):
         length = size + (section < longer)
         if not 1 <= count <= length:
-            raise ValueError(f"cannot keep {count} of a section of {length} timesteps (sampling_steps={respacing!r})")
+            raise SettingsError(
+                f"cannot keep {count} of a section of {length} timesteps (sampling_steps={respacing!r})"
+            )
         stride = (length - 1) / (count - 1) if count > 1 else 1.0
         position = 0.0
         for _ in range(count):

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 from infotok_lit.assets import SCENES_TOKENIZER
-from infotok_lit.models.common.model_config import KL16Config, LanguageModelConfig, ModelConfig
+from infotok_lit.models.common.model_config import QWEN25, SCENES_LLM, KL16Config, LanguageModelConfig, ModelConfig
 from infotok_lit.models.family import Family, Part
 
 
@@ -103,19 +103,8 @@ SIZES: dict[str, HarmonConfig] = {
             sampling_steps="ddim25",
             num_classes=1,
         ),
-        llm=LanguageModelConfig(
-            hidden_size=128,
-            intermediate_size=384,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            num_key_value_heads=4,
-            vocab_size=440,
-            max_position_embeddings=4096,
-            # About 1 / sqrt(width): at 0.02 so narrow a network hardly lets the prompt reach the image at first.
-            initializer_range=0.09,
-            # Sequences have some 60 positions: with 100 or more, drawing read its prompt as a bag of words.
-            rope_theta=10.0,
-        ),
+        # Sequences have some 60 positions: with 100 or more, generation read its prompt as a bag of words.
+        llm=replace(SCENES_LLM, num_hidden_layers=3, vocab_size=440, rope_theta=10.0),
         sampling=SamplingConfig(iterations=16, guidance=2.0),
         # Objects reach about 1.5, so that their colour drowns in half of the noise levels and text is worth reading.
         latent_scale=0.3,
@@ -125,21 +114,13 @@ SIZES: dict[str, HarmonConfig] = {
     "0.5b": HarmonConfig(
         autoencoder=KL16Config(),
         mar=MARConfig(**_encoder_and_decoder(width=768, depth=12, heads=12), diffusion_depth=6, diffusion_width=1024),
-        llm=LanguageModelConfig(
-            hidden_size=896, intermediate_size=4864, num_hidden_layers=24, num_attention_heads=14, num_key_value_heads=2
-        ),
+        llm=QWEN25["0.5b"],
         repetition_penalty=1.1,
     ),
     "1.5b": HarmonConfig(
         autoencoder=KL16Config(),
         mar=MARConfig(**_encoder_and_decoder(width=1280, depth=20, heads=16), diffusion_depth=12, diffusion_width=1536),
-        llm=LanguageModelConfig(
-            hidden_size=1536,
-            intermediate_size=8960,
-            num_hidden_layers=28,
-            num_attention_heads=12,
-            num_key_value_heads=2,
-        ),
+        llm=QWEN25["1.5b"],
         repetition_penalty=1.1,
     ),
 }

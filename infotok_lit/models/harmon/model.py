@@ -119,6 +119,10 @@ class Harmon(UnifiedModel):
 
     # Understanding
 
+    def understood_tokens(self, pixel_values: Tensor) -> Tensor:
+        """(B, 3, height, width) in [-1, 1] -> buffers and the tokens of the whole image (B, R + L, D)."""
+        return self.encoder(*self.encode_images(pixel_values))
+
     def understanding(self, batch: UnderstandingBatch, transform: TokenTransform | None = None) -> BranchOutput:
         """Next-token cross entropy (nats) summed over answer tokens; the head runs on those positions alone."""
         latents, grid = self.encode_images(batch.pixel_values)
@@ -147,7 +151,7 @@ class Harmon(UnifiedModel):
         image_of: Sequence[int] | None = None,
     ) -> list[str]:
         """Answer prompts about images, greedily."""
-        visual = self.project_for_llm(self.encoder(*self.encode_images(pixel_values)))
+        visual = self.project_for_llm(self.understood_tokens(pixel_values))
         ids, mask = self.processor.understanding_prompts(prompts, num_image_tokens=visual.shape[1])
         ids, mask = ids.to(visual.device), mask.to(visual.device)
         if image_of is not None:

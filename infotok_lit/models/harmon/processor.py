@@ -6,7 +6,8 @@ from torch import Tensor
 
 from infotok_lit.batch import Tokenizer
 from infotok_lit.models.common.model_config import token_grid
-from infotok_lit.models.common.processor import ChatProcessor, Prompt, Words, pad
+from infotok_lit.models.common.processor import ChatProcessor, Prompt, Words
+from infotok_lit.models.common.text import pad
 from infotok_lit.models.harmon.family import HarmonConfig
 
 USER_START = "<|im_start|>user\n"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from infotok_lit.assets import SCENES_TOKENIZER
 from infotok_lit.errors import SettingsError
-from infotok_lit.models.common.model_config import DCAEConfig, LanguageModelConfig, ModelConfig
+from infotok_lit.models.common.model_config import QWEN25, SCENES_LLM, DCAEConfig, LanguageModelConfig, ModelConfig
 from infotok_lit.models.family import Family, Part
 
 if TYPE_CHECKING:
@@ -127,15 +127,7 @@ class OpenUniConfig(ModelConfig):
 
 _L_512 = OpenUniConfig(
     vision=VisionConfig(),
-    llm=LanguageModelConfig(
-        hidden_size=1536,
-        intermediate_size=8960,
-        num_hidden_layers=28,
-        num_attention_heads=12,
-        num_key_value_heads=2,
-        vocab_size=151674,
-        tie_word_embeddings=False,
-    ),
+    llm=replace(QWEN25["1.5b"], vocab_size=151674, tie_word_embeddings=False),
     connector=ConnectorConfig(width=1536, mlp_width=8960, depth=6, heads=24),
     transformer=DiffusionTransformerConfig(heads=70, head_dim=32, depth=20, cross_heads=20, cross_head_dim=112),
 )
@@ -143,20 +135,7 @@ _L_512 = OpenUniConfig(
 SIZES: dict[str, OpenUniConfig] = {
     "scenes32": OpenUniConfig(
         vision=VisionConfig(width=96, mlp_width=256, depth=2, heads=4, image_size=32, patch_size=4),
-        llm=LanguageModelConfig(
-            hidden_size=128,
-            intermediate_size=384,
-            num_hidden_layers=4,
-            num_attention_heads=4,
-            num_key_value_heads=4,
-            vocab_size=448,
-            max_position_embeddings=4096,
-            tie_word_embeddings=False,
-            # As in the embedded Show-o2.
-            rope_theta=100.0,
-            # About 1 / sqrt(width), as in the other embedded models.
-            initializer_range=0.09,
-        ),
+        llm=replace(SCENES_LLM, tie_word_embeddings=False),
         connector=ConnectorConfig(width=128, mlp_width=384, depth=2, heads=4),
         transformer=DiffusionTransformerConfig(
             heads=4, head_dim=32, depth=4, cross_heads=4, cross_head_dim=32, caption_width=128, sample_size=4
@@ -172,7 +151,7 @@ SIZES: dict[str, OpenUniConfig] = {
     ),
     "b-512": replace(
         _L_512,
-        llm=replace(_L_512.llm, hidden_size=896, intermediate_size=4864, num_hidden_layers=24, num_attention_heads=14),
+        llm=replace(QWEN25["0.5b"], vocab_size=151674, tie_word_embeddings=False),
         connector=ConnectorConfig(width=896, mlp_width=3072, depth=6, heads=14),
         transformer=DiffusionTransformerConfig(heads=36, head_dim=32, depth=28, cross_heads=16, cross_head_dim=72),
     ),

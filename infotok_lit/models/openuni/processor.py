@@ -6,7 +6,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from infotok_lit.batch import BrokenSampleError, Tokenizer
-from infotok_lit.models.common.processor import ChatProcessor, Prompt, Words, pad
+from infotok_lit.models.common.processor import ChatProcessor, Prompt, Words
+from infotok_lit.models.common.text import pad
 from infotok_lit.models.openuni.family import OpenUniConfig
 
 USER_START = "<|im_start|>user\n"

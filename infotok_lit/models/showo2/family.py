@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from infotok_lit.assets import SCENES_TOKENIZER
-from infotok_lit.models.common.model_config import LanguageModelConfig, ModelConfig, WanConfig, token_grid
+from infotok_lit.models.common.model_config import (
+    QWEN25,
+    SCENES_LLM,
+    LanguageModelConfig,
+    ModelConfig,
+    WanConfig,
+    token_grid,
+)
 from infotok_lit.models.family import Family, OfficialWeights, Part
 
 if TYPE_CHECKING:
@@ -140,14 +147,7 @@ class Showo2Config(ModelConfig):
 _BASE = Showo2Config(
     autoencoder=WanConfig(),
     semantic=SemanticConfig(width=1152, mlp_width=4304, depth=26, heads=16),
-    llm=LanguageModelConfig(
-        hidden_size=1536,
-        intermediate_size=8960,
-        num_hidden_layers=28,
-        num_attention_heads=12,
-        num_key_value_heads=2,
-        vocab_size=151669,
-    ),
+    llm=replace(QWEN25["1.5b"], vocab_size=151669),
     diffusion_head=DiffusionHeadConfig(width=2048, mlp_width=8192, depth=10, heads=32, kv_heads=8, head_dim=64),
 )
 
@@ -156,20 +156,7 @@ SIZES: dict[str, Showo2Config] = {
         # A token sees 8x8 pixels through 48 numbers, as in the embedded Harmon.
         autoencoder=WanConfig(kind="dct", block_size=4, kept=2),
         semantic=SemanticConfig(width=128, mlp_width=384, depth=2, heads=4, table_side=4),
-        llm=LanguageModelConfig(
-            hidden_size=128,
-            intermediate_size=384,
-            num_hidden_layers=4,
-            num_attention_heads=4,
-            num_key_value_heads=4,
-            vocab_size=448,
-            max_position_embeddings=4096,
-            # Sequences have some 40 positions. With 1e6, generation alone had a loss of 0.29 after 600 steps,
-            # with 100 of 0.22.
-            rope_theta=100.0,
-            # About 1 / sqrt(width), as in the embedded Harmon.
-            initializer_range=0.09,
-        ),
+        llm=SCENES_LLM,
         diffusion_head=DiffusionHeadConfig(width=128, mlp_width=384, depth=4, heads=4, kv_heads=4, head_dim=32),
         sampling=SamplingConfig(iterations=20, guidance=2.0),
         # The Scenes tokenizer knows no English beyond its grammar, so a system prompt would be long and empty.
@@ -179,17 +166,7 @@ SIZES: dict[str, Showo2Config] = {
     ),
     "1.5b": _BASE,
     "1.5b-hq": replace(_BASE, image_size=512),
-    "7b": replace(
-        _BASE,
-        llm=replace(
-            _BASE.llm,
-            hidden_size=3584,
-            intermediate_size=18944,
-            num_attention_heads=28,
-            num_key_value_heads=4,
-            tie_word_embeddings=False,
-        ),
-    ),
+    "7b": replace(_BASE, llm=replace(QWEN25["7b"], vocab_size=_BASE.llm.vocab_size)),
 }
 
 

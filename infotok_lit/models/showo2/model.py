@@ -94,6 +94,10 @@ class Showo2(Showo2Network):
 
     # Understanding
 
+    def understood_tokens(self, pixel_values: Tensor) -> Tensor:
+        """(n, 3, height, width) in [-1, 1] -> the fused tokens of the clean images (n, N, D)."""
+        return self.encoder(self.encode_images(pixel_values)).tokens
+
     def understanding(self, batch: UnderstandingBatch, transform: TokenTransform | None = None) -> BranchOutput:
         """Next-token cross entropy (nats) summed over answer tokens, given clean images."""
         latents = self.encode_images(batch.pixel_values)

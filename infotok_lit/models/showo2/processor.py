@@ -13,7 +13,8 @@ from transformers import PreTrainedTokenizerBase
 
 from infotok_lit.batch import IGNORE_INDEX, IMAGE_TOKEN_ID, GenerationSample, Tokenizer, UnderstandingSample
 from infotok_lit.models.common.images import centre_crop, fit_on_square, to_pixels
-from infotok_lit.models.common.processor import ChatProcessor, Prompt, Words, pad
+from infotok_lit.models.common.processor import ChatProcessor, Prompt, Words
+from infotok_lit.models.common.text import pad
 from infotok_lit.models.showo2.family import Showo2Config
 
 START, END = "<|im_start|>", "<|im_end|>"

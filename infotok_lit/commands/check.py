@@ -1,0 +1,200 @@
+"""`check`: the data of a configuration before it is trained on: sizes, lengths, what would be cut, what is broken."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from statistics import median
+from typing import TYPE_CHECKING
+
+from jsonargparse.typing import PositiveInt
+
+from infotok_lit.commands.parsing import run
+from infotok_lit.commands.progress import progress_bar
+from infotok_lit.errors import SettingsError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from infotok_lit.batch import Branch, Processor, Sample, Source
+    from infotok_lit.commands.fit import InfoTokCLI
+
+NAMED = 20
+"""So many of a kind are named; of the others the number is said."""
+CROPPED = 1 / 3
+"""Images that lose more than this share of their area by being cropped to a square are spoken of."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """`check --config FILE ... [overrides] [--limit N]`."""
+    return run(check, argv, rest="fit_arguments")
+
+
+def check(fit_arguments: list[str], limit: PositiveInt = 10_000) -> int:
+    """Look at the data of a configuration before training: every image is opened, and every text is tokenised.
+
+    Says which samples are broken, by name, and which texts the model would cut. No weights are read. Ends with status 1
+    if so many samples are broken that training would stop. Every option that is not listed here is one of fit's, such
+    as --config FILE.
+
+    Args:
+        fit_arguments: What `fit` is given.
+        limit: At most so many samples of each source and branch are looked at: the first ones.
+    """
+    from rich.console import Console
+
+    from infotok_lit.batch import BRANCHES
+    from infotok_lit.commands.fit import InfoTokCLI
+
+    cli = InfoTokCLI(["fit", *fit_arguments], run=False)
+    processor, data = processor_of(cli), cli.datamodule
+    sources = [("train", data.training_sources), ("validation", data.validation_sources)]
+    findings: list[Findings] = []
+    with progress_bar(len(sources) * len(BRANCHES)) as bar:
+        for part, of_branch in sources:
+            for branch in BRANCHES:
+                show = _shown(bar.show, len(findings), f"{part}, {branch}")
+                findings.append(look_at(f"{part}, {branch}", of_branch[branch], branch, processor, limit, show))
+    console = Console()
+    console.print(overview(findings))
+    for line in remarks(findings, cli.model.answer_tokens):
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
+    stops = [found for found in findings[: len(BRANCHES)] if found.broken_share > data.max_broken_share]
+    for found in stops:
+        console.print(
+            f"{found.name}: {found.broken_share:.1%} of the samples are broken, so training would stop; mend or remove "
+            f"them, or raise max_broken_share above {data.max_broken_share:.1%}.",
+            soft_wrap=True,
+        )
+    return 1 if stops else 0
+
+
+def processor_of(cli: "InfoTokCLI") -> "Processor":
+    """The processor of the configured base model, without its weights."""
+    import torch
+
+    model = getattr(cli.model, "initial_model", None)
+    if model is None or not hasattr(cli.datamodule, "training_sources"):
+        raise SettingsError("check needs a configuration with one of our base models and a UnifiedDataModule")
+    with torch.device("meta"):
+        return replace(model, init_from=None, tokenizer=model.reference()["tokenizer"]).build().processor
+
+
+@dataclass
+class Findings:
+    """What was found in one source for one branch."""
+
+    name: str
+    samples: int
+    looked_at: int = 0
+    sides: list[tuple[int, int]] = field(default_factory=list)
+    """(width, height) of each image in pixels."""
+    side: int = 0
+    """Of the square that the model sees, in pixels."""
+    crops: bool = False
+    """Whether the square is cut out of the image; it is padded otherwise."""
+    tokens: list[int] = field(default_factory=list)
+    """Of the whole text of each sample, without template."""
+    answer_tokens: list[int] = field(default_factory=list)
+    cut: list[str] = field(default_factory=list)
+    """Names of samples whose text does not go into the model whole."""
+    broken: list[str] = field(default_factory=list)
+    """A sentence for each sample that cannot be used."""
+
+    @property
+    def broken_share(self) -> float:
+        """Of what was looked at."""
+        return len(self.broken) / max(self.looked_at, 1)
+
+
+def look_at(
+    name: str,
+    source: "Source",
+    branch: "Branch",
+    processor: "Processor",
+    limit: int,
+    show: Callable[[float], None] = lambda share: None,
+) -> Findings:
+    """Draw each sample once, and make a batch of it."""
+    import numpy as np
+
+    from infotok_lit.batch import BrokenSampleError
+
+    found = Findings(name, samples=source.branch_length(branch), crops=branch == "generation")
+    found.looked_at = min(limit, found.samples)
+    for index in range(found.looked_at):
+        show(index / found.looked_at)
+        try:
+            sample = source.sample(branch, index, np.random.default_rng(index))
+            _measure(found, sample, processor)
+        except (BrokenSampleError, OSError) as error:
+            found.broken.append(str(error))
+    return found
+
+
+def _measure(found: Findings, sample: "Sample", processor: "Processor") -> None:
+    from infotok_lit.batch import IGNORE_INDEX, UnderstandingSample
+
+    texts = [sample.question, sample.answer] if isinstance(sample, UnderstandingSample) else [sample.caption]
+    lengths = [len(processor.tokenizer.encode(text.strip(), add_special_tokens=False)) for text in texts]
+    if isinstance(sample, UnderstandingSample):
+        batch = processor.understanding([sample])
+        whole = int((batch.labels != IGNORE_INDEX).sum()) >= lengths[1]
+        found.answer_tokens.append(lengths[1])
+    else:
+        batch = processor.generation([sample])
+        whole = int(batch.attention_mask.sum()) >= lengths[0]
+    if not whole or int(batch.text.mask.sum()) < sum(lengths):
+        found.cut.append(sample.name)
+    found.sides.append(sample.image.size)
+    found.tokens.append(sum(lengths))
+    found.side = batch.pixel_values.shape[-1]
+
+
+def overview(findings: Sequence[Findings]) -> "Table":
+    """A row for each source and branch."""
+    from rich.table import Table
+
+    table = Table(title="The data, as the model would see it")
+    for column in ("", "samples", "image sides (px)", "text tokens", "answer tokens", "cut", "broken"):
+        table.add_column(column, justify="left" if not column else "right", no_wrap=not column)
+    for found in findings:
+        sides = [side for pair in found.sides for side in pair]
+        looked = "" if found.looked_at == found.samples else f" ({found.looked_at:,} looked at)"
+        lengths = (_spread(values) for values in (sides, found.tokens, found.answer_tokens))
+        table.add_row(found.name, f"{found.samples:,}{looked}", *lengths, str(len(found.cut)), str(len(found.broken)))
+    table.caption = "smallest, median, largest"
+    return table
+
+
+def remarks(findings: Sequence[Findings], answer_tokens: int) -> list[str]:
+    """What a user may want to mend, a line each; names are said once, wherever a sample is used."""
+    lines = []
+    for kind, title in (("broken", "broken"), ("cut", "longer than the model takes, and cut")):
+        names = list(dict.fromkeys(name for found in findings for name in getattr(found, kind)))
+        lines += [f"{title}: {name}" for name in names[:NAMED]]
+        lines += [f"{title}: {len(names) - NAMED} more"] if len(names) > NAMED else []
+    for found in findings:
+        small = sum(min(sides) < found.side for sides in found.sides)
+        if small:
+            lines.append(
+                f"{found.name}: {small} images have a side under the model's {found.side} px and are enlarged."
+            )
+        narrow = sum(1 - min(sides) / max(sides) > CROPPED for sides in found.sides) if found.crops else 0
+        if narrow:
+            lines.append(
+                f"{found.name}: {narrow} images lose over a third of their area: they are cropped to a square."
+            )
+        long = sum(length > answer_tokens for length in found.answer_tokens)
+        if long and not found.name.startswith("train"):
+            lines.append(
+                f"{found.name}: {long} true answers are longer than model.answer_tokens ({answer_tokens}), at which "
+                "generated ones end."
+            )
+    return lines
+
+
+def _spread(values: Sequence[int]) -> str:
+    return f"{min(values)}, {median(values):.0f}, {max(values)}" if values else ""
+
+
+def _shown(show: Callable[[float, str], None], done: int, what: str) -> Callable[[float], None]:
+    return lambda share: show(done + share, what)

@@ -1,0 +1,80 @@
+"""`check`: what is said of data before it is trained on, against data whose faults are known."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from infotok_lit.cli import main
+
+PHOTOS = Path(__file__).parents[1] / "fixtures" / "photos"
+FAMILIES = ("harmon", "showo2", "openuni")
+
+
+@pytest.fixture
+def photos(tmp_path, monkeypatch):
+    """Writes rows beside the photographs, where the preset for own images looks for them."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "160")
+    shutil.copytree(PHOTOS, tmp_path / "photos")
+    rows = json.loads((PHOTOS / "annotations.json").read_text())
+
+    def write(*more: dict) -> list[str]:
+        (tmp_path / "photos" / "annotations.json").write_text(json.dumps([*rows, *more]))
+        return ["--config", "data/own_images", "--data.init_args.num_workers", "0"]
+
+    return write
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_photographs_without_a_fault(family, photos, capsys) -> None:
+    assert main(["check", "--config", f"{family}/scenes32", *photos()]) == 0
+    said = capsys.readouterr().out
+    lines = {line.split("\u2502")[1].strip(): line for line in said.splitlines() if line.startswith("\u2502")}
+    assert {name: int(line.split("\u2502")[2]) for name, line in lines.items() if name} == {
+        "train, understanding": 11,
+        "train, generation": 11,
+        "validation, understanding": 2,
+        "validation, generation": 2,
+    }
+    assert "213, 320, 320" in said, "the sides of the photographs"
+    assert "broken:" not in said and "cut:" not in said
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_faults_are_named(family, photos, tmp_path, capsys) -> None:
+    Image.new("RGB", (300, 60)).save(tmp_path / "photos" / "wide.png")
+    Image.new("RGB", (20, 20)).save(tmp_path / "photos" / "tiny.png")
+    arguments = photos(
+        {"image": "gone.jpg", "caption": "is not there"},
+        {"image": "wide.png", "caption": "wide " * 5000},
+        {"image": "tiny.png", "caption": "tiny"},
+    )
+    assert main(["check", "--config", f"{family}/scenes32", *arguments, "--data.init_args.val_share", "0.1"]) == 0
+    said = capsys.readouterr().out
+    assert "broken: gone.jpg (row 13): there is no file photos/gone.jpg" in said
+    assert said.count("gone.jpg (row") == 1, "once, though both branches draw it"
+    assert "longer than the model takes, and cut: wide.png (row 14)" in said
+    # Of the photographs two are 320 x 213; wherever the others fell, some part has a wide and a tiny one.
+    assert sum(int(line.split(": ")[1].split()[0]) for line in said.splitlines() if "lose over a third" in line) == 3
+    small = [line for line in said.splitlines() if "have a side under the model's 32 px" in line]
+    assert [line.split(": ")[1].split()[0] for line in small] == ["1", "1"], "in both branches of one part"
+
+
+def test_so_much_broken_that_training_would_stop(photos, capsys) -> None:
+    missing = [{"image": f"gone{number}.jpg", "caption": "is not there"} for number in range(30)]
+    assert main(["check", "--config", "harmon/scenes32", *photos(*missing)]) == 1
+    said = capsys.readouterr().out
+    assert "of the samples are broken, so training would stop" in said and "above 20.0%" in said
+    assert "broken: 10 more" in said, "twenty are named"
+
+
+def test_long_answers_and_a_limit(capsys, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    arguments = ["--limit", "30", "--model.init_args.answer_tokens", "5"]
+    assert main(["check", "--config", "harmon/scenes32", *arguments]) == 0
+    said = capsys.readouterr().out
+    assert said.count("1,000,000 (30 looked at)") == 4
+    assert "true answers are longer than model.answer_tokens (5)" in said
