@@ -89,24 +89,36 @@ BENCHMARKS: dict[str, Callable[[Options], Benchmark]] = {
 """Name -> how to make it."""
 
 
-def make_benchmarks(names: Sequence[str], options: Options) -> list[Benchmark]:
+def make_benchmarks(names: Sequence[str], options: Options, with_images: bool = True) -> list[Benchmark]:
     """The benchmarks of some names, `all` for every one.
+
+    Args:
+        with_images: see to it that there are pictures to ask about, by the first one.
 
     Raises:
         SettingsError: there is no benchmark of that name.
         ExplainedError: one message about everything that is missing, if anything is.
     """
+    check_names(names)
     names = list(BENCHMARKS) if "all" in names else list(dict.fromkeys(names))
-    for name in names:
-        if name not in BENCHMARKS:
-            hint = did_you_mean(name, BENCHMARKS) or f"; there are {', '.join(BENCHMARKS)}"
-            raise SettingsError(f"no benchmark {name!r}{hint}")
     made, missing = [], []
     for name in names:
         try:
-            made.append(BENCHMARKS[name](options))
+            benchmark = BENCHMARKS[name](options)
+            questions = [] if benchmark.about_own_images or not with_images else benchmark.questions()
+            for image in questions[0].images if questions else ():
+                benchmark.open_image(image, Path())
+            made.append(benchmark)
         except MissingFileError as error:
             missing.append(str(error))
     if missing:
         raise ExplainedError("\n".join(dict.fromkeys(missing)))
     return made
+
+
+def check_names(names: Sequence[str]) -> None:
+    """SettingsError for the first name that is no benchmark's, nor `all`."""
+    for name in names:
+        if name not in BENCHMARKS and name != "all":
+            hint = did_you_mean(name, BENCHMARKS) or f"; there are {', '.join(BENCHMARKS)}"
+            raise SettingsError(f"no benchmark {name!r}{hint}")

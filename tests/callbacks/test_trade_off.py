@@ -94,4 +94,4 @@ def test_mistakes_are_said_at_once():
     with pytest.raises(SettingsError, match="did you mean geneval"):
         TradeOff(benchmarks=("genevall",))
     with pytest.raises(ExplainedError, match="name their folder"):
-        TradeOff(benchmarks=("mme",))
+        TradeOff(benchmarks=("mme",)).setup(pl.Trainer(accelerator="cpu", logger=False), TinyModule(), "fit")
