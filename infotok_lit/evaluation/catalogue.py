@@ -46,9 +46,9 @@ class Options:
     device: str = "cpu"
 
     def folder(self, name: str) -> Path:
-        """Where the files of a benchmark lie; MissingFileError without `data`."""
+        """Where the files of a benchmark lie; MissingFileError, with the name alone, without `data`."""
         if self.data is None:
-            raise MissingFileError(f"{name} needs files that do not ship: name their folder by --data")
+            raise MissingFileError(name)
         return self.data / name
 
     @cached_property
@@ -111,6 +111,11 @@ def make_benchmarks(names: Sequence[str], options: Options, with_images: bool = 
             made.append(benchmark)
         except MissingFileError as error:
             missing.append(str(error))
+    if missing and options.data is None:
+        raise ExplainedError(
+            f"{', '.join(missing)}: the files do not ship with this package. Name the folder that has them by --data, as "
+            "docs/evaluation.md says, or see what to fetch with --data NEW_FOLDER"
+        )
     if missing:
         raise ExplainedError("\n".join(dict.fromkeys(missing)))
     return made

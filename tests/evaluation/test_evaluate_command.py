@@ -116,7 +116,7 @@ def test_an_official_run_is_added_up(tmp_path, capsys):
     ("options", "message"),
     [
         (["--benchmark", "genevall"], "no benchmark 'genevall'; did you mean geneval?"),
-        (["--benchmark", "mme", "gqa"], "mme needs files that do not ship"),
+        (["--benchmark", "mme", "gqa"], "mme, gqa: the files do not ship"),
         (["--benchmark", "mme", "--data", "nowhere"], "hf download lmms-lab/MME"),
         (["--benchmark", "pope", "--data", "nowhere"], "val2014.zip"),
         (["--benchmark", "pope", "--data", "x", "--rules", "mine"], "rules"),
