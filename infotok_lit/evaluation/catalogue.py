@@ -113,8 +113,8 @@ def make_benchmarks(names: Sequence[str], options: Options, with_images: bool = 
             missing.append(str(error))
     if missing and options.data is None:
         raise ExplainedError(
-            f"{', '.join(missing)}: the files do not ship with this package. Name the folder that has them by --data, as "
-            "docs/evaluation.md says, or see what to fetch with --data NEW_FOLDER"
+            f"{', '.join(missing)}: the files do not ship with this package. Name the folder that has them by --data "
+            "(docs/evaluation.md), or see what to fetch with --data NEW_FOLDER"
         )
     if missing:
         raise ExplainedError("\n".join(dict.fromkeys(missing)))
