@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from infotok_lit.errors import SettingsError
 from infotok_lit.evaluation.benchmark import Benchmark
-from infotok_lit.evaluation.catalogue import Options, make_benchmarks
+from infotok_lit.evaluation.catalogue import Options, check_names, make_benchmarks
 from infotok_lit.evaluation.models import OwnModel
 from infotok_lit.evaluation.records import Row
 from infotok_lit.evaluation.results import change
@@ -57,15 +57,18 @@ class TradeOff(pl.Callback):
             raise SettingsError("TradeOff: every_n_steps and batch_size must be 1 or more, and limit 2 or more")
         folders = {"data": data, "detector": detector, "classifier": classifier}
         given = {name: Path(folder) for name, folder in folders.items() if folder is not None}
-        self.benchmarks = make_benchmarks(tuple(benchmarks), Options(**given, rules=rules))
+        self.names, self.options = tuple(benchmarks), Options(**given, rules=rules)
+        check_names(self.names)
+        self.benchmarks: list[Benchmark] = []
         self.every_n_steps, self.limit, self.batch_size, self.errors = every_n_steps, limit, batch_size, errors
         self.before: dict[str, list[Row]] = {}
         self._measured = -1
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """SettingsError for a strategy under which no process has the whole model."""
+        """Read the benchmarks; SettingsError for a strategy under which no process has the whole model."""
         if isinstance(trainer.strategy, pl.strategies.FSDPStrategy | pl.strategies.ModelParallelStrategy):
             raise SettingsError("TradeOff: the processes work apart, which a sharded model does not allow: use DDP")
+        self.benchmarks = make_benchmarks(self.names, self.options)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Measure the model as it is before the first step."""

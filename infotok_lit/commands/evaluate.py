@@ -91,7 +91,8 @@ def evaluate(
     from infotok_lit.evaluation.catalogue import make_benchmarks
     from infotok_lit.evaluation.running import World
 
-    made = make_benchmarks(benchmark, _options(judging, data, seed, images_per_prompt, rules, options.device))
+    chosen = _options(judging, data, seed, images_per_prompt, rules, options.device)
+    made = make_benchmarks(benchmark, chosen, with_images=verdicts is None)
     if verdicts is not None:
         return aggregate(made, verdicts)
     if not model or out is None:

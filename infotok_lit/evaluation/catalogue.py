@@ -46,9 +46,9 @@ class Options:
     device: str = "cpu"
 
     def folder(self, name: str) -> Path:
-        """Where the files of a benchmark lie; MissingFileError without `data`."""
+        """Where the files of a benchmark lie; MissingFileError, with the name alone, without `data`."""
         if self.data is None:
-            raise MissingFileError(f"{name} needs files that do not ship: name their folder by --data")
+            raise MissingFileError(name)
         return self.data / name
 
     @cached_property
@@ -89,24 +89,41 @@ BENCHMARKS: dict[str, Callable[[Options], Benchmark]] = {
 """Name -> how to make it."""
 
 
-def make_benchmarks(names: Sequence[str], options: Options) -> list[Benchmark]:
+def make_benchmarks(names: Sequence[str], options: Options, with_images: bool = True) -> list[Benchmark]:
     """The benchmarks of some names, `all` for every one.
+
+    Args:
+        with_images: see to it that there are pictures to ask about, by the first one.
 
     Raises:
         SettingsError: there is no benchmark of that name.
         ExplainedError: one message about everything that is missing, if anything is.
     """
+    check_names(names)
     names = list(BENCHMARKS) if "all" in names else list(dict.fromkeys(names))
-    for name in names:
-        if name not in BENCHMARKS:
-            hint = did_you_mean(name, BENCHMARKS) or f"; there are {', '.join(BENCHMARKS)}"
-            raise SettingsError(f"no benchmark {name!r}{hint}")
     made, missing = [], []
     for name in names:
         try:
-            made.append(BENCHMARKS[name](options))
+            benchmark = BENCHMARKS[name](options)
+            questions = [] if benchmark.about_own_images or not with_images else benchmark.questions()
+            for image in questions[0].images if questions else ():
+                benchmark.open_image(image, Path())
+            made.append(benchmark)
         except MissingFileError as error:
             missing.append(str(error))
+    if missing and options.data is None:
+        raise ExplainedError(
+            f"{', '.join(missing)}: the files do not ship with this package. Name the folder that has them by --data "
+            "(docs/evaluation.md), or see what to fetch with --data NEW_FOLDER"
+        )
     if missing:
         raise ExplainedError("\n".join(dict.fromkeys(missing)))
     return made
+
+
+def check_names(names: Sequence[str]) -> None:
+    """SettingsError for the first name that is no benchmark's, nor `all`."""
+    for name in names:
+        if name not in BENCHMARKS and name != "all":
+            hint = did_you_mean(name, BENCHMARKS) or f"; there are {', '.join(BENCHMARKS)}"
+            raise SettingsError(f"no benchmark {name!r}{hint}")

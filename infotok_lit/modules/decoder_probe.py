@@ -23,7 +23,7 @@ from infotok_lit.batch import BRANCHES, Batch, Branch, TokenLayout, Understandin
 from infotok_lit.checkpoints import read_pickle
 from infotok_lit.errors import SettingsError
 from infotok_lit.models.unified import UnifiedModel
-from infotok_lit.modules.base_model import BASE_PREFIX, BaseModel
+from infotok_lit.modules.base_model import BASE_PREFIX, InitialModel
 from infotok_lit.modules.optimiser import OptimiserConfig, warmup_cosine
 from infotok_lit.modules.run_callbacks import DataConnection, StepSeed
 from infotok_lit.seeding import isolated_rng
@@ -32,7 +32,7 @@ UNDERSTANDING = BRANCHES.index("understanding")
 
 
 class TokenDecoder(nn.Module):
-    """Tokens (B, N, D) at their places of a canvas -> images (B, 3, height, width) in [-1, 1] (not clamped).
+    """Tokens (B, N, D) in the order of their canvas -> images (B, 3, height, width) in [-1, 1] (not clamped).
 
     A pre-norm transformer over all tokens; each token that has a place in the grid then draws its own patch.
 
@@ -57,15 +57,9 @@ class TokenDecoder(nn.Module):
         self.body = nn.TransformerEncoder(layer, depth, norm=nn.LayerNorm(width), enable_nested_tensor=False)
         self.leave = nn.Linear(width, 3 * self.patch[0] * self.patch[1])
 
-    def forward(self, tokens: Tensor, token_index: Tensor) -> Tensor:
-        """
-        Args:
-            token_index: (B, N), the place of each token; every place of the grid must occur.
-        """
-        states = self.body(self.enter(tokens) + self.place(token_index))
-        # In the order of their places, the extra ones first.
-        order = token_index.argsort(dim=1)[..., None].expand_as(states)
-        states = states.gather(1, order)[:, self.layout.num_extra :]
+    def forward(self, tokens: Tensor) -> Tensor:
+        """The tokens without a place come first and draw nothing themselves."""
+        states = self.body(self.enter(tokens) + self.place.weight)[:, self.layout.num_extra :]
         patches = self.leave(states).unflatten(1, self.layout.grid).unflatten(-1, (3, *self.patch))
         return patches.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
 
@@ -106,7 +100,7 @@ class DecoderProbe(pl.LightningModule):
         antialias: bool = False,
     ) -> None:
         super().__init__()
-        self.base_model = BaseModel(family, size, init_from, dict(parts or {}), tokenizer, dict(settings or {}))
+        self.initial_model = InitialModel(family, size, init_from, dict(parts or {}), tokenizer, dict(settings or {}))
         self.decoder_options = {"width": width, "depth": depth, "heads": heads}
         self.optimiser_config = optimiser
         self._frechet = partial(_frechet, feature_network, inception, antialias)
@@ -120,7 +114,7 @@ class DecoderProbe(pl.LightningModule):
         """Build the frozen model and the decoder once; the decoder's shape is that of the tokens of a blank image."""
         if hasattr(self, "base"):
             return
-        self.base = self.base_model.build().requires_grad_(False).eval()
+        self.base = self.initial_model.build().requires_grad_(False).eval()
         side = self.base.config.image_size
         with torch.no_grad(), isolated_rng(0, torch.device("cpu")):
             output = self.base.understanding(_blank(self.base, side))
@@ -146,8 +140,8 @@ class DecoderProbe(pl.LightningModule):
     def reconstruct(self, batch: UnderstandingBatch) -> Tensor:
         """(B, 3, height, width): what the decoder makes of the tokens of the batch's images."""
         with torch.no_grad():
-            output = self.base.understanding(batch)
-        return self.decoder(output.tokens.float(), output.token_index)
+            tokens = self.base.understood_tokens(batch.pixel_values)
+        return self.decoder(tokens.float())
 
     def training_step(self, batch: Mapping[Branch, Batch], batch_idx: int) -> Tensor:
         """Mean squared error of pixels in [-1, 1]."""

@@ -6,9 +6,7 @@ import pytest
 import torch
 from tiny import FAMILIES, TinyModule, scenes_data, tiny_model
 
-from infotok_lit.batch import UnderstandingSample
 from infotok_lit.callbacks import TextSimilarity
-from infotok_lit.pictures import to_uint8
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -48,11 +46,8 @@ def test_the_value_is_that_of_the_definition(tmp_path, monkeypatch):
     images, captions = [], []
     with torch.no_grad():
         for base, batch in rows:
-            from PIL import Image
-
-            for pixels, ids, mask in zip(to_uint8(batch.pixel_values), batch.text.ids, batch.text.mask, strict=True):
-                sample = UnderstandingSample(Image.fromarray(pixels), "What?", "a", "")
-                images.append(base.understanding(base.processor.understanding([sample])).tokens[0].mean(0).numpy())
+            for pixels, ids, mask in zip(batch.pixel_values, batch.text.ids, batch.text.mask, strict=True):
+                images.append(base.understood_tokens(pixels[None])[0].mean(0).numpy())
                 own = ids[mask.bool()][None]
                 captions.append(base.last_hidden_states(own, torch.ones_like(own))[0].mean(0).numpy())
     x, y = (np.stack(part).astype(np.float64) for part in (images, captions))

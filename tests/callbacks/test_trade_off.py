@@ -93,5 +93,5 @@ def test_mistakes_are_said_at_once():
         TradeOff(limit=1)
     with pytest.raises(SettingsError, match="did you mean geneval"):
         TradeOff(benchmarks=("genevall",))
-    with pytest.raises(ExplainedError, match="name their folder"):
-        TradeOff(benchmarks=("mme",))
+    with pytest.raises(ExplainedError, match="mme: the files do not ship"):
+        TradeOff(benchmarks=("mme",)).setup(pl.Trainer(accelerator="cpu", logger=False), TinyModule(), "fit")

@@ -116,8 +116,9 @@ def test_an_official_run_is_added_up(tmp_path, capsys):
     ("options", "message"),
     [
         (["--benchmark", "genevall"], "no benchmark 'genevall'; did you mean geneval?"),
-        (["--benchmark", "mme", "gqa"], "mme needs files that do not ship"),
+        (["--benchmark", "mme", "gqa"], "mme, gqa: the files do not ship"),
         (["--benchmark", "mme", "--data", "nowhere"], "hf download lmms-lab/MME"),
+        (["--benchmark", "pope", "--data", "nowhere"], "val2014.zip"),
         (["--benchmark", "pope", "--data", "x", "--rules", "mine"], "rules"),
         (["--benchmark", "geneval", "--detector", "d"], "give both --detector and --classifier"),
         (["--benchmark", "geneval", "--judge", "http://x/v1"], "--judge_model"),

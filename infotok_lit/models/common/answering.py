@@ -1,10 +1,12 @@
-"""Greedy answers to many questions about few images: what comes before the question is computed once per image.
+"""Greedy answers to many questions about few images: what comes before the questions is computed once per image.
 
-Shapes: I images, P positions up to the end of the image, B questions, S positions of the longest question, H width,
-A new tokens, V vocabulary.
+All questions about an image lie in one sequence after it, each hidden from the others. Shapes: I images, P positions
+up to the end of the image, M the most questions about one image, S positions of the longest, H width, A new tokens,
+V vocabulary.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -12,8 +14,9 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from infotok_lit.batch import IMAGE_TOKEN_ID, Processor
-from infotok_lit.models.common.language_model import compact_positions, followed_by_ones
-from infotok_lit.models.common.processor import pad
+
+SHARED = -1
+"""The segment of what all questions see."""
 
 
 class LanguageParts(NamedTuple):
@@ -56,7 +59,7 @@ def answer_after_prefix(
     max_new_tokens: int,
     prefix_mask: Tensor | None = None,
 ) -> Tensor:
-    """Answer ids (B, at most max_new_tokens).
+    """Answer ids (B, at most max_new_tokens) of B questions.
 
     Args:
         prefix: (I, P, H) embeddings of what comes before the questions.
@@ -64,36 +67,88 @@ def answer_after_prefix(
         questions: ids of the rest of each prompt.
         prefix_mask: (I, 1, P, P) bool: which positions of a prefix see which; default: earlier ones.
     """
-    device, length = prefix.device, prefix.shape[1]
-    ids, real = (part.to(device) for part in pad(questions, language.processor.pad_id))
+    images, length, processor = *prefix.shape[:2], language.processor
     cache = DynamicCache(config=language.body.config)
     language.body(inputs_embeds=prefix, attention_mask=prefix_mask, past_key_values=cache, use_cache=True)
-    cache.batch_select_indices(torch.tensor(image_of, device=device))
-    real = followed_by_ones(torch.cat([real.new_ones(len(ids), length), real], dim=1), max_new_tokens)
-    mask = real[:, None, None] & real.new_ones(real.shape[1], real.shape[1]).tril()
-    # A padded row sees itself, so that no softmax is over nothing.
-    mask |= torch.eye(real.shape[1], dtype=torch.bool, device=device)
-    places = compact_positions(real)
-    last = torch.tensor([len(question) - 1 for question in questions], device=device)
-    inputs, first, end = language.embedding(ids), length, length + ids.shape[1]
+    ids, real, slots = _laid_out(images, image_of, questions, processor.pad_id, prefix.device)
+    most, longest = ids.shape[1:]
+    lengths = real.sum(2)
+    sequence = _Sequence.after(prefix)
+    sequence.add(
+        torch.arange(most, device=prefix.device).repeat_interleave(longest).expand(images, -1),
+        length + torch.arange(longest, device=prefix.device).repeat(most).expand(images, -1),
+        real.flatten(1),
+    )
+    inputs = language.embedding(ids.flatten(1))
+    # Each question's last position; a slot without a question reads any.
+    rows = (torch.arange(most, device=prefix.device) * longest + lengths - 1).clamp(min=0)
     new: list[Tensor] = []
-    ended = torch.zeros(len(ids), dtype=torch.bool, device=device)
+    ended = lengths.flatten() == 0
     for step in range(max_new_tokens):
         states = language.body(
             inputs_embeds=inputs,
-            attention_mask=mask[:, :, first:end, :end],
-            position_ids=places[:, first:end],
+            attention_mask=sequence.mask(inputs.shape[1]),
+            position_ids=sequence.places[:, -inputs.shape[1] :],
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state
-        # The first new token follows each question's own last one; later ones follow the padding.
-        row = last if step == 0 else torch.zeros_like(last)
-        logits = language.head(states[torch.arange(len(row), device=device), row])
+        logits = language.head(states.gather(1, rows[..., None].expand(-1, -1, states.shape[2])).flatten(0, 1))
         if language.adjust is not None:
-            logits = language.adjust(torch.stack(new, dim=1) if new else ids[:, :0], logits)
-        new.append(logits.argmax(dim=-1).masked_fill(ended, language.processor.pad_id))
-        ended = ended | (new[-1] == language.processor.end_id)
+            logits = language.adjust(torch.stack(new, dim=1) if new else ids.new_empty(len(logits), 0), logits)
+        new.append(logits.argmax(dim=-1).masked_fill(ended, processor.pad_id))
+        ended = ended | (new[-1] == processor.end_id)
         if bool(ended.all()):
             break
-        inputs, first, end = language.embedding(new[-1]).unsqueeze(1).to(prefix.dtype), end, end + 1
-    return torch.stack(new, dim=1)
+        inputs = language.embedding(new[-1].view(images, most)).to(prefix.dtype)
+        rows = torch.arange(most, device=prefix.device).expand(images, -1)
+        sequence.add(rows, length + lengths + step, torch.ones_like(rows, dtype=torch.bool))
+    return torch.stack(new, dim=1)[slots]
+
+
+@dataclass
+class _Sequence:
+    """What lies where in each image's sequence; all (I, positions so far)."""
+
+    segments: Tensor
+    """Which question a position belongs to; SHARED for the prefix."""
+    places: Tensor
+    """How many positions of its own prompt come before it."""
+    real: Tensor
+    """False at padding."""
+
+    @classmethod
+    def after(cls, prefix: Tensor) -> "_Sequence":
+        """Of prefixes (I, P, H) alone."""
+        places = torch.arange(prefix.shape[1], device=prefix.device).expand(len(prefix), -1)
+        return cls(torch.full_like(places, SHARED), places, torch.ones_like(places, dtype=torch.bool))
+
+    def add(self, segments: Tensor, places: Tensor, real: Tensor) -> None:
+        """Append positions."""
+        added = zip((self.segments, self.places, self.real), (segments, places, real), strict=True)
+        self.segments, self.places, self.real = (torch.cat(pair, dim=1) for pair in added)
+
+    def mask(self, count: int) -> Tensor:
+        """(I, 1, count, positions) bool: what each of the last `count` positions sees: the prefix, and what comes no
+        later in its own question."""
+        own = self.segments[:, -count:, None] == self.segments[:, None]
+        earlier = self.places[:, None] <= self.places[:, -count:, None]
+        return (((self.segments == SHARED)[:, None] | own) & earlier & self.real[:, None])[:, None]
+
+
+def _laid_out(
+    images: int, image_of: Sequence[int], questions: Sequence[list[int]], pad_id: int, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Ids (I, M, S) and what of them is real, image by image; and where in (I M) each question is."""
+    counts = [0] * images
+    slots = []
+    for image in image_of:
+        slots.append((image, counts[image]))
+        counts[image] += 1
+    most, longest = max(counts), max(map(len, questions))
+    ids = torch.full((images, most, longest), pad_id)
+    real = torch.zeros(images, most, longest, dtype=torch.bool)
+    for (image, slot), question in zip(slots, questions, strict=True):
+        ids[image, slot, : len(question)] = torch.tensor(question)
+        real[image, slot, : len(question)] = True
+    flat = torch.tensor([image * most + slot for image, slot in slots], device=device)
+    return ids.to(device), real.to(device), flat
