@@ -26,6 +26,11 @@ COMMANDS = {
     "ablate": ("infotok_lit.commands.ablate", "compare variants over seeds, or search for good ones"),
     "probe": ("infotok_lit.commands.probe", "measure what the tokens of a model hold about Scenes, in bits"),
     "bench": ("infotok_lit.commands.bench", "time training steps per term, or `bench inference`, `bench evaluate`"),
+    "compress": ("infotok_lit.commands.compress", "compress a video to the tokens that it deserves"),
+    "decompress": ("infotok_lit.commands.decompress", "decode what `compress` wrote"),
+    "rate_distortion": ("infotok_lit.commands.rate_distortion", "quality of compressed videos against their bits"),
+    "video_evidence": ("infotok_lit.commands.video_evidence", "measure what a video tokenizer gains by choosing"),
+    "bench": ("infotok_lit.commands.bench", "time training steps per term, or (`bench inference`) the caches"),
 }
 """Subcommand -> the module whose main(argv) runs it, and a line of help."""
 MENDABLE = (
@@ -59,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _usage() -> str:
-    lines = [f"  {name:<10}{text}" for name, (_, text) in COMMANDS.items()]
+    lines = [f"  {name:<17}{text}" for name, (_, text) in COMMANDS.items()]
     return "usage: python -m infotok_lit SUBCOMMAND [...]\n\n" + "\n".join(lines) + "\n\nSUBCOMMAND --help says more."
 
 

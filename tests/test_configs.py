@@ -23,9 +23,13 @@ from infotok_lit.modules.optimiser import build_optimiser
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "configs"
 PHOTOS = ROOT / "tests" / "fixtures" / "photos"
-STUDIES = [*FOLDER.glob("ablation/*.yaml"), *FOLDER.glob("sweep/*.yaml")]
+STUDIES = [*FOLDER.glob("ablation/*.yaml"), *FOLDER.glob("sweep/*.yaml"), FOLDER / "video_tokenizer" / "masks.yaml"]
 """What `ablate` reads: tests/study/test_ablate.py is about them."""
-CONFIGS = sorted(str(path.relative_to(FOLDER).with_suffix("")) for path in {*FOLDER.glob("*/*.yaml")} - set(STUDIES))
+VIDEO = [FOLDER / "video_tokenizer" / "scenes.yaml"]
+"""Of a model of another kind: tests/video/test_module.py is about them."""
+CONFIGS = sorted(
+    str(path.relative_to(FOLDER).with_suffix("")) for path in {*FOLDER.glob("*/*.yaml")} - {*STUDIES, *VIDEO}
+)
 FOR = {
     "evaluation/large_llm": "showo2/scenes32",
     "openuni/lora": "openuni/b-512",
@@ -148,7 +152,9 @@ def test_the_list_of_callbacks_stands_once() -> None:
 
 def test_the_index_names_every_configuration() -> None:
     named = re.findall(r"^\| `(\S+)` \|", (FOLDER / "README.md").read_text(), re.MULTILINE)
-    assert sorted(named) == sorted([*CONFIGS, *(str(path.relative_to(FOLDER).with_suffix("")) for path in STUDIES)])
+    assert sorted(named) == sorted(
+        [*CONFIGS, *(str(path.relative_to(FOLDER).with_suffix("")) for path in [*STUDIES, *VIDEO])]
+    )
 
 
 def refusal(capsys, *arguments: str) -> str:
@@ -164,7 +170,8 @@ def refusal(capsys, *arguments: str) -> str:
     [
         (
             "model.init_args.objective.terms=[compactness,sufficency]",
-            "model.init_args.objective.terms: 'sufficency' is not one of compactness, sufficiency, alignment; did you "
+            "model.init_args.objective.terms: 'sufficency' is not one of compactness, sufficiency, alignment, "
+            "self_alignment; did you "
             "mean sufficiency?",
         ),
         (
@@ -236,7 +243,8 @@ def test_a_negative_number_may_follow_a_space(capsys) -> None:
         ),
         (
             "model:\n  init_args:\n    objective:\n      terms: [compression]\n",
-            "model.init_args.objective.terms: 'compression' is not one of compactness, sufficiency, alignment; did you "
+            "model.init_args.objective.terms: 'compression' is not one of compactness, sufficiency, alignment, "
+            "self_alignment; did you "
             "mean compactness? (in {})",
         ),
         ("data:\n  init_args:\n    val_batch_size: 0\n", "must be at least 1"),
@@ -373,9 +381,11 @@ def imports_of(path: Path) -> set[str]:
         ("data", {"data", "batch", "errors", "files"}),
         ("scenes", {"scenes", "metrics", "batch", "assets", "errors", "files", "seeding"}),
         ("metrics", {"metrics", "batch", "errors"}),
+        ("budgets", {"budgets", "errors"}),
+        ("video", {"video", "budgets", "data", "batch", "checkpoints", "errors", "files", "__version__"}),
         (
             "modules",
-            {"modules", "models", "objective", "data", "scenes", "metrics", "assets"}
+            {"modules", "models", "video", "budgets", "objective", "data", "scenes", "metrics", "assets"}
             | {"batch", "checkpoints", "errors", "files", "hub", "seeding"},
         ),
     ],
@@ -384,7 +394,7 @@ def test_arrows_point_one_way(folder, allowed) -> None:
     place = ROOT / "infotok_lit" / folder
     files = [place] if place.is_file() else sorted(place.rglob("*.py"))
     assert files
-    may_know_lightning = folder in ("data", "modules")
+    may_know_lightning = folder in ("data", "modules", "video")
     for path in files:
         for name in imports_of(path):
             top, _, inside = name.partition(".")

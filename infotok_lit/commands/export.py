@@ -7,6 +7,7 @@ from pathlib import Path
 from infotok_lit.commands.parsing import run
 from infotok_lit.errors import MissingFileError, SettingsError
 from infotok_lit.models.export import DType, Format, Weights, export_model, replaceable_files, run_provenance
+from infotok_lit.video import FAMILY
 
 
 def export(
@@ -34,10 +35,11 @@ def export(
     Raises:
         ExplainedError: saying what cannot be read, written or published, and the mend.
     """
-    replaceable_files(out, force)
+    replaceable_files(out, force, {FAMILY})
     from infotok_lit.checkpoints import find_checkpoint, local_checkpoint, read_run
     from infotok_lit.hub import push
     from infotok_lit.modules.base_model import average_updates, rebuild_base, weights_in_words
+    from infotok_lit.modules.video_tokenizer import export_run
 
     given = local_checkpoint(ckpt)
     path = find_checkpoint(given) or given
@@ -46,6 +48,14 @@ def export(
     checkpoint = read_run(path)
     if weights == "averaged" and average_updates(checkpoint) == 0:
         raise SettingsError(f"{path}: the average was never updated and is what training began with: use --weights raw")
+    if checkpoint["infotok_lit"]["family"] == FAMILY:
+        if format != "safetensors" or dtype is not None or push_to_hub is not None:
+            raise SettingsError(
+                "a video tokenizer is exported to safetensors as it is: leave out format, dtype and push_to_hub"
+            )
+        export_run(checkpoint, path, out, weights, force)
+        sys.stdout.write(f"wrote {out}\n")
+        return
     export_model(
         rebuild_base(checkpoint, weights),
         out,

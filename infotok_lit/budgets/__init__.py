@@ -1,0 +1,1 @@
+"""How many tokens a sample deserves, and which: shared by video tokens and image tokens."""

@@ -1,0 +1,106 @@
+"""`compress`: a video as a stream of the tokens that it deserves."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from infotok_lit.commands.parsing import run
+from infotok_lit.commands.progress import progress_bar
+
+if TYPE_CHECKING:
+    from infotok_lit.video.codec import CompressionReport
+    from infotok_lit.video.tokenizer import VideoTokenizer
+
+EMBEDDED = "embedded"
+
+
+def compress(
+    model: str,
+    video: Path,
+    out: Path,
+    rate: float = 0.5,
+    rule: Literal["global", "training", "window"] = "global",
+    window: int | None = None,
+    overlap: int = 1,
+    tile: int = 256,
+    fps: float = 25.0,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    force: bool = False,
+) -> None:
+    """Compress a video to an .itk stream with an adaptive video tokenizer.
+
+    Args:
+        model: An exported tokenizer's folder, or `embedded`: the small one that ships, which knows Moving Scenes only.
+        video: A video file (read with PyAV), or a folder of image files.
+        out: The stream to write, such as x.itk.
+        rate: The mean share of tokens that is kept, between 1/16 and 1.
+        rule: What decides a window's share: `global` compares its error with the video's mean, `training` with that of
+            the training clips, `window` gives each the same.
+        window: Frames per window; default: 33, or what the tokenizer takes.
+        overlap: Frames over which windows are blended.
+        tile: Longer frames are cut into tiles of this many pixels.
+        fps: Frames per second of a folder of frames, which does not say.
+        device: Where the tokenizer runs; auto: cuda if there is one.
+        force: Replace a file that is there.
+    """
+    from fractions import Fraction
+
+    from infotok_lit.data.fetch import replacing
+    from infotok_lit.errors import SettingsError
+    from infotok_lit.video.codec import CodecConfig
+    from infotok_lit.video.codec import compress as write_stream
+    from infotok_lit.video.video_file import read_video
+
+    config = CodecConfig(rate, rule, window=window, overlap=overlap, tile=tile)
+    if not 0 < fps < 1e6:
+        raise SettingsError(f"fps is {fps}: give the frames per second of the folder")
+    refuse_existing(out, force)
+    tokenizer = open_tokenizer(model, device)
+    opened = read_video(video, Fraction(fps).limit_denominator(1001))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with progress_bar(opened.count or 0) as bar, replacing(out) as file:
+        report = write_stream(
+            tokenizer,
+            opened.frames,
+            opened.frame_rate,
+            file,
+            config,
+            progress=lambda done: bar.show(done, f"frames: {done}/{opened.count or '?'}"),
+        )
+    out.chmod(0o644)
+    sys.stdout.write(f"wrote {out}: {describe(report)}\n")
+
+
+def describe(report: "CompressionReport") -> str:
+    """What a stream costs, in words."""
+    share, mask = report.kept / report.tokens, report.mask_bits / report.tokens
+    return (
+        f"{report.frames} frames in {report.file_bits // 8:,} bytes; {report.kept:,} of {report.tokens:,} tokens "
+        f"({share:.1%}; windows ask for {min(report.rates):.2f} to {max(report.rates):.2f}); the mask takes {mask:.3f} "
+        f"bits a token; {report.bpp16:.3f} bits per 16 pixels, {report.paper_bpp16:.3f} as the paper counts"
+    )
+
+
+def open_tokenizer(model: str, device: str) -> "VideoTokenizer":
+    """The tokenizer that `--model` and `--device` name; errors say what is wrong with them."""
+    from infotok_lit.assets import ASSETS
+    from infotok_lit.model_choice import chosen_device
+    from infotok_lit.video.folder import load_tokenizer
+
+    place = chosen_device(device)
+    return load_tokenizer(ASSETS / "videotok_scenes" if model == EMBEDDED else Path(model)).to(place)
+
+
+def refuse_existing(out: Path, force: bool) -> None:
+    """SettingsError if something is at `out` that is not to be replaced."""
+    from infotok_lit.errors import SettingsError
+
+    if out.is_dir() or (out.exists() and not force):
+        mend = "choose another name" if out.is_dir() else "choose another name, or replace it with --force"
+        raise SettingsError(f"{out} exists; {mend}")
+
+
+def main(argv: Sequence[str]) -> int:
+    """`compress --model DIR --video x.mp4 --out x.itk`."""
+    return run(compress, argv)

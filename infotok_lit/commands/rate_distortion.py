@@ -1,0 +1,91 @@
+"""`rate_distortion`: the quality of compressed videos against their bits."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from infotok_lit.commands.compress import open_tokenizer
+from infotok_lit.commands.parsing import run
+from infotok_lit.commands.progress import progress_bar
+from infotok_lit.files import write_whole
+
+TABLE, PICTURE = "rate_distortion.csv", "rate_distortion.png"
+
+
+def rate_distortion(
+    model: str,
+    video: list[Path],
+    out: Path,
+    rates: list[float] | None = None,
+    rule: Literal["global", "training", "window"] = "global",
+    window: int | None = None,
+    overlap: int = 1,
+    tile: int = 256,
+    vgg_weights: Path | None = None,
+    lpips_weights: Path | None = None,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    force: bool = False,
+) -> None:
+    """Compress videos at several rates, decode them, and report PSNR, SSIM and LPIPS against the bits of the files.
+
+    Args:
+        model: An exported tokenizer's folder, or `embedded`.
+        video: Video files and folders of frames.
+        out: A folder for the table and the plot.
+        rates: Mean shares of tokens that are kept; default: 1, 0.75, 0.5 and 0.25.
+        rule: What decides a window's share, as for compress.
+        window: Frames per window; default: 33, or what the tokenizer takes.
+        overlap: Frames over which windows are blended.
+        tile: Longer frames are cut into tiles of this many pixels.
+        vgg_weights: torchvision's VGG-16, for LPIPS.
+        lpips_weights: The lpips package's weights/v0.1/vgg.pth, for LPIPS.
+        device: Where the tokenizer runs; auto: cuda if there is one.
+        force: Replace a table and a plot that are there.
+    """
+    import csv
+    import io
+    from dataclasses import asdict, replace
+
+    from infotok_lit.errors import SettingsError
+    from infotok_lit.video.codec import CodecConfig
+    from infotok_lit.video.quality import Lpips, means_by_rate, measure_quality, plot_quality
+    from infotok_lit.video.video_file import read_video
+
+    config = CodecConfig(1.0, rule, window=window, overlap=overlap, tile=tile)
+    each = [replace(config, rate=rate) for rate in rates or (1.0, 0.75, 0.5, 0.25)]
+    if (vgg_weights is None) != (lpips_weights is None):
+        raise SettingsError("LPIPS needs both vgg_weights and lpips_weights; leave out both for none")
+    if (out / TABLE).exists() and not force:
+        raise SettingsError(f"{out / TABLE} exists; choose another folder, or replace it with --force")
+    lpips = None if vgg_weights is None or lpips_weights is None else Lpips.from_files(vgg_weights, lpips_weights)
+    tokenizer = open_tokenizer(model, device)
+    rows = []
+    with progress_bar(len(video) * len(each)) as bar:
+        for path in video:
+            for at in each:
+                bar.show(len(rows), f"{path.name} at rate {at.rate:g}")
+                rows.append(measure_quality(tokenizer, str(path), lambda path=path: read_video(path), at, lpips))
+    means = means_by_rate(rows)
+    table = io.StringIO()
+    writer = csv.DictWriter(table, list(asdict(rows[0])))
+    writer.writeheader()
+    writer.writerows(asdict(row) for row in [*rows, *means])
+    out.mkdir(parents=True, exist_ok=True)
+    write_whole(out / TABLE, table.getvalue().encode())
+    picture = io.BytesIO()
+    plot_quality(means, picture)
+    write_whole(out / PICTURE, picture.getvalue())
+    for row in means:
+        quality = f"{row.psnr:.2f} dB" + ("" if row.ssim is None else f", SSIM {row.ssim:.4f}")
+        quality += "" if row.lpips is None else f", LPIPS {row.lpips:.4f}"
+        sys.stdout.write(
+            f"rate {row.rate:g}: {quality}; {row.bpp16:.3f} bits per 16 pixels ({row.paper_bpp16:.3f} as the paper "
+            "counts)\n"
+        )
+    sys.stdout.write(f"wrote {out / TABLE} and {PICTURE}\n")
+
+
+def main(argv: Sequence[str]) -> int:
+    """`rate_distortion --model DIR --video x.mp4 --out DIR`."""
+    return run(rate_distortion, argv)

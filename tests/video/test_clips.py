@@ -1,0 +1,275 @@
+"""Clips from folders, shards and video files; Moving Scenes and its truth; the stream that training reads."""
+
+import io
+import sys
+import tarfile
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_video import noise
+
+from infotok_lit.batch import BrokenSampleError, TooManyBrokenSamplesError
+from infotok_lit.errors import DataError, MissingFileError, SettingsError
+from infotok_lit.video.clips import Augmentation, VideoFolder, VideoShards, central
+from infotok_lit.video.datamodule import ClipDataModule, ClipDataset
+from infotok_lit.video.moving_scenes import SPECS, MovingScenes
+from infotok_lit.video.video_file import read_part, read_video, write_video
+
+RNG = np.random.default_rng(0)
+
+
+def write_frames(folder: Path, frames: np.ndarray) -> None:
+    folder.mkdir(parents=True)
+    for number, frame in enumerate(frames):
+        Image.fromarray(frame).save(folder / f"frame{number}.png")
+
+
+def png(frame: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(frame).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+# Folders and shards
+
+
+def test_a_folder_of_frames_is_a_video_in_the_order_of_its_numbers(tmp_path) -> None:
+    frames = noise(12, 10, 14)
+    write_frames(tmp_path / "a", frames)
+    opened = read_video(tmp_path / "a", Fraction(30))
+    assert (opened.count, opened.frame_rate) == (12, 30)
+    assert np.array_equal(np.stack(list(opened.frames)), frames)
+    source = VideoFolder(str(tmp_path))
+    assert len(source) == 1
+    found = {source.clip(0, 9, np.random.default_rng(seed)).frames.tobytes() for seed in range(20)}
+    assert found == {frames[first : first + 9].tobytes() for first in range(4)}
+
+
+def test_shards_hold_folders_of_frames(tmp_path) -> None:
+    videos = {name: noise(5, 8, 8, seed) for seed, name in enumerate(("one", "two"))}
+    with tarfile.open(tmp_path / "clips-0.tar", "w") as tar:
+        for name, frames in videos.items():
+            for number, frame in enumerate(frames):
+                content = png(frame)
+                member = tarfile.TarInfo(f"{name}/{number:03}.png")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    source = VideoShards(str(tmp_path / "clips-{0..0}.tar"), cache=str(tmp_path / "cache"))
+    assert len(source) == 2
+    for index, frames in enumerate(videos.values()):
+        assert np.array_equal(source.clip(index, 5, RNG).frames, frames)
+    (tmp_path / "no.tar").write_bytes(b"no tar" * 200)
+    with pytest.raises(DataError, match="tar"):
+        VideoShards(str(tmp_path / "no.tar"), cache=str(tmp_path / "cache"))
+
+
+def test_what_cannot_be_used_is_named(tmp_path) -> None:
+    write_frames(tmp_path / "short", noise(3, 8, 8))
+    write_frames(tmp_path / "uneven", noise(2, 8, 8))
+    Image.fromarray(noise(1, 9, 8)[0]).save(tmp_path / "uneven" / "frame9.png")
+    source = VideoFolder(str(tmp_path))
+    with pytest.raises(BrokenSampleError, match="short: it has 3 frames, 9 are needed"):
+        source.clip(0, 9, RNG)
+    with pytest.raises(BrokenSampleError, match="uneven: its frames differ in size"):
+        source.clip(1, 3, RNG)
+    with pytest.raises(DataError, match="other than the frames before it"):
+        list(read_video(tmp_path / "uneven").frames)
+    (tmp_path / "uneven" / "frame9.png").write_bytes(b"")
+    with pytest.raises(DataError, match="frame9.png: the file is empty"):
+        list(read_video(tmp_path / "uneven").frames)
+    for missing in (tmp_path / "nowhere", tmp_path):
+        with pytest.raises(MissingFileError):
+            read_video(missing)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="neither video files"):
+        VideoFolder(str(tmp_path / "empty"))
+
+
+def test_without_pyav_the_message_has_the_mend(tmp_path, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)
+    (tmp_path / "x.mp4").write_bytes(b"whatever")
+    for call in (
+        lambda: read_video(tmp_path / "x.mp4"),
+        lambda: write_video(tmp_path / "y.mp4", noise(1, 8, 8), Fraction(25)),
+        lambda: VideoFolder(str(tmp_path)).clip(0, 1, RNG),
+    ):
+        with pytest.raises(SettingsError, match=r"pip install 'infotok_lit\[video\]'"):
+            call()
+    with pytest.raises(SettingsError, match="folder of PNG files"):
+        write_video(tmp_path / "y.webm", noise(1, 8, 8), Fraction(25))
+    assert [path.name for path in tmp_path.iterdir()] == ["x.mp4"]
+
+
+# Video files
+
+
+def test_video_files_are_read_and_written(tmp_path) -> None:
+    pytest.importorskip("av", reason="needs the extra `video`")
+    frames, rate = noise(20, 24, 32), Fraction(30000, 1001)
+    write_video(tmp_path / "x.mkv", frames, rate)
+    opened = read_video(tmp_path / "x.mkv")
+    assert abs(opened.frame_rate - rate) < 0.1
+    assert np.array_equal(np.stack(list(opened.frames)), frames)
+    smooth = np.repeat(np.repeat(noise(20, 3, 4), 11, axis=1), 11, axis=2)[:, :31, :41]
+    write_video(tmp_path / "x.mp4", smooth, rate)
+    opened = read_video(tmp_path / "x.mp4")
+    lossy = np.stack(list(opened.frames))
+    assert (lossy.shape, opened.count, opened.frame_rate) == (smooth.shape, 20, rate)
+    assert np.abs(lossy.astype(int) - smooth).mean() < 6
+    for start in (0.0, 0.4, 0.99):
+        first = int(start * 12)
+        part = read_part(tmp_path / "x.mp4", start, 9, "x.mp4")
+        assert np.array_equal(part, lossy[first : first + 9])
+        assert np.array_equal(read_part((tmp_path / "x.mp4").read_bytes(), start, 9, "x.mp4"), part)
+    with pytest.raises(BrokenSampleError, match="21 are needed"):
+        read_part(tmp_path / "x.mp4", 0.0, 21, "x.mp4")
+    (tmp_path / "cut.mp4").write_bytes((tmp_path / "x.mp4").read_bytes()[:300])
+    with pytest.raises(DataError, match="cut.mp4"):
+        read_video(tmp_path / "cut.mp4")
+    with pytest.raises(BrokenSampleError, match=r"cut\.mp4"):
+        read_part(tmp_path / "cut.mp4", 0.0, 9, "cut.mp4")
+
+
+def test_a_folder_of_frames_is_written_whole(tmp_path) -> None:
+    frames = noise(3, 8, 8)
+    write_video(tmp_path / "out", frames, Fraction(25))
+    assert np.array_equal(np.stack(list(read_video(tmp_path / "out").frames)), frames)
+
+    def failing():
+        yield frames[0]
+        raise DataError("damaged")
+
+    with pytest.raises(DataError):
+        write_video(tmp_path / "other", failing(), Fraction(25))
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+# Augmentation
+
+
+def test_augmentation_crops_mirrors_and_turns_around() -> None:
+    frames = noise(4, 16, 16)
+    same = Augmentation(crop_only=1, flip=0, reverse=0).apply(frames, 16, RNG)
+    assert np.array_equal(same, frames)
+    assert np.array_equal(Augmentation(1, 1, 0).apply(frames, 16, RNG), frames[:, :, ::-1])
+    assert np.array_equal(Augmentation(1, 0, 1).apply(frames, 16, RNG), frames[::-1])
+    wide = noise(4, 20, 60)
+    for crop_only in (0, 1):
+        for _ in range(5):
+            assert Augmentation(crop_only).apply(wide, 16, RNG).shape == (4, 16, 16, 3)
+    assert Augmentation(1).apply(noise(4, 8, 30), 16, RNG).shape == (4, 16, 16, 3), "what is too small is scaled up"
+    assert central(wide, 16).shape == (4, 16, 16, 3)
+    with pytest.raises(SettingsError):
+        Augmentation(flip=2)
+
+
+# The stream
+
+
+def test_a_broken_video_is_replaced_and_named(tmp_path) -> None:
+    write_frames(tmp_path / "a", noise(9, 16, 16))
+    write_frames(tmp_path / "b", noise(2, 16, 16))
+    dataset = ClipDataset(VideoFolder(str(tmp_path)), 9, 16, seed=0, augmentation=None)
+    drawn = dataset[1, 0]
+    assert drawn.clip.name.endswith("a") and len(drawn.skipped) >= 1
+    assert "b: it has 2 frames" in drawn.skipped[0]
+    only_broken = ClipDataset(VideoFolder(str(tmp_path / "b")), 9, 16, seed=0, augmentation=None)
+    with pytest.raises(TooManyBrokenSamplesError, match="it has 2 frames"):
+        only_broken[0, 0]
+
+
+def test_the_same_request_gives_the_same_clip() -> None:
+    dataset = ClipDataset(MovingScenes(side=48), 5, 32, seed=3, augmentation=Augmentation())
+    assert np.array_equal(dataset[7, 0].clip.frames, dataset[7, 0].clip.frames)
+    assert not np.array_equal(dataset[7, 0].clip.frames, dataset[7, 1].clip.frames)
+
+
+@pytest.mark.parametrize("changed", [{"frames": 0}, {"batch_size": 0}, {"seed": -1}, {"max_broken_share": 2.0}])
+def test_data_settings_that_cannot_be_are_refused(changed: dict) -> None:
+    with pytest.raises(SettingsError):
+        ClipDataModule(MovingScenes(), **changed)
+
+
+# Moving Scenes
+
+
+def test_a_clip_is_a_function_of_its_index() -> None:
+    scenes = MovingScenes(side=48)
+    truth, frames = scenes.draw(5, 9)
+    again, same = MovingScenes(side=48).draw(5, 9)
+    assert np.array_equal(frames, same) and np.array_equal(truth.centres, again.centres)
+    assert not np.array_equal(frames, MovingScenes("val", side=48).draw(5, 9)[1])
+    assert frames.shape == (9, 48, 48, 3) and frames.dtype == np.uint8
+    assert np.array_equal(scenes.clip(5, 9, RNG).frames, frames)
+
+
+def test_objects_are_where_the_truth_says() -> None:
+    checked = 0
+    for index in range(12):
+        truth, frames = MovingScenes(side=64).draw(index, 9)
+        for t in range(9):
+            seen = np.flatnonzero(truth.visible[t])
+            for i in seen:
+                y, x = truth.centres[t, i]
+                others = [np.linalg.norm(truth.centres[t, j] - truth.centres[t, i]) for j in seen if j != i]
+                if min(others, default=99) < 2 * truth.radii.max():
+                    continue
+                assert tuple(frames[t, int(y), int(x)]) == truth.colours[i]
+                checked += 1
+    assert checked > 100
+
+
+def test_collisions_keep_momentum_and_energy() -> None:
+    """Away from the walls, what two objects do to each other changes neither."""
+    found = 0
+    for index in range(60):
+        truth, _ = MovingScenes(difficulty="hard", side=64).draw(index, 17)
+        for frame, i, j in truth.collisions:
+            pair = [i, j]
+            inside = (truth.centres[:, pair] > truth.radii[pair, None]) & (
+                truth.centres[:, pair] < 64 - truth.radii[pair, None]
+            )
+            others = [event for event in truth.collisions if abs(event[0] - frame) <= 1 and event != (frame, i, j)]
+            if not 1 <= frame < 16 or others or not inside[frame - 1 : frame + 2].all():
+                continue
+            before = truth.centres[frame, pair] - truth.centres[frame - 1, pair]
+            after = truth.centres[frame + 1, pair] - truth.centres[frame, pair]
+            assert np.allclose(before.sum(0), after.sum(0), atol=1e-9)
+            assert np.square(before).sum() == pytest.approx(np.square(after).sum())
+            assert not np.allclose(before, after)
+            found += 1
+    assert found > 5
+
+
+def test_hard_clips_hold_more_than_easy_ones() -> None:
+    easy, hard = (
+        [MovingScenes(difficulty=kind, side=64).draw(index, 9)[0] for index in range(20)] for kind in ("easy", "hard")
+    )
+    assert max(len(truth.shapes) for truth in easy) == SPECS["easy"].objects[1] < 4
+    assert min(len(truth.shapes) for truth in hard) >= SPECS["hard"].objects[0]
+    assert max(truth.motion for truth in easy) < np.median([truth.motion for truth in hard])
+    assert all(truth.drift == (0, 0) for truth in easy) and any(truth.drift != (0, 0) for truth in hard)
+
+
+def test_objects_stay_inside_and_some_appear_late() -> None:
+    late = 0
+    for index in range(20):
+        truth, _ = MovingScenes(side=64).draw(index, 17)
+        assert (truth.centres >= truth.radii[:, None] - 1e-9).all()
+        assert (truth.centres <= 64 - truth.radii[:, None] + 1e-9).all()
+        late += int((~truth.visible[0]).sum())
+        assert truth.visible[-1].all()
+    assert late > 0
+    with pytest.raises(SettingsError):
+        MovingScenes(side=8)
+
+
+def test_clips_are_given_as_they_are_for_validation() -> None:
+    data = ClipDataset(MovingScenes("val", side=32), 5, 32, seed=0, augmentation=None)
+    assert torch.equal(
+        torch.from_numpy(data[3, 0].clip.frames), torch.from_numpy(MovingScenes("val", side=32).draw(3, 5)[1])
+    )

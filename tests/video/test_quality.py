@@ -1,0 +1,89 @@
+"""Rate and distortion against their definitions, on streams that were really written."""
+
+import csv
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from tiny_video import noise, tiny_tokenizer
+
+from infotok_lit.checkpoints import CheckpointError
+from infotok_lit.cli import main as command_line
+from infotok_lit.video.codec import CodecConfig, compress, read_stream
+from infotok_lit.video.folder import export_tokenizer
+from infotok_lit.video.losses import SCALE, SHIFT, Vgg16Features
+from infotok_lit.video.quality import Lpips, means_by_rate, measure_quality
+from infotok_lit.video.video_file import OpenVideo, write_video
+
+
+def test_quality_is_that_of_the_decoded_stream(tmp_path) -> None:
+    tokenizer, frames = tiny_tokenizer(), noise(20, 16, 24)
+    config = CodecConfig(rate=0.5, window=9)
+    row = measure_quality(tokenizer, "x", lambda: OpenVideo(iter(frames), Fraction(25), 20), config)
+    with (tmp_path / "x.itk").open("w+b") as file:
+        report = compress(tokenizer, frames, Fraction(25), file, config)
+        file.seek(0)
+        decoded = np.stack(list(read_stream(tokenizer, file, "x").frames()))
+    errors = np.square(frames.astype(float) - decoded).mean((1, 2, 3))
+    assert row.psnr == pytest.approx((10 * np.log10(255**2 / errors)).mean(), rel=1e-5)
+    assert row.bpp16 == pytest.approx(16 * 8 * (tmp_path / "x.itk").stat().st_size / frames[..., 0].size)
+    assert (row.paper_bpp16, row.kept) == (report.paper_bpp16, report.kept / report.tokens)
+    assert 0 < row.ssim < 0.5 and row.lpips is None
+    small = measure_quality(tokenizer, "x", lambda: OpenVideo(iter(noise(1, 8, 8)), Fraction(25), 1), CodecConfig())
+    assert small.ssim is None
+
+
+def test_lpips_is_its_definition(tmp_path) -> None:
+    torch.manual_seed(0)
+    features = Vgg16Features([[4], [5], [6], [7], [8]])
+    weights = [torch.rand(width) for width in (4, 5, 6, 7, 8)]
+    a, b = torch.rand(2, 3, 16, 16) * 2 - 1, torch.rand(2, 3, 16, 16) * 2 - 1
+    found = Lpips(features, weights)(a, b)
+    shift, scale = torch.tensor(SHIFT).view(3, 1, 1), torch.tensor(SCALE).view(3, 1, 1)
+    for sample in range(2):
+        one, other = (features(((clip - shift) / scale)[sample : sample + 1]) for clip in (a, b))
+        total = 0.0
+        for left, right, weight in zip(one, other, weights, strict=True):
+            height, width = left.shape[2:]
+            for y in range(height):
+                for x in range(width):
+                    # A place without any activation has no direction, and counts as zero.
+                    units = [part[0, :, y, x] / max(float(part[0, :, y, x].norm()), 1e-9) for part in (left, right)]
+                    total += float((weight * (units[0] - units[1]) ** 2).sum()) / (height * width)
+        assert found[sample].item() == pytest.approx(total, rel=1e-4)
+    assert Lpips(features, weights)(a, a).abs().max() == 0
+    torch.save({"lin0.model.1.weight": torch.zeros(1, 4, 1, 1)}, tmp_path / "vgg.pth")
+    with pytest.raises(CheckpointError, match="not LPIPS"):
+        Lpips.from_files(tmp_path / "vgg.pth", tmp_path / "vgg.pth")
+
+
+def test_the_command_leaves_a_table_and_a_plot(tmp_path, capsys) -> None:
+    export_tokenizer(tiny_tokenizer(), tmp_path / "model", {})
+    for name in ("a", "b"):
+        write_video(tmp_path / name, noise(6, 16, 16), Fraction(25))
+    videos = ["--video", str(tmp_path / "a"), str(tmp_path / "b")]
+    arguments = ["rate_distortion", "--model", str(tmp_path / "model"), *videos, "--out", str(tmp_path / "out")]
+    arguments += ["--rates", "1", "0.25", "--device", "cpu"]
+    assert command_line(arguments) == 0
+    rows = list(csv.DictReader((tmp_path / "out" / "rate_distortion.csv").open()))
+    assert [row["rate"] for row in rows] == ["1.0", "0.25", "1.0", "0.25", "0.25", "1.0"]
+    mean = (float(rows[1]["bpp16"]) + float(rows[3]["bpp16"])) / 2
+    assert float(rows[4]["bpp16"]) == pytest.approx(mean) and float(rows[4]["bpp16"]) < float(rows[5]["bpp16"])
+    assert (tmp_path / "out" / "rate_distortion.png").read_bytes().startswith(b"\x89PNG")
+    assert "rate 0.25:" in capsys.readouterr().out
+    assert command_line(arguments) == 2
+    assert "exists" in capsys.readouterr().err
+
+
+def test_means_are_over_videos_at_each_rate() -> None:
+    tokenizer = tiny_tokenizer()
+
+    def row(seed: int, rate: float):
+        opened = lambda: OpenVideo(iter(noise(5, 16, 16, seed)), Fraction(25), 5)  # noqa: E731
+        return measure_quality(tokenizer, str(seed), opened, CodecConfig(rate=rate))
+
+    rows = [row(0, 0.5), row(1, 0.5), row(0, 1.0)]
+    half, whole = means_by_rate(rows)
+    assert half.psnr == pytest.approx((rows[0].psnr + rows[1].psnr) / 2)
+    assert (half.rate, half.frames, whole.psnr) == (0.5, 10, rows[2].psnr)
