@@ -30,7 +30,6 @@ COMMANDS = {
     "decompress": ("infotok_lit.commands.decompress", "decode what `compress` wrote"),
     "rate_distortion": ("infotok_lit.commands.rate_distortion", "quality of compressed videos against their bits"),
     "video_evidence": ("infotok_lit.commands.video_evidence", "measure what a video tokenizer gains by choosing"),
-    "bench": ("infotok_lit.commands.bench", "time training steps per term, or (`bench inference`) the caches"),
 }
 """Subcommand -> the module whose main(argv) runs it, and a line of help."""
 MENDABLE = (

@@ -43,7 +43,7 @@ class TextSimilarity(pl.Callback):
         """Add a generation batch's images and captions."""
         if dataloader_idx != GENERATION:
             return
-        images = understood_tokens(trainer, pl_module, batch.pixel_values).float().mean(1)
+        images = understood_tokens(trainer, pl_module, batch).float().mean(1)
         ids, mask = batch.text.ids, batch.text.mask
         with trainer.precision_plugin.val_step_context():
             states = pl_module.base.last_hidden_states(ids, mask)

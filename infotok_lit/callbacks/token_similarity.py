@@ -70,7 +70,7 @@ class TokenSimilarity(pl.Callback):
         if dataloader_idx != GENERATION:
             return
         generated = outputs.output.tokens.float().mean(1)
-        understood = understood_tokens(trainer, pl_module, batch.pixel_values).float().mean(1)
+        understood = understood_tokens(trainer, pl_module, batch).float().mean(1)
         names = torch.tensor([text_key(name) for name in batch.names], device=generated.device)
         names, understood, generated = gather_rows(names, understood, generated)
         if self._between is None:
@@ -114,10 +114,10 @@ class TokenSimilarity(pl.Callback):
             log_similarity(pl_module, f"val/cka_drift/{branch}", metric, ("before", "now"))
 
 
-def understood_tokens(trainer: pl.Trainer, pl_module: pl.LightningModule, pixel_values: Tensor) -> Tensor:
-    """(B, N, D): the tokens of understanding for images (B, 3, height, width) to generate."""
+def understood_tokens(trainer: pl.Trainer, pl_module: pl.LightningModule, batch: GenerationBatch) -> Tensor:
+    """(B, N, D): the tokens of understanding for the images of a generation batch."""
     with isolated_rng(0, pl_module.device), trainer.precision_plugin.val_step_context():
-        return pl_module.base.understood_tokens(pixel_values)
+        return pl_module.base.understood_tokens(batch.pixel_values)
 
 
 def log_similarity(pl_module: pl.LightningModule, prefix: str, metric: LinearCKA, sides: tuple[str, str]) -> None:

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from infotok_lit.checkpoints import CheckpointError, newest_checkpoint, read_pickle
 from infotok_lit.errors import MissingFileError
-from infotok_lit.weight_files import check_checksums
+from infotok_lit.weight_files import check_checksums, local_checkpoint
 
 SHOWN = 8
 """How many differences a message lists."""
