@@ -114,7 +114,10 @@ def _explained(name: str) -> Iterator[None]:
         raise MissingFileError(f"{name} is not here, and {constants.ENDPOINT} cannot be reached to fetch it") from error
     except errors.EntryNotFoundError as error:
         raise MissingFileError(f"the repository has no such file: {name}") from error
-    except (OSError, ValueError, errors.HfHubHTTPError) as error:
+    except (OSError, ValueError, errors.HTTPError) as error:
         if isinstance(error, CheckpointError):
             raise
-        raise MissingFileError(f"{name}: {constants.ENDPOINT} says {str(error).splitlines()[0]}") from error
+        said = (str(error) or type(error).__name__).splitlines()[0]
+        answered = isinstance(error, errors.HfHubHTTPError) or not isinstance(error, errors.HTTPError)
+        what = "says" if answered else "cannot be reached:"
+        raise MissingFileError(f"{name}: {constants.ENDPOINT} {what} {said}") from error

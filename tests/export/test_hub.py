@@ -150,6 +150,10 @@ def test_without_a_hub_or_a_login_there_is_one_message(hub, tmp_path) -> None:
     push = f"from infotok_lit.hub import push\nfrom pathlib import Path\npush(Path({str(BASE)!r}), 'me/mine')"
     refused = python(hub, push, HF_TOKEN="hf_wrong")
     assert "was not published: " in refused.stderr.splitlines()[-1] and hub.repositories == {}
+    nobody = python(hub, push, HF_ENDPOINT="http://127.0.0.1:9").stderr.splitlines()[-1]
+    assert (
+        "CheckpointError" in nobody and "was not published: me/mine: http://127.0.0.1:9 cannot be reached: " in nobody
+    )
 
 
 @pytest.mark.parametrize(
