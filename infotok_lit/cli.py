@@ -22,13 +22,14 @@ COMMANDS = {
     "export": ("infotok_lit.commands.export", "strip a run to an inference folder"),
     "describe": ("infotok_lit.commands.describe", "ask a model about images"),
     "generate": ("infotok_lit.commands.generate", "draw images from prompts"),
+    "evaluate": ("infotok_lit.commands.evaluate", "score models on the benchmarks that the field reports"),
     "ablate": ("infotok_lit.commands.ablate", "compare variants over seeds, or search for good ones"),
     "probe": ("infotok_lit.commands.probe", "measure what the tokens of a model hold about Scenes, in bits"),
+    "bench": ("infotok_lit.commands.bench", "time training steps per term, or `bench inference`, `bench evaluate`"),
     "compress": ("infotok_lit.commands.compress", "compress a video to the tokens that it deserves"),
     "decompress": ("infotok_lit.commands.decompress", "decode what `compress` wrote"),
     "rate_distortion": ("infotok_lit.commands.rate_distortion", "quality of compressed videos against their bits"),
     "video_evidence": ("infotok_lit.commands.video_evidence", "measure what a video tokenizer gains by choosing"),
-    "bench": ("infotok_lit.commands.bench", "time training steps per term, or (`bench inference`) the caches"),
 }
 """Subcommand -> the module whose main(argv) runs it, and a line of help."""
 MENDABLE = (

@@ -1,5 +1,11 @@
 """Options and fixtures that every test can use."""
 
+import os
+
+# Tests that run side by side share the cores: one thread each, here and in the processes that they start.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 
 

@@ -68,7 +68,7 @@ def names_of(config: str) -> list[str]:
 
 
 def is_small(config: str) -> bool:
-    return "scenes32" in str(names_of(config))
+    return "scenes32" in str(names_of(config)) or config == "probe/decoder"
 
 
 def read(path: Path) -> dict:
@@ -145,9 +145,9 @@ def test_a_configuration_states_only_what_differs(config) -> None:
 
 
 def test_the_list_of_callbacks_stands_once() -> None:
-    """What is measured of a study's cells and in an evaluation is another list, and short."""
+    """What is measured of a study's cells, of a probe and in an evaluation is another list, and short."""
     listing = [config for config in CONFIGS if "callbacks" in read(find_config(config)).get("trainer", {})]
-    assert listing == ["evaluation/scenes32", "trainer/cell"]
+    assert listing == ["evaluation/paper_table5", "evaluation/scenes32", "probe/decoder", "trainer/cell"]
 
 
 def test_the_index_names_every_configuration() -> None:
@@ -170,7 +170,8 @@ def refusal(capsys, *arguments: str) -> str:
     [
         (
             "model.init_args.objective.terms=[compactness,sufficency]",
-            "model.init_args.objective.terms: 'sufficency' is not one of compactness, sufficiency, alignment; did you "
+            "model.init_args.objective.terms: 'sufficency' is not one of compactness, sufficiency, alignment, "
+            "self_alignment; did you "
             "mean sufficiency?",
         ),
         (
@@ -242,7 +243,8 @@ def test_a_negative_number_may_follow_a_space(capsys) -> None:
         ),
         (
             "model:\n  init_args:\n    objective:\n      terms: [compression]\n",
-            "model.init_args.objective.terms: 'compression' is not one of compactness, sufficiency, alignment; did you "
+            "model.init_args.objective.terms: 'compression' is not one of compactness, sufficiency, alignment, "
+            "self_alignment; did you "
             "mean compactness? (in {})",
         ),
         ("data:\n  init_args:\n    val_batch_size: 0\n", "must be at least 1"),

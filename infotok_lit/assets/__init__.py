@@ -21,6 +21,9 @@ CONFIGS = next(
 OVER = "over"
 """The key by which a configuration names the one that it is to be laid over: a path beside its own file."""
 SCENES_TOKENIZER = ASSETS / "scenes_tokenizer"
+BENCHMARKS = ASSETS / "benchmarks"
+"""What of the public benchmarks may be passed on."""
+SCENES_FEATURES = ASSETS / "scenes_features" / "features.safetensors"
 GARMENT_PHOTOGRAPHS = ASSETS / "garments" / "photographs.npz"
 GARMENT_JUDGE = ASSETS / "garments" / "judge.safetensors"
 

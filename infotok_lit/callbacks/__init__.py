@@ -11,7 +11,9 @@ from infotok_lit.callbacks.information_plane import InformationPlane
 from infotok_lit.callbacks.progress import Progress, StartingValues
 from infotok_lit.callbacks.report import FinalReport
 from infotok_lit.callbacks.scene_probes import SceneProbes
+from infotok_lit.callbacks.text_similarity import TextSimilarity
 from infotok_lit.callbacks.token_similarity import TokenSimilarity
+from infotok_lit.callbacks.trade_off import TradeOff
 from infotok_lit.errors import SettingsError
 
 __all__ = [
@@ -27,7 +29,9 @@ __all__ = [
     "RunResult",
     "SceneProbes",
     "StartingValues",
+    "TextSimilarity",
     "TokenSimilarity",
+    "TradeOff",
 ]
 
 _NOW_CALLED = {"Drawings": "GeneratedImages", "Readings": "AnsweredQuestions"}

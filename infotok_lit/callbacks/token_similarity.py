@@ -1,24 +1,20 @@
-"""Linear CKA of the shared tokens: how alike are those of reading and of drawing, and how far have they moved."""
+"""Linear CKA of the shared tokens: how alike are those of both branches, and how far have they moved."""
 
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
-from PIL import Image
 from torch import Tensor
 
-from infotok_lit.batch import BRANCHES, Branch, GenerationBatch, UnderstandingSample
+from infotok_lit.batch import BRANCHES, Branch, GenerationBatch
 from infotok_lit.metrics.cka import LinearCKA
 from infotok_lit.models.common.text import text_key
 from infotok_lit.modules.losses import BranchResult
 from infotok_lit.objective.distributed import gather_rows
-from infotok_lit.pictures import to_uint8
 from infotok_lit.seeding import isolated_rng
 
 GENERATION = BRANCHES.index("generation")
-QUESTION = "What is this?"
-"""Tokens of reading do not depend on it."""
 Rows = dict[Branch, Tensor]
 """Branch -> (n, D) mean tokens of the same images."""
 
@@ -26,7 +22,7 @@ Rows = dict[Branch, Tensor]
 class TokenSimilarity(pl.Callback):
     """At each validation, logs linear CKA between the tokens of understanding and of generation for the same images.
 
-    The images are those of the generation branch, as it sees them; the understanding branch reads them too. Each image
+    The images are those of the generation branch, as it sees them; the understanding branch sees them too. Each image
     is one sample: the mean of its tokens that are present (extra ones, such as Harmon's buffers, included), in float32.
     So widths and numbers of tokens may differ. The tokens of generation are those of training, hidden or noisy as they
     are there, under the same random numbers in each validation. Rows are gathered, so the value is that of all
@@ -70,24 +66,25 @@ class TokenSimilarity(pl.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Read the images of a generation batch, and add their mean tokens."""
+        """Add the mean tokens of a generation batch's images."""
         if dataloader_idx != GENERATION:
             return
-        drawn = outputs.output.tokens.float().mean(1)
-        read = self._read(trainer, pl_module, batch).float().mean(1)
-        names = torch.tensor([text_key(name) for name in batch.names], device=drawn.device)
-        names, read, drawn = gather_rows(names, read, drawn)
+        generated = outputs.output.tokens.float().mean(1)
+        understood = understood_tokens(trainer, pl_module, batch).float().mean(1)
+        names = torch.tensor([text_key(name) for name in batch.names], device=generated.device)
+        names, understood, generated = gather_rows(names, understood, generated)
         if self._between is None:
-            self._between = LinearCKA(read.shape[1], drawn.shape[1], sync_on_compute=False).to(drawn.device)
-        self._between.update(read, drawn)
+            widths = understood.shape[1], generated.shape[1]
+            self._between = LinearCKA(*widths, sync_on_compute=False).to(generated.device)
+        self._between.update(understood, generated)
         if self.drift:
-            self._now.append((names.cpu(), read.cpu(), drawn.cpu()))
+            self._now.append((names.cpu(), understood.cpu(), generated.cpu()))
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log."""
         if self._between is None:
             return
-        _log(pl_module, "val/cka", self._between, BRANCHES)
+        log_similarity(pl_module, "val/cka", self._between, BRANCHES)
         if self.drift:
             names, *rows = (torch.cat(parts) for parts in zip(*self._now, strict=True))
             self._log_drift(trainer, pl_module, names, dict(zip(BRANCHES, rows, strict=True)))
@@ -99,19 +96,6 @@ class TokenSimilarity(pl.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on comparing with the tokens before the run."""
         self.before = state_dict["before"]
-
-    def _read(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: GenerationBatch) -> Tensor:
-        """(B, N, D): the tokens of understanding for the images of a generation batch."""
-        pictures = [Image.fromarray(picture) for picture in to_uint8(batch.pixel_values)]
-        samples = [
-            UnderstandingSample(picture, QUESTION, answer=caption, name=name)
-            for picture, caption, name in zip(pictures, batch.captions, batch.names, strict=True)
-        ]
-        precision, device = trainer.precision_plugin, pl_module.device
-        to_read = precision.convert_input(pl_module.base.processor.understanding(samples))
-        to_read = pl_module.transfer_batch_to_device(to_read, device, 0)
-        with isolated_rng(0, device), precision.val_step_context():
-            return pl_module.base.understanding(to_read).tokens
 
     def _log_drift(self, trainer: pl.Trainer, pl_module: pl.LightningModule, names: Tensor, now: Rows) -> None:
         if not self.before:
@@ -127,10 +111,16 @@ class TokenSimilarity(pl.Callback):
         for branch, rows in now.items():
             metric = LinearCKA(rows.shape[1], rows.shape[1], sync_on_compute=False)
             metric.update(self.before[branch][same], rows)
-            _log(pl_module, f"val/cka_drift/{branch}", metric, ("before", "now"))
+            log_similarity(pl_module, f"val/cka_drift/{branch}", metric, ("before", "now"))
 
 
-def _log(pl_module: pl.LightningModule, prefix: str, metric: LinearCKA, sides: tuple[str, str]) -> None:
+def understood_tokens(trainer: pl.Trainer, pl_module: pl.LightningModule, batch: GenerationBatch) -> Tensor:
+    """(B, N, D): the tokens of understanding for the images of a generation batch."""
+    with isolated_rng(0, pl_module.device), trainer.precision_plugin.val_step_context():
+        return pl_module.base.understood_tokens(batch.pixel_values)
+
+
+def log_similarity(pl_module: pl.LightningModule, prefix: str, metric: LinearCKA, sides: tuple[str, str]) -> None:
     """Log what can be computed, with the sides by name: `rank_x` becomes, say, `rank_understanding`."""
     for name, value in metric.compute().items():
         ending = {"_x": f"_{sides[0]}", "_y": f"_{sides[1]}"}.get(name[-2:])

@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from infotok_lit.checkpoints import CheckpointError, local_checkpoint, newest_checkpoint, read_pickle
+from infotok_lit.checkpoints import CheckpointError, newest_checkpoint, read_pickle
 from infotok_lit.errors import MissingFileError
 from infotok_lit.weight_files import check_checksums, local_checkpoint
 

@@ -89,7 +89,24 @@ class UnifiedModel(nn.Module, ABC):
         """The language model's input embedding table, (vocabulary, H)."""
         return self.llm.get_input_embeddings()
 
+    @property
+    def text_body(self) -> nn.Module:
+        """The language model without its head: embeddings -> last hidden states."""
+        return self.llm.model
+
+    @torch.no_grad()
+    def last_hidden_states(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """(B, S, H): what the language model makes of right-padded texts (B, S) alone; padding holds no meaning."""
+        seen = mask.bool()[:, None, None] & mask.new_ones(mask.shape[1], mask.shape[1], dtype=torch.bool).tril()
+        # A padded row sees itself, so that no softmax is over nothing.
+        seen = seen | torch.eye(mask.shape[1], dtype=torch.bool, device=mask.device)
+        return self.text_body(inputs_embeds=self.text_embedding(ids), attention_mask=seen).last_hidden_state
+
     # Training
+
+    @abstractmethod
+    def understood_tokens(self, pixel_values: Tensor) -> Tensor:
+        """Images (B, 3, height, width) in [-1, 1] -> the shared tokens of understanding (B, N, D), untransformed."""
 
     @abstractmethod
     def understanding(self, batch: UnderstandingBatch, transform: TokenTransform | None = None) -> BranchOutput:
@@ -199,13 +216,20 @@ class UnifiedModel(nn.Module, ABC):
 
     @abstractmethod
     def describe(
-        self, pixel_values: Tensor, prompts: Sequence[str], max_new_tokens: int = 64, use_cache: bool = True
+        self,
+        pixel_values: Tensor,
+        prompts: Sequence[str],
+        max_new_tokens: int = 64,
+        use_cache: bool = True,
+        image_of: Sequence[int] | None = None,
     ) -> list[str]:
-        """Answer one prompt per image greedily; prompts may differ in length, and no answer knows its batch.
+        """Answer prompts about images greedily; prompts may differ in length, and no answer knows its batch.
 
         Args:
-            pixel_values: (B, 3, height, width) in [-1, 1], as `processor.pixels` makes them.
+            pixel_values: (I, 3, height, width) in [-1, 1], as `processor.pixels` makes them.
             use_cache: keep keys and values of earlier tokens; the answers are the same without, and take longer.
+            image_of: for each prompt, which image it is about; default: one prompt per image, in order. An image is
+                encoded once, however many prompts are about it.
         """
 
     @torch.no_grad()

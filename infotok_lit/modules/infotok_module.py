@@ -10,7 +10,6 @@ from typing import Any, NoReturn
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
@@ -23,13 +22,21 @@ from infotok_lit.modules.base_model import HOW_TO_LOAD, InitialModel, build_head
 from infotok_lit.modules.finite import FiniteGuard
 from infotok_lit.modules.gradients import GradientWatch, frozen_tokens_message
 from infotok_lit.modules.lora import LoraConfig, add_adapters, merged
-from infotok_lit.modules.losses import BranchResult, ReconstructionResult, TaskWeights, loss_parts, task_loss
+from infotok_lit.modules.losses import (
+    BranchResult,
+    ReconstructionResult,
+    TaskWeights,
+    check_trainable,
+    loss_parts,
+    task_loss,
+)
 from infotok_lit.modules.optimiser import (
     MaskedAdamW,
     OptimiserConfig,
     build_optimiser,
     clip_apart,
     freeze,
+    refuse_trainer,
     warmup_cosine,
 )
 from infotok_lit.modules.run_callbacks import DataConnection, StepSeed
@@ -39,8 +46,6 @@ from infotok_lit.objective.infotok import InfoTok
 from infotok_lit.objective.report import collapse_message
 from infotok_lit.seeding import isolated_rng
 
-SHARDING_STRATEGIES = (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)
-HALF_PRECISIONS = ("bf16-true", "16-true", "transformer-engine", "transformer-engine-float16")
 ENCODER_EVERY = 10
 """Of the steps that log, every so many-th measures what the terms ask of the encoder."""
 
@@ -105,17 +110,9 @@ class InfoTokModule(pl.LightningModule):
         self.optimiser_config = optimiser
         self.task_weights = task_weights
         self.reconstruction = reconstruction
-        if not any((*asdict(task_weights).values(), *map(objective.active_terms, objective.branches))):
-            raise SettingsError("nothing to train: all task_weights are 0, and objective.terms is empty")
+        check_trainable(task_weights, objective)
         if answer_tokens < 1:
             raise SettingsError(f"answer_tokens is {answer_tokens}; set it to 1 or more")
-        for branch in objective.branches:
-            if objective.balanced_terms(branch) and not getattr(task_weights, branch):
-                raise SettingsError(
-                    f"task_weights.{branch} is 0, so its task pulls on no token, and objective.balance has nothing to "
-                    f"measure the terms of {branch} by: give the task a weight, set the shares of "
-                    f"objective.balance.{branch} to null, or leave {branch} out of objective.branches"
-                )
         self.frozen = tuple(freeze)
         self.unfrozen = tuple(unfreeze)
         self.lora = lora
@@ -139,19 +136,8 @@ class InfoTokModule(pl.LightningModule):
         return base
 
     def setup(self, stage: str) -> None:
-        """Refuse weights of 16 bits: the heads need 32, and fine-tuning moves weights by less than 16 resolve."""
-        precision = self.trainer.precision
-        if precision in HALF_PRECISIONS:
-            raise SettingsError(
-                f"trainer.precision: {precision} keeps the weights themselves in 16 bits, where updates of a "
-                "fine-tuning's size are rounded away: set it to bf16-mixed. To save memory, use model.lora, "
-                "model.freeze or model.activation_checkpointing"
-            )
-        if isinstance(self.trainer.strategy, SHARDING_STRATEGIES):
-            raise SettingsError(
-                f"trainer.strategy: {type(self.trainer.strategy).__name__} shards the model, which the objective's "
-                "collectives do not support, so its processes would drift apart: set it to ddp"
-            )
+        """Refuse a precision or a strategy that cannot train."""
+        refuse_trainer(self.trainer.precision, self.trainer.strategy)
 
     def configure_model(self) -> None:
         """Build the base model and the heads once; a resumed run then overwrites their weights."""
@@ -329,7 +315,7 @@ class InfoTokModule(pl.LightningModule):
             "config": self.base.description(),
             **self.initial_model.reference(),
             "step": self.global_step,
-            "restored_settings": self._restored_settings(),
+            "restored_settings": self.optimiser_config.restored(),
             "lora": None if self.lora is None else asdict(self.lora) | {"targets": list(self.lora.targets)},
             "objective": asdict(self.objective_config),
             "term_weights": self.infotok.equivalents(),
@@ -345,18 +331,9 @@ class InfoTokModule(pl.LightningModule):
                 "start anew from its weights, into which its adapters are merged, with model.init_from"
             )
         saved = run.get("restored_settings", {})
-        for name, now in self._restored_settings().items():
+        for name, now in self.optimiser_config.restored().items():
             if name in saved and saved[name] != now:
                 rank_zero_warn(
                     f"{name} is {now} in the config, but resuming goes on with the checkpoint's {saved[name]}. "
                     "To start anew from its weights with the new setting, use model.init_from instead of --ckpt_path."
                 )
-
-    def _restored_settings(self) -> dict[str, Any]:
-        settings = {f"optimiser.{name}": value for name, value in asdict(self.optimiser_config).items()}
-        settings["optimiser.betas"] = list(self.optimiser_config.betas)
-        # The schedule's shape is recomputed from the config, so only what the optimiser state holds is restored.
-        return {name: value for name, value in settings.items() if name.split(".")[1] not in _RECOMPUTED}
-
-
-_RECOMPUTED = ("warmup_steps", "final_factor")

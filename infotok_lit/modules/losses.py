@@ -7,6 +7,7 @@ from torch import Tensor
 
 from infotok_lit.batch import Branch, BranchOutput, ReconstructionOutput
 from infotok_lit.errors import SettingsError
+from infotok_lit.objective.config import ObjectiveConfig
 from infotok_lit.objective.distributed import global_mean
 from infotok_lit.objective.term import BranchObjective
 
@@ -29,6 +30,19 @@ class TaskWeights:
         for name, weight in asdict(self).items():
             if weight < 0:
                 raise SettingsError(f"task_weights.{name} is {weight}; set it to 0 (off) or above")
+
+
+def check_trainable(weights: TaskWeights, objective: ObjectiveConfig) -> None:
+    """Raise SettingsError where nothing would be trained, or balance has no task to measure terms by."""
+    if not any((*asdict(weights).values(), *map(objective.active_terms, objective.branches))):
+        raise SettingsError("nothing to train: all task_weights are 0, and objective.terms is empty")
+    for branch in objective.branches:
+        if objective.balanced_terms(branch) and not getattr(weights, branch):
+            raise SettingsError(
+                f"task_weights.{branch} is 0, so its task pulls on no token, and objective.balance has nothing to "
+                f"measure the terms of {branch} by: give the task a weight, set the shares of "
+                f"objective.balance.{branch} to null, or leave {branch} out of objective.branches"
+            )
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy, Strategy
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -14,6 +15,8 @@ from infotok_lit.errors import SettingsError
 
 WARMUP_START = 1e-5
 """The warm-up begins at this fraction of the learning rate."""
+SHARDING_STRATEGIES = (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)
+HALF_PRECISIONS = ("bf16-true", "16-true", "transformer-engine", "transformer-engine-float16")
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,12 @@ class OptimiserConfig:
             raise SettingsError(f"optimiser.eps is {self.eps}; set it above 0")
         if not 0 <= self.final_factor <= 1:
             raise SettingsError(f"optimiser.final_factor must be in [0, 1], got {self.final_factor}")
+
+    def restored(self) -> dict[str, Any]:
+        """What resuming takes from the checkpoint, by name; the schedule's shape is recomputed from the config."""
+        settings = {**asdict(self), "betas": list(self.betas)}
+        recomputed = ("warmup_steps", "final_factor")
+        return {f"optimiser.{name}": value for name, value in settings.items() if name not in recomputed}
 
 
 class MaskedAdamW(AdamW):
@@ -148,6 +157,24 @@ def warmup_cosine(optimiser: Optimizer, config: OptimiserConfig, max_steps: int)
         return config.final_factor + (1 - config.final_factor) * cosine
 
     return LambdaLR(optimiser, factor)
+
+
+def refuse_trainer(precision: str, strategy: Strategy) -> None:
+    """SettingsError for what would train wrongly without a word: weights of 16 bits, and sharded ones.
+
+    Heads need 32 bits, and fine-tuning moves weights by less than 16 resolve.
+    """
+    if isinstance(strategy, SHARDING_STRATEGIES):
+        raise SettingsError(
+            f"trainer.strategy: {type(strategy).__name__} shards the model, which the objective's "
+            "collectives do not support, so its processes would drift apart: set it to ddp"
+        )
+    if precision in HALF_PRECISIONS:
+        raise SettingsError(
+            f"trainer.precision: {precision} keeps the weights themselves in 16 bits, where updates of a "
+            "fine-tuning's size are rounded away: set it to bf16-mixed. To save memory, use model.lora, "
+            "model.freeze or model.activation_checkpointing"
+        )
 
 
 def freeze(module: nn.Module, prefixes: Iterable[str], exceptions: Iterable[str] = ()) -> None:

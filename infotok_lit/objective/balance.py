@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from infotok_lit.batch import Branch
-from infotok_lit.objective.distributed import global_sum
+from infotok_lit.objective.distributed import global_sum, world_size
 from infotok_lit.objective.term import Term
 
 
@@ -24,11 +24,13 @@ class Shares:
         compactness: rho of C. null leaves it to lambda, or to dual ascent; 0 switches the term off in this branch.
         sufficiency: rho of S; null leaves it to lambda and beta.
         alignment: rho of A; null leaves it to lambda and alpha.
+        self_alignment: rho of self-alignment, in generation; null leaves it to lambda and gamma.
     """
 
     compactness: float | None = None
     sufficiency: float | None = None
     alignment: float | None = None
+    self_alignment: float | None = None
 
     def __post_init__(self) -> None:
         for term, share in vars(self).items():
@@ -177,7 +179,8 @@ def finish_step(balances: Iterable[Balance]) -> None:
     local = [balance.squares_of_step() for balance in balances]
     if not local:
         return
-    total = global_sum(torch.cat(local))
+    # Each rank's loss is a share whose average over ranks is the global number, so its gradient counts that much less.
+    total = global_sum(torch.cat(local)) / world_size() ** 2
     for balance, squares in zip(balances, total.split([len(part) for part in local]), strict=True):
         balance.take(squares)
 

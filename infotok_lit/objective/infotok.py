@@ -72,7 +72,9 @@ class InfoTok(nn.Module):
             if config.estimator == "hsic":
                 self.heads[branch] = DependenceTerms(branch, terms, config.hsic.unbiased)
             else:
-                self.heads[branch] = BranchHeads(branch, config, widths[branch])
+                self.heads[branch] = BranchHeads(
+                    branch, config, widths[branch], widths.get("understanding", widths[branch]).tokens
+                )
             balanced = config.balanced_terms(branch)
             if balanced:
                 shares = {term: config.balance.share(branch, term) for term in balanced}
@@ -108,6 +110,7 @@ class InfoTok(nn.Module):
         *,
         path: TokenPath | None = None,
         pixel_values: Tensor | None = None,
+        understood: Tensor | None = None,
         noise: Tensor | None = None,
     ) -> BranchObjective:
         """The weighted terms and the report of one branch; collective where several ranks train together.
@@ -118,6 +121,7 @@ class InfoTok(nn.Module):
             step: global step, for warm-up, dual ascent and balance.
             path: what that pass was given, of `path`.
             pixel_values: (B, 3, height, width), for `estimator: hsic`.
+            understood: (B, N', D'): the understanding tokens of the same images, where `needs_understood` says so.
             noise: (B, N, d) standard normal for the posterior sample; drawn if not given. Projected bottleneck only.
 
         Raises:
@@ -130,7 +134,7 @@ class InfoTok(nn.Module):
         if self.config.placebo:
             tokens = tokens.detach().requires_grad_(torch.is_grad_enabled())
         with torch.autocast(tokens.device.type, enabled=False):
-            measured = self._measure(branch, tokens, output, path, pixel_values, noise)
+            measured = self._measure(branch, tokens, output, path, pixel_values, understood, noise)
             weights = self._weights(branch, step)
             weights = {term: weights[term] for term in measured.terms}
             terms = {term: weights[term] * cost for term, cost in measured.terms.items()}
@@ -145,6 +149,10 @@ class InfoTok(nn.Module):
             report |= self.constraints[branch].observe(report)
         return replace(measured, terms=terms, report=report, tokens=tokens)
 
+    def needs_understood(self, branch: Branch) -> bool:
+        """Whether a term compares the branch's tokens with those of understanding the same images."""
+        return "self_alignment" in self.config.active_terms(branch)
+
     def finish_step(self) -> None:
         """Take in what balance has measured in an optimiser step, after its last backward pass; a collective call."""
         finish_step(self.balances.values())
@@ -154,7 +162,7 @@ class InfoTok(nn.Module):
         if branch not in self.heads:
             return None
         head = self.heads[branch]
-        if not isinstance(head, BranchHeads) or head.projection.log_variance is None:
+        if not isinstance(head, BranchHeads) or head.projection is None or head.projection.log_variance is None:
             return None
         with torch.autocast(tokens.device.type, enabled=False):
             return head.projection(tokens)
@@ -174,16 +182,18 @@ class InfoTok(nn.Module):
         output: BranchOutput,
         path: TokenPath | None,
         pixel_values: Tensor | None,
+        understood: Tensor | None,
         noise: Tensor | None,
     ) -> BranchObjective:
         head = self.heads[branch]
         if self.config.estimator == "hsic":
             return head(tokens, output, pixel_values)
         if self.config.bottleneck == "projected":
-            return head(head.projection(tokens), output, noise)
+            posterior = None if head.projection is None else head.projection(tokens)
+            return head(tokens, posterior, output, noise, understood)
         if noise is not None:
             raise ValueError("The inline bottleneck draws its noise in the model; give noise to path() instead.")
-        return head(_inline_posterior(branch, output, path), output, None)
+        return head(tokens, _inline_posterior(branch, output, path), output, None, understood)
 
     def _weights(self, branch: Branch, step: int) -> dict[Term, Tensor | float]:
         """The factor of each active term in the total loss at a step, which may move a constraint's."""

@@ -8,7 +8,6 @@ import math
 from collections.abc import Mapping
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from infotok_lit.batch import Branch
@@ -69,6 +68,12 @@ def alignment_report(contrast: Contrast) -> dict[str, Tensor]:
     }
 
 
+def self_alignment_report(term: TermNats) -> dict[str, Tensor]:
+    """The mean cosine between tokens and their targets."""
+    distance, tokens = _totals(term.per_image.sum(), term.elements.sum())
+    return {"self_alignment_cosine": 1 - distance / tokens.clamp(min=1)}
+
+
 def noise_band_report(
     noise_level: Tensor, token_rates: Tensor | None, terms: Mapping[Term, TermNats]
 ) -> dict[str, Tensor]:
@@ -91,8 +96,10 @@ def noise_band_report(
     if not ratios:
         return {}
     band = (noise_level * NUM_NOISE_BANDS).long().clamp(0, NUM_NOISE_BANDS - 1)
+    # Not F.one_hot, which reads its input to check it.
+    in_band = band[:, None] == torch.arange(NUM_NOISE_BANDS, device=band.device)
     values = torch.stack([value.float() for ratio in ratios.values() for value in ratio])
-    sums = global_sum((values[..., None] * F.one_hot(band, NUM_NOISE_BANDS)).sum(1))
+    sums = global_sum((values[..., None] * in_band).sum(1))
     names = [f"{name}/{band}" for name in ratios for band in NOISE_BANDS]
     totals, counts = sums[0::2].flatten(), sums[1::2].flatten()
     return {name: total / count for name, total, count in zip(names, totals, counts, strict=True)}
@@ -125,7 +132,7 @@ def equivalent_weights(weights: Mapping[Term, Number], lambda_: Number) -> dict[
         lambda_: the configured one, which is taken without compactness, as nothing else fixes it then.
     """
     found = {"lambda": weights.get("compactness", lambda_)}
-    for name, term in (("alpha", "alignment"), ("beta", "sufficiency")):
+    for name, term in (("alpha", "alignment"), ("beta", "sufficiency"), ("gamma", "self_alignment")):
         if term in weights:
             found[name] = weights[term] / (found["lambda"] + 1e-30)
     return found

@@ -13,7 +13,7 @@ from torch import Tensor
 from infotok_lit.batch import BranchOutput
 from infotok_lit.objective.distributed import global_mean
 
-Term = Literal["compactness", "sufficiency", "alignment"]
+Term = Literal["compactness", "sufficiency", "alignment", "self_alignment"]
 Reduction = Literal["tokens", "mean"]
 
 

@@ -81,8 +81,10 @@ def test_drift_compares_with_the_tokens_before_training_also_after_resuming(tmp_
 
 
 def test_drift_needs_the_validation_before_training(tmp_path):
-    with pytest.raises(ValueError, match="set trainer.num_sanity_val_steps to -1, or drift to false"):
-        fit(tmp_path, [TokenSimilarity(drift=True)], num_sanity_val_steps=0)
+    with pytest.warns(UserWarning, match="no drift is logged.*set trainer.num_sanity_val_steps to -1"):
+        trainer = fit(tmp_path, [TokenSimilarity(drift=True)], num_sanity_val_steps=0)
+    assert "val/cka/debiased" in trainer.callback_metrics
+    assert not [name for name in trainer.callback_metrics if "drift" in name]
 
 
 def test_two_processes_log_the_value_of_all_their_images(tmp_path):

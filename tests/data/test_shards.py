@@ -222,7 +222,9 @@ def test_whole_shards_are_not_called_damaged(photo_shards, tmp_path, caplog):
     assert not caplog.records
 
 
-@pytest.mark.parametrize("content", [b"", b"not a tar", gzip.compress(bytes(10240), mtime=0)], ids=["empty", "text", "gzip"])
+@pytest.mark.parametrize(
+    "content", [b"", b"not a tar", gzip.compress(bytes(10240), mtime=0)], ids=["empty", "text", "gzip"]
+)
 def test_what_is_no_tar_is_refused(content, tmp_path):
     (tmp_path / "a.tar").write_bytes(content)
     with pytest.raises(ValueError, match=r"a.tar is not an uncompressed tar file"):

@@ -10,6 +10,7 @@ from branch_outputs import branch_output, changed, parts
 
 from infotok_lit.batch import BranchOutput
 from infotok_lit.objective.alignment import NegativesConfig
+from infotok_lit.objective.balance import BalanceConfig, Shares
 from infotok_lit.objective.compactness import ProjectionConfig
 from infotok_lit.objective.config import BranchWeights, ObjectiveConfig
 from infotok_lit.objective.constraint import DualConfig
@@ -27,6 +28,7 @@ VARIANTS = {
     "hsic biased": {"estimator": "hsic", "hsic": HSICConfig(unbiased=False)},
     "negatives": {"negatives": NegativesConfig(queue_size=4, limit=6, kept="nearest")},
     "from data": {"negatives": NegativesConfig(from_data=2)},
+    "balance": {"balance": BalanceConfig(Shares(0.1, 0.2, 0.3), Shares(0.1, 0.2, 0.3))},
     "budget": {
         "understanding": BranchWeights(rate_budget_bits=2.0),
         "generation": BranchWeights(beta=2.0, sufficiency_target_nats=1.2),
@@ -60,8 +62,13 @@ def gradients(inputs: BranchOutput, noise: torch.Tensor, pixels: torch.Tensor) -
             own = rows(inputs, slice(None))
             # What is kept from step to step then matters: the queue, the multiplier. The texts change, the queue's not.
             other = changed(own, text_key=own.text.key + 10, text_ids=(own.text.ids + 1) % 20)
-            infotok(branch, other, step=0, noise=noise, pixel_values=pixels)
+            path = infotok.path(branch, 0)
+            objective = infotok(branch, other, step=0, path=path, noise=noise, pixel_values=pixels)
+            if path is not None:
+                (path(other.tokens).square().sum((1, 2)).mean() + objective.loss).backward()
+                infotok.finish_step()
             infotok.zero_grad()
+            own.tokens.grad = None
             objective = infotok(branch, own, step=1, noise=noise, pixel_values=pixels)
             objective.loss.backward()
             grads = {name: p.grad.clone() for name, p in infotok.named_parameters() if p.grad is not None}

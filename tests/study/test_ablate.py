@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -53,8 +54,12 @@ def ends(dimension: Dimension) -> list:
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_every_cell_of_a_study_that_ships_can_be_run(path, monkeypatch) -> None:
-    monkeypatch.chdir(ROOT)
+def test_every_cell_of_a_study_that_ships_can_be_run(path, tmp_path, monkeypatch) -> None:
+    """In a folder that has images where the configuration for own data looks."""
+    shutil.copytree(ROOT / "tests" / "fixtures" / "photos", tmp_path / "data" / "images")
+    for name in ("train.json", "val.json"):
+        shutil.copy(tmp_path / "data" / "images" / "annotations.json", tmp_path / "data" / name)
+    monkeypatch.chdir(tmp_path)
     study = shipped(path)
     for cell in sample_cells(study):
         setup = configured(cell)

@@ -20,6 +20,7 @@ from infotok_lit.batch import (
     UnderstandingBatch,
 )
 from infotok_lit.checkpoints import KeyMap
+from infotok_lit.models.common.answering import LanguageParts, answer_after_prefix, split_after_image
 from infotok_lit.models.common.autoencoders import build_autoencoder, from_tokens, kl16_keys, to_tokens
 from infotok_lit.models.common.language_model import (
     answer_greedily,
@@ -118,6 +119,10 @@ class Harmon(UnifiedModel):
 
     # Understanding
 
+    def understood_tokens(self, pixel_values: Tensor) -> Tensor:
+        """(B, 3, height, width) in [-1, 1] -> buffers and the tokens of the whole image (B, R + L, D)."""
+        return self.encoder(*self.encode_images(pixel_values))
+
     def understanding(self, batch: UnderstandingBatch, transform: TokenTransform | None = None) -> BranchOutput:
         """Next-token cross entropy (nats) summed over answer tokens; the head runs on those positions alone."""
         latents, grid = self.encode_images(batch.pixel_values)
@@ -138,12 +143,26 @@ class Harmon(UnifiedModel):
 
     @torch.no_grad()
     def describe(
-        self, pixel_values: Tensor, prompts: Sequence[str], max_new_tokens: int = 64, use_cache: bool = True
+        self,
+        pixel_values: Tensor,
+        prompts: Sequence[str],
+        max_new_tokens: int = 64,
+        use_cache: bool = True,
+        image_of: Sequence[int] | None = None,
     ) -> list[str]:
-        """Answer one prompt per image, greedily."""
-        visual = self.project_for_llm(self.encoder(*self.encode_images(pixel_values)))
+        """Answer prompts about images, greedily."""
+        visual = self.project_for_llm(self.understood_tokens(pixel_values))
         ids, mask = self.processor.understanding_prompts(prompts, num_image_tokens=visual.shape[1])
         ids, mask = ids.to(visual.device), mask.to(visual.device)
+        if image_of is not None:
+            shared = split_after_image(ids, mask) if use_cache else None
+            if shared is not None:
+                prefix = self.embed_with_images(shared.prefix.expand(len(visual), -1), visual)
+                penalty = RepetitionPenaltyLogitsProcessor(self.config.repetition_penalty)
+                language = LanguageParts(self.text_body, self.llm.lm_head, self.text_embedding, self.processor, penalty)
+                found = answer_after_prefix(language, prefix, image_of, shared.questions, max_new_tokens)
+                return self.processor.decode(found)
+            visual = visual[list(image_of)]
         return self.processor.decode(self.answer(self.embed_with_images(ids, visual), mask, max_new_tokens, use_cache))
 
     def answer(self, embeds: Tensor, mask: Tensor, max_new_tokens: int, use_cache: bool = True) -> Tensor:

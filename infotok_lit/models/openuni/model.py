@@ -18,6 +18,7 @@ from infotok_lit.batch import (
     UnderstandingBatch,
 )
 from infotok_lit.checkpoints import KeyMap
+from infotok_lit.models.common.answering import LanguageParts, answer_after_prefix, split_after_image
 from infotok_lit.models.common.autoencoders import NETWORK, build_autoencoder, to_tokens
 from infotok_lit.models.common.language_model import answer_greedily, embed_with_images, text_loss
 from infotok_lit.models.common.model_config import Grid
@@ -129,12 +130,26 @@ class OpenUni(UnifiedModel):
 
     @torch.no_grad()
     def describe(
-        self, pixel_values: Tensor, prompts: Sequence[str], max_new_tokens: int = 64, use_cache: bool = True
+        self,
+        pixel_values: Tensor,
+        prompts: Sequence[str],
+        max_new_tokens: int = 64,
+        use_cache: bool = True,
+        image_of: Sequence[int] | None = None,
     ) -> list[str]:
-        """Answer one prompt per image, greedily."""
-        ids, mask = self.processor.understanding_prompts(prompts)
-        embeds = self.embed_with_images(ids.to(pixel_values.device), self.understood_tokens(pixel_values))
-        return self.processor.decode(self.answer(embeds, mask.to(embeds.device), max_new_tokens, use_cache))
+        """Answer prompts about images, greedily."""
+        ids, mask = (part.to(pixel_values.device) for part in self.processor.understanding_prompts(prompts))
+        visual = self.understood_tokens(pixel_values)
+        if image_of is not None:
+            shared = split_after_image(ids, mask) if use_cache else None
+            if shared is not None:
+                prefix = self.embed_with_images(shared.prefix.expand(len(visual), -1), visual)
+                language = LanguageParts(self.text_body, self.vlm.lm_head, self.text_embedding, self.processor)
+                found = answer_after_prefix(language, prefix, image_of, shared.questions, max_new_tokens)
+                return self.processor.decode(found)
+            visual = visual[list(image_of)]
+        embeds = self.embed_with_images(ids, visual)
+        return self.processor.decode(self.answer(embeds, mask, max_new_tokens, use_cache))
 
     def answer(self, embeds: Tensor, mask: Tensor, max_new_tokens: int, use_cache: bool = True) -> Tensor:
         """Greedy continuation ids (B, at most max_new_tokens) of left-padded embeddings (B, T, H)."""
@@ -297,3 +312,8 @@ class OpenUni(UnifiedModel):
     def text_embedding(self) -> nn.Embedding:
         """That of InternVL3's language model."""
         return self.vlm.get_input_embeddings()
+
+    @property
+    def text_body(self) -> nn.Module:
+        """That of InternVL3."""
+        return self.vlm.model.language_model

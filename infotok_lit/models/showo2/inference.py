@@ -6,7 +6,7 @@ included), b images, T positions of the longest prompt, P positions before its i
 tokens, C latent channels.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from infotok_lit.batch import IMAGE_TOKEN_ID
+from infotok_lit.models.common.answering import LanguageParts, answer_after_prefix, split_after_image
 from infotok_lit.models.common.language_model import compact_positions, followed_by_ones
 from infotok_lit.models.common.sampling import guide
 from infotok_lit.models.showo2.family import SamplingConfig
@@ -39,6 +40,27 @@ def answer(
         regions = regions + regions.new_tensor([1, 0])
     embeds = embed_prompts(model, input_ids, latents)
     return continue_greedily(model, embeds, attention_mask, regions, max_new_tokens, use_cache)[0]
+
+
+def answer_shared(
+    model: Showo2Network,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    latents: Tensor,
+    image_of: Sequence[int],
+    max_new_tokens: int,
+) -> Tensor | None:
+    """The same answers where several prompts are about one image of `latents`; None if prompts differ before it."""
+    # With the official script's shift, the position after the image belongs to what sees it whole.
+    shift = int(model.config.prompts.describing == "official")
+    shared = split_after_image(input_ids, attention_mask, shift)
+    if shared is None:
+        return None
+    ids = shared.prefix.expand(len(latents), -1)
+    mask = dense_mask(find_regions(ids) + ids.new_tensor([shift, 0]), ids.shape[1])
+    language = LanguageParts(model.text_body, model.llm.lm_head, model.text_embedding, model.processor)
+    prefix = embed_prompts(model, ids, latents)
+    return answer_after_prefix(language, prefix, image_of, shared.questions, max_new_tokens, mask)
 
 
 def embed_prompts(model: Showo2Network, input_ids: Tensor, latents: Tensor) -> Tensor:

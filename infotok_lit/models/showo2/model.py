@@ -26,7 +26,7 @@ from infotok_lit.models.common.reconstruction import ReconstructionConfig, graph
 from infotok_lit.models.common.sampling import ImageNoise, is_guided
 from infotok_lit.models.showo2.family import EMBEDDINGS, LM_HEAD, PATCH_SIZE, SamplingConfig
 from infotok_lit.models.showo2.flow import RandomNumbers, on_path, random_numbers, to_runs, training_time
-from infotok_lit.models.showo2.inference import answer, sample_latents
+from infotok_lit.models.showo2.inference import answer, answer_shared, sample_latents
 from infotok_lit.models.showo2.network import Hidden, Showo2Network
 from infotok_lit.models.unified import OfficialPart, Progress, TokenTransform, transformed
 
@@ -94,6 +94,10 @@ class Showo2(Showo2Network):
 
     # Understanding
 
+    def understood_tokens(self, pixel_values: Tensor) -> Tensor:
+        """(n, 3, height, width) in [-1, 1] -> the fused tokens of the clean images (n, N, D)."""
+        return self.encoder(self.encode_images(pixel_values)).tokens
+
     def understanding(self, batch: UnderstandingBatch, transform: TokenTransform | None = None) -> BranchOutput:
         """Next-token cross entropy (nats) summed over answer tokens, given clean images."""
         latents = self.encode_images(batch.pixel_values)
@@ -103,14 +107,24 @@ class Showo2(Showo2Network):
 
     @torch.no_grad()
     def describe(
-        self, pixel_values: Tensor, prompts: Sequence[str], max_new_tokens: int = 64, use_cache: bool = True
+        self,
+        pixel_values: Tensor,
+        prompts: Sequence[str],
+        max_new_tokens: int = 64,
+        use_cache: bool = True,
+        image_of: Sequence[int] | None = None,
     ) -> list[str]:
-        """Answer one prompt per image, greedily; each answer ends by itself."""
+        """Answer prompts about images, greedily; each answer ends by itself."""
         noise = ImageNoise([0] * len(pixel_values), pixel_values.device)
         height, width = (side // self.config.autoencoder.stride for side in pixel_values.shape[2:])
         latents = self.encode_images(pixel_values, noise.normal(self.config.autoencoder.channels, height, width))
         ids, mask = self.processor.understanding_prompts(prompts, _slots(latents), pad_left=False)
         ids, mask = ids.to(latents.device), mask.to(latents.device)
+        if image_of is not None:
+            found = answer_shared(self, ids, mask, latents, image_of, max_new_tokens) if use_cache else None
+            if found is not None:
+                return self.processor.decode(found)
+            latents = latents[list(image_of)]
         return self.processor.decode(answer(self, ids, mask, latents, max_new_tokens, use_cache))
 
     # Generation

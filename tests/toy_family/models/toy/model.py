@@ -65,9 +65,12 @@ class Toy(UnifiedModel):
         self.llm = build_language_model(config.llm)
         self.denoiser = nn.Sequential(nn.Linear(2 * width, 64), nn.GELU(), nn.Linear(64, self.latent_width))
 
+    def understood_tokens(self, pixel_values: Tensor) -> Tensor:
+        return self.encode(self.latents(pixel_values))
+
     def understanding(self, batch: UnderstandingBatch, transform: Transform = None) -> BranchOutput:
         """Next-token cross entropy in nats, summed over answer tokens."""
-        tokens = self.encode(self.latents(batch.pixel_values))
+        tokens = self.understood_tokens(batch.pixel_values)
         seen = tokens if transform is None else transform(tokens)
         embeds = embed_with_images(self.text_embedding, batch.input_ids, seen)
         hidden = self.llm.model(inputs_embeds=embeds, attention_mask=batch.attention_mask).last_hidden_state
@@ -90,18 +93,24 @@ class Toy(UnifiedModel):
         random: None,
     ) -> ReconstructionOutput:
         """The same loss, with the mean token of the image in the place of the prompt."""
-        tokens = self.encode(self.latents(copies))
+        tokens = self.understood_tokens(copies)
         seen = tokens if understood_transform is None else understood_transform(tokens)
         output = self._denoising_loss(batch, scale_gradient(seen, gradient_scale).mean(1), generated_transform)
         return ReconstructionOutput(output.loss_sum, output.loss_count)
 
     @torch.no_grad()
     def describe(
-        self, pixel_values: Tensor, prompts: Sequence[str], max_new_tokens: int = 64, use_cache: bool = True
+        self,
+        pixel_values: Tensor,
+        prompts: Sequence[str],
+        max_new_tokens: int = 64,
+        use_cache: bool = True,
+        image_of: Sequence[int] | None = None,
     ) -> list[str]:
-        """Answer one prompt per image, greedily."""
+        """Answer prompts about images, greedily."""
         ids, mask = (x.to(pixel_values.device) for x in self.processor.understanding_prompts(prompts))
-        embeds = embed_with_images(self.text_embedding, ids, self.encode(self.latents(pixel_values)))
+        tokens = self.encode(self.latents(pixel_values))
+        embeds = embed_with_images(self.text_embedding, ids, tokens if image_of is None else tokens[list(image_of)])
         answer = answer_greedily(self.llm, embeds, mask, self.processor, max_new_tokens, use_cache)
         return self.processor.decode(answer)
 

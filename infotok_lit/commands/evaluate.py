@@ -1,0 +1,283 @@
+"""`evaluate`: models on public benchmarks, with the paper's rows beside the result."""
+
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from jsonargparse.typing import NonNegativeInt, PositiveInt
+
+from infotok_lit.checkpoints import exported_family
+from infotok_lit.commands.parsing import run
+from infotok_lit.commands.progress import progress_bar
+from infotok_lit.errors import SettingsError
+from infotok_lit.files import write_whole
+from infotok_lit.hub import fetch
+from infotok_lit.inference import InferenceModel
+from infotok_lit.model_choice import ModelOptions, choose, chosen_device
+
+if TYPE_CHECKING:
+    from infotok_lit.evaluation.benchmark import Benchmark
+    from infotok_lit.evaluation.catalogue import Options
+    from infotok_lit.evaluation.models import EvaluatedModel
+    from infotok_lit.evaluation.results import Result
+    from infotok_lit.evaluation.running import Evaluation, World
+
+
+@dataclass(frozen=True)
+class JudgeOptions:
+    """What looks at images and answers where rules do not.
+
+    Args:
+        detector: GenEval: folder of an instance segmenter of transformers.
+        classifier: GenEval: folder of a CLIP of transformers.
+        judge: GenEval++, WISE, MM-Vet: URL of an OpenAI-compatible endpoint, .../v1.
+        judge_model: The judge's name there.
+        judge_key: The environment variable that holds its key.
+        judge_price_in: What a million tokens sent costs, to report the cost.
+        judge_price_out: What a million tokens received costs.
+    """
+
+    detector: Path | None = None
+    classifier: Path | None = None
+    judge: str | None = None
+    judge_model: str | None = None
+    judge_key: str = "OPENAI_API_KEY"
+    judge_price_in: float | None = None
+    judge_price_out: float | None = None
+
+
+def evaluate(
+    options: ModelOptions,
+    judging: JudgeOptions,
+    benchmark: list[str] | None = None,
+    model: list[str] | None = None,
+    data: Path | None = None,
+    out: Path | None = None,
+    limit: PositiveInt | None = None,
+    batch_size: PositiveInt = 8,
+    seed: NonNegativeInt = 0,
+    images_per_prompt: PositiveInt | None = None,
+    rules: Literal["official", "lmms-eval", "vlmevalkit"] = "official",
+    detections: Path | None = None,
+    verdicts: list[Path] | None = None,
+) -> None:
+    """Score models on public benchmarks: draw or ask, grade, and put the paper's rows beside the result.
+
+    A run that was killed goes on when the same command is given again. `torchrun --nproc_per_node N -m infotok_lit
+    evaluate ...` shares the work among N processes. The names of the benchmarks are in docs/evaluation.md.
+
+    Args:
+        benchmark: Which benchmarks; `all` runs every one.
+        model: An exported folder, a run, an official checkpoint, a name on the Hugging Face hub, or a folder of
+            transformers (questions) or diffusers (images); or several.
+        data: Benchmark files that do not ship: DATA/NAME/...
+        out: Where results go: OUT/MODEL/NAME/.
+        limit: At most so many prompts or images of each benchmark, evenly spread.
+        batch_size: Images or questions at a time.
+        seed: What the seeds of drawn images start from.
+        images_per_prompt: Default: the benchmark's own.
+        rules: How answers are read.
+        detections: No model: judge the detections stored in this file by GenEval's rules.
+        verdicts: No model: add up the result files of a benchmark's official script.
+    """
+    if detections is not None:
+        return score_detections(detections)
+    if not benchmark:
+        raise SettingsError("say which --benchmark (or all)")
+    from infotok_lit.evaluation.catalogue import make_benchmarks
+    from infotok_lit.evaluation.running import World
+
+    chosen = _options(judging, data, seed, images_per_prompt, rules, options.device)
+    made = make_benchmarks(benchmark, chosen, with_images=verdicts is None)
+    if verdicts is not None:
+        return aggregate(made, verdicts)
+    if not model or out is None:
+        raise SettingsError("say which --model to evaluate, and where to put the results: --out")
+    with _joined(World.join()) as world:
+        _tell_plan(made, limit)
+        results: dict[str, list[Result]] = {one.name: [] for one in made}
+        for name, source in zip(labels(model), model, strict=True):
+            # One model in memory at a time.
+            for result in evaluate_model(load(source, name, options), made, out, limit, batch_size, world):
+                results[result.benchmark.name].append(result)
+        _finish(results, out, world)
+
+
+def main(argv: Sequence[str]) -> int:
+    """`evaluate` of the command line."""
+    return run(evaluate, argv)
+
+
+def evaluate_model(
+    model: "EvaluatedModel",
+    benchmarks: "Sequence[Benchmark]",
+    out: Path,
+    limit: int | None,
+    batch_size: int,
+    world: "World",
+) -> "Iterator[Result]":
+    """The results of one model, written to OUT/MODEL/BENCHMARK."""
+    from infotok_lit.evaluation.results import Result, summarise, write_result
+    from infotok_lit.evaluation.running import Evaluation
+
+    folders = [out / model.name / benchmark.name for benchmark in benchmarks]
+    evaluations = [
+        Evaluation(model, benchmark, folder, batch_size=batch_size, limit=limit, world=world)
+        for benchmark, folder in zip(benchmarks, folders, strict=True)
+    ]
+    for evaluation in evaluations:
+        evaluation.open()
+    for evaluation in evaluations:
+        # The first batch of each is real work that tells how long the rest will take.
+        evaluation.graded(most=1)
+    _tell_time(model.name, evaluations)
+    for evaluation in evaluations:
+        with progress_bar(sum(evaluation.left().values()), shown=world.rank == 0) as bar:
+            evaluation.progress.start(bar.show)
+            rows = evaluation.graded()
+        content = summarise(evaluation.benchmark, rows, model.description(), evaluation.whole, evaluation.progress)
+        result = Result(model.name, evaluation.benchmark, content)
+        if world.rank == 0:
+            write_result(evaluation.folder, result, rows)
+            evaluation.benchmark.write_official(evaluation.folder, rows)
+            if limit is None:
+                _tell(
+                    f"{evaluation.benchmark.name}: {problem}"
+                    for problem in evaluation.benchmark.check_complete(evaluation.folder)[:10]
+                )
+        yield result
+
+
+def load(source: str, name: str, options: ModelOptions) -> "EvaluatedModel":
+    """The model behind a name, which it is called by in results.
+
+    Raises:
+        ExplainedError: naming what is wrong, and the mend.
+    """
+    from infotok_lit.evaluation.models import DiffusersModel, OwnModel, TransformersModel, kind_of
+
+    path = fetch(source)
+    if exported_family(path) is None and options.family is None:
+        if kind_of(path) == "diffusers":
+            return DiffusersModel(path, name, chosen_device(options.device), options.dtype)
+        if kind_of(path) == "transformers":
+            return TransformersModel(path, name, chosen_device(options.device), options.dtype)
+    choice = choose(source, options)
+    return OwnModel(InferenceModel(choice.load()), name, choice.path)
+
+
+def score_detections(path: Path) -> None:
+    """Judge stored detections by GenEval's rules and print the scores."""
+    from infotok_lit.evaluation.geneval import GenEval, judge_stored, task_scores
+
+    rows, told = judge_stored(path)
+    lines = [f"{name}: {score.value:.4f} (n = {score.n})" for name, score in task_scores(rows).items()]
+    sys.stdout.write("\n".join([f"{GenEval.title}, {len(rows)} stored scenes", *lines, *told]) + "\n")
+
+
+def aggregate(benchmarks: "Sequence[Benchmark]", files: Sequence[Path]) -> None:
+    """Print the scores that the result files of an official run add up to."""
+    from infotok_lit.evaluation.results import Result, summarise, table
+    from infotok_lit.evaluation.running import Progress
+
+    if len(benchmarks) != 1:
+        raise SettingsError("stored verdicts belong to one benchmark: name that one by --benchmark")
+    rows = benchmarks[0].aggregate(files)
+    content = summarise(benchmarks[0], rows, {"name": "stored verdicts"}, len(rows), Progress())
+    sys.stdout.write(table([Result("stored verdicts", benchmarks[0], content)]))
+
+
+def labels(sources: Sequence[str]) -> list[str]:
+    """What tells models apart and names their folders: the last part of each, numbered where it is shared."""
+    names = [Path(source).absolute().name for source in sources]
+    return [
+        name if names.count(name) == 1 else f"{name}-{names[: number + 1].count(name)}"
+        for number, name in enumerate(names)
+    ]
+
+
+def _options(
+    judging: JudgeOptions, data: Path | None, seed: int, images_per_prompt: int | None, rules: str, device: str
+) -> "Options":
+    from infotok_lit.evaluation.catalogue import Options
+    from infotok_lit.evaluation.judge import Endpoint
+
+    endpoint = None
+    if judging.judge is not None:
+        if judging.judge_model is None:
+            raise SettingsError("say which model judges there: --judge_model")
+        prices = {"price_in": judging.judge_price_in, "price_out": judging.judge_price_out}
+        endpoint = Endpoint(judging.judge, judging.judge_model, judging.judge_key, **prices)
+    return Options(
+        data=data,
+        seed=seed,
+        images_per_prompt=images_per_prompt,
+        rules=rules,
+        detector=judging.detector,
+        classifier=judging.classifier,
+        endpoint=endpoint,
+        device=chosen_device(device),
+    )
+
+
+@contextmanager
+def _joined(world: "World") -> "Iterator[World]":
+    """Inside, each process uses the GPU of its own number; at the end they part."""
+    if world.size > 1:
+        import torch
+
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+    try:
+        yield world
+    finally:
+        world.leave()
+
+
+def _finish(results: "dict[str, list[Result]]", out: Path, world: "World") -> None:
+    from infotok_lit.evaluation.results import table
+
+    if world.rank == 0:
+        text = "\n".join(table(own) for own in results.values())
+        write_whole(out / "table.md", text.encode())
+        sys.stdout.write(text)
+
+
+def _tell(lines: Iterable[str]) -> None:
+    """To stderr, from the first process only."""
+    if int(os.environ.get("RANK", 0)) == 0:
+        sys.stderr.write("".join(f"{line}\n" for line in lines))
+
+
+def _tell_plan(benchmarks: "Sequence[Benchmark]", limit: int | None) -> None:
+    from infotok_lit.evaluation.running import counts
+
+    lines = []
+    for benchmark in benchmarks:
+        images, answers = counts(benchmark, limit)
+        parts = [f"{images} images to draw"] if images else []
+        if answers:
+            parts.append(f"{answers} answers of at most {benchmark.max_new_tokens} tokens")
+        if benchmark.grader is not None:
+            parts.append(f"judged by {benchmark.grader.name}")
+        lines.append(f"{benchmark.name}: {', '.join(parts)}")
+    _tell(lines)
+
+
+def _tell_time(name: str, evaluations: "Sequence[Evaluation]") -> None:
+    lines, total = [], 0.0
+    for evaluation in evaluations:
+        seconds, cost = evaluation.expected_seconds(), evaluation.expected_cost()
+        total += seconds
+        lines.append(f"{name}, {evaluation.benchmark.name}: about {_duration(seconds)}")
+        lines[-1] += "" if cost is None else f", and {cost:.2f} for the judge"
+    _tell([*lines, f"{name}: about {_duration(total)} in all"])
+
+
+def _duration(seconds: float) -> str:
+    minutes = seconds / 60
+    return f"{seconds:.0f} s" if minutes < 2 else f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"

@@ -1,0 +1,184 @@
+"""What a benchmark is: what to draw and what to ask, how replies are graded, and what is reported of them.
+
+A benchmark draws nothing and asks nothing: `running.py` does, so that every benchmark can be killed and resumed, is
+batched, and runs in several processes.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+
+from PIL import Image
+
+from infotok_lit.data.image_file import read_image
+from infotok_lit.errors import MissingFileError, SettingsError
+from infotok_lit.evaluation.records import Row, digest
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """An image to draw."""
+
+    id: str
+    prompt: str
+    seed: int
+    file: str
+    """Where it is kept, below the result folder: the official layout."""
+    group: str
+    """Shared by the images of one prompt."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question to answer about an image."""
+
+    id: str
+    text: str
+    images: tuple[str, ...]
+    """Names that the benchmark's `open_image` knows; several are laid side by side."""
+    group: str
+    """Shared by the questions about one image."""
+    options: tuple[str, ...] = ()
+    """Where there are any, the likelihood of each is asked for instead of an answer."""
+
+
+class Score(NamedTuple):
+    """A score and the number of rows that it rests on."""
+
+    value: float
+    n: int
+
+
+class Grader(Protocol):
+    """A second model that looks at what the first one made: a detector, or a judge behind an endpoint."""
+
+    name: str
+    """What tells its verdicts from another's."""
+    batch_size: int
+
+    def verdicts(self, rows: Sequence[Row], folder: Path) -> list[Row]:
+        """One verdict per output row, with its `id`."""
+        ...
+
+    def spent(self, verdicts: Sequence[Row]) -> dict[str, Any]:
+        """What verdicts cost, for the report."""
+        ...
+
+
+class Benchmark(ABC):
+    """One benchmark on the user's data.
+
+    A row of output holds `id`, `group`, `image` and either `prompt` and `seed`, or `question` and `answer` (or
+    `likelihoods`, nats per token, one per option). Grading adds `score` in [0, 1] (None without a verdict) and, for
+    answers, `parsed`: what the rule read in the answer, None where it read nothing.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    headline: ClassVar[str] = "overall"
+    """The score that is reported first."""
+    headlines: ClassVar[Sequence[str]] = ()
+    """The scores whose fall means that a task has become worse; default: the headline."""
+    paper: ClassVar[Mapping[str, str]] = {}
+    """Score -> the column of the paper's tables."""
+    about_own_images: ClassVar[bool] = False
+    """Whether the questions are about the images of `drawings`."""
+    max_new_tokens: ClassVar[int] = 16
+    """Of an answer."""
+    fetch: ClassVar[str] = ""
+    """What to get, and where to put it below the folder of `--data`."""
+
+    def __init_subclass__(cls) -> None:
+        cls.headlines = cls.headlines or (cls.headline,)
+
+    sources: Sequence[Path] = ()
+    """The files that the prompts or questions come from."""
+    grader: Grader | None = None
+    graded: ClassVar[Literal["drawings", "questions"]] = "drawings"
+    """What the grader looks at."""
+    rules: str = "official"
+    RULES: ClassVar[Mapping[str, Callable[..., Any]]] = {}
+    """Ways to read an answer, by name; `official` is the default."""
+
+    @property
+    def facts(self) -> dict[str, object]:
+        """What a reader of the scores must know: variant, rules, the hash of the prompt files."""
+        return {"rules": self.rules, "prompts_sha256": digest(self.sources) if self.sources else None}
+
+    def drawings(self) -> Sequence[Drawing]:
+        """All images to draw, in the official order."""
+        return ()
+
+    def questions(self) -> Sequence[Question]:
+        """All questions, in the official order."""
+        return ()
+
+    def open_image(self, name: str, folder: Path) -> Image.Image:
+        """An image of a question, RGB; `folder` is the result folder. MissingFileError if it is not there."""
+        raise NotImplementedError(f"{self.name} asks about no images")
+
+    @abstractmethod
+    def grade(self, rows: Sequence[Row]) -> list[Row]:
+        """Rows of output, with the grader's verdict as `verdict` where there is one -> the same, graded."""
+
+    @abstractmethod
+    def scores(self, rows: Sequence[Row]) -> dict[str, Score]:
+        """Name -> score of graded rows; a score without rows is left out."""
+
+    def write_official(self, folder: Path, rows: Sequence[Row]) -> None:  # noqa: B027
+        """Write what the official scorer reads beside the images, by default nothing."""
+
+    def check_complete(self, folder: Path) -> list[str]:
+        """What of the official layout is missing or no image, in words."""
+        faults = ((drawing.file, _fault(folder / drawing.file)) for drawing in self.drawings())
+        return [f"{file}: {fault}" for file, fault in faults if fault is not None]
+
+    def aggregate(self, files: Sequence[Path]) -> list[Row]:
+        """Graded rows from the result files of an official run. SettingsError where there are no such files."""
+        raise SettingsError(f"{self.title} keeps no verdicts that could be read: leave out --verdicts")
+
+
+def average(values: Iterable[float]) -> Score:
+    """The plain mean; nan of nothing."""
+    values = list(values)
+    return Score(sum(values) / len(values) if values else float("nan"), len(values))
+
+
+def scores_by(rows: Sequence[Row], key: str) -> dict[str, Score]:
+    """The mean score of the rows of each value of a key, in the order of their first row."""
+    values: dict[str, list[float]] = {}
+    for row in rows:
+        values.setdefault(row[key], []).append(row["score"])
+    return {name: average(scores) for name, scores in values.items()}
+
+
+def rule_named(benchmark: Benchmark, name: str) -> Callable[..., Any]:
+    """One of the benchmark's rules; SettingsError naming them for any other."""
+    if name not in benchmark.RULES:
+        raise SettingsError(f"{benchmark.title} has no rules called {name!r}: choose from {', '.join(benchmark.RULES)}")
+    return benchmark.RULES[name]
+
+
+def require(path: Path, benchmark: type[Benchmark]) -> Path:
+    """The path; MissingFileError saying what to fetch if it is not there."""
+    if not path.exists():
+        raise MissingFileError(f"{benchmark.title} needs {path}, which is not there. {benchmark.fetch}")
+    return path
+
+
+def open_file(path: Path, benchmark: type[Benchmark]) -> Image.Image:
+    """An image file as RGB, of any shape."""
+    return read_image(require(path, benchmark), min_side=1, max_aspect=float("inf"))
+
+
+def _fault(path: Path) -> str | None:
+    if not path.is_file():
+        return "missing"
+    try:
+        with Image.open(path) as image:
+            image.verify()
+    except Exception as error:  # decoders raise almost anything on damaged bytes
+        return f"no image ({type(error).__name__})"
+    return None

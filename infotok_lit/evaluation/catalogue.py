@@ -1,0 +1,129 @@
+"""Which benchmarks there are, and how each is made from the options of a run."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from infotok_lit.errors import ExplainedError, MissingFileError, SettingsError, did_you_mean
+from infotok_lit.evaluation.benchmark import Benchmark
+from infotok_lit.evaluation.dpg_bench import DpgBench
+from infotok_lit.evaluation.geneval import GenEval, RewrittenGenEval
+from infotok_lit.evaluation.geneval_2 import GenEval2
+from infotok_lit.evaluation.geneval_plus_plus import GenEvalPlusPlus
+from infotok_lit.evaluation.geneval_vision import ImageJudge
+from infotok_lit.evaluation.gqa import Gqa
+from infotok_lit.evaluation.judge import Endpoint
+from infotok_lit.evaluation.mm_vet import MmVet, MmVetV2
+from infotok_lit.evaluation.mme import Mme
+from infotok_lit.evaluation.mmmu import Mmmu
+from infotok_lit.evaluation.pope import Pope
+from infotok_lit.evaluation.scenes import Scenes64Benchmark, ScenesBenchmark
+from infotok_lit.evaluation.seed_bench import SeedBench, SeedBenchLikelihood
+from infotok_lit.evaluation.unibench import UniBench
+from infotok_lit.evaluation.wise import Wise, WiseVerified
+
+
+@dataclass
+class Options:
+    """What benchmarks are made from.
+
+    Args:
+        data: the folder with one folder per benchmark, called like it.
+        images_per_prompt: default: the benchmark's own.
+        detector, classifier: folders of GenEval's two models; both or neither.
+        endpoint: the judge.
+        device: where detector and classifier run.
+    """
+
+    data: Path | None = None
+    seed: int = 0
+    images_per_prompt: int | None = None
+    rules: str = "official"
+    detector: Path | None = None
+    classifier: Path | None = None
+    endpoint: Endpoint | None = None
+    device: str = "cpu"
+
+    def folder(self, name: str) -> Path:
+        """Where the files of a benchmark lie; MissingFileError, with the name alone, without `data`."""
+        if self.data is None:
+            raise MissingFileError(name)
+        return self.data / name
+
+    @cached_property
+    def image_judge(self) -> ImageJudge | None:
+        """GenEval's, made when it is first asked for; SettingsError for one model without the other."""
+        if self.detector is None and self.classifier is None:
+            return None
+        if self.detector is None or self.classifier is None:
+            raise SettingsError("GenEval is judged by two models: give both --detector and --classifier")
+        return ImageJudge(self.detector, self.classifier, self.device)
+
+    @property
+    def images(self) -> dict[str, int]:
+        """The argument `images_per_prompt`, where it was given."""
+        return {} if self.images_per_prompt is None else {"images_per_prompt": self.images_per_prompt}
+
+
+BENCHMARKS: dict[str, Callable[[Options], Benchmark]] = {
+    "scenes32": lambda o: ScenesBenchmark(o.seed),
+    "scenes64": lambda o: Scenes64Benchmark(o.seed),
+    "geneval": lambda o: GenEval(o.seed, image_judge=o.image_judge, **o.images),
+    "geneval_rewritten": lambda o: RewrittenGenEval(o.seed, image_judge=o.image_judge, **o.images),
+    "geneval++": lambda o: GenEvalPlusPlus(o.seed, o.endpoint),
+    "wise": lambda o: Wise(o.folder("wise"), o.seed, o.endpoint),
+    "wise_verified": lambda o: WiseVerified(o.folder("wise_verified"), o.seed, o.endpoint),
+    "dpg_bench": lambda o: DpgBench(o.folder("dpg_bench"), o.seed, **o.images),
+    "geneval2": lambda o: GenEval2(o.folder("geneval2"), o.seed),
+    "unibench": lambda o: UniBench(o.folder("unibench"), 1024 + o.seed, **o.images),
+    "pope": lambda o: Pope(o.folder("pope"), o.rules),
+    "mme": lambda o: Mme(o.folder("mme"), o.rules),
+    "gqa": lambda o: Gqa(o.folder("gqa"), o.rules),
+    "seed": lambda o: SeedBench(o.folder("seed"), o.rules),
+    "seed_likelihood": lambda o: SeedBenchLikelihood(o.folder("seed")),
+    "mmmu": lambda o: Mmmu(o.folder("mmmu"), o.rules),
+    "mm_vet": lambda o: MmVet(o.folder("mm_vet"), o.endpoint),
+    "mm_vet_v2": lambda o: MmVetV2(o.folder("mm_vet_v2"), o.endpoint),
+}
+"""Name -> how to make it."""
+
+
+def make_benchmarks(names: Sequence[str], options: Options, with_images: bool = True) -> list[Benchmark]:
+    """The benchmarks of some names, `all` for every one.
+
+    Args:
+        with_images: see to it that there are pictures to ask about, by the first one.
+
+    Raises:
+        SettingsError: there is no benchmark of that name.
+        ExplainedError: one message about everything that is missing, if anything is.
+    """
+    check_names(names)
+    names = list(BENCHMARKS) if "all" in names else list(dict.fromkeys(names))
+    made, missing = [], []
+    for name in names:
+        try:
+            benchmark = BENCHMARKS[name](options)
+            questions = [] if benchmark.about_own_images or not with_images else benchmark.questions()
+            for image in questions[0].images if questions else ():
+                benchmark.open_image(image, Path())
+            made.append(benchmark)
+        except MissingFileError as error:
+            missing.append(str(error))
+    if missing and options.data is None:
+        raise ExplainedError(
+            f"{', '.join(missing)}: the files do not ship with this package. Name the folder that has them by --data "
+            "(docs/evaluation.md), or see what to fetch with --data NEW_FOLDER"
+        )
+    if missing:
+        raise ExplainedError("\n".join(dict.fromkeys(missing)))
+    return made
+
+
+def check_names(names: Sequence[str]) -> None:
+    """SettingsError for the first name that is no benchmark's, nor `all`."""
+    for name in names:
+        if name not in BENCHMARKS and name != "all":
+            hint = did_you_mean(name, BENCHMARKS) or f"; there are {', '.join(BENCHMARKS)}"
+            raise SettingsError(f"no benchmark {name!r}{hint}")

@@ -1,0 +1,112 @@
+"""DPG-Bench: 1,065 dense prompts (Hu et al., 2024, arXiv 2403.05135), in the layout of its official scorer.
+
+The scorer (`compute_dpg_bench.py`, with mPLUG) reads one picture per prompt, ITEM_ID.png: four images in a square.
+"""
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from infotok_lit.errors import DataError
+from infotok_lit.evaluation.benchmark import Benchmark, Drawing, Score, average, require
+from infotok_lit.evaluation.records import Row, read_text
+from infotok_lit.files import write_whole
+
+FILE = "dpg_bench.csv"
+GRIDS = "grids"
+SCALE = 100
+
+
+class DpgBench(Benchmark):
+    """Four images per prompt, and their square in `grids`; scores come from the official result file.
+
+    Args:
+        folder: holds dpg_bench.csv (several rows per prompt; `item_id` and `text` are used).
+    """
+
+    name = "dpg_bench"
+    title = "DPG-Bench"
+    fetch = "Put dpg_bench/dpg_bench.csv of https://github.com/TencentQQGYLab/ELLA to DATA/dpg_bench."
+
+    def __init__(self, folder: Path, seed: int = 0, images_per_prompt: int = 4) -> None:
+        self.sources = [require(folder / FILE, type(self))]
+        self.seed, self.images_per_prompt = seed, images_per_prompt
+        rows = list(csv.DictReader(io.StringIO(read_text(folder / FILE))))
+        if not rows or not {"item_id", "text"} <= set(rows[0]):
+            raise DataError(f"{folder / FILE} needs the columns item_id and text")
+        self.prompts = {row["item_id"]: row["text"] for row in reversed(rows)}
+        self.prompts = dict(reversed(self.prompts.items()))
+
+    @property
+    def facts(self) -> dict[str, object]:
+        return super().facts | {
+            "rewritten": False,
+            "seed": self.seed,
+            "images_per_prompt": self.images_per_prompt,
+        }
+
+    def drawings(self) -> Sequence[Drawing]:
+        return [
+            Drawing(
+                id=f"{item}/{sample}",
+                prompt=prompt,
+                seed=self.seed + number * self.images_per_prompt + sample,
+                file=f"images/{item}/{sample}.png",
+                group=item,
+            )
+            for number, (item, prompt) in enumerate(self.prompts.items())
+            for sample in range(self.images_per_prompt)
+        ]
+
+    def grade(self, rows: Sequence[Row]) -> list[Row]:
+        return [row | {"score": None} for row in rows]
+
+    def scores(self, rows: Sequence[Row]) -> dict[str, Score]:
+        """`overall`: the mean over prompts; the official script prints a hundred times this."""
+        scored = [row["score"] for row in rows if row["score"] is not None]
+        return {"overall": average(scored)} if scored else {}
+
+    def write_official(self, folder: Path, rows: Sequence[Row]) -> None:
+        """The squares, row by row; their side is what `--resolution` asks for, `--pic-num` the images per prompt."""
+        items: dict[str, list[Row]] = {}
+        for row in rows:
+            if "image" in row:
+                items.setdefault(row["group"], []).append(row)
+        (folder / GRIDS).mkdir(exist_ok=True)
+        for item, own in items.items():
+            write_whole(folder / GRIDS / f"{item}.png", _png(square([folder / row["image"] for row in own])))
+
+    def check_complete(self, folder: Path) -> list[str]:
+        missing = [item for item in self.prompts if not (folder / GRIDS / f"{item}.png").is_file()]
+        return super().check_complete(folder) + [f"{GRIDS}/{item}.png: missing" for item in missing]
+
+    def aggregate(self, files: Sequence[Path]) -> list[Row]:
+        """From the official result file, whose lines read `PATH/ITEM.png, score, ..., mean`."""
+        rows = []
+        for line in (line for file in files for line in read_text(file).splitlines()):
+            name, *values = line.split(", ")
+            if name.endswith(".png") and len(values) > 1:
+                item = Path(name).stem
+                rows.append({"id": item, "group": item, "score": float(values[-1])})
+        return rows
+
+
+def square(files: Sequence[Path]) -> Image.Image:
+    """Images of one size, two to a row for four of them."""
+    images = [Image.open(file).convert("RGB") for file in files]
+    columns = math.ceil(math.sqrt(len(images)))
+    width, height = images[0].size
+    canvas = Image.new("RGB", (columns * width, math.ceil(len(images) / columns) * height))
+    for number, image in enumerate(images):
+        canvas.paste(image, (number % columns * width, number // columns * height))
+    return canvas
+
+
+def _png(image: Image.Image) -> bytes:
+    content = io.BytesIO()
+    image.save(content, "PNG")
+    return content.getvalue()

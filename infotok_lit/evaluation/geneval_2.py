@@ -1,0 +1,82 @@
+"""GenEval 2: 800 prompts of three to ten atoms (Kamath et al., 2025, arXiv 2512.16853), in the layout of its scorer.
+
+The scorer (`evaluation.py`, Soft-TIFA with a vision model) reads a JSON file that maps prompts to image files. Its
+data is under CC BY-NC 4.0, so it comes from the user.
+"""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from infotok_lit.errors import DataError
+from infotok_lit.evaluation.benchmark import Benchmark, Drawing, Score, average, require
+from infotok_lit.evaluation.records import Row, read_json, read_json_lines, write_json
+
+FILE = "geneval2_data.jsonl"
+PATHS = "image_paths.json"
+
+
+class GenEval2(Benchmark):
+    """One image per prompt; scores come from the official score lists.
+
+    Args:
+        folder: holds geneval2_data.jsonl.
+    """
+
+    name = "geneval2"
+    title = "GenEval 2"
+    headline = "soft_tifa_gm"
+    fetch = f"Put {FILE} of https://github.com/facebookresearch/GenEval2 to DATA/geneval2."
+
+    def __init__(self, folder: Path, seed: int = 0) -> None:
+        self.sources, self.seed = [require(folder / FILE, type(self))], seed
+        self.prompts = read_json_lines(folder / FILE)
+
+    @property
+    def facts(self) -> dict[str, object]:
+        return super().facts | {"seed": self.seed, "rewritten": False}
+
+    def drawings(self) -> Sequence[Drawing]:
+        return [
+            Drawing(str(number), entry["prompt"], self.seed + number, f"images/{number:05d}.png", str(number))
+            for number, entry in enumerate(self.prompts)
+        ]
+
+    def grade(self, rows: Sequence[Row]) -> list[Row]:
+        return [row | {"score": None} for row in rows]
+
+    def scores(self, rows: Sequence[Row]) -> dict[str, Score]:
+        """Soft-TIFA: each prompt's geometric mean over its questions, averaged; the same with the arithmetic mean;
+        and per skill, over questions."""
+        scored = [row for row in rows if row["score"] is not None]
+        if not scored:
+            return {}
+        skills: dict[str, list[float]] = {}
+        for row in scored:
+            for skill, value in zip(row["skills"], row["atoms"], strict=True):
+                skills.setdefault(skill, []).append(value)
+        return {
+            "soft_tifa_gm": average(row["score"] for row in scored),
+            "soft_tifa_am": average(average(row["atoms"]).value for row in scored),
+            **{skill: average(values) for skill, values in sorted(skills.items())},
+        }
+
+    def write_official(self, folder: Path, rows: Sequence[Row]) -> None:
+        """image_paths.json, for `--image_filepath_data`."""
+        write_json(folder / PATHS, {row["prompt"]: str((folder / row["image"]).resolve()) for row in rows})
+
+    def aggregate(self, files: Sequence[Path]) -> list[Row]:
+        """From the official score lists: for each prompt in order, one score per question."""
+        lists = [scores for file in files for scores in read_json(file)]
+        if len(lists) != len(self.prompts):
+            raise DataError(f"there are {len(self.prompts)} prompts in {FILE}, and {len(lists)} score lists")
+        return [
+            {
+                "id": str(number),
+                "group": str(number),
+                "skills": entry["skills"],
+                "atoms": scores,
+                "score": math.prod(scores) ** (1 / len(scores)),
+            }
+            for number, (entry, scores) in enumerate(zip(self.prompts, lists, strict=True))
+        ]

@@ -1,0 +1,92 @@
+"""GQA, the balanced test-development questions (Hudson and Manning, 2019, arXiv 1902.09506)."""
+
+import string
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from infotok_lit.evaluation.benchmark import Benchmark, Question, Score, average, open_file, require, rule_named
+from infotok_lit.evaluation.records import Row, read_json, write_json
+from infotok_lit.evaluation.tables import Table
+
+QUESTIONS = "testdev_balanced_questions.json"
+SUFFIX = "\nAnswer the question using a single word or phrase."
+
+
+def official(answer: str, truth: str) -> bool:
+    """Exact equality, once full stops at the end are gone and letters are small, as LLaVA's conversion has it."""
+    return answer.strip().rstrip(".").lower() == truth
+
+
+def lmms_eval(answer: str, truth: str) -> bool:
+    """Without case and without ASCII punctuation, on both sides."""
+    answer, truth = (text.lower().translate(str.maketrans("", "", string.punctuation)) for text in (answer, truth))
+    return answer.strip() == truth.strip()
+
+
+def vlmevalkit(answer: str, truth: str) -> bool:
+    """But for case and white space at the ends; a full stop is wrong."""
+    return answer.strip().lower() == truth.strip().lower()
+
+
+class Gqa(Benchmark):
+    """12,578 questions about 398 images; the score is the share of answers that equal the truth.
+
+    Args:
+        folder: the official questions with images/IMAGEID.jpg, or the two folders of the Hugging Face copy.
+    """
+
+    name = "gqa"
+    title = "GQA"
+    headline = "accuracy"
+    paper = {"accuracy": "GQA"}
+    RULES = {"official": official, "lmms-eval": lmms_eval, "vlmevalkit": vlmevalkit}
+    fetch = (
+        f"From https://cs.stanford.edu/people/dorarad/gqa/download.html put {QUESTIONS} and images/ to DATA/gqa, or "
+        "download `hf download lmms-lab/GQA --repo-type dataset --include 'testdev_balanced*' --local-dir DATA/gqa`."
+    )
+
+    def __init__(self, folder: Path, rules: str = "official") -> None:
+        self.rule, self.rules = rule_named(self, rules), rules
+        self.folder = require(folder, type(self))
+        self.table: Table | None = None
+        official_file = folder / QUESTIONS
+        if official_file.is_file():
+            self.sources = (official_file,)
+            self.records = read_json(official_file)
+        else:
+            asked = Table(require(folder / "testdev_balanced_instructions", type(self)), ())
+            self.sources = asked.files
+            self.records = {row["id"]: row for row in asked.rows}
+            self.table = Table(require(folder / "testdev_balanced_images", type(self)), ("image",))
+            self.places = {row["id"]: number for number, row in enumerate(self.table.rows)}
+
+    def questions(self) -> Sequence[Question]:
+        return [
+            Question(name, record["question"] + SUFFIX, (record["imageId"],), record["imageId"])
+            for name, record in self.records.items()
+        ]
+
+    def open_image(self, name: str, folder: Path) -> Image.Image:
+        if self.table is not None:
+            return self.table.image(self.places[name], "image")
+        return open_file(self.folder / "images" / f"{name}.jpg", type(self))
+
+    def grade(self, rows: Sequence[Row]) -> list[Row]:
+        graded = []
+        for row in rows:
+            truth = self.records[row["id"]]["answer"]
+            parsed = row["answer"].strip() or None
+            graded.append(row | {"label": truth, "parsed": parsed, "score": float(self.rule(row["answer"], truth))})
+        return graded
+
+    def scores(self, rows: Sequence[Row]) -> dict[str, Score]:
+        return {"accuracy": average(row["score"] for row in rows)} if rows else {}
+
+    def write_official(self, folder: Path, rows: Sequence[Row]) -> None:
+        """The predictions for the official `eval.py`: answers as LLaVA's conversion leaves them."""
+        predictions = [
+            {"questionId": row["id"], "prediction": row["answer"].strip().rstrip(".").lower()} for row in rows
+        ]
+        write_json(folder / "testdev_balanced_predictions.json", predictions)

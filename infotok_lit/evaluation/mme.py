@@ -1,0 +1,152 @@
+"""MME: two yes/no questions about each image, one true and one false (Fu et al., 2023, arXiv 2306.13394).
+
+Its authors allow academic research only and forbid passing the files on, so everything comes from the user.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image
+
+from infotok_lit.errors import DataError
+from infotok_lit.evaluation.benchmark import Benchmark, Question, Score, open_file, require, rule_named
+from infotok_lit.evaluation.records import Row, read_text
+from infotok_lit.evaluation.tables import Table
+from infotok_lit.evaluation.yes_no import mme_lmms_eval, mme_official, vlmevalkit
+from infotok_lit.files import write_whole
+
+PERCEPTION = (
+    "existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR",
+)  # fmt: skip
+COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
+
+
+class Entry(NamedTuple):
+    """One question."""
+
+    subtask: str
+    image: str
+    question: str
+    label: str
+    row: int | None = None
+    """Where the image is, in a table."""
+
+
+class Mme(Benchmark):
+    """14 subtasks. A subtask gives accuracy plus the share of images with both answers right, in per cent.
+
+    Args:
+        folder: the official release (one folder per subtask), or one SUBTASK.txt per subtask with
+            `image<TAB>question<TAB>answer` beside folders of images, or a Hugging Face dataset folder.
+    """
+
+    name = "mme"
+    title = "MME"
+    headline = "overall"
+    paper = {"overall": "MME"}
+    RULES = {"official": mme_official, "lmms-eval": mme_lmms_eval, "vlmevalkit": vlmevalkit}
+    fetch = (
+        "Ask its authors for MME_Benchmark_release_version and put its 14 folders to DATA/mme, or download "
+        "`hf download lmms-lab/MME --repo-type dataset --local-dir DATA/mme`."
+    )
+
+    def __init__(self, folder: Path, rules: str = "official") -> None:
+        self.rule, self.rules = rule_named(self, rules), rules
+        self.folder = require(folder, type(self))
+        self.table: Table | None = None
+        found = list(self._from_texts())
+        if not found:
+            self.table = Table(folder, ("image",), "test")
+            self.sources = self.table.files
+            found = [
+                Entry(row["category"], row["question_id"], row["question"], row["answer"], number)
+                for number, row in enumerate(self.table.rows)
+            ]
+        self.entries = {f"{entry.subtask}/{entry.image}/{number}": entry for number, entry in enumerate(found)}
+        self.images = {f"{entry.subtask}/{entry.image}": entry for entry in found}
+
+    def questions(self) -> Sequence[Question]:
+        images = [f"{entry.subtask}/{entry.image}" for entry in self.entries.values()]
+        return [
+            Question(name, entry.question, (image,), image)
+            for (name, entry), image in zip(self.entries.items(), images, strict=True)
+        ]
+
+    def open_image(self, name: str, folder: Path) -> Image.Image:
+        entry = self.images[name]
+        if self.table is not None:
+            return self.table.image(entry.row, "image")
+        places = [self.folder / entry.subtask / entry.image, self.folder / entry.subtask / "images" / entry.image]
+        return open_file(next((place for place in places if place.is_file()), places[0]), type(self))
+
+    def grade(self, rows: Sequence[Row]) -> list[Row]:
+        graded = []
+        for row in rows:
+            entry = self.entries[row["id"]]
+            label, reading = entry.label.lower(), self.rule(row["answer"])
+            own = {"subtask": entry.subtask, "label": label, "parsed": reading.parsed}
+            graded.append(row | own | {"score": float(reading.value == label)})
+        return graded
+
+    def scores(self, rows: Sequence[Row]) -> dict[str, Score]:
+        """Points: `overall` of 2,800 is `perception` of 2,000 plus `cognition` of 800, and those sum their subtasks."""
+        subtasks: dict[str, list[Row]] = {}
+        for row in rows:
+            subtasks.setdefault(row["subtask"], []).append(row)
+        points = {subtask: _points(own) for subtask, own in subtasks.items()}
+        parts = {}
+        for name, members in (("perception", PERCEPTION), ("cognition", COGNITION)):
+            own = [points[subtask] for subtask in members if subtask in points]
+            if own:
+                parts[name] = Score(sum(score.value for score in own), sum(score.n for score in own))
+        if not parts:
+            return {}
+        overall = Score(sum(part.value for part in parts.values()), sum(part.n for part in parts.values()))
+        return {"overall": overall, **parts, **points}
+
+    def write_official(self, folder: Path, rows: Sequence[Row]) -> None:
+        """results/SUBTASK.txt, as the official calculation reads them."""
+        results: dict[str, list[str]] = {}
+        for row in rows:
+            entry = self.entries[row["id"]]
+            answer = " ".join(row["answer"].split())
+            results.setdefault(entry.subtask, []).append(f"{entry.image}\t{entry.question}\t{entry.label}\t{answer}\n")
+        (folder / "results").mkdir(exist_ok=True)
+        for subtask, lines in results.items():
+            write_whole(folder / "results" / f"{subtask}.txt", "".join(lines).encode())
+
+    def _from_texts(self) -> Iterator[Entry]:
+        sources: list[Path] = []
+        for subtask in (*PERCEPTION, *COGNITION):
+            single = self.folder / f"{subtask}.txt"
+            own = self.folder / subtask
+            texts = sorted([*own.glob("*.txt"), *own.glob("questions_answers_YN/*.txt")])
+            for file in [single] if single.is_file() else texts:
+                sources.append(file)
+                for number, line in enumerate(read_text(file).splitlines(), 1):
+                    fields = line.split("\t")
+                    if not line.strip():
+                        continue
+                    if file != single:
+                        fields = [_image_beside(file), *fields]
+                    if len(fields) < 3:
+                        raise DataError(f"line {number} of {file} needs image, question and answer, split by tabs")
+                    yield Entry(subtask, fields[0], fields[1], fields[2].strip())
+        self.sources = sources
+
+
+def _points(rows: Sequence[Row]) -> Score:
+    """Of one subtask: 100 x accuracy + 100 x the share of images whose questions are all answered rightly."""
+    images: dict[str, float] = {}
+    for row in rows:
+        images[row["group"]] = min(images.get(row["group"], 1.0), row["score"])
+    accuracy = sum(row["score"] for row in rows) / len(rows)
+    return Score(100 * (accuracy + sum(images.values()) / len(images)), len(rows))
+
+
+def _image_beside(text: Path) -> str:
+    """The image that a question file of the official release belongs to."""
+    folders = (text.parent, text.parent.parent / "images")
+    found = [file for folder in folders for file in folder.glob(f"{text.stem}.*") if file.suffix != ".txt"]
+    return found[0].name if found else f"{text.stem}.jpg"

@@ -1,0 +1,116 @@
+"""MMMU, validation: 900 college questions of 30 subjects (Yue et al., 2023, arXiv 2311.16502)."""
+
+import ast
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from string import ascii_uppercase
+
+from PIL import Image
+
+from infotok_lit.evaluation.benchmark import Benchmark, Question, Score, average, require, rule_named, scores_by
+from infotok_lit.evaluation.mmmu_rules import open_is_right, parse_choice, parse_open
+from infotok_lit.evaluation.records import Row, write_json
+from infotok_lit.evaluation.tables import Table
+
+IMAGES = tuple(f"image_{number}" for number in range(1, 8))
+CHOICE_SUFFIX = "\nAnswer with the option's letter from the given choices directly."
+OPEN_SUFFIX = "\nAnswer the question using a single word or phrase."
+
+
+def _read(reply: str, options: dict[str, str], truths: Sequence[str], style: str) -> tuple[object, bool]:
+    """(what was read in a reply, whether that is right)."""
+    if options:
+        letter = parse_choice(reply, options, style)
+        return letter, letter in truths
+    parsed = parse_open(reply)
+    return parsed, open_is_right(parsed, truths, style)
+
+
+class Mmmu(Benchmark):
+    """Multiple choice and short answers. Where a question has several images, they are laid side by side.
+
+    Args:
+        folder: a Hugging Face dataset folder with the validation split.
+    """
+
+    name = "mmmu"
+    title = "MMMU, validation"
+    headline = "accuracy"
+    paper = {"accuracy": "MMMU"}
+    max_new_tokens = 128
+    RULES = {"official": partial(_read, style="official"), "lmms-eval": partial(_read, style="lmms-eval")}
+    fetch = (
+        "Download it: `hf download lmms-lab/MMMU --repo-type dataset --include 'data/validation*' "
+        "--local-dir DATA/mmmu`."
+    )
+
+    def __init__(self, folder: Path, rules: str = "official") -> None:
+        self.rule, self.rules = rule_named(self, rules), rules
+        self.table = Table(require(folder, type(self)), IMAGES, "validation")
+        self.sources = self.table.files
+        self.places = {row["id"]: number for number, row in enumerate(self.table.rows)}
+
+    def questions(self) -> Sequence[Question]:
+        asked = []
+        for row, place in zip(self.table.rows, self.places.values(), strict=True):
+            options = _options(row)
+            lines = "".join(f"\n({letter}) {text}" for letter, text in options.items())
+            text = row["question"] + lines + (CHOICE_SUFFIX if options else OPEN_SUFFIX)
+            images = tuple(f"{row['id']}/{column}" for column in IMAGES if self.table.has_image(place, column))
+            asked.append(Question(row["id"], text, images, row["id"]))
+        return asked
+
+    def open_image(self, name: str, folder: Path) -> Image.Image:
+        question, _, column = name.rpartition("/")
+        return self.table.image(self.places[question], column)
+
+    def grade(self, rows: Sequence[Row]) -> list[Row]:
+        graded = []
+        for row in rows:
+            record = self.table.rows[self.places[row["id"]]]
+            parsed, right = self.rule(row["answer"], _options(record), _truths(record))
+            subject = row["id"].split("_", 1)[1].rpartition("_")[0]
+            own = {"part": subject, "label": record["answer"], "parsed": parsed or None, "score": float(right)}
+            graded.append(row | own)
+        return graded
+
+    def scores(self, rows: Sequence[Row]) -> dict[str, Score]:
+        """Over all questions, and per subject."""
+        return {"accuracy": average(row["score"] for row in rows), **scores_by(rows, "part")} if rows else {}
+
+    def write_official(self, folder: Path, rows: Sequence[Row]) -> None:
+        """What `main_eval_only.py` reads (letters that were found, short answers as they are), and the folder of
+        `main_parse_and_eval.py`, which parses by itself."""
+        found = {
+            row["id"]: (row["parsed"] or "") if isinstance(row["parsed"], str | None) else row["answer"] for row in rows
+        }
+        write_json(folder / "predictions.json", found)
+        subjects: dict[str, list[Row]] = {}
+        for row in rows:
+            record = self.table.rows[self.places[row["id"]]]
+            options = _options(record)
+            own = {"id": row["id"], "question_type": record["question_type"], "answer": _answer(record)}
+            own |= {"all_choices": list(options), "index2ans": options, "response": row["answer"]}
+            subjects.setdefault(row["part"], []).append(own)
+        for subject, own in subjects.items():
+            (folder / "parse_and_eval" / subject).mkdir(parents=True, exist_ok=True)
+            write_json(folder / "parse_and_eval" / subject / "output.json", own)
+
+
+def _options(record: Row) -> dict[str, str]:
+    """Letter -> text; empty for a short answer."""
+    given = record["options"]
+    options = ast.literal_eval(given) if isinstance(given, str) else given
+    return dict(zip(ascii_uppercase, map(str, options or ()), strict=False))
+
+
+def _answer(record: Row) -> str | list[str]:
+    """The truth: a letter or a text, or several texts, which the file holds as one that spells a Python list."""
+    given = record["answer"]
+    return [str(one) for one in ast.literal_eval(given)] if given.startswith("[") else given
+
+
+def _truths(record: Row) -> list[str]:
+    answer = _answer(record)
+    return answer if isinstance(answer, list) else [answer]

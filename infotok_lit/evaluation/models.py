@@ -1,0 +1,215 @@
+"""What can be evaluated: this package's models, transformers image-text-to-text models, diffusers pipelines.
+
+Everything else here knows a model only as an `EvaluatedModel`.
+"""
+
+import hashlib
+from abc import ABC
+from collections.abc import Sequence
+from dataclasses import asdict
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from infotok_lit.batch import UnderstandingSample
+from infotok_lit.errors import SettingsError
+from infotok_lit.inference import InferenceModel
+from infotok_lit.pictures import to_uint8
+
+WEIGHTS = (".safetensors", ".pth", ".ckpt", ".bin", ".pt")
+EDGE = 1 << 16
+"""Bytes at either end of a weight file that tell it from another."""
+
+
+class EvaluatedModel(ABC):
+    """A model that draws, or answers questions about images, or both."""
+
+    name: str
+    path: Path | None
+    """None for weights that lie in no file."""
+
+    def description(self) -> dict[str, Any]:
+        """What its results depend on; two equal ones may share a result folder."""
+        return {"name": self.name, "weights": None if self.path is None else fingerprint(self.path)}
+
+    def generate(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
+        """One image per prompt; image i depends on its prompt and its seed only."""
+        raise SettingsError(f"{self.name} draws no images: choose benchmarks of understanding for it")
+
+    def answer(self, images: Sequence[Image.Image], questions: Sequence[str], max_new_tokens: int) -> list[str]:
+        """One answer per question, greedily; images that are one object are encoded once where the model can."""
+        raise SettingsError(f"{self.name} answers no questions: choose benchmarks of generation for it")
+
+    def likelihoods(
+        self, images: Sequence[Image.Image], questions: Sequence[str], options: Sequence[Sequence[str]]
+    ) -> list[list[float]]:
+        """For each question the mean log-likelihood of each option as its answer, in nats per token."""
+        raise SettingsError(f"{self.name} tells no likelihoods: choose the letters instead (seed, not seed_likelihood)")
+
+
+class OwnModel(EvaluatedModel):
+    """A model of this package.
+
+    Args:
+        path: its weights; None where they lie in no file.
+        sampling: the family's SamplingConfig; default: the model's own.
+    """
+
+    def __init__(self, model: InferenceModel, name: str, path: Path | None, sampling: Any = None) -> None:
+        self.model, self.name, self.path = model, name, path
+        self.base = model.base
+        self.sampling = self.base.config.sampling if sampling is None else sampling
+
+    def description(self) -> dict[str, Any]:
+        dtype = str(next(self.base.parameters()).dtype).removeprefix("torch.")
+        return super().description() | {"family": self.base.family, "dtype": dtype, "sampler": asdict(self.sampling)}
+
+    def generate(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
+        drawn: list[Image.Image] = []
+        # The model gives image i the seed of the first one plus i.
+        cuts = [0, *(i for i, (one, next_) in enumerate(pairwise(seeds), 1) if next_ != one + 1), len(seeds)]
+        with self.model.running():
+            for start, end in pairwise(cuts):
+                images = self.base.generate(prompts[start:end], seed=seeds[start], sampling=self.sampling)
+                drawn += [Image.fromarray(image) for image in to_uint8(images)]
+        return drawn
+
+    def answer(self, images: Sequence[Image.Image], questions: Sequence[str], max_new_tokens: int) -> list[str]:
+        distinct = list({id(image): image for image in images}.values())
+        place = {id(image): number for number, image in enumerate(distinct)}
+        image_of = None if len(distinct) == len(images) else [place[id(image)] for image in images]
+        with self.model.running() as device:
+            pixels = self.base.processor.pixels(distinct).to(device)
+            return self.base.describe(pixels, questions, max_new_tokens, image_of=image_of)
+
+    def likelihoods(
+        self, images: Sequence[Image.Image], questions: Sequence[str], options: Sequence[Sequence[str]]
+    ) -> list[list[float]]:
+        return [
+            [self._likelihood(UnderstandingSample(image, question, option, "")) for option in choices]
+            for image, question, choices in zip(images, questions, options, strict=True)
+        ]
+
+    def _likelihood(self, sample: UnderstandingSample) -> float:
+        batch = self.base.processor.understanding([sample])
+        with self.model.running() as device:
+            output = self.base.understanding(_moved(batch, device))
+        return -float(output.loss_sum / output.loss_count)
+
+
+class TransformersModel(EvaluatedModel):
+    """Any image-text-to-text model of transformers, through its chat template."""
+
+    def __init__(self, path: Path, name: str, device: str, dtype: str) -> None:
+        from transformers import AutoModelForImageTextToText, AutoProcessor
+
+        self.path, self.name, self.dtype = path, name, dtype
+        try:
+            self.processor = AutoProcessor.from_pretrained(path, local_files_only=True, backend="pil")
+            self.model = AutoModelForImageTextToText.from_pretrained(
+                path, local_files_only=True, trust_remote_code=False, dtype=getattr(torch, dtype)
+            )
+        except (ValueError, OSError) as error:
+            raise SettingsError(f"{path} is no image-text-to-text model of transformers: {error}") from error
+        self.model = self.model.to(device).eval()
+
+    def description(self) -> dict[str, Any]:
+        return super().description() | {"family": self.model.config.model_type, "dtype": self.dtype}
+
+    @torch.inference_mode()
+    def answer(self, images: Sequence[Image.Image], questions: Sequence[str], max_new_tokens: int) -> list[str]:
+        chats = [_chat(image, question) for image, question in zip(images, questions, strict=True)]
+        inputs = self._inputs(chats)
+        output = self.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+        return self.processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+
+    @torch.inference_mode()
+    def likelihoods(
+        self, images: Sequence[Image.Image], questions: Sequence[str], options: Sequence[Sequence[str]]
+    ) -> list[list[float]]:
+        found = []
+        for image, question, choices in zip(images, questions, options, strict=True):
+            asked = self._inputs([_chat(image, question)])
+            found.append([self._likelihood(asked, option) for option in choices])
+        return found
+
+    def _likelihood(self, asked: Any, option: str) -> float:
+        ids = self.processor.tokenizer(option, add_special_tokens=False, return_tensors="pt")["input_ids"]
+        ids = ids.to(self.model.device)
+        more = {"input_ids": torch.cat([asked["input_ids"], ids], dim=1)}
+        more["attention_mask"] = torch.ones_like(more["input_ids"])
+        rest = {name: value for name, value in asked.items() if name not in more and name != "token_type_ids"}
+        logits = self.model(**rest, **more).logits[0, -ids.shape[1] - 1 : -1].float()
+        return float(logits.log_softmax(-1).gather(1, ids[0, :, None]).mean())
+
+    def _inputs(self, chats: list[list[dict[str, Any]]]) -> Any:
+        """Up to where the answer starts; left-padded, so that answers follow at once."""
+        return self.processor.apply_chat_template(
+            chats,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            add_generation_prompt=True,
+            processor_kwargs={"padding": True, "padding_side": "left"},
+        ).to(self.model.device, dtype=self.model.dtype)
+
+
+class DiffusersModel(EvaluatedModel):
+    """Any text-to-image pipeline of diffusers, with its own defaults."""
+
+    def __init__(self, path: Path, name: str, device: str, dtype: str) -> None:
+        from diffusers import DiffusionPipeline
+
+        self.path, self.name, self.dtype, self.device = path, name, dtype, device
+        try:
+            pipeline = DiffusionPipeline.from_pretrained(path, local_files_only=True, dtype=getattr(torch, dtype))
+        except (ValueError, OSError) as error:
+            raise SettingsError(f"{path} is no pipeline of diffusers: {error}") from error
+        self.pipeline = pipeline.to(device)
+        self.pipeline.set_progress_bar_config(disable=True)
+
+    def description(self) -> dict[str, Any]:
+        return super().description() | {"family": type(self.pipeline).__name__, "dtype": self.dtype}
+
+    def generate(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
+        # Random numbers are drawn on the CPU, so that a seed means one image on every device.
+        generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+        return [image.convert("RGB") for image in self.pipeline(list(prompts), generator=generators).images]
+
+
+def kind_of(path: Path) -> str | None:
+    """`diffusers` or `transformers` for a folder of such a model; None for anything else."""
+    if (path / "model_index.json").is_file():
+        return "diffusers"
+    if (path / "config.json").is_file() and '"model_type"' in (path / "config.json").read_text(encoding="utf-8"):
+        return "transformers"
+    return None
+
+
+def fingerprint(path: Path) -> str:
+    """What tells one model's weights from another's: the sizes and both ends of all weight files."""
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.suffix in WEIGHTS)
+    total = hashlib.sha256()
+    for file in files:
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            total.update(f"{file.name} {size}\n".encode() + stream.read(EDGE))
+            stream.seek(max(0, size - EDGE))
+            total.update(stream.read(EDGE))
+    return total.hexdigest()[:16]
+
+
+def _chat(image: Image.Image, question: str) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": question}]}]
+
+
+def _moved(batch: Any, device: torch.device) -> Any:
+    """A batch whose tensors, at any depth, lie on the device."""
+    if isinstance(batch, torch.Tensor):
+        return batch.to(device)
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(_moved(value, device) for value in batch))
+    return batch

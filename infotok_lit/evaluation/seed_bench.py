@@ -1,0 +1,147 @@
+"""SEED-Bench, its image part: four options, nine dimensions (Li et al., 2023, arXiv 2307.16125).
+
+Two benchmarks on one file: `seed` asks for a letter, as most papers do; `seed_likelihood` takes the option that the
+model finds likeliest, as its authors do. The video part (dimensions 10 to 12) is left out.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from infotok_lit.evaluation.benchmark import (
+    Benchmark,
+    Question,
+    Score,
+    average,
+    open_file,
+    require,
+    rule_named,
+    scores_by,
+)
+from infotok_lit.evaluation.records import Row, read_json, to_lines
+from infotok_lit.evaluation.tables import Table
+from infotok_lit.files import write_whole
+
+LETTERS = ("A", "B", "C", "D")
+SUFFIX = "\nAnswer with the option's letter from the given choices directly."
+QUESTIONS = "SEED-Bench.json"
+IMAGES = "SEED-Bench-image"
+
+
+def official(reply: str, options: Sequence[str]) -> str | None:
+    """The reply must be the letter. There is no official rule for letters: this is LLaVA's."""
+    return reply if reply in LETTERS else None
+
+
+def lmms_eval(reply: str, options: Sequence[str]) -> str | None:
+    """The first character, whatever word it begins."""
+    first = reply.strip()[:1].upper()
+    return first if first in LETTERS else None
+
+
+def vlmevalkit(reply: str, options: Sequence[str]) -> str | None:
+    """The only letter that stands alone, else the only option whose text occurs."""
+    alone = set(re.findall(r"\b[A-D]\b", reply))
+    if len(alone) == 1:
+        return alone.pop()
+    named = [letter for letter, text in zip(LETTERS, options, strict=True) if text.lower() in reply.lower()]
+    return named[0] if not alone and len(named) == 1 else None
+
+
+class SeedBench(Benchmark):
+    """Letters.
+
+    Args:
+        folder: SEED-Bench.json with SEED-Bench-image/, or a Hugging Face dataset folder.
+    """
+
+    name = "seed"
+    title = "SEED-Bench, images"
+    headline = "accuracy"
+    paper = {"accuracy": "SEED"}
+    RULES = {"official": official, "lmms-eval": lmms_eval, "vlmevalkit": vlmevalkit}
+    fetch = (
+        f"From https://huggingface.co/datasets/AILab-CVC/SEED-Bench (CC BY-NC 4.0) put {QUESTIONS} and {IMAGES}/ to "
+        "DATA/seed, or download `hf download lmms-lab/SEED-Bench --repo-type dataset --local-dir DATA/seed`."
+    )
+
+    def __init__(self, folder: Path, rules: str = "official") -> None:
+        self.rule, self.rules = rule_named(self, rules), rules
+        self.folder = require(folder, type(self))
+        self.table: Table | None = None
+        if (folder / QUESTIONS).is_file():
+            self.sources = (folder / QUESTIONS,)
+            rows = read_json(folder / QUESTIONS)["questions"]
+        else:
+            self.table = Table(folder, ("image",), "test")
+            self.sources = self.table.files
+            rows = self.table.rows
+        self.records = {
+            str(row["question_id"]): row | {"place": number}
+            for number, row in enumerate(rows)
+            if row["data_type"] == "image"
+        }
+        self.image_places = {str(record["data_id"]): record["place"] for record in self.records.values()}
+
+    def questions(self) -> Sequence[Question]:
+        asked = []
+        for name, record in self.records.items():
+            options = "\n".join(f"{letter}. {text}" for letter, text in zip(LETTERS, _options(record), strict=True))
+            image = str(record["data_id"])
+            asked.append(Question(name, f"{record['question']}\n{options}{SUFFIX}", (image,), image))
+        return asked
+
+    def open_image(self, name: str, folder: Path) -> Image.Image:
+        if self.table is not None:
+            return self.table.image(self.image_places[name], "image")
+        plain = self.folder / IMAGES / name
+        found = [plain, *(plain.with_name(plain.name + suffix) for suffix in (".jpg", ".png"))]
+        return open_file(next((file for file in found if file.is_file()), plain), type(self))
+
+    def grade(self, rows: Sequence[Row]) -> list[Row]:
+        graded = []
+        for row in rows:
+            record = self.records[row["id"]]
+            parsed = self._choice(row, _options(record))
+            dimension = f"dimension {record['question_type_id']}"
+            score = float(parsed == record["answer"])
+            graded.append(row | {"label": record["answer"], "part": dimension, "parsed": parsed, "score": score})
+        return graded
+
+    def scores(self, rows: Sequence[Row]) -> dict[str, Score]:
+        """Over all image questions, and per dimension."""
+        if not rows:
+            return {}
+        return {"accuracy": average(row["score"] for row in rows), **scores_by(rows, "part")}
+
+    def write_official(self, folder: Path, rows: Sequence[Row]) -> None:
+        """One line per question, as the leaderboard wants them."""
+        lines = [{"question_id": row["id"], "prediction": row["parsed"] or ""} for row in rows]
+        write_whole(folder / "results.jsonl", to_lines(lines).encode())
+
+    def _choice(self, row: Row, options: Sequence[str]) -> str | None:
+        return self.rule(row["answer"], options)
+
+
+class SeedBenchLikelihood(SeedBench):
+    """The likeliest of the four options as an answer to the bare question, per token."""
+
+    name = "seed_likelihood"
+    title = "SEED-Bench, images, by likelihood"
+    RULES = {"official": None}
+
+    def questions(self) -> Sequence[Question]:
+        return [
+            Question(name, record["question"], (str(record["data_id"]),), str(record["data_id"]), _options(record))
+            for name, record in self.records.items()
+        ]
+
+    def _choice(self, row: Row, options: Sequence[str]) -> str | None:
+        values = row["likelihoods"]
+        return LETTERS[values.index(max(values))]
+
+
+def _options(record: Row) -> tuple[str, ...]:
+    return tuple(str(record[f"choice_{letter.lower()}"]) for letter in LETTERS)

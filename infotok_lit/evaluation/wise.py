@@ -1,0 +1,190 @@
+"""WISE: prompts that need knowledge of the world (Niu et al., 2025, arXiv 2503.07265).
+
+Two protocols that cannot be compared: `wise`, that of the papers until 2026 (three grades of 0 to 2 by
+gpt-4o-2024-05-13), and `wise_verified`, that of 2026 (right or wrong by Qwen3.5-35B-A3B, with 668 other prompts).
+No licence lets its files be passed on, so prompts come from the user and the judge's instructions are ours.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from infotok_lit.evaluation.benchmark import Benchmark, Drawing, Score, average, require
+from infotok_lit.evaluation.judge import Endpoint, JudgeGrader, image_part, text_part
+from infotok_lit.evaluation.records import Row, read_json, read_json_lines, to_lines
+from infotok_lit.files import write_whole
+
+GRADES = {"consistency": 0.7, "realism": 0.2, "aesthetic_quality": 0.1}
+"""Grade -> its weight in WiScore; each is 0, 1 or 2."""
+
+INSTRUCTIONS = """You grade an image that was drawn from a text. The text does not say directly what should be seen; \
+the explanation does.
+
+Text: "{prompt}"
+Explanation: "{explanation}"
+
+Give three grades, each 0, 1 or 2. Be very strict: give 2 only where nothing at all could be better, and the lower \
+grade wherever you doubt.
+- Consistency: does the image show what text and explanation mean? 0: the main things are missing or contradicted; \
+1: some are there, some missing or inexact; 2: everything, without exception.
+- Realism: could it be a photograph? 0: physically impossible or plainly artificial; 1: small flaws; 2: no flaw in \
+light, matter, space or physics.
+- Aesthetic quality: 0: ugly; 1: pleasant and ordinary; 2: the work of a master.
+
+Answer with these three lines and nothing else:
+Consistency: <grade>
+Realism: <grade>
+Aesthetic Quality: <grade>"""
+
+VERIFIED_INSTRUCTIONS = """An image was drawn from a text that does not say directly what should be seen; the \
+explanation does.
+
+Text: "{prompt}"
+Explanation: "{explanation}"
+
+Does the image correctly and plainly show what the explanation says? Judge the content only, not the style.
+Answer with one line and nothing else: "Score: 1" if it does, "Score: 0" if it does not."""
+
+
+class Wise(Benchmark):
+    """The protocol of the papers until 2026: WiScore.
+
+    Args:
+        folder: the three official prompt files, in it or in `files_in`.
+        endpoint: the judge; without one the images are only drawn.
+    """
+
+    name = "wise"
+    title = "WISE (legacy protocol)"
+    paper = {"overall": "WISE/overall"}
+    fetch = (
+        "Clone https://github.com/PKU-YuanGroup/WISE and copy its prompt folder (WISE_legacy/data for wise, "
+        "data_verified for wise_verified) to DATA/wise or DATA/wise_verified."
+    )
+    instructions = INSTRUCTIONS
+    max_judge_tokens = 2000
+    files: ClassVar[Sequence[str]] = (
+        "cultural_common_sense.json", "spatio-temporal_reasoning.json", "natural_science.json",
+    )  # fmt: skip
+    last_ids: ClassVar[Mapping[str, int]] = {
+        "culture": 400, "time": 567, "space": 700, "biology": 800, "physics": 900, "chemistry": 1000,
+    }  # fmt: skip
+    """Category -> its last prompt id; ids start at 1."""
+
+    def __init__(self, folder: Path, seed: int = 0, endpoint: Endpoint | None = None) -> None:
+        inner = folder / "data"
+        where = inner if inner.is_dir() else folder
+        self.sources = [require(where / file, type(self)) for file in self.files]
+        self.seed = seed
+        self.prompts = {prompt["prompt_id"]: prompt for file in self.sources for prompt in read_json(file)}
+        self.grader = None if endpoint is None else JudgeGrader(endpoint, self, (0.0, 0.0, 0.0))
+
+    @property
+    def facts(self) -> dict[str, object]:
+        return super().facts | {"seed": self.seed, "rewritten": False}
+
+    def drawings(self) -> Sequence[Drawing]:
+        return [
+            Drawing(str(number), prompt["Prompt"], self.seed + number, f"images/{number}.png", str(number))
+            for number, prompt in self.prompts.items()
+        ]
+
+    def judge_content(self, row: Row, folder: Path) -> list[dict[str, Any]]:
+        prompt = self.prompts[int(row["id"])]
+        text = self.instructions.format(prompt=prompt["Prompt"], explanation=prompt["Explanation"])
+        return [text_part(text), image_part(folder / row["image"])]
+
+    def read_verdict(self, text: str) -> dict[str, float] | None:
+        """The three grades; None unless all are there and in range."""
+        found = re.findall(r"(consistency|realism|aesthetic quality)\W*?(\d+)", text, re.IGNORECASE)
+        grades = {name.lower().replace(" ", "_"): float(value) for name, value in found}
+        good = set(grades) == set(GRADES) and all(value <= 2 for value in grades.values())
+        return grades if good else None
+
+    def value(self, reading: Any) -> float:
+        """WiScore in [0, 1] of one image."""
+        return sum(weight * reading[name] for name, weight in GRADES.items()) / 2
+
+    def grade(self, rows: Sequence[Row]) -> list[Row]:
+        """An image whose verdict could not be read has no score: the official sum wants all of them."""
+        graded = []
+        for row in rows:
+            reading = (row.get("verdict") or {}).get("reading")
+            score = None if reading is None else self.value(reading)
+            graded.append(row | {"part": self.category(int(row["id"])), "score": score})
+        return graded
+
+    def scores(self, rows: Sequence[Row]) -> dict[str, Score]:
+        """Per category, and `overall`: the official weights are the categories' shares of the 1,000 images."""
+        scored = [row for row in rows if row["score"] is not None]
+        if not scored:
+            return {}
+        parts = {}
+        for name in self.last_ids:
+            own = [row["score"] for row in scored if row["part"] == name]
+            if own:
+                parts[name] = average(own)
+        return {"overall": average(row["score"] for row in scored), **parts}
+
+    def category(self, number: int) -> str:
+        """Of a prompt id."""
+        return next(name for name, last in self.last_ids.items() if number <= last)
+
+    def aggregate(self, files: Sequence[Path]) -> list[Row]:
+        """From the official result lines: `prompt_id` and the grades; 999 stands for a failure."""
+        rows = {}
+        for entry in (entry for file in files for entry in read_json_lines(file)):
+            reading = self.stored_reading(entry)
+            row = {"id": str(entry["prompt_id"]), "group": str(entry["prompt_id"])}
+            rows[row["id"]] = row | {"verdict": {"reading": reading}}
+        return self.grade(list(rows.values()))
+
+    def stored_reading(self, entry: Row) -> Any:
+        """The verdict in an official result line; None for a failure."""
+        grades = {name: float(entry[name]) for name in GRADES}
+        return grades if max(grades.values()) <= 2 else None
+
+    def write_official(self, folder: Path, rows: Sequence[Row]) -> None:
+        """scores.jsonl for the official calculation, of the images that have verdicts."""
+
+        lines = [self.official_line(row) for row in rows if row["score"] is not None]
+        if lines:
+            write_whole(folder / "scores.jsonl", to_lines(lines).encode())
+
+    def official_line(self, row: Row) -> Row:
+        """One line of the official result file."""
+        number = int(row["id"])
+        subcategory = self.prompts[number]["Subcategory"]
+        return {"prompt_id": number, "Subcategory": subcategory, **row["verdict"]["reading"]}
+
+
+class WiseVerified(Wise):
+    """The protocol of 2026: right or wrong."""
+
+    name = "wise_verified"
+    title = "WISE Verified"
+    paper = {}
+    instructions = VERIFIED_INSTRUCTIONS
+    max_judge_tokens = 64
+    files = tuple(file.replace(".json", "_verified.json") for file in Wise.files)
+    last_ids = {"culture": 400, "time": 520, "space": 640, "biology": 760, "physics": 880, "chemistry": 1000}
+
+    def read_verdict(self, text: str) -> int | None:
+        found = re.findall(r"score\W*?([01])\b", text, re.IGNORECASE)
+        return int(found[-1]) if found else None
+
+    def value(self, reading: Any) -> float:
+        return float(reading)
+
+    def stored_reading(self, entry: Row) -> Any:
+        score = entry.get("score", entry.get("Score"))
+        return int(score) if score in (0, 1) else None
+
+    def official_line(self, row: Row) -> Row:
+        number = int(row["id"])
+        return {
+            "prompt_id": number,
+            "Subcategory": self.prompts[number]["Subcategory"],
+            "score": row["verdict"]["reading"],
+        }

@@ -1,0 +1,97 @@
+"""A part of a benchmark during training: what is compared, what is warned about, and that training goes on alike."""
+
+import json
+import warnings
+from pathlib import Path
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from fit_with import events, fit
+from tiny import TinyModule, scenes_data
+
+from infotok_lit.callbacks import TradeOff
+from infotok_lit.errors import ExplainedError, SettingsError
+from infotok_lit.evaluation.catalogue import Options, make_benchmarks
+from infotok_lit.evaluation.models import OwnModel
+from infotok_lit.evaluation.results import change
+
+
+def trade_off(**options) -> TradeOff:
+    return TradeOff(**{"every_n_steps": 2, "limit": 6} | options)
+
+
+def falling(monkeypatch, from_step: int) -> None:
+    """All answers are right until a step, and wrong from it on."""
+    scenes = make_benchmarks(["scenes32"], Options())[0].scenes
+    samples = [scenes.sample("understanding", number) for number in range(300)]
+    truths = {(sample.image.tobytes(), sample.question): sample.answer for sample in samples}
+
+    def answer(self, images, questions, max_new_tokens):
+        wrong = int(self.name.split()[-1]) >= from_step
+        asked = zip(images, questions, strict=True)
+        return ["nonsense" if wrong else truths[image.tobytes(), question] for image, question in asked]
+
+    monkeypatch.setattr(OwnModel, "answer", answer)
+
+
+def test_a_task_that_falls_is_warned_about_in_words(tmp_path, monkeypatch):
+    falling(monkeypatch, from_step=3)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer = fit(tmp_path, [trade_off()], steps=4)
+    told = [str(warning.message) for warning in caught if "has become worse" in str(warning.message)]
+    assert len(told) == 1 and told[0].startswith("step 4: ") and "scenes32 understanding" in told[0]
+    assert "to 0.000" in told[0] and "optimiser.lr" in told[0]
+    scalars = events(trainer)
+    logged = {tag: [(event.step, event.value) for event in scalars.Scalars(tag)] for tag in scalars.Tags()["scalars"]}
+    steps, values = zip(*logged["benchmark/scenes32/understanding"], strict=True)
+    assert steps == (0, 2, 4) and values == (1, 1, 0)
+    assert logged["benchmark/scenes32/understanding_change"][-1] == (4, -1)
+    folders = sorted(path.name for path in (Path(trainer.log_dir) / "benchmarks").iterdir())
+    assert folders == ["step_0000000", "step_0000002", "step_0000004"]
+
+
+def test_training_is_not_disturbed_and_a_resumed_run_compares_with_step_0(tmp_path, monkeypatch):
+    falling(monkeypatch, from_step=3)
+    plain, watched = TinyModule(), TinyModule()
+    fit(tmp_path / "plain", [], plain, steps=4)
+    trainer = fit(tmp_path / "watched", [trade_off()], watched, steps=4)
+    for name, value in plain.base.state_dict().items():
+        assert torch.equal(value, watched.base.state_dict()[name]), name
+    checkpoint = next(Path(trainer.log_dir).rglob("*step=2.ckpt"))
+    callback = trade_off()
+    with pytest.warns(UserWarning, match="step 4: a task has become worse since step 0"):
+        fit(tmp_path / "resumed", [callback], TinyModule(), steps=4, checkpoint=checkpoint)
+    assert callback.before["scenes32"] == json.loads(json.dumps(callback.before["scenes32"]))
+
+
+def test_validate_measures_once(tmp_path):
+    trainer = pl.Trainer(
+        accelerator="cpu", logger=pl.loggers.CSVLogger(tmp_path), enable_progress_bar=False, callbacks=[trade_off()]
+    )
+    trainer.validate(TinyModule(), scenes_data(val_samples=4), verbose=False)
+    trainer.logger.save()
+    header = (Path(trainer.log_dir) / "metrics.csv").read_text().splitlines()[0]
+    assert "benchmark/scenes32/understanding" in header.split(",")
+
+
+def test_the_error_of_a_change_leaves_out_what_both_runs_share():
+    """Of twelve answers one has changed, and only that counts."""
+    benchmark = make_benchmarks(["scenes32"], Options())[0]
+    before = [{"group": str(n), "score": float(n % 2), "part": "understanding/size"} for n in range(12)]
+    now = [row | {"score": 1.0} if row["group"] == "0" else row for row in before]
+    moved = change(benchmark, before, now)["understanding"]
+    assert moved.value == pytest.approx(1 / 12)
+    # s / sqrt(n) of one 1 and eleven 0.
+    assert moved.error == pytest.approx((1 / 12 * 11 / 12 * 12 / 11) ** 0.5 / 12**0.5)
+    assert change(benchmark, before, before)["understanding"] == (0, 0)
+
+
+def test_mistakes_are_said_at_once():
+    with pytest.raises(SettingsError, match="limit 2 or more"):
+        TradeOff(limit=1)
+    with pytest.raises(SettingsError, match="did you mean geneval"):
+        TradeOff(benchmarks=("genevall",))
+    with pytest.raises(ExplainedError, match="mme: the files do not ship"):
+        TradeOff(benchmarks=("mme",)).setup(pl.Trainer(accelerator="cpu", logger=False), TinyModule(), "fit")

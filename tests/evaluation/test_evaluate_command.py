@@ -1,0 +1,133 @@
+"""`evaluate`, from the command line to the result folder."""
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+from evaluation import invented
+from tiny import TINY_CONFIGS
+
+from infotok_lit.assets import SCENES_TOKENIZER
+from infotok_lit.cli import main
+from infotok_lit.evaluation.catalogue import BENCHMARKS
+from infotok_lit.models.export import export_model
+from infotok_lit.models.family import family as family_called
+
+RECORDED = Path(__file__).parent / "fixtures" / "geneval_detections.json.gz"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    export_model(family_called("harmon").build(TINY_CONFIGS["harmon"](0.0), str(SCENES_TOKENIZER)), folder, {})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return invented.write_all(tmp_path_factory.mktemp("data"))
+
+
+def test_everything_runs_and_runs_again_for_nothing(model, data, tmp_path, capsys, monkeypatch):
+    command = ["evaluate", "--model", model, "--benchmark", "all", "--limit", "2", "--data", data, "--out", tmp_path]
+    command = [*map(str, command), "--batch_size", "16"]
+    assert main(command) == 0
+    first = capsys.readouterr()
+    for line in ("pope: 6 answers of at most 16 tokens", "geneval: 8 images to draw", "tiny: about "):
+        assert line in first.err
+    for name in BENCHMARKS:
+        folder = tmp_path / "tiny" / name
+        result = json.loads((folder / "result.json").read_text())
+        items = [json.loads(line) for line in (folder / "items.jsonl").read_text().splitlines()]
+        assert len(items) == result["rows"] > 0 and result["benchmark"] == name
+        assert result["model"]["family"] == "harmon" and result["model"]["dtype"] == "float32"
+        assert result["model"]["sampler"]["iterations"] == 4 and result["versions"]["torch"]
+        if result["graded"]:
+            assert all(0 <= score["value"] <= 2800 and score["n"] for score in result["scores"].values())
+    pope = json.loads((tmp_path / "tiny" / "pope" / "result.json").read_text())
+    assert 0 <= pope["unparsed"] <= 1 and pope["rules"] == "official"
+    table = (tmp_path / "table.md").read_text()
+    assert table == first.out
+    assert "| Harmon 1.5B, baseline (paper) |" in table and "0.74" in table and "† cannot come from 40 prompts" in table
+
+    def no_work(*arguments, **options):
+        raise AssertionError("drawn or asked again")
+
+    monkeypatch.setattr("infotok_lit.evaluation.models.OwnModel.generate", no_work)
+    monkeypatch.setattr("infotok_lit.evaluation.models.OwnModel.answer", no_work)
+    monkeypatch.setattr("infotok_lit.evaluation.models.OwnModel.likelihoods", no_work)
+    assert main(command) == 0
+    assert capsys.readouterr().out == first.out
+
+
+def test_models_stand_side_by_side(model, tmp_path, capsys):
+    other = tmp_path / "elsewhere" / "tiny"
+    other.parent.mkdir()
+    other.symlink_to(model)
+    command = [
+        "evaluate",
+        "--model",
+        model,
+        other,
+        "--benchmark",
+        "scenes32",
+        "--limit",
+        "1",
+        "--out",
+        tmp_path / "out",
+    ]
+    assert main([*map(str, command)]) == 0
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| tiny")]
+    assert [row[0] for row in rows] == ["| tiny-1", "| tiny-2"] and rows[0][1:] == rows[1][1:]
+
+
+@pytest.mark.parametrize("kind", ["as it is", "unpacked", "lines", "packed lines"])
+def test_stored_detections_are_judged_again(kind, tmp_path, capsys):
+    scenes = json.loads(gzip.decompress(RECORDED.read_bytes()))
+    lines = "".join(json.dumps(scene) + "\n" for scene in scenes).encode()
+    contents = {
+        "as it is": RECORDED.read_bytes(), "unpacked": json.dumps(scenes).encode(), "lines": lines,
+        "packed lines": gzip.compress(lines),
+    }  # fmt: skip
+    file = tmp_path / "detections"
+    file.write_bytes(contents[kind])
+    assert main(["evaluate", "--benchmark", "geneval", "--detections", str(file)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "verdicts agree: 240 of 240"
+
+
+def test_a_verdict_that_differs_is_named(tmp_path, capsys):
+    (scene,) = json.loads(gzip.decompress(RECORDED.read_bytes()))[:1]
+    file = tmp_path / "one.json"
+    file.write_text(json.dumps([scene | {"correct": not scene["correct"]}, {**scene, "correct": None}]))
+    assert main(["evaluate", "--detections", str(file)]) == 0
+    *_, named, last = capsys.readouterr().out.splitlines()
+    assert named.startswith("scene 1 is correct in one.json; here: expected 1 of") and last == "verdicts agree: 0 of 1"
+
+
+def test_an_official_run_is_added_up(tmp_path, capsys):
+    file = tmp_path / "results.jsonl"
+    invented.json_lines(file, [{"tag": "colors", "correct": True, "metadata": str(n)} for n in range(4)])
+    assert main(["evaluate", "--benchmark", "geneval", "--verdicts", str(file)]) == 0
+    assert "| stored verdicts | 1.000 ± 0.000 |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--benchmark", "genevall"], "no benchmark 'genevall'; did you mean geneval?"),
+        (["--benchmark", "mme", "gqa"], "mme, gqa: the files do not ship"),
+        (["--benchmark", "mme", "--data", "nowhere"], "hf download lmms-lab/MME"),
+        (["--benchmark", "pope", "--data", "nowhere"], "val2014.zip"),
+        (["--benchmark", "pope", "--data", "x", "--rules", "mine"], "rules"),
+        (["--benchmark", "geneval", "--detector", "d"], "give both --detector and --classifier"),
+        (["--benchmark", "geneval", "--judge", "http://x/v1"], "--judge_model"),
+        (["--benchmark", "geneval", "geneval++", "--verdicts", "x"], "name that one by --benchmark"),
+        (["--benchmark", "scenes32"], "say which --model"),
+        (["--detections", "gone.json"], "there is no file gone.json"),
+        (["--out", "x"], "say which --benchmark"),
+    ],
+)
+def test_mistakes_are_said_in_one_sentence(options, message, capsys):
+    assert main(["evaluate", *options]) == 2
+    assert message in capsys.readouterr().err

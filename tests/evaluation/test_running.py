@@ -1,0 +1,120 @@
+"""Evaluations that are killed, resumed, limited and shared among processes give what one run gives."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from evaluation.fakes import FakeModel
+
+from infotok_lit.errors import SettingsError
+from infotok_lit.evaluation.records import Log, read_log
+from infotok_lit.evaluation.running import Evaluation, spread
+from infotok_lit.evaluation.scenes import ScenesBenchmark
+
+
+def scenes() -> ScenesBenchmark:
+    return ScenesBenchmark(count=10)
+
+
+def run(folder: Path, model: FakeModel, **options) -> list[dict]:
+    evaluation = Evaluation(model, scenes(), folder, batch_size=4, **options)
+    evaluation.open()
+    return evaluation.graded()
+
+
+def test_a_killed_run_goes_on_and_makes_nothing_twice(tmp_path):
+    whole = run(tmp_path / "whole", FakeModel())
+    assert len(whole) == 20
+    seen = []
+    for most in (2, 1, 1, 10):
+        model = FakeModel(most=most)
+        try:
+            rows = run(tmp_path / "killed", model)
+        except KeyboardInterrupt:
+            rows = None
+        seen.append(model)
+    assert rows == whole
+    assert sum(len(model.drawn) for model in seen) == 10 and sum(len(model.asked) for model in seen) == 10
+    files = sorted(path.name for path in (tmp_path / "killed").iterdir())
+    assert files == ["asked.jsonl", "drawn.jsonl", "images", "settings.json", "verdicts.parser.jsonl"]
+
+
+def test_a_seed_belongs_to_its_prompt_whatever_the_limit(tmp_path):
+    everything, some = FakeModel(), FakeModel()
+    run(tmp_path / "all", everything)
+    rows = run(tmp_path / "some", some, limit=3)
+    assert len(rows) == 6 and len(some.drawn) == 3
+    assert set(some.drawn) < set(everything.drawn)
+    # Going on without the limit draws the rest only.
+    assert len(run(tmp_path / "some", some)) == 20
+    assert sorted(some.drawn) == sorted(everything.drawn)
+    for image in (tmp_path / "all" / "images").iterdir():
+        assert image.read_bytes() == (tmp_path / "some" / "images" / image.name).read_bytes()
+
+
+def test_a_limit_is_spread_evenly_over_whole_groups():
+    questions = [item for item in scenes().questions()]
+    assert [item.group for item in spread(questions, 3)] == ["00000", "00003", "00006"]
+    assert spread(questions, 99) == questions
+
+
+def test_a_folder_of_other_settings_is_refused(tmp_path):
+    run(tmp_path, FakeModel())
+    other = FakeModel()
+    other.description = lambda: {"name": "fake", "sampler": {"steps": 2}, "dtype": "float32"}
+    with pytest.raises(SettingsError, match="model.sampler"):
+        run(tmp_path, other)
+
+
+def test_a_log_loses_only_the_line_that_a_kill_cut_short(tmp_path):
+    path = tmp_path / "log"
+    Log(path).append([{"id": "a", "value": 1}, {"id": "b", "value": 2}])
+    path.write_bytes(path.read_bytes() + b'{"id": "c", "val')
+    assert list(read_log(path)) == ["a", "b"]
+    Log(path).append([{"id": "d", "value": 4}])
+    assert {name: row["value"] for name, row in read_log(path).items()} == {"a": 1, "b": 2, "d": 4}
+
+
+PROCESS = """
+import sys
+from pathlib import Path
+from evaluation.fakes import FakeModel
+from infotok_lit.evaluation.running import Evaluation, World
+from infotok_lit.evaluation.scenes import ScenesBenchmark
+from infotok_lit.evaluation.records import to_lines
+world = World.join()
+model = FakeModel()
+evaluation = Evaluation(model, ScenesBenchmark(count=10), Path(sys.argv[1]), batch_size=2, world=world)
+evaluation.open()
+evaluation.outputs(most=1)
+rows = evaluation.graded()
+Path(sys.argv[2] + str(world.rank)).write_text(to_lines(rows) + f"{len(model.drawn)} {len(model.asked)}")
+world.leave()
+"""
+
+
+def test_two_processes_give_the_rows_of_one(tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    common = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    common["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent.parent), *sys.path])
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROCESS, str(tmp_path / "two"), str(tmp_path / "rows")],
+            env=common | {"RANK": str(rank)},
+        )
+        for rank in range(2)
+    ]
+    assert [process.wait(120) for process in processes] == [0, 0]
+    outcomes = [(tmp_path / f"rows{rank}").read_text().splitlines() for rank in range(2)]
+    assert outcomes[0][:-1] == outcomes[1][:-1]
+    drawn, asked = zip(*(map(int, outcome[-1].split()) for outcome in outcomes), strict=True)
+    assert sum(drawn) == sum(asked) == 10 and min(drawn) >= 4
+    assert [json.loads(line) for line in outcomes[0][:-1]] == run(tmp_path / "one", FakeModel())
+    for image in (tmp_path / "one" / "images").iterdir():
+        assert image.read_bytes() == (tmp_path / "two" / "images" / image.name).read_bytes()
