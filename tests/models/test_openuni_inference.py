@@ -110,7 +110,7 @@ def test_the_input_size_is_a_setting_that_takes_the_same_weights(model) -> None:
     assert batch.pixel_values.shape == (1, 3, 48, 48)
     output = other.eval().understanding(batch)
     assert output.tokens.shape[1] == output.layout.num_tokens == 36 and output.layout.grid == (6, 6)
-    assert other.describe(batch.pixel_values, ["why?"], 2) is not None
+    assert len(other.describe(batch.pixel_values, ["why?"], 2)) == 1
     with pytest.raises(SettingsError, match=r"vision\.input_size: 36 is not a multiple of 8 pixels"):
         replace(model.config.vision, input_size=36)
 

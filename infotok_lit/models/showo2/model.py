@@ -18,7 +18,7 @@ from infotok_lit.batch import (
     TokenCodes,
     UnderstandingBatch,
 )
-from infotok_lit.checkpoints import KeyMap
+from infotok_lit.checkpoints import KeyMap, OfficialPart
 from infotok_lit.models.common.autoencoders import BlockTransform, to_tokens, wan_keys
 from infotok_lit.models.common.language_model import text_loss
 from infotok_lit.models.common.model_config import Grid
@@ -28,7 +28,7 @@ from infotok_lit.models.showo2.family import EMBEDDINGS, LM_HEAD, PATCH_SIZE, Sa
 from infotok_lit.models.showo2.flow import RandomNumbers, on_path, random_numbers, to_runs, training_time
 from infotok_lit.models.showo2.inference import answer, answer_shared, sample_latents
 from infotok_lit.models.showo2.network import Hidden, Showo2Network
-from infotok_lit.models.unified import OfficialPart, Progress, TokenTransform, transformed
+from infotok_lit.models.unified import Progress, TokenTransform, transformed
 
 RENAMES = (
     (r"^llm\.", r"showo."),
