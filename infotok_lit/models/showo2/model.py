@@ -209,7 +209,8 @@ class Showo2(Showo2Network):
 
     def _noisy(self, clean: Tensor, random: RandomNumbers | None) -> NoisyPath:
         random = random_numbers(clean.shape, clean.device) if random is None else random
-        time = training_time(random.normal, 0.0, _slots(clean) if self.config.training_time.shifted else None)
+        slots = _slots(clean) if self.config.training_time.shifted else None
+        time = training_time(random.normal, num_image_tokens=slots)
         return NoisyPath(*on_path(clean, random.noise, time), time)
 
     def _velocity_error(self, hidden: Hidden, velocity: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
