@@ -1,6 +1,8 @@
 """Options and fixtures that every test can use."""
 
 import os
+import socket
+from itertools import count
 
 # Tests that run side by side share the cores: one thread each, here and in the processes that they start.
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -15,3 +17,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="PATH.json",
         help="replay this golden file (its .safetensors lies beside it) instead of the ones in tests/fixtures/goldens",
     )
+
+
+WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+_PORTS = count(20_000 + 2_000 * WORKER)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Where the processes of a test meet: a free port of this worker's own, or runs of two tests would join up."""
+    for port in _PORTS:
+        with socket.socket() as tried:
+            try:
+                tried.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        os.environ["MASTER_PORT"] = str(port)
+        return

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from infotok_lit.batch import BRANCHES, UnderstandingBatch
 from infotok_lit.callbacks.figures import publish
+from infotok_lit.errors import SettingsError
 from infotok_lit.modules.losses import BranchResult
 from infotok_lit.pictures import captioned_grid, to_uint8
 
@@ -26,7 +27,7 @@ class AnsweredQuestions(pl.Callback):
 
     def __init__(self, shown: int = 16) -> None:
         if shown < 1:
-            raise ValueError("AnsweredQuestions: shown must be 1 or more")
+            raise SettingsError("AnsweredQuestions: shown must be 1 or more")
         self.shown = shown
 
     def on_validation_batch_end(

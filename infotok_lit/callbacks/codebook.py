@@ -12,6 +12,7 @@ from torch import Tensor
 
 from infotok_lit.batch import BRANCHES, Batch, Branch
 from infotok_lit.callbacks.figures import BRANCH_COLOURS, GREY, panels, publish, rendered
+from infotok_lit.errors import SettingsError
 from infotok_lit.modules.losses import BranchResult
 from infotok_lit.objective.distributed import global_sum
 from infotok_lit.pictures import captioned_grid, to_uint8
@@ -38,7 +39,7 @@ class Codebook(pl.Callback):
 
     def __init__(self, shown: int = 8) -> None:
         if shown < 1:
-            raise ValueError("Codebook: shown must be 1 or more")
+            raise SettingsError("Codebook: shown must be 1 or more")
         self.shown = shown
         self._counts: dict[Branch, Tensor] = {}
         self._images: CodedImages | None = None

@@ -17,6 +17,7 @@ from infotok_lit.batch import BRANCHES, Batch, Branch, UnderstandingBatch
 from infotok_lit.callbacks.figures import BRANCH_COLOURS, GREY, log_axis, panels, publish, rendered
 from infotok_lit.callbacks.generated_images import scenes_of
 from infotok_lit.callbacks.history import MetricHistory, logs_now
+from infotok_lit.errors import SettingsError
 from infotok_lit.objective.distributed import global_sum
 from infotok_lit.scenes.answer_entropy import answer_bits, answer_entropy_bits
 from infotok_lit.scenes.spec import SPECS, SpecName
@@ -62,9 +63,9 @@ class InformationPlane(pl.Callback):
 
     def __init__(self, unit: Unit = "token", scenes: SpecName | Literal["auto"] | None = "auto") -> None:
         if unit not in ("token", "image"):
-            raise ValueError(f"InformationPlane: unit must be token or image, not {unit!r}")
+            raise SettingsError(f"InformationPlane: unit must be token or image, not {unit!r}")
         if scenes not in (None, "auto", *SPECS):
-            raise ValueError(f"InformationPlane: scenes must be one of {tuple(SPECS)}, not {scenes!r}")
+            raise SettingsError(f"InformationPlane: scenes must be one of {tuple(SPECS)}, not {scenes!r}")
         self.unit = unit
         self.asked = scenes
         self.scenes = None if scenes == "auto" else scenes

@@ -1,6 +1,7 @@
 """`fit` and `validate`: LightningCLI over any LightningModule and DataModule that a configuration names."""
 
 import contextlib
+import json
 import logging
 import re
 import warnings
@@ -70,7 +71,7 @@ class InfoTokCLI(LightningCLI):
             auto_configure_optimizers=False,
             trainer_defaults={"callbacks": RunResult()},
             run=False,
-            args=self.arguments,
+            args=[_with_null(argument) for argument in self.arguments],
         )
         if run:
             self.start()
@@ -225,6 +226,17 @@ def with_defaults(arguments: Sequence[str]) -> list[str]:
     if not any(argument.startswith(("--model=", "--model.class_path=")) for argument in others):
         _check_complete(files)
     return [*(f"--config={path}" for path in files), *others]
+
+
+def _with_null(argument: str) -> str:
+    """A null deep in a class's settings as a piece of configuration: jsonargparse hands it on as the word None."""
+    name, _, value = argument.partition("=")
+    if value != "null" or "." not in name.partition(".init_args.")[2]:
+        return argument
+    content: Any = None
+    for part in reversed(name.removeprefix("--").split(".")):
+        content = {part: content}
+    return f"--config={json.dumps(content)}"
 
 
 def _check_complete(files: Sequence[Path]) -> None:

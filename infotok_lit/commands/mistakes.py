@@ -22,6 +22,9 @@ MOVED = {
 }
 """What the end of an older configuration's key is called now."""
 
+TRIED_AS_A_PATH = re.compile(r"File does not exist: '[^{]*\{\"")
+"""What jsonargparse meets before it reads a piece of configuration as such."""
+
 
 @contextmanager
 def one_sentence(parser: ArgumentParser, arguments: Sequence[str]) -> Iterator[None]:
@@ -114,6 +117,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
     """An error and what it came from, the outermost first; one that only repeats its cause is left out."""
     while error is not None:
         cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+        cause = None if cause is not None and TRIED_AS_A_PATH.match(_message(cause)) else cause
         if cause is None or _message(cause) != _message(error):
             yield error
         error = cause

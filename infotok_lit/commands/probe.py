@@ -60,10 +60,7 @@ def probe(
     from infotok_lit.callbacks.scene_probes import probed_model
     from infotok_lit.scenes.probe import ProbeOptions, measure
 
-    try:
-        asked = ProbeOptions(scenes, train, test, hidden, batch_size, seed, texture, jitter)
-    except ValueError as error:
-        raise SettingsError(str(error)) from error
+    asked = ProbeOptions(scenes, train, test, hidden, batch_size, seed, texture, jitter)
     base, heads, running = _load(choice)
     with progress_bar(1.0) as bar:
         rows = [row.to_dict() for row in measure(probed_model(base, heads, running), asked, bar.show)]

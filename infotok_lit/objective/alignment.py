@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from infotok_lit.batch import BranchOutput
+from infotok_lit.errors import SettingsError
 from infotok_lit.objective.distributed import RowGatherer, rank
 from infotok_lit.objective.term import TermNats, mean_negatives, mean_text
 
@@ -39,15 +40,15 @@ class NegativesConfig:
 
     def __post_init__(self) -> None:
         if self.kept not in ("random", "nearest"):
-            raise ValueError(f"negatives.kept: {self.kept!r} is not known; choose out of random, nearest.")
+            raise SettingsError(f"negatives.kept: {self.kept!r} is not known; choose out of random, nearest.")
         if self.queue_size < 0:
-            raise ValueError(f"negatives.queue_size is {self.queue_size}; set it to 0 (off) or more.")
+            raise SettingsError(f"negatives.queue_size is {self.queue_size}; set it to 0 (off) or more.")
         if self.from_data < 0:
-            raise ValueError(f"negatives.from_data is {self.from_data}; set it to 0 (off) or more.")
+            raise SettingsError(f"negatives.from_data is {self.from_data}; set it to 0 (off) or more.")
         if self.limit is not None and self.limit < 1:
-            raise ValueError(f"negatives.limit is {self.limit}; set it to 1 or more, or to null for all.")
+            raise SettingsError(f"negatives.limit is {self.limit}; set it to 1 or more, or to null for all.")
         if self.limit is None and self.kept == "nearest":
-            raise ValueError("negatives.kept is nearest, but all negatives are taken; set negatives.limit.")
+            raise SettingsError("negatives.kept is nearest, but all negatives are taken; set negatives.limit.")
 
 
 @dataclass(frozen=True)

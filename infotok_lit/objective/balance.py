@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from infotok_lit.batch import Branch
+from infotok_lit.errors import SettingsError
 from infotok_lit.objective.distributed import global_sum, world_size
 from infotok_lit.objective.term import Term
 
@@ -35,7 +36,7 @@ class Shares:
     def __post_init__(self) -> None:
         for term, share in vars(self).items():
             if share is not None and share < 0:
-                raise ValueError(f"balance: the share of {term} is {share}; set it to 0 (off) or more, or to null.")
+                raise SettingsError(f"balance: the share of {term} is {share}; set it to 0 (off) or more, or to null.")
 
 
 @dataclass(frozen=True)
@@ -60,11 +61,13 @@ class BalanceConfig:
 
     def __post_init__(self) -> None:
         if not 0 <= self.decay < 1:
-            raise ValueError(f"balance.decay is {self.decay}; set it in [0, 1).")
+            raise SettingsError(f"balance.decay is {self.decay}; set it in [0, 1).")
         if self.every < 1:
-            raise ValueError(f"balance.every is {self.every}; set it to 1 or more.")
+            raise SettingsError(f"balance.every is {self.every}; set it to 1 or more.")
         if not 0 < self.lowest < self.highest:
-            raise ValueError(f"balance.lowest is {self.lowest} and highest {self.highest}; set 0 < lowest < highest.")
+            raise SettingsError(
+                f"balance.lowest is {self.lowest} and highest {self.highest}; set 0 < lowest < highest."
+            )
 
     def share(self, branch: Branch, term: Term) -> float | None:
         """rho of a term; None where balance leaves it alone."""

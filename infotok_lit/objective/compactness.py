@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from infotok_lit.errors import SettingsError
 from infotok_lit.objective.term import TermNats
 
 INITIAL_STD_RANGE = (0.005, 1.0)
@@ -38,13 +39,13 @@ class ProjectionConfig:
 
     def __post_init__(self) -> None:
         if self.kind not in ("mlp", "linear", "identity"):
-            raise ValueError(f"projection.kind: {self.kind!r} is not known; choose out of mlp, linear, identity.")
+            raise SettingsError(f"projection.kind: {self.kind!r} is not known; choose out of mlp, linear, identity.")
         for name in ("hidden_width", "latent_width"):
             if getattr(self, name) < 1:
-                raise ValueError(f"projection.{name} is {getattr(self, name)}; set it to 1 or more.")
+                raise SettingsError(f"projection.{name} is {getattr(self, name)}; set it to 1 or more.")
         low, high = INITIAL_STD_RANGE
         if not low <= self.initial_std <= high:
-            raise ValueError(f"projection.initial_std is {self.initial_std}; set it between {low} and {high}.")
+            raise SettingsError(f"projection.initial_std is {self.initial_std}; set it between {low} and {high}.")
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, is_dataclass
 from typing import Any, Literal, get_args, get_type_hints
 
 from infotok_lit.batch import Branch
+from infotok_lit.errors import SettingsError
 from infotok_lit.objective.alignment import TEMPERATURE_RANGE, NegativesConfig
 from infotok_lit.objective.balance import BalanceConfig
 from infotok_lit.objective.compactness import ProjectionConfig
@@ -45,13 +46,13 @@ class BranchWeights:
     def __post_init__(self) -> None:
         for name in ("lambda_", "alpha", "beta", "gamma"):
             if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; a weight must be 0 (off) or positive.")
+                raise SettingsError(f"{name} is {getattr(self, name)}; a weight must be 0 (off) or positive.")
         if self.rate_budget_bits is not None and self.rate_budget_bits <= 0:
-            raise ValueError(f"rate_budget_bits is {self.rate_budget_bits}; set it above 0.")
+            raise SettingsError(f"rate_budget_bits is {self.rate_budget_bits}; set it above 0.")
         if self.rate_budget_bits is not None and self.sufficiency_target_nats is not None:
-            raise ValueError("rate_budget_bits and sufficiency_target_nats exclude each other; keep one per branch.")
+            raise SettingsError("rate_budget_bits and sufficiency_target_nats exclude each other; keep one per branch.")
         if self.sufficiency_target_nats is not None and self.beta == 0:
-            raise ValueError("sufficiency_target_nats needs a beta above 0 to start from.")
+            raise SettingsError("sufficiency_target_nats needs a beta above 0 to start from.")
 
     def factor(self, term: Term) -> float:
         """The factor of a term in Eq. 10: 1 for C, beta for S, alpha for A; gamma for self-alignment."""
@@ -131,12 +132,14 @@ class ObjectiveConfig:
         _refuse_unknown("reduction", self.reduction, get_args(Reduction))
         low, high = TEMPERATURE_RANGE
         if self.temperature <= 0:
-            raise ValueError(f"temperature is {self.temperature}; set it above 0 (0.1 is usual).")
+            raise SettingsError(f"temperature is {self.temperature}; set it above 0 (0.1 is usual).")
         if self.learn_temperature and not low <= self.temperature <= high:
-            raise ValueError(f"temperature is {self.temperature}; where it is learned, start between {low} and {high}.")
+            raise SettingsError(
+                f"temperature is {self.temperature}; where it is learned, start between {low} and {high}."
+            )
         for name in ("warmup_steps", "compactness_warmup_steps", "free_bits"):
             if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; set it to 0 (off) or more.")
+                raise SettingsError(f"{name} is {getattr(self, name)}; set it to 0 (off) or more.")
         self._check_estimator()
         if self.terms:
             self._check_something_acts()
@@ -144,33 +147,33 @@ class ObjectiveConfig:
     def _check_estimator(self) -> None:
         inline = self.bottleneck == "inline"
         if self.estimator == "hsic" and inline:
-            raise ValueError("estimator hsic has no noise to put on the tokens; set bottleneck to projected.")
+            raise SettingsError("estimator hsic has no noise to put on the tokens; set bottleneck to projected.")
         if self.estimator == "hsic" and "self_alignment" in self.terms:
-            raise ValueError("estimator hsic has no head for self_alignment; take it out of terms.")
+            raise SettingsError("estimator hsic has no head for self_alignment; take it out of terms.")
         if self.placebo and inline:
-            raise ValueError("bottleneck inline changes the model's own loss; a placebo needs bottleneck projected.")
+            raise SettingsError("bottleneck inline changes the model's own loss; a placebo needs bottleneck projected.")
         for branch in get_args(Branch):
             constrained = self.weights(branch).constrained
             if self.estimator == "hsic" and constrained:
-                raise ValueError("estimator hsic measures no bits or nats to limit; remove the budget or target.")
+                raise SettingsError("estimator hsic measures no bits or nats to limit; remove the budget or target.")
             if inline and constrained == "sufficiency":
-                raise ValueError(
+                raise SettingsError(
                     f"{branch}.sufficiency_target_nats: with bottleneck inline sufficiency is the model's own loss and "
                     "is not measured; set rate_budget_bits instead."
                 )
             if constrained and self.balance.share(branch, constrained):
-                raise ValueError(
+                raise SettingsError(
                     f"{branch}: dual ascent finds the factor of {constrained}, so balance cannot set it as well; set "
                     f"balance.{branch}.{constrained} to null, or remove the budget or target."
                 )
 
     def _check_something_acts(self) -> None:
         if not self.branches:
-            raise ValueError("branches is empty while terms are on; name a branch, or set terms to [].")
+            raise SettingsError("branches is empty while terms are on; name a branch, or set terms to [].")
         if self.bottleneck == "inline" and "compactness" not in self.terms:
-            raise ValueError("bottleneck inline is noise priced by its rate; add compactness to terms.")
+            raise SettingsError("bottleneck inline is noise priced by its rate; add compactness to terms.")
         if not any(self.active_terms(branch) for branch in self.branches):
-            raise ValueError(
+            raise SettingsError(
                 "every term that is on has weight 0; raise lambda_, alpha, beta or a share of balance, or set terms "
                 "to [] for plain fine-tuning."
             )
@@ -237,14 +240,14 @@ def _built(cls: type, values: Mapping[str, Any]) -> Any:
 
 def _checked_choices(name: str, given: object, known: tuple[str, ...]) -> tuple[str, ...]:
     if not isinstance(given, list | tuple):
-        raise ValueError(f"{name} is {given!r}; give a list out of {list(known)}.")
+        raise SettingsError(f"{name} is {given!r}; give a list out of {list(known)}.")
     for choice in given:
         _refuse_unknown(name, choice, known)
     if len(set(given)) < len(given):
-        raise ValueError(f"{name} names something twice: {list(given)}; name each once.")
+        raise SettingsError(f"{name} names something twice: {list(given)}; name each once.")
     return tuple(given)
 
 
 def _refuse_unknown(name: str, choice: object, known: tuple[str, ...]) -> None:
     if choice not in known:
-        raise ValueError(f"{name}: {choice!r} is not known; choose out of {list(known)}.")
+        raise SettingsError(f"{name}: {choice!r} is not known; choose out of {list(known)}.")

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from infotok_lit.errors import SettingsError
 from infotok_lit.objective.term import Term
 
 RATE, SUFFICIENCY = "rate_bits_per_token", "sufficiency_nats_per_element"
@@ -33,9 +34,11 @@ class DualConfig:
 
     def __post_init__(self) -> None:
         if self.step_size <= 0:
-            raise ValueError(f"dual.step_size is {self.step_size}; set it above 0.")
+            raise SettingsError(f"dual.step_size is {self.step_size}; set it above 0.")
         if not 0 < self.lowest < self.highest:
-            raise ValueError(f"dual.lowest is {self.lowest} and dual.highest {self.highest}; set 0 < lowest < highest.")
+            raise SettingsError(
+                f"dual.lowest is {self.lowest} and dual.highest {self.highest}; set 0 < lowest < highest."
+            )
 
 
 class Constraint(nn.Module):

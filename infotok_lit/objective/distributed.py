@@ -10,6 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from infotok_lit.errors import SettingsError
+
 
 def world_size() -> int:
     """Number of ranks; 1 without a process group."""
@@ -52,7 +54,7 @@ def gather_rows(*tensors: Tensor) -> tuple[Tensor, ...]:
         (world * B, ...) each.
 
     Raises:
-        ValueError: ranks hold batches of different size.
+        SettingsError: ranks hold batches of different size.
     """
     return RowGatherer()(tensors, known=False)
 
@@ -88,7 +90,7 @@ def _refuse_unequal_rows(rows: int, device: torch.device) -> None:
     dist.all_gather(sizes, torch.tensor([rows], device=device))
     per_rank = torch.cat(sizes).tolist()
     if len(set(per_rank)) > 1:
-        raise ValueError(
+        raise SettingsError(
             "Comparing images across ranks needs equal batches on all of them, "
             f"not {per_rank}; drop the last, partial batch."
         )

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from infotok_lit.batch import Branch, BranchOutput
+from infotok_lit.errors import SettingsError
 from infotok_lit.objective.distributed import RowGatherer
 from infotok_lit.objective.term import BranchObjective, Term, answer_words, mean_text
 
@@ -117,12 +118,12 @@ class DependenceTerms(nn.Module):
             pixel_values: (B, 3, height, width), for compactness.
 
         Raises:
-            ValueError: a term needs the image or the latents, and there are none; a training batch of fewer than four
-                images.
+            SettingsError: a training batch of fewer than four images.
+            ValueError: a term needs the image or the latents, and there are none.
         """
         (means,) = self.gather((tokens.float().mean(1),), self.training)
         if self.training and len(means) < FEWEST_SAMPLES:
-            raise ValueError(
+            raise SettingsError(
                 f"estimator hsic compares the images of a batch, over all ranks; it needs {FEWEST_SAMPLES} or more and "
                 f"got {len(means)}. Raise the batch size; accumulating gradients does not help."
             )

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from infotok_lit.batch import Branch, BranchOutput
+from infotok_lit.errors import SettingsError
 from infotok_lit.objective.compactness import LOG_VARIANCE_RANGE, soft_clamp
 from infotok_lit.objective.term import TermNats, answer_words, embedded_text
 
@@ -56,11 +57,13 @@ class DecoderConfig:
     def __post_init__(self) -> None:
         for name in ("width", "depth", "heads"):
             if getattr(self, name) < 1:
-                raise ValueError(f"decoder.{name} is {getattr(self, name)}; set it to 1 or more.")
+                raise SettingsError(f"decoder.{name} is {getattr(self, name)}; set it to 1 or more.")
         if self.latents not in ("all", "hidden", "coarse"):
-            raise ValueError(f"decoder.latents: {self.latents!r} is not known; choose out of all, hidden, coarse.")
+            raise SettingsError(f"decoder.latents: {self.latents!r} is not known; choose out of all, hidden, coarse.")
         if self.width % 4 or self.width % self.heads:
-            raise ValueError(f"decoder.width {self.width} must be a multiple of 4 and of decoder.heads {self.heads}.")
+            raise SettingsError(
+                f"decoder.width {self.width} must be a multiple of 4 and of decoder.heads {self.heads}."
+            )
 
 
 class TextDecoder(nn.Module):
@@ -143,7 +146,8 @@ class LatentDecoder(nn.Module):
         """Z~ (B, N, d) -> nats per image, summed over the numbers it predicts. A density: it may be negative.
 
         Raises:
-            ValueError: the branch has no latents, or latents of another shape; `hidden` where nothing is hidden.
+            ValueError: the branch has no latents, or latents of another shape.
+            SettingsError: `hidden` where nothing is hidden.
         """
         latents, grid = self._targets(output)
         mean, log_variance = self.predict(sample, output, grid)
@@ -178,11 +182,11 @@ def hidden_places(output: BranchOutput) -> Tensor:
     """(B, L) bool: the places of the latent grid whose tokens the base model hid from the encoder.
 
     Raises:
-        ValueError: the model hides nothing.
+        SettingsError: the model hides nothing.
     """
     extra, (rows, columns) = output.layout.num_extra, output.layout.grid
     if rows * columns == 0 or output.tokens.shape[1] == output.layout.num_tokens:
-        raise ValueError("decoder.latents is hidden, but this model hides no tokens; set it to all or coarse.")
+        raise SettingsError("decoder.latents is hidden, but this model hides no tokens; set it to all or coarse.")
     shown = torch.zeros(len(output.tokens), output.layout.num_tokens, dtype=torch.bool, device=output.tokens.device)
     shown = shown.scatter(1, output.token_index, True)[:, extra:].unflatten(1, output.layout.grid)
     height, width = output.latent_grid

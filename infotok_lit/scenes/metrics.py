@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from infotok_lit.errors import SettingsError
 from infotok_lit.scenes.generator import Slot, draw_scene
 from infotok_lit.scenes.grammar import CATEGORIES, Prompt, draw_captioned_scene, parse_caption, write_caption
 from infotok_lit.scenes.parser import parse_image
@@ -39,7 +40,7 @@ class SceneScore(Metric):
     def __init__(self, spec: str | SceneSpec = "scenes32") -> None:
         super().__init__()
         if isinstance(spec, str) and spec not in SPECS:
-            raise ValueError(f"spec must be one of {tuple(SPECS)}, got {spec!r}")
+            raise SettingsError(f"spec must be one of {tuple(SPECS)}, got {spec!r}")
         self.spec = SPECS[spec] if isinstance(spec, str) else spec
         self.add_state("correct", torch.zeros(len(CATEGORIES), dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("total", torch.zeros(len(CATEGORIES), dtype=torch.int64), dist_reduce_fx="sum")
@@ -55,14 +56,15 @@ class SceneScore(Metric):
     def _prompt(self, caption: str) -> Prompt:
         prompt = parse_caption(caption)
         if prompt.vocabulary is not self.spec.vocabulary:
-            raise ValueError(f"not a caption of the Scenes grammar of {self.spec.vocabulary.noun}s: {caption!r}")
+            raise SettingsError(f"not a caption of the Scenes grammar of {self.spec.vocabulary.noun}s: {caption!r}")
         return prompt
 
     def update(self, images: Tensor, captions: Sequence[str]) -> None:
         """Adds images (B, 3, H, W) float in [-1, 1], each with its caption.
 
         Raises:
-            ValueError: the numbers differ, or `knows` a caption not.
+            ValueError: the numbers differ.
+            SettingsError: a caption that it does not know.
         """
         _check_lengths(images=images, captions=captions)
         for image, caption in zip(_levels(images), captions, strict=True):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from infotok_lit.batch import BRANCHES, Batch, Branch, BranchOutput, GenerationSample, Processor, TokenLayout
+from infotok_lit.errors import SettingsError
 from infotok_lit.metrics.probes import Split
 from infotok_lit.scenes.information import SceneInformation, scene_information
 from infotok_lit.scenes.source import Scenes
@@ -42,7 +43,7 @@ class ProbeOptions:
         jitter: The most pixels that an object moves from its cell's centre; None for the family's own.
 
     Raises:
-        ValueError: too few scenes, or a number that Scenes refuses.
+        SettingsError: too few scenes, or a number that Scenes refuses.
     """
 
     scenes: SpecName = "scenes32"
@@ -56,9 +57,9 @@ class ProbeOptions:
 
     def __post_init__(self) -> None:
         if self.train < 50 or self.test < 2:
-            raise ValueError(f"probes need 50 scenes to train and 2 to test, not {self.train} and {self.test}")
+            raise SettingsError(f"probes need 50 scenes to train and 2 to test, not {self.train} and {self.test}")
         if self.hidden < 0 or self.batch_size < 1 or self.seed < 0:
-            raise ValueError("probes: batch_size must be at least 1, and hidden and seed not negative")
+            raise SettingsError("probes: batch_size must be at least 1, and hidden and seed not negative")
         self.source()
 
     def source(self) -> Scenes:

@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 
 from infotok_lit.batch import BRANCHES, Branch, GenerationSample, Sample, Source, UnderstandingSample
+from infotok_lit.errors import SettingsError
 from infotok_lit.scenes.generator import Scene
 from infotok_lit.scenes.grammar import CATEGORIES, Category, draw_captioned_scene, write_caption
 from infotok_lit.scenes.negatives import false_captions, false_exchanges
@@ -35,7 +36,7 @@ class Scenes(Source):
             captions leave most of an image open.
 
     Raises:
-        ValueError: an argument is out of range; the message names it.
+        SettingsError: an argument is out of range; the message names it.
     """
 
     def __init__(
@@ -55,9 +56,9 @@ class Scenes(Source):
         _check_choices("categories", categories, CATEGORIES)
         _check_choices("question_kinds", question_kinds, QUESTION_KINDS)
         if num_samples < 1 or seed < 0:
-            raise ValueError(f"num_samples must be positive and seed not negative, got {num_samples} and {seed}")
+            raise SettingsError(f"num_samples must be positive and seed not negative, got {num_samples} and {seed}")
         if not 0 <= dense_captions <= 1:
-            raise ValueError(f"dense_captions is a share: give it between 0 and 1, not {dense_captions}")
+            raise SettingsError(f"dense_captions is a share: give it between 0 and 1, not {dense_captions}")
         preset = SPECS[spec]
         self.spec = replace(
             preset,
@@ -110,4 +111,4 @@ class Scenes(Source):
 def _check_choices(argument: str, chosen: tuple[str, ...], known: tuple[str, ...]) -> None:
     unknown = [item for item in chosen if item not in known]
     if unknown or not chosen:
-        raise ValueError(f"{argument} must be chosen from {known}, got {chosen}")
+        raise SettingsError(f"{argument} must be chosen from {known}, got {chosen}")

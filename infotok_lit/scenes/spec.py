@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from infotok_lit.errors import SettingsError
+
 Colour = Literal["red", "green", "blue", "yellow", "purple", "cyan"]
 Size = Literal["small", "large"]
 Split = Literal["train", "val", "held_out"]
@@ -123,20 +125,22 @@ class SceneSpec:
 
     def __post_init__(self) -> None:
         if self.cells not in _ROWS:
-            raise ValueError(f"cells must be 2 or 3, got {self.cells}")
+            raise SettingsError(f"cells must be 2 or 3, got {self.cells}")
         if not 0 <= self.texture <= 1:
-            raise ValueError(f"texture must lie in [0, 1], got {self.texture}")
+            raise SettingsError(f"texture must lie in [0, 1], got {self.texture}")
         if not self.sizes or not set(self.sizes) <= set(SIZES):
-            raise ValueError(f"sizes must be chosen from {SIZES}, got {self.sizes}")
+            raise SettingsError(f"sizes must be chosen from {SIZES}, got {self.sizes}")
         if not 2 <= self.max_objects <= 4:
-            raise ValueError(f"max_objects must be 2, 3 or 4, got {self.max_objects}")
+            raise SettingsError(f"max_objects must be 2, 3 or 4, got {self.max_objects}")
         if self.distractors < 0 or not 0 <= self.contrast < 1:
-            raise ValueError(
+            raise SettingsError(
                 f"distractors must not be negative and contrast lie in [0, 1), got {self.distractors}, {self.contrast}"
             )
         room = self.cell_size / 2 - max(map(self.radius, self.sizes))
         if not 0 <= self.jitter <= room:
-            raise ValueError(f"jitter must lie in [0, {room:.2f}] px, or objects leave their cells; got {self.jitter}")
+            raise SettingsError(
+                f"jitter must lie in [0, {room:.2f}] px, or objects leave their cells, not {self.jitter}"
+            )
 
     @property
     def cell_size(self) -> float:

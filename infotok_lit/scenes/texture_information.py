@@ -21,6 +21,7 @@ from scipy.fft import dctn, idctn
 from torch import Tensor
 from torch.nn import functional as F
 
+from infotok_lit.errors import SettingsError
 from infotok_lit.metrics.probes import Split, calibrate, coordinates, ridge
 from infotok_lit.scenes.garments import photograph, photographs_of
 from infotok_lit.scenes.generator import Scene
@@ -120,12 +121,12 @@ def patchwise(images: Tensor, features: Features, split: Split) -> Tensor:
     """Images (n, s, s) -> predictions of every patch from the local features there; 0 where there are none.
 
     Raises:
-        ValueError: the grid of the features does not divide the image.
+        SettingsError: the grid of the features does not divide the image.
     """
     count, height, width, depth = features.local.shape
     side = images.shape[1]
     if side % height or side % width:
-        raise ValueError(f"features on a grid of {height} x {width} share no patches of {side} x {side} pixels")
+        raise SettingsError(f"features on a grid of {height} x {width} share no patches of {side} x {side} pixels")
     patch = (side // height, side // width)
     present = torch.ones(count, height, width, dtype=torch.bool) if features.present is None else features.present
     known = features.local[split.train][present[split.train]]

@@ -137,3 +137,27 @@ def test_a_switch_of_the_trainer_works_with_the_default_callbacks(here, switch) 
         warnings.simplefilter("ignore")
         cli = InfoTokCLI(["fit", "--config=harmon/scenes32", f"--trainer.{switch}"], run=False)
     assert cli.trainer.max_steps == 300
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "model.init_args.objective.balance.understanding.compactness",
+        "model.init_args.objective.negatives.limit",
+        "data.init_args.train.init_args.texture",
+        "trainer.max_time",
+    ],
+)
+def test_null_takes_back_what_a_configuration_sets(here, key) -> None:
+    """Also deep inside: a message of ours asks for it."""
+    value = "00:00:01:00" if key.endswith("max_time") else 1
+    found = InfoTokCLI(["fit", f"--{key}={value}", f"--{key}", "null"], run=False).config
+    for part in key.split("."):
+        found = found[part]
+    assert found is None
+
+
+def test_null_for_a_misspelt_key_is_said_as_any_value_is(here, capsys) -> None:
+    message = said(capsys, "--model.init_args.objective.negatives.limits=null")
+    assert "no setting" in message
+    assert "negatives.limits" in message

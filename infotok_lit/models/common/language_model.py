@@ -21,6 +21,7 @@ from transformers import (
 from transformers.models.siglip.modeling_siglip import SiglipEncoder
 
 from infotok_lit.batch import IMAGE_TOKEN_ID, Processor
+from infotok_lit.errors import SettingsError
 from infotok_lit.models.common.model_config import LanguageModelConfig
 
 
@@ -46,12 +47,12 @@ def embed_with_images(embedding: nn.Embedding, input_ids: Tensor, visual: Tensor
     """Embeddings (B, T, H) of ids (B, T) whose image slots are filled with visual tokens (n, N, H), in order.
 
     Raises:
-        ValueError: if there are not as many slots as tokens.
+        SettingsError: if there are not as many slots as tokens.
     """
     slots = input_ids == IMAGE_TOKEN_ID
     num_slots, num_visual = int(slots.sum()), visual.shape[0] * visual.shape[1]
     if num_slots != num_visual:
-        raise ValueError(
+        raise SettingsError(
             f"the text has {num_slots} image slots for {num_visual} visual tokens: the image size and the "
             "processor's disagree"
         )

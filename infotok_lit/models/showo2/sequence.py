@@ -15,6 +15,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 from transformers import AttentionInterface
 
 from infotok_lit.batch import IMAGE_TOKEN_ID
+from infotok_lit.errors import SettingsError
 
 Mask = Tensor | BlockMask
 """(B, 1, T, S) bool, True where a query may look; or the same as blocks for FlexAttention."""
@@ -48,12 +49,12 @@ def insert_images(embeds: Tensor, regions: Tensor, times: Tensor, tokens: Tensor
         tokens: (B M, N - 1, D).
 
     Raises:
-        ValueError: if a region has another length than an image.
+        SettingsError: if a region has another length than an image.
     """
     used = regions[..., 1].flatten() > 0
     lengths = regions[..., 1].flatten()[used]
     if not bool((lengths == tokens.shape[1] + 1).all()):
-        raise ValueError(
+        raise SettingsError(
             f"an image has {tokens.shape[1] + 1} positions with its time, but the text leaves "
             f"{', '.join(map(str, sorted(set(lengths.tolist()))))}: the image size and the processor's disagree, or an "
             "image was cut off"
