@@ -2,7 +2,7 @@
 
 import os
 import socket
-from itertools import count
+from random import SystemRandom
 
 # Tests that run side by side share the cores: one thread each, here and in the processes that they start.
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -23,14 +23,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-_PORTS = count(20_000 + 2_000 * WORKER)
-
-
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup() -> None:
-    """Where the processes of a test meet: a free port of this worker's own, or runs of two tests would join up."""
-    for port in _PORTS:
+    """Where the processes of a test meet: a free port of its own, or runs of two tests side by side would join up."""
+    while True:
+        # Below the ports that the system hands out, which anybody may get.
+        port = SystemRandom().randrange(20_000, 32_000)
         with socket.socket() as tried:
             try:
                 tried.bind(("127.0.0.1", port))
