@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from scipy import ndimage
 
+from infotok_lit.errors import SettingsError
 from infotok_lit.scenes.judge import judge_cells
 from infotok_lit.scenes.render import coverage
 from infotok_lit.scenes.spec import COLOURS, GARMENTS, PALETTE, Cell, Colour, Kind, SceneSpec, Size
@@ -52,11 +53,15 @@ def parse_image(image: np.ndarray, spec: SceneSpec) -> list[ParsedObject]:
     """The objects in an image (image_size, image_size, 3) uint8 RGB, in reading order of their cells.
 
     Raises:
-        ValueError: the image has another shape or type.
+        SettingsError: the image has another shape or type: the model that drew it has another size.
     """
     expected = (spec.image_size, spec.image_size, 3)
     if image.shape != expected or image.dtype != np.uint8:
-        raise ValueError(f"expected a uint8 image {expected}, got {image.dtype} {image.shape}")
+        raise SettingsError(
+            f"pictures of {spec.vocabulary.noun}s are judged at {spec.image_size} x {spec.image_size} pixels (uint8 RGB), "
+            f"not {image.dtype} {image.shape}: set the model's image_size to {spec.image_size}, or the score of "
+            "GeneratedImages to null"
+        )
     found = _find_garments(image, spec) if spec.vocabulary is GARMENTS else _find_shapes(image, spec)
     return sorted(found, key=lambda item: (item.cell, item.centre))
 

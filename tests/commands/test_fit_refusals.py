@@ -95,6 +95,15 @@ def test_what_cannot_be_met_is_one_message_and_leaves_nothing(here, capsys, monk
     assert not list(here.rglob("version_*"))
 
 
+def test_pictures_of_a_size_that_has_no_parser_are_refused_with_the_way_out(here, capsys) -> None:
+    """Scenes are 32 pixels wide; a model of another size draws what the score cannot read."""
+    drawn = "--trainer.callbacks=[{class_path: infotok_lit.callbacks.GeneratedImages, init_args: {num_images: 2}}]"
+    short = ["--trainer.max_steps=1", "--trainer.limit_val_batches=1", drawn]
+    message = said(capsys, "--model.init_args.image_size=40", *short)
+    assert "are judged at 32 x 32 pixels" in message
+    assert "set the model's image_size to 32, or the score of GeneratedImages to null" in message
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
