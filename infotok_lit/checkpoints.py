@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from infotok_lit.errors import MissingFileError
 from infotok_lit.weight_files import (
@@ -97,6 +97,17 @@ class KeyMap:
                 completed.setdefault(first, completed.get(second))
                 completed.setdefault(second, completed[first])
         return completed
+
+
+class OfficialPart(NamedTuple):
+    """The parameters that one official file holds."""
+
+    prefixes: tuple[str, ...]
+    """Beginnings of our names."""
+    keys: KeyMap
+    """Our names -> official ones."""
+    may_hold_more: bool = False
+    """Whether official files hold names that no model needs, such as a discriminator's."""
 
 
 def _describe_problems(problems: Mapping[str, Sequence[str]], source: str) -> str:

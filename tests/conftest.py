@@ -1,12 +1,18 @@
 """Options and fixtures that every test can use."""
 
 import os
+import socket
+from random import SystemRandom
 
 # Tests that run side by side share the cores: one thread each, here and in the processes that they start.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+import torch
+
+# Sums then have one order.
+torch.set_num_threads(1)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -15,3 +21,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="PATH.json",
         help="replay this golden file (its .safetensors lies beside it) instead of the ones in tests/fixtures/goldens",
     )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Where the processes of a test meet: a free port of its own, or runs of two tests side by side would join up."""
+    while True:
+        # Below the ports that the system hands out, which anybody may get.
+        port = SystemRandom().randrange(20_000, 32_000)
+        with socket.socket() as tried:
+            try:
+                tried.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        os.environ["MASTER_PORT"] = str(port)
+        return

@@ -100,7 +100,8 @@ def test_the_quickstart_ends_with_pictures_a_table_and_stripped_weights(tmp_path
     rates = {tag.partition("/")[2] for tag in logged if tag.startswith("lr-")}
     assert rates == {"base", "base, no decay", "heads", "heads, no decay"}
     constant = {tag for tag in logged if tag.startswith("train/") and not any(e.value for e in events.Scalars(tag))}
-    assert not constant, "what is always 0 is not logged"
+    # A fresh diffusion head ends in zeros, so no gradient of its task has reached the tokens after two steps.
+    assert constant <= {"train/generation/pull_task"}, "what is always 0 is not logged"
     # Four images of which drawing sees nothing, as here, are all alike to it: then there is no CKA to log.
     assert "val/cka_drift/understanding/biased" in events.Tags()["scalars"]
     assert sorted(path.name.rsplit("_", 1)[0] for path in (run / "pictures").glob("*_0000002.png")) == [

@@ -49,8 +49,9 @@ def test_it_is_found_and_trained_with_all_that_is_logged(run) -> None:
     assert "toy" in families()
     logged = scalars(run)
     for branch in ("understanding", "generation"):
-        for name in ("rate_bits_per_token", "token_gradient/sufficiency", "part_gradient/encoder", "part_gradient/llm"):
+        for name in ("rate_bits_per_token", "token_gradient/sufficiency", "part_gradient/encoder"):
             assert f"train/{branch}/{name}" in logged
+        assert f"train/{branch}/part_gradient/llm" not in logged, "its tokens come before the language model"
     assert {"val/generation/score/overall", "val/understanding/answers/overall"} <= logged
 
 

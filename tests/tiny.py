@@ -24,6 +24,16 @@ from infotok_lit.objective.sufficiency import DecoderConfig
 from infotok_lit.objective.term import Term
 from infotok_lit.scenes import Scenes
 
+TINY_LLM = LanguageModelConfig(
+    hidden_size=16,
+    intermediate_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    vocab_size=448,
+    max_position_embeddings=512,
+)
+
 
 def tiny_config(dropout: float = 0.0) -> HarmonConfig:
     """Some 30 thousand parameters."""
@@ -47,15 +57,7 @@ def tiny_config(dropout: float = 0.0) -> HarmonConfig:
             sampling_steps="ddim5",
             num_classes=1,
         ),
-        llm=LanguageModelConfig(
-            hidden_size=16,
-            intermediate_size=32,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            num_key_value_heads=2,
-            vocab_size=448,
-            max_position_embeddings=512,
-        ),
+        llm=replace(TINY_LLM, num_hidden_layers=1, num_attention_heads=2),
         sampling=replace(scenes32.sampling, iterations=4, guidance=2.0),
     )
 
@@ -66,15 +68,7 @@ def tiny_showo2_config(dropout: float = 0.0) -> Showo2Config:
     return replace(
         scenes32,
         semantic=SemanticConfig(width=16, mlp_width=32, depth=1, heads=2, table_side=4),
-        llm=LanguageModelConfig(
-            hidden_size=16,
-            intermediate_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            vocab_size=448,
-            max_position_embeddings=512,
-        ),
+        llm=TINY_LLM,
         diffusion_head=DiffusionHeadConfig(width=24, mlp_width=32, depth=2, heads=4, kv_heads=2, head_dim=8),
         sampling=replace(scenes32.sampling, iterations=4, guidance=2.0),
     )
@@ -86,16 +80,7 @@ def tiny_openuni_config(dropout: float = 0.0) -> OpenUniConfig:
     return replace(
         scenes32,
         vision=VisionConfig(width=16, mlp_width=32, depth=1, heads=2, image_size=32, patch_size=4),
-        llm=LanguageModelConfig(
-            hidden_size=16,
-            intermediate_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            vocab_size=448,
-            max_position_embeddings=512,
-            tie_word_embeddings=False,
-        ),
+        llm=replace(TINY_LLM, tie_word_embeddings=False),
         connector=ConnectorConfig(width=16, mlp_width=32, depth=1, heads=2),
         transformer=DiffusionTransformerConfig(
             heads=2, head_dim=8, depth=2, cross_heads=2, cross_head_dim=8, caption_width=24, sample_size=4

@@ -6,6 +6,7 @@ from typing import Literal
 
 import lightning.pytorch as pl
 import numpy as np
+from lightning.pytorch.loggers import Logger
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -58,18 +59,32 @@ def rendered(figure: Figure) -> Image.Image:
 
 
 def publish(trainer: pl.Trainer, folder: str | None, name: str, picture: Image.Image) -> None:
-    """Show a picture in TensorBoard, if that is a logger, and keep it under the run folder as PNG.
+    """Show a picture where the run logs, and keep it under the run folder as PNG.
+
+    TensorBoard, Weights & Biases, Comet and MLflow show pictures; for other loggers only the file is left.
 
     Args:
         folder: `trainer.log_dir`, which every process must ask for, because asking is a collective call.
     """
     step = trainer.global_step
     for logger in trainer.loggers:
-        if hasattr(logger.experiment, "add_image"):
-            logger.experiment.add_image(name, np.array(picture), step, dataformats="HWC")
+        show_in(logger, name, picture, step)
     if folder is not None:
         path = Path(folder) / "pictures" / f"{name.replace('/', '_')}_{step:07d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         content = io.BytesIO()
         picture.save(content, "PNG")
         write_whole(path, content.getvalue())
+
+
+def show_in(logger: Logger, name: str, picture: Image.Image, step: int) -> None:
+    """Show a picture in one logger, by the way that it has; nothing where it has none."""
+    experiment = logger.experiment
+    if hasattr(experiment, "add_image"):  # TensorBoard
+        experiment.add_image(name, np.array(picture), step, dataformats="HWC")
+    elif hasattr(logger, "log_image"):  # Weights & Biases
+        logger.log_image(key=name, images=[picture], step=step)
+    elif hasattr(logger, "run_id") and hasattr(experiment, "log_image"):  # MLflow
+        experiment.log_image(logger.run_id, picture, key=name.replace("/", "_"), step=step)
+    elif hasattr(experiment, "log_image"):  # Comet
+        experiment.log_image(picture, name=name, step=step)

@@ -51,26 +51,13 @@ def bench_evaluate(
 
     own = OwnModel(loaded, model, None)
     pairs = _pairs(images, questions)
-    batches = [pairs[start : start + batch_size] for start in range(0, len(pairs), batch_size)]
-    seconds, agreeing = {True: 0.0, False: 0.0}, 0
-    own.answer(*zip(*batches[0], strict=True), max_new_tokens)
-    with progress_bar(len(pairs)) as bar:
-        for number, batch in enumerate(batches):
-            found = {}
-            for shared in (True, False):
-                # Equal pictures that are not one object are encoded each by itself.
-                shown = [image if shared else image.copy() for image, _ in batch]
-                started = perf_counter()
-                found[shared] = own.answer(shown, [question for _, question in batch], max_new_tokens)
-                seconds[shared] += perf_counter() - started
-            agreeing += sum(one == other for one, other in zip(found[True], found[False], strict=True))
-            bar.show(number * batch_size, "answers")
+    shared, anew, agreeing = _time_answers(own, pairs, batch_size, max_new_tokens)
     result = {
         "infotok_lit": __version__,
         "model": model,
-        "answers_per_second": len(pairs) / seconds[True],
-        "answers_per_second_encoding_anew": len(pairs) / seconds[False],
-        "gain": seconds[False] / seconds[True],
+        "answers_per_second": len(pairs) / shared,
+        "answers_per_second_encoding_anew": len(pairs) / anew,
+        "gain": anew / shared,
         "answers_that_agree": agreeing / len(pairs),
         "images_per_second": _images_per_second(own, drawn, max(1, batch_size // 10)),
     }
@@ -94,6 +81,27 @@ def _pairs(images: int, questions: int) -> "list[tuple[Image, str]]":
     samples = [scenes.sample("understanding", number) for number in range(max(images, questions))]
     asked = [sample.question for sample in samples[:questions]]
     return [(sample.image, question) for sample in samples[:images] for question in asked]
+
+
+def _time_answers(
+    own: "OwnModel", pairs: "list[tuple[Image, str]]", batch_size: int, max_new_tokens: int
+) -> tuple[float, float, int]:
+    """Seconds with each picture encoded once, and with it encoded anew; and how many answers agree."""
+    batches = [pairs[start : start + batch_size] for start in range(0, len(pairs), batch_size)]
+    seconds, agreeing = {True: 0.0, False: 0.0}, 0
+    own.answer(*zip(*batches[0], strict=True), max_new_tokens)
+    with progress_bar(len(pairs)) as bar:
+        for number, batch in enumerate(batches):
+            found = {}
+            for shared in (True, False):
+                # Equal pictures that are not one object are encoded each by itself.
+                shown = [image if shared else image.copy() for image, _ in batch]
+                started = perf_counter()
+                found[shared] = own.answer(shown, [question for _, question in batch], max_new_tokens)
+                seconds[shared] += perf_counter() - started
+            agreeing += sum(one == other for one, other in zip(found[True], found[False], strict=True))
+            bar.show(number * batch_size, "answers")
+    return seconds[True], seconds[False], agreeing
 
 
 def _images_per_second(own: "OwnModel", count: int, batch_size: int) -> float:

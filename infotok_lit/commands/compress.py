@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -44,30 +45,23 @@ def compress(
         device: Where the tokenizer runs; auto: cuda if there is one.
         force: Replace a file that is there.
     """
-    from fractions import Fraction
-
     from infotok_lit.data.fetch import replacing
-    from infotok_lit.errors import SettingsError
     from infotok_lit.video.codec import CodecConfig
     from infotok_lit.video.codec import compress as write_stream
     from infotok_lit.video.video_file import read_video
 
     config = CodecConfig(rate, rule, window=window, overlap=overlap, tile=tile)
-    if not 0 < fps < 1e6:
-        raise SettingsError(f"fps is {fps}: give the frames per second of the folder")
+    frame_rate = _frame_rate(fps)
     refuse_existing(out, force)
     tokenizer = open_tokenizer(model, device)
-    opened = read_video(video, Fraction(fps).limit_denominator(1001))
+    opened = read_video(video, frame_rate)
     out.parent.mkdir(parents=True, exist_ok=True)
     with progress_bar(opened.count or 0) as bar, replacing(out) as file:
-        report = write_stream(
-            tokenizer,
-            opened.frames,
-            opened.frame_rate,
-            file,
-            config,
-            progress=lambda done: bar.show(done, f"frames: {done}/{opened.count or '?'}"),
-        )
+
+        def show(done: int) -> None:
+            bar.show(done, f"frames: {done}/{opened.count or '?'}")
+
+        report = write_stream(tokenizer, opened.frames, opened.frame_rate, file, config, progress=show)
     out.chmod(0o644)
     sys.stdout.write(f"wrote {out}: {describe(report)}\n")
 
@@ -99,6 +93,15 @@ def refuse_existing(out: Path, force: bool) -> None:
     if out.is_dir() or (out.exists() and not force):
         mend = "choose another name" if out.is_dir() else "choose another name, or replace it with --force"
         raise SettingsError(f"{out} exists; {mend}")
+
+
+def _frame_rate(fps: float) -> Fraction:
+    """--fps; SettingsError for one that no folder has."""
+    from infotok_lit.errors import SettingsError
+
+    if not 0 < fps < 1e6:
+        raise SettingsError(f"fps is {fps}: give the frames per second of the folder")
+    return Fraction(fps).limit_denominator(1001)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -89,7 +89,6 @@ def evaluate(
     if not benchmark:
         raise SettingsError("say which --benchmark (or all)")
     from infotok_lit.evaluation.catalogue import make_benchmarks
-    from infotok_lit.evaluation.running import World
 
     chosen = _options(judging, data, seed, images_per_prompt, rules, options.device)
     made = make_benchmarks(benchmark, chosen, with_images=verdicts is None)
@@ -97,19 +96,33 @@ def evaluate(
         return aggregate(made, verdicts)
     if not model or out is None:
         raise SettingsError("say which --model to evaluate, and where to put the results: --out")
-    with _joined(World.join()) as world:
-        _tell_plan(made, limit)
-        results: dict[str, list[Result]] = {one.name: [] for one in made}
-        for name, source in zip(labels(model), model, strict=True):
-            # One model in memory at a time.
-            for result in evaluate_model(load(source, name, options), made, out, limit, batch_size, world):
-                results[result.benchmark.name].append(result)
-        _finish(results, out, world)
+    return evaluate_models(model, options, made, out, limit, batch_size)
 
 
 def main(argv: Sequence[str]) -> int:
     """`evaluate` of the command line."""
     return run(evaluate, argv)
+
+
+def evaluate_models(
+    sources: Sequence[str],
+    options: ModelOptions,
+    benchmarks: "Sequence[Benchmark]",
+    out: Path,
+    limit: int | None,
+    batch_size: int,
+) -> None:
+    """Score every model, and show and write the table of all."""
+    from infotok_lit.evaluation.running import World
+
+    with _joined(World.join()) as world:
+        _tell_plan(benchmarks, limit)
+        results: dict[str, list[Result]] = {one.name: [] for one in benchmarks}
+        for name, source in zip(labels(sources), sources, strict=True):
+            # One model in memory at a time.
+            for result in evaluate_model(load(source, name, options), benchmarks, out, limit, batch_size, world):
+                results[result.benchmark.name].append(result)
+        _finish(results, out, world)
 
 
 def evaluate_model(

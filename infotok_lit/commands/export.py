@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from infotok_lit.commands.parsing import run
 from infotok_lit.errors import MissingFileError, SettingsError
@@ -36,39 +37,49 @@ def export(
         ExplainedError: saying what cannot be read, written or published, and the mend.
     """
     replaceable_files(out, force, {FAMILY})
-    from infotok_lit.checkpoints import find_checkpoint, local_checkpoint, read_run
     from infotok_lit.hub import push
     from infotok_lit.modules.base_model import average_updates, rebuild_base, weights_in_words
     from infotok_lit.modules.video_tokenizer import export_run
+
+    path, checkpoint = _checkpoint(ckpt)
+    if weights == "averaged" and average_updates(checkpoint) == 0:
+        raise SettingsError(f"{path}: the average was never updated and is what training began with: use --weights raw")
+    if checkpoint["infotok_lit"]["family"] == FAMILY:
+        _refuse_options_of_models(format, dtype, push_to_hub)
+        export_run(checkpoint, path, out, weights, force)
+    else:
+        export_model(
+            rebuild_base(checkpoint, weights),
+            out,
+            run_provenance(checkpoint, path, weights_in_words(checkpoint, weights)),
+            format,
+            dtype,
+            force,
+            weights="raw" if average_updates(checkpoint) is None else weights,
+            init_from=checkpoint["infotok_lit"]["init_from"],
+        )
+    sys.stdout.write(f"wrote {out}\n")
+    if push_to_hub is not None:
+        sys.stdout.write(f"published {push(out, push_to_hub, private)}\n")
+
+
+def _checkpoint(ckpt: str) -> tuple[Path, dict[str, Any]]:
+    """The file that `--ckpt` means, and what it holds."""
+    from infotok_lit.checkpoints import find_checkpoint, local_checkpoint, read_run
 
     given = local_checkpoint(ckpt)
     path = find_checkpoint(given) or given
     if path.is_dir() or not path.exists():
         raise MissingFileError(f"there is no checkpoint of a run at {path}")
-    checkpoint = read_run(path)
-    if weights == "averaged" and average_updates(checkpoint) == 0:
-        raise SettingsError(f"{path}: the average was never updated and is what training began with: use --weights raw")
-    if checkpoint["infotok_lit"]["family"] == FAMILY:
-        if format != "safetensors" or dtype is not None or push_to_hub is not None:
-            raise SettingsError(
-                "a video tokenizer is exported to safetensors as it is: leave out format, dtype and push_to_hub"
-            )
-        export_run(checkpoint, path, out, weights, force)
-        sys.stdout.write(f"wrote {out}\n")
-        return
-    export_model(
-        rebuild_base(checkpoint, weights),
-        out,
-        run_provenance(checkpoint, path, weights_in_words(checkpoint, weights)),
-        format,
-        dtype,
-        force,
-        weights="raw" if average_updates(checkpoint) is None else weights,
-        init_from=checkpoint["infotok_lit"]["init_from"],
-    )
-    sys.stdout.write(f"wrote {out}\n")
-    if push_to_hub is not None:
-        sys.stdout.write(f"published {push(out, push_to_hub, private)}\n")
+    return path, read_run(path)
+
+
+def _refuse_options_of_models(file_format: Format, dtype: DType | None, push_to_hub: str | None) -> None:
+    """SettingsError for what a video tokenizer's export does not have."""
+    if file_format != "safetensors" or dtype is not None or push_to_hub is not None:
+        raise SettingsError(
+            "a video tokenizer is exported to safetensors as it is: leave out format, dtype and push_to_hub"
+        )
 
 
 def main(argv: Sequence[str]) -> int:

@@ -8,6 +8,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
 from infotok_lit.errors import SettingsError
+from infotok_lit.objective.config import ObjectiveConfig
 
 GPUS = ("gpu", "cuda")
 HSIC_IMAGES = 4
@@ -41,21 +42,22 @@ def check_trainer(trainer: Namespace, command: str) -> None:
 
 def check_batches(config: Namespace, trainer: Trainer) -> None:
     """Raise SettingsError where the global batch is too small for a term of the objective."""
-    objective, data = _get(config, "model.init_args.objective"), _get(config, "data.init_args")
-    if objective is None or data is None:
+    given, data = _get(config, "model.init_args.objective"), _get(config, "data.init_args")
+    if given is None or data is None:
         return
+    objective = ObjectiveConfig.from_dict(given.as_dict())
     for branch in objective.branches:
         size = data.get(f"{branch}_batch_size")
         if size is None:
             continue
-        images, weights = size * trainer.world_size, objective[branch]
+        images = size * trainer.world_size
         where = f"data.init_args.{branch}_batch_size is {size} on {trainer.world_size} process(es)"
         if objective.estimator == "hsic" and objective.terms and objective.hsic.unbiased and images < HSIC_IMAGES:
             raise SettingsError(
                 f"{where}: estimator hsic needs {HSIC_IMAGES} images at a time; raise it, or set "
                 "objective.hsic.unbiased to false"
             )
-        aligned = objective.estimator == "variational" and "alignment" in objective.terms and weights.alpha > 0
+        aligned = objective.estimator == "variational" and "alignment" in objective.active_terms(branch)
         if aligned and images == 1 and not objective.negatives.queue_size and not objective.negatives.from_data:
             raise SettingsError(
                 f"{where}: alignment has no other text to tell its own from; raise it, or set "

@@ -4,7 +4,7 @@ import io
 import json
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from infotok_lit.commands.parsing import run
-from infotok_lit.commands.progress import progress_bar
+from infotok_lit.commands.progress import ProgressBar, progress_bar
 from infotok_lit.errors import ExplainedError, MissingFileError, SettingsError
 from infotok_lit.files import write_whole
 from infotok_lit.inference import InferenceModel, sampling_options
@@ -103,12 +103,7 @@ def generate(
     with progress_bar(len(pictures) * len(choices)) as bar, writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         for choice in choices:
-
-            def report(start: int, done: int, rounds: int, before: int = len(columns) * len(pictures)) -> None:
-                end = min(start + batch_size, len(pictures))
-                said = f"images: {end}/{len(pictures)}, iteration {done}/{rounds}"
-                bar.show(before + start + (end - start) * done / rounds, said)
-
+            report = _reporter(bar, len(columns) * len(pictures), len(pictures), batch_size)
             texts = [picture.prompt for picture in pictures]
             # One model at a time: the last one is let go before the next is loaded.
             drawn = InferenceModel(choice.load()).pictures(texts, seed, image_size, batch_size, sampling.given, report)
@@ -127,6 +122,16 @@ def generate(
 def main(argv: Sequence[str]) -> int:
     """`generate` of the command line."""
     return run(generate, argv)
+
+
+def _reporter(bar: ProgressBar, before: int, images: int, batch_size: int) -> Callable[[int, int, int], None]:
+    """What shows (first image of a batch, iteration, iterations) on a bar, after `before` images of other models."""
+
+    def report(start: int, done: int, rounds: int) -> None:
+        end = min(start + batch_size, images)
+        bar.show(before + start + (end - start) * done / rounds, f"images: {end}/{images}, iteration {done}/{rounds}")
+
+    return report
 
 
 def side_by_side(

@@ -64,22 +64,18 @@ def probe(
     base, heads, running = _load(choice)
     with progress_bar(1.0) as bar:
         rows = [row.to_dict() for row in measure(probed_model(base, heads, running), asked, bar.show)]
-    ceiling = _ceiling(scenes)
     result = {
         "infotok_lit": __version__,
         "model": model,
         "family": base.family,
         **asdict(asked),
-        "structure_ceiling": ceiling,
+        "structure_ceiling": _ceiling(scenes),
         "rows": rows,
     }
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_whole(out, (json.dumps(result, indent=2) + "\n").encode())
-    from rich.console import Console
-
-    for table in tables(result):
-        Console().print(table)
+    _show(result)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -113,6 +109,13 @@ def _ceiling(scenes: str) -> dict[str, float]:
     from infotok_lit.scenes.spec import SPECS as known
 
     return ScenePrior(known[scenes]).entropy_bits()
+
+
+def _show(result: dict[str, Any]) -> None:
+    from rich.console import Console
+
+    for table in tables(result):
+        Console().print(table)
 
 
 def tables(result: dict[str, Any]) -> "list[Table]":

@@ -3,12 +3,17 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from infotok_lit.commands.compress import open_tokenizer
 from infotok_lit.commands.parsing import run
 from infotok_lit.commands.progress import progress_bar
 from infotok_lit.files import write_whole
+
+if TYPE_CHECKING:
+    from infotok_lit.video.codec import CodecConfig
+    from infotok_lit.video.quality import Lpips, Quality
+    from infotok_lit.video.tokenizer import VideoTokenizer
 
 TABLE, PICTURE = "rate_distortion.csv", "rate_distortion.png"
 
@@ -43,14 +48,11 @@ def rate_distortion(
         device: Where the tokenizer runs; auto: cuda if there is one.
         force: Replace a table and a plot that are there.
     """
-    import csv
-    import io
-    from dataclasses import asdict, replace
+    from dataclasses import replace
 
     from infotok_lit.errors import SettingsError
     from infotok_lit.video.codec import CodecConfig
-    from infotok_lit.video.quality import Lpips, means_by_rate, measure_quality, plot_quality
-    from infotok_lit.video.video_file import read_video
+    from infotok_lit.video.quality import Lpips, means_by_rate
 
     config = CodecConfig(1.0, rule, window=window, overlap=overlap, tile=tile)
     each = [replace(config, rate=rate) for rate in rates or (1.0, 0.75, 0.5, 0.25)]
@@ -59,31 +61,53 @@ def rate_distortion(
     if (out / TABLE).exists() and not force:
         raise SettingsError(f"{out / TABLE} exists; choose another folder, or replace it with --force")
     lpips = None if vgg_weights is None or lpips_weights is None else Lpips.from_files(vgg_weights, lpips_weights)
-    tokenizer = open_tokenizer(model, device)
+    rows = _measured(open_tokenizer(model, device), video, each, lpips)
+    means = means_by_rate(rows)
+    _write(out, rows, means)
+    sys.stdout.writelines(map(_line, means))
+    sys.stdout.write(f"wrote {out / TABLE} and {PICTURE}\n")
+
+
+def _measured(
+    tokenizer: "VideoTokenizer", videos: Sequence[Path], each: "Sequence[CodecConfig]", lpips: "Lpips | None"
+) -> "list[Quality]":
+    """A row for every video at every rate."""
+    from infotok_lit.video.quality import measure_quality
+    from infotok_lit.video.video_file import read_video
+
     rows = []
-    with progress_bar(len(video) * len(each)) as bar:
-        for path in video:
+    with progress_bar(len(videos) * len(each)) as bar:
+        for path in videos:
             for at in each:
                 bar.show(len(rows), f"{path.name} at rate {at.rate:g}")
                 rows.append(measure_quality(tokenizer, str(path), lambda path=path: read_video(path), at, lpips))
-    means = means_by_rate(rows)
-    table = io.StringIO()
+    return rows
+
+
+def _write(out: Path, rows: "Sequence[Quality]", means: "Sequence[Quality]") -> None:
+    """The table of all rows, and the plot of the means."""
+    import csv
+    import io
+    from dataclasses import asdict
+
+    from infotok_lit.video.quality import plot_quality
+
+    table, picture = io.StringIO(), io.BytesIO()
     writer = csv.DictWriter(table, list(asdict(rows[0])))
     writer.writeheader()
     writer.writerows(asdict(row) for row in [*rows, *means])
+    plot_quality(means, picture)
     out.mkdir(parents=True, exist_ok=True)
     write_whole(out / TABLE, table.getvalue().encode())
-    picture = io.BytesIO()
-    plot_quality(means, picture)
     write_whole(out / PICTURE, picture.getvalue())
-    for row in means:
-        quality = f"{row.psnr:.2f} dB" + ("" if row.ssim is None else f", SSIM {row.ssim:.4f}")
-        quality += "" if row.lpips is None else f", LPIPS {row.lpips:.4f}"
-        sys.stdout.write(
-            f"rate {row.rate:g}: {quality}; {row.bpp16:.3f} bits per 16 pixels ({row.paper_bpp16:.3f} as the paper "
-            "counts)\n"
-        )
-    sys.stdout.write(f"wrote {out / TABLE} and {PICTURE}\n")
+
+
+def _line(row: "Quality") -> str:
+    """A row of the table, in words."""
+    quality = f"{row.psnr:.2f} dB" + ("" if row.ssim is None else f", SSIM {row.ssim:.4f}")
+    quality += "" if row.lpips is None else f", LPIPS {row.lpips:.4f}"
+    bits = f"{row.bpp16:.3f} bits per 16 pixels ({row.paper_bpp16:.3f} as the paper counts)"
+    return f"rate {row.rate:g}: {quality}; {bits}\n"
 
 
 def main(argv: Sequence[str]) -> int:

@@ -27,6 +27,22 @@ class UnifiedDataModule(LightningDataModule):
     """Yields {"understanding": batch, "generation": batch} for training, and one loader per branch for validation.
 
     It knows no model: `connect` hands it what it takes from one. The modules of this package do that by themselves.
+
+    Args:
+        train: Images with text to train on.
+        val: Images with text to validate on; default: what `val_share` says.
+        generation_train: Images to draw, if not those of `train`.
+        generation_val: Images to validate drawing on, if not those of `val`.
+        understanding_batch_size: Samples to read per process and step.
+        generation_batch_size: Samples to draw per process and step.
+        val_batch_size: Samples per process and validation step.
+        val_samples: How many samples of each branch validation uses: the first ones, always the same.
+        val_share: Where no validation data is given, the share of the training images that is not trained on but
+            validated on, always the same ones; 0 validates on the first of the training samples.
+        num_workers: Worker processes per loader; training has two loaders.
+        prompt_dropout: The share of drawn samples trained without a prompt, for classifier-free guidance.
+        max_broken_share: Training stops when more than this share of the samples is broken.
+        seed: Decides the order of samples and everything random about them.
     """
 
     def __init__(
@@ -45,23 +61,6 @@ class UnifiedDataModule(LightningDataModule):
         max_broken_share: float = 0.05,
         seed: int = 0,
     ) -> None:
-        """
-        Args:
-            train: Images with text to train on.
-            val: Images with text to validate on; default: what `val_share` says.
-            generation_train: Images to draw, if not those of `train`.
-            generation_val: Images to validate drawing on, if not those of `val`.
-            understanding_batch_size: Samples to read per process and step.
-            generation_batch_size: Samples to draw per process and step.
-            val_batch_size: Samples per process and validation step.
-            val_samples: How many samples of each branch validation uses: the first ones, always the same.
-            val_share: Where no validation data is given, the share of the training images that is not trained on but
-                validated on, always the same ones; 0 validates on the first of the training samples.
-            num_workers: Worker processes per loader; training has two loaders.
-            prompt_dropout: The share of drawn samples trained without a prompt, for classifier-free guidance.
-            max_broken_share: Training stops when more than this share of the samples is broken.
-            seed: Decides the order of samples and everything random about them.
-        """
         super().__init__()
         _check_counts(understanding_batch_size, generation_batch_size, val_batch_size, val_samples)
         if not (0 <= prompt_dropout <= 1 and 0 <= max_broken_share <= 1 and 0 <= val_share < 1):

@@ -95,6 +95,12 @@ class Benchmark(ABC):
 
     sources: Sequence[Path] = ()
     """The files that the prompts or questions come from."""
+    seed: int | None = None
+    """What the seeds of images start from; None for a benchmark that draws none."""
+    images_per_prompt: int | None = None
+    """None where the benchmark leaves no choice."""
+    rewritten: ClassVar[bool | None] = None
+    """Whether a language model has made the prompts longer."""
     grader: Grader | None = None
     graded: ClassVar[Literal["drawings", "questions"]] = "drawings"
     """What the grader looks at."""
@@ -105,7 +111,12 @@ class Benchmark(ABC):
     @property
     def facts(self) -> dict[str, object]:
         """What a reader of the scores must know: variant, rules, the hash of the prompt files."""
-        return {"rules": self.rules, "prompts_sha256": digest(self.sources) if self.sources else None}
+        drawn = {"rewritten": self.rewritten, "seed": self.seed, "images_per_prompt": self.images_per_prompt}
+        return {
+            "rules": self.rules,
+            "prompts_sha256": digest(self.sources) if self.sources else None,
+            **{name: value for name, value in drawn.items() if value is not None},
+        }
 
     def drawings(self) -> Sequence[Drawing]:
         """All images to draw, in the official order."""

@@ -30,6 +30,7 @@ class DpgBench(Benchmark):
 
     name = "dpg_bench"
     title = "DPG-Bench"
+    rewritten = False
     fetch = "Put dpg_bench/dpg_bench.csv of https://github.com/TencentQQGYLab/ELLA to DATA/dpg_bench."
 
     def __init__(self, folder: Path, seed: int = 0, images_per_prompt: int = 4) -> None:
@@ -40,14 +41,6 @@ class DpgBench(Benchmark):
             raise DataError(f"{folder / FILE} needs the columns item_id and text")
         self.prompts = {row["item_id"]: row["text"] for row in reversed(rows)}
         self.prompts = dict(reversed(self.prompts.items()))
-
-    @property
-    def facts(self) -> dict[str, object]:
-        return super().facts | {
-            "rewritten": False,
-            "seed": self.seed,
-            "images_per_prompt": self.images_per_prompt,
-        }
 
     def drawings(self) -> Sequence[Drawing]:
         return [

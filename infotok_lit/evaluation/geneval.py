@@ -39,14 +39,6 @@ class GenEval(Benchmark):
         self.seed, self.images_per_prompt = seed, images_per_prompt
         self.grader = None if image_judge is None else DetectorGrader(image_judge, self)
 
-    @property
-    def facts(self) -> dict[str, object]:
-        return super().facts | {
-            "rewritten": self.rewritten,
-            "seed": self.seed,
-            "images_per_prompt": self.images_per_prompt,
-        }
-
     def drawings(self) -> Sequence[Drawing]:
         return [
             Drawing(

@@ -25,16 +25,13 @@ class GenEval2(Benchmark):
 
     name = "geneval2"
     title = "GenEval 2"
+    rewritten = False
     headline = "soft_tifa_gm"
     fetch = f"Put {FILE} of https://github.com/facebookresearch/GenEval2 to DATA/geneval2."
 
     def __init__(self, folder: Path, seed: int = 0) -> None:
         self.sources, self.seed = [require(folder / FILE, type(self))], seed
         self.prompts = read_json_lines(folder / FILE)
-
-    @property
-    def facts(self) -> dict[str, object]:
-        return super().facts | {"seed": self.seed, "rewritten": False}
 
     def drawings(self) -> Sequence[Drawing]:
         return [

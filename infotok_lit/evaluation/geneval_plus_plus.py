@@ -43,6 +43,7 @@ class GenEvalPlusPlus(Benchmark):
 
     name = "geneval++"
     title = "GenEval++"
+    rewritten = False
     paper = {tag: f"GenEval++/{tag}" for tag in (*TAGS, "overall")}
     instructions = INSTRUCTIONS
     max_judge_tokens = 200
@@ -51,10 +52,6 @@ class GenEvalPlusPlus(Benchmark):
         self.sources, self.seed = (FILE,), seed
         self.metadata = read_json_lines(FILE)
         self.grader = None if endpoint is None else JudgeGrader(endpoint, self, (0.0, 0.0, 0.0))
-
-    @property
-    def facts(self) -> dict[str, object]:
-        return super().facts | {"seed": self.seed, "rewritten": False}
 
     def drawings(self) -> Sequence[Drawing]:
         return [

@@ -33,7 +33,7 @@ class ScenesBenchmark(Benchmark):
 
     @property
     def facts(self) -> dict[str, object]:
-        return super().facts | {"seed": self.seed, "count": self.count}
+        return super().facts | {"count": self.count}
 
     def drawings(self) -> Sequence[Drawing]:
         return [

@@ -23,6 +23,7 @@ class UniBench(Benchmark):
 
     name = "unibench"
     title = "UniBench"
+    rewritten = False
     headline = "uniscore"
     about_own_images = True
     paper = {"uniscore": "UniBench"}
@@ -33,14 +34,6 @@ class UniBench(Benchmark):
         self.seed, self.images_per_prompt = seed, images_per_prompt
         self.cases = read_json(folder / FILE)
         self.asked = {str(entry["QA_id"]): entry for case in self.cases for entry in case["QAs"]}
-
-    @property
-    def facts(self) -> dict[str, object]:
-        return super().facts | {
-            "rewritten": False,
-            "seed": self.seed,
-            "images_per_prompt": self.images_per_prompt,
-        }
 
     def drawings(self) -> Sequence[Drawing]:
         return [

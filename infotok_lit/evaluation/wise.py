@@ -57,6 +57,7 @@ class Wise(Benchmark):
 
     name = "wise"
     title = "WISE (legacy protocol)"
+    rewritten = False
     paper = {"overall": "WISE/overall"}
     fetch = (
         "Clone https://github.com/PKU-YuanGroup/WISE and copy its prompt folder (WISE_legacy/data for wise, "
@@ -79,10 +80,6 @@ class Wise(Benchmark):
         self.seed = seed
         self.prompts = {prompt["prompt_id"]: prompt for file in self.sources for prompt in read_json(file)}
         self.grader = None if endpoint is None else JudgeGrader(endpoint, self, (0.0, 0.0, 0.0))
-
-    @property
-    def facts(self) -> dict[str, object]:
-        return super().facts | {"seed": self.seed, "rewritten": False}
 
     def drawings(self) -> Sequence[Drawing]:
         return [

@@ -77,7 +77,7 @@ def export_model(
         with whole_folder(out, earlier) as folder:
             for stem, tensors in base.official_weights().items():
                 _write_weights(folder, stem, tensors, file_format, dtype, weights, base)
-            write_config(folder, base.family, base.description())
+            write_config(folder, base.family, base.config.to_dict())
             base.save_tokenizer(folder)
             (folder / CARD).write_text(model_card(base, provenance, init_from))
 

@@ -11,10 +11,11 @@ L target positions, C target channels, H width of the LLM's input embeddings.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import LogitsProcessor, PreTrainedModel
 
 from infotok_lit.batch import (
     Branch,
@@ -27,7 +28,9 @@ from infotok_lit.batch import (
     TokenLayout,
     UnderstandingBatch,
 )
-from infotok_lit.checkpoints import KeyMap
+from infotok_lit.checkpoints import OfficialPart
+from infotok_lit.models.common.answering import LanguageParts, answer_after_prefix, split_after_image
+from infotok_lit.models.common.language_model import answer_greedily, embed_with_images
 from infotok_lit.models.common.model_config import Grid, token_grid
 from infotok_lit.models.common.reconstruction import (
     RandomTemplates,
@@ -42,17 +45,6 @@ TokenTransform = Callable[[Tensor], Tensor]
 """A map (B, N, D) -> (B, N, D) applied to the shared tokens where they leave the encoder."""
 Progress = Callable[[int, int], None]
 """Called with (iteration, iterations) after each iteration."""
-
-
-class OfficialPart(NamedTuple):
-    """The parameters that one official file holds."""
-
-    prefixes: tuple[str, ...]
-    """Beginnings of our names."""
-    keys: KeyMap
-    """Our names -> official ones."""
-    may_hold_more: bool = False
-    """Whether official files hold names that no model needs, such as a discriminator's."""
 
 
 class UnifiedModel(nn.Module, ABC):
@@ -85,9 +77,14 @@ class UnifiedModel(nn.Module, ABC):
         return self.config.title
 
     @property
+    def language_model(self) -> PreTrainedModel:
+        """What reads and writes text, with its head."""
+        return self.llm
+
+    @property
     def text_embedding(self) -> nn.Embedding:
         """The language model's input embedding table, (vocabulary, H)."""
-        return self.llm.get_input_embeddings()
+        return self.language_model.get_input_embeddings()
 
     @property
     def text_body(self) -> nn.Module:
@@ -102,11 +99,19 @@ class UnifiedModel(nn.Module, ABC):
         seen = seen | torch.eye(mask.shape[1], dtype=torch.bool, device=mask.device)
         return self.text_body(inputs_embeds=self.text_embedding(ids), attention_mask=seen).last_hidden_state
 
+    def embed_with_images(self, input_ids: Tensor, visual: Tensor) -> Tensor:
+        """Embeddings (B, T, H) of ids whose image slots are filled with `visual` (n, N, H), in order."""
+        return embed_with_images(self.text_embedding, input_ids, visual)
+
     # Training
 
     @abstractmethod
     def understood_tokens(self, pixel_values: Tensor) -> Tensor:
         """Images (B, 3, height, width) in [-1, 1] -> the shared tokens of understanding (B, N, D), untransformed."""
+
+    def project_for_llm(self, tokens: Tensor, transform: TokenTransform | None = None) -> Tensor:
+        """Shared tokens of understanding (B, N, D) -> what the language model reads, (B, N, H); here the same."""
+        return transformed(tokens, transform)
 
     @abstractmethod
     def understanding(self, batch: UnderstandingBatch, transform: TokenTransform | None = None) -> BranchOutput:
@@ -200,21 +205,20 @@ class UnifiedModel(nn.Module, ABC):
         """Whether weight decay applies to a parameter (by its name in this model): to all matrices and tables."""
         return parameter.ndim > 1
 
-    def set_activation_checkpointing(self, enabled: bool) -> None:
-        """Recompute activations in the backward pass instead of storing them; the numbers do not change."""
+    def recompute_activations(self) -> None:
+        """From now on, recompute activations in the backward pass; the numbers do not change."""
         trained = (child for name, child in self.named_children() if name != "autoencoder")
         for module in (module for child in trained for module in child.modules()):
             if hasattr(module, "activation_checkpointing_enable"):
-                switch = module.activation_checkpointing_enable if enabled else module.activation_checkpointing_disable
-                switch(*([{"use_reentrant": False}] if enabled else []))
+                module.activation_checkpointing_enable({"use_reentrant": False})
             elif hasattr(module, "enable_gradient_checkpointing"):
-                (module.enable_gradient_checkpointing if enabled else module.disable_gradient_checkpointing)()
+                module.enable_gradient_checkpointing()
             elif hasattr(module, "activation_checkpointing"):
-                module.activation_checkpointing = enabled
+                module.activation_checkpointing = True
 
     # Inference
 
-    @abstractmethod
+    @torch.no_grad()
     def describe(
         self,
         pixel_values: Tensor,
@@ -231,6 +235,33 @@ class UnifiedModel(nn.Module, ABC):
             image_of: for each prompt, which image it is about; default: one prompt per image, in order. An image is
                 encoded once, however many prompts are about it.
         """
+        visual = self.project_for_llm(self.understood_tokens(pixel_values))
+        ids, mask = self.processor.understanding_prompts(prompts, num_image_tokens=visual.shape[1])
+        ids, mask = ids.to(visual.device), mask.to(visual.device)
+        shared = None if image_of is None or not use_cache else split_after_image(ids, mask)
+        if shared is not None:
+            prefix = self.embed_with_images(shared.prefix.expand(len(visual), -1), visual)
+            found = answer_after_prefix(self.language_parts, prefix, image_of, shared.questions, max_new_tokens)
+        else:
+            visual = visual if image_of is None else visual[list(image_of)]
+            found = self.answer(self.embed_with_images(ids, visual), mask, max_new_tokens, use_cache)
+        return self.processor.decode(found)
+
+    def answer(self, embeds: Tensor, mask: Tensor, max_new_tokens: int, use_cache: bool = True) -> Tensor:
+        """Greedy continuation ids (B, at most max_new_tokens) of left-padded embeddings (B, T, H)."""
+        adjust = self.adjust_logits
+        return answer_greedily(self.language_model, embeds, mask, self.processor, max_new_tokens, use_cache, adjust)
+
+    @property
+    def language_parts(self) -> LanguageParts:
+        """The language model, in the parts that decoding needs."""
+        head = self.language_model.lm_head
+        return LanguageParts(self.text_body, head, self.text_embedding, self.processor, self.adjust_logits)
+
+    @property
+    def adjust_logits(self) -> LogitsProcessor | None:
+        """What changes the logits that an answer is chosen by; here nothing does."""
+        return None
 
     @torch.no_grad()
     def generate(
@@ -274,10 +305,6 @@ class UnifiedModel(nn.Module, ABC):
         return token_grid(height, width, self.config.token_pixels)
 
     # Checkpoints
-
-    def description(self) -> dict[str, Any]:
-        """What rebuilds this model, in primitives: the `config` entry of an exported folder's config.json."""
-        return self.config.to_dict()
 
     @property
     @abstractmethod

@@ -148,7 +148,7 @@ class InfoTokModule(pl.LightningModule):
         if self.lora is not None:
             add_adapters(self.base, self.lora)
         if self.activation_checkpointing:
-            self.base.set_activation_checkpointing(True)
+            self.base.recompute_activations()
         self.infotok = self.build_heads(self.objective_config)
 
     @contextmanager
@@ -312,7 +312,7 @@ class InfoTokModule(pl.LightningModule):
         """Add what rebuilds the model without this class, and the settings that resuming restores; primitives only."""
         checkpoint[CHECKPOINT_KEY] = {
             "family": self.base.family,
-            "config": self.base.description(),
+            "config": self.base.config.to_dict(),
             **self.initial_model.reference(),
             "step": self.global_step,
             "restored_settings": self.optimiser_config.restored(),

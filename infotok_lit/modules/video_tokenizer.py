@@ -25,7 +25,6 @@ from infotok_lit.video.rates import RateConfig
 from infotok_lit.video.tokenizer import SIZES, VideoTokenizer, keep_clipwide
 from infotok_lit.video.windows import to_frames, to_pixels
 
-CHECKPOINT_FORMAT = 1
 PREFIX = "tokenizer."
 
 
@@ -158,7 +157,6 @@ class VideoTokenizerModule(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what rebuilds the tokenizer without this class; primitives only."""
         checkpoint[CHECKPOINT_KEY] = {
-            "format": CHECKPOINT_FORMAT,
             "family": FAMILY,
             "config": self.tokenizer.config.to_dict(),
             "init_from": self.init_from,

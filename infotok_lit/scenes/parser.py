@@ -58,8 +58,8 @@ def parse_image(image: np.ndarray, spec: SceneSpec) -> list[ParsedObject]:
     expected = (spec.image_size, spec.image_size, 3)
     if image.shape != expected or image.dtype != np.uint8:
         raise SettingsError(
-            f"pictures of {spec.vocabulary.noun}s are judged at {spec.image_size} x {spec.image_size} pixels as uint8, "
-            f"not {image.dtype} {image.shape}: set the model's image_size to {spec.image_size}, or the score of "
+            f"pictures of {spec.vocabulary.noun}s are judged at {spec.image_size} x {spec.image_size} pixels (uint8 "
+            f"RGB), not {image.dtype} {image.shape}: set the model's image_size to {spec.image_size}, or the score of "
             "GeneratedImages to null"
         )
     found = _find_garments(image, spec) if spec.vocabulary is GARMENTS else _find_shapes(image, spec)

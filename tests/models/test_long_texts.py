@@ -1,17 +1,19 @@
-"""One rule for texts that are too long: the user's words lose their end, and nothing else of the sequence does."""
+"""Texts of any length: padding changes no loss, and where one is too long, the user's words alone lose their end."""
 
 import warnings
 from dataclasses import replace
 
 import pytest
+import torch
 from PIL import Image
-from tiny import FAMILIES, TINY_CONFIGS
+from tiny import FAMILIES, TINY_CONFIGS, tiny_model
 
 from infotok_lit.assets import SCENES_TOKENIZER
 from infotok_lit.batch import IMAGE_TOKEN_ID, BrokenSampleError, GenerationSample, UnderstandingSample
 from infotok_lit.errors import SettingsError
 from infotok_lit.models.common.processor import ChatProcessor
 from infotok_lit.models.family import family as family_called
+from infotok_lit.scenes import Scenes
 
 IMAGE = Image.new("RGB", (32, 32))
 LONG = "what shape is the red object? " * 100
@@ -39,6 +41,23 @@ def sample(question: str = "why?", answer: str = "yes") -> UnderstandingSample:
 
 def row(batch) -> list[int]:
     return batch.input_ids[0][batch.attention_mask[0]].tolist()
+
+
+def test_losses_do_not_depend_on_padding(name) -> None:
+    """The sum over a padded batch is the sum of its rows, each alone and without padding."""
+    model = tiny_model(name, seed=3)
+    for parameter in model.parameters():
+        parameter.data += 0.3 * torch.randn_like(parameter)
+    source = Scenes(num_samples=100)
+    samples = [source.sample("understanding", i, None) for i in range(4)]
+    samples[1] = replace(samples[1], question=samples[1].question + " tell me more about it", answer="red circle")
+    whole = model.processor.understanding(samples)
+    assert not whole.attention_mask.all()
+    with torch.no_grad():
+        together = model.understanding(whole)
+        alone = [model.understanding(model.processor.understanding([sample])) for sample in samples]
+    torch.testing.assert_close(together.loss_sum, sum(output.loss_sum for output in alone), rtol=1e-5, atol=1e-4)
+    assert together.loss_count == sum(output.loss_count for output in alone) > 4
 
 
 def test_a_long_question_loses_its_end_and_keeps_template_image_and_answer(processor) -> None:

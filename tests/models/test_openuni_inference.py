@@ -110,20 +110,6 @@ def test_the_input_size_is_a_setting_that_takes_the_same_weights(model) -> None:
     assert batch.pixel_values.shape == (1, 3, 48, 48)
     output = other.eval().understanding(batch)
     assert output.tokens.shape[1] == output.layout.num_tokens == 36 and output.layout.grid == (6, 6)
-    assert other.describe(batch.pixel_values, ["why?"], 2) is not None
+    assert len(other.describe(batch.pixel_values, ["why?"], 2)) == 1
     with pytest.raises(SettingsError, match=r"vision\.input_size: 36 is not a multiple of 8 pixels"):
         replace(model.config.vision, input_size=36)
-
-
-def test_losses_do_not_depend_on_padding(model) -> None:
-    """The sum over a padded batch is the sum of its rows, each alone and without padding."""
-    source = Scenes(num_samples=100)
-    samples = [source.sample("understanding", i, None) for i in range(4)]
-    samples[1] = replace(samples[1], question=samples[1].question + " tell me more about it", answer="red circle")
-    whole = model.processor.understanding(samples)
-    assert not whole.attention_mask.all()
-    with torch.no_grad():
-        together = model.understanding(whole)
-        alone = [model.understanding(model.processor.understanding([sample])) for sample in samples]
-    torch.testing.assert_close(together.loss_sum, sum(output.loss_sum for output in alone), rtol=1e-5, atol=1e-4)
-    assert together.loss_count == sum(output.loss_count for output in alone) > 4

@@ -14,7 +14,6 @@ from infotok_lit.models.showo2.flow import from_runs, to_runs
 from infotok_lit.models.showo2.inference import continue_greedily, embed_prompts
 from infotok_lit.models.showo2.model import Showo2
 from infotok_lit.models.showo2.sequence import attend, build_mask, dense_mask, find_regions, insert_images
-from infotok_lit.scenes import Scenes
 
 PROMPTS = ["what shape is the red object?", "is there a circle?", "how many objects are there in this image?", "why?"]
 CAPTIONS = ["a red circle", "two blue squares", "a green triangle above a yellow circle"]
@@ -102,20 +101,6 @@ def test_a_picture_is_its_prompt_and_its_seed_with_and_without_cache(exact_model
     torch.testing.assert_close(together, uncached, rtol=0, atol=ROUNDING)
     assert (together - exact_model.generate(CAPTIONS[::-1], 5, **options)).abs().max() > 0.01
     assert (together - exact_model.generate(CAPTIONS, 6, **options)).abs().max() > 0.1
-
-
-def test_losses_do_not_depend_on_padding(model) -> None:
-    """The sum over a padded batch is the sum of its rows, each alone and without padding."""
-    source = Scenes(num_samples=100)
-    samples = [source.sample("understanding", i, None) for i in range(4)]
-    samples[1] = replace(samples[1], question=samples[1].question + " tell me more about it", answer="red circle")
-    whole = model.processor.understanding(samples)
-    assert not whole.attention_mask.all()
-    with torch.no_grad():
-        together = model.understanding(whole)
-        alone = [model.understanding(model.processor.understanding([sample])) for sample in samples]
-    torch.testing.assert_close(together.loss_sum, sum(output.loss_sum for output in alone), rtol=1e-5, atol=1e-4)
-    assert together.loss_count == sum(output.loss_count for output in alone) > 4
 
 
 # Sequences and masks

@@ -1,13 +1,15 @@
 """Golden files: recorded runs of the official implementations (inputs, random draws, outputs)."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+
+from infotok_lit.models.common.model_config import LanguageModelConfig
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "goldens"
 
@@ -56,3 +58,9 @@ class Golden:
 def load_golden(path: Path) -> Golden:
     """The golden whose description is at `path`."""
     return Golden(json.loads(path.read_text()), load_file(path.with_suffix(".safetensors")))
+
+
+def language_model_of(recorded: dict[str, Any]) -> LanguageModelConfig:
+    """The configuration of a golden's Qwen2."""
+    names = {field.name for field in fields(LanguageModelConfig)}
+    return LanguageModelConfig(**{name: value for name, value in recorded.items() if name in names})

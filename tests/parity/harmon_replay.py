@@ -3,11 +3,11 @@
 import itertools
 
 import torch
-from golden import Golden
+from golden import Golden, language_model_of
 from torch import Tensor
 
 from infotok_lit.batch import PairedText
-from infotok_lit.models.common.model_config import KL16Config, LanguageModelConfig
+from infotok_lit.models.common.model_config import KL16Config
 from infotok_lit.models.harmon.family import HarmonConfig, MARConfig
 from infotok_lit.models.harmon.model import KEYS, Harmon
 
@@ -60,18 +60,7 @@ def config_of(golden: Golden) -> HarmonConfig:
             sampling_steps=mar["num_sampling_steps"],
             num_classes=mar["class_num"],
         ),
-        llm=LanguageModelConfig(
-            hidden_size=llm["hidden_size"],
-            intermediate_size=llm["intermediate_size"],
-            num_hidden_layers=llm["num_hidden_layers"],
-            num_attention_heads=llm["num_attention_heads"],
-            num_key_value_heads=llm["num_key_value_heads"],
-            vocab_size=llm["vocab_size"],
-            max_position_embeddings=llm["max_position_embeddings"],
-            rope_theta=llm["rope_theta"],
-            rms_norm_eps=llm["rms_norm_eps"],
-            tie_word_embeddings=llm["tie_word_embeddings"],
-        ),
+        llm=language_model_of(llm),
         latent_scale=given["vae_scale"],
         grad_scale=given["grad_scale"],
         image_size=mar["img_size"],

@@ -3,9 +3,9 @@
 from dataclasses import replace
 from typing import Any
 
-from golden import Golden
+from golden import Golden, language_model_of
 
-from infotok_lit.models.common.model_config import DCAEConfig, LanguageModelConfig
+from infotok_lit.models.common.model_config import DCAEConfig
 from infotok_lit.models.openuni.family import (
     ConnectorConfig,
     DiffusionTransformerConfig,
@@ -76,18 +76,7 @@ def config_of(golden: Golden) -> OpenUniConfig:
             patch_size=vision["patch_size"],
             input_size=given["vit_input_size"],
         ),
-        llm=LanguageModelConfig(
-            hidden_size=llm["hidden_size"],
-            intermediate_size=llm["intermediate_size"],
-            num_hidden_layers=llm["num_hidden_layers"],
-            num_attention_heads=llm["num_attention_heads"],
-            num_key_value_heads=llm["num_key_value_heads"],
-            vocab_size=llm["vocab_size"],
-            max_position_embeddings=llm["max_position_embeddings"],
-            rope_theta=llm["rope_theta"],
-            rms_norm_eps=llm["rms_norm_eps"],
-            tie_word_embeddings=llm["tie_word_embeddings"],
-        ),
+        llm=language_model_of(llm),
         connector=connector_config(golden, ""),
         transformer=sana_config(given["transformer"]),
         autoencoder=DCAEConfig(

@@ -3,12 +3,12 @@
 from dataclasses import replace
 
 import torch
-from golden import Golden
+from golden import Golden, language_model_of
 from torch import Tensor
 
 from infotok_lit.batch import IMAGE_TOKEN_ID
 from infotok_lit.models.common.autoencoders import WanVAE, wan_keys
-from infotok_lit.models.common.model_config import LanguageModelConfig, WanConfig
+from infotok_lit.models.common.model_config import WanConfig
 from infotok_lit.models.showo2.family import DiffusionHeadConfig, PromptConfig, SemanticConfig, Showo2Config
 from infotok_lit.models.showo2.model import Showo2
 
@@ -58,18 +58,7 @@ def config_of(golden: Golden) -> Showo2Config:
             table_side=siglip["image_size"] // siglip["patch_size"],
             layer_norm_eps=siglip["layer_norm_eps"],
         ),
-        llm=LanguageModelConfig(
-            hidden_size=llm["hidden_size"],
-            intermediate_size=llm["intermediate_size"],
-            num_hidden_layers=llm["num_hidden_layers"],
-            num_attention_heads=llm["num_attention_heads"],
-            num_key_value_heads=llm["num_key_value_heads"],
-            vocab_size=given["showo"]["llm_vocab_size"],
-            max_position_embeddings=llm["max_position_embeddings"],
-            rope_theta=llm["rope_theta"],
-            rms_norm_eps=llm["rms_norm_eps"],
-            tie_word_embeddings=llm["tie_word_embeddings"],
-        ),
+        llm=replace(language_model_of(llm), vocab_size=given["showo"]["llm_vocab_size"]),
         diffusion_head=DiffusionHeadConfig(
             width=head["hidden_size"],
             mlp_width=head["intermediate_size"],

@@ -32,6 +32,14 @@ class LanguageParts(NamedTuple):
     adjust: Callable[[Tensor, Tensor], Tensor] | None = None
     """(new ids (B, a), logits (B, V)) -> logits to choose by."""
 
+    def logits(self, states: Tensor, new: Sequence[Tensor]) -> Tensor:
+        """Last states (B, H), and the ids that were chosen so far, (B,) each -> the logits to choose by (B, V)."""
+        logits = self.head(states)
+        if self.adjust is None:
+            return logits
+        nothing = torch.empty(len(states), 0, dtype=torch.int64, device=states.device)
+        return self.adjust(torch.stack(list(new), dim=1) if new else nothing, logits)
+
 
 class SharedPrompts(NamedTuple):
     """Prompts that are equal up to the end of their image."""
@@ -92,10 +100,8 @@ def answer_after_prefix(
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state
-        logits = language.head(states.gather(1, rows[..., None].expand(-1, -1, states.shape[2])).flatten(0, 1))
-        if language.adjust is not None:
-            logits = language.adjust(torch.stack(new, dim=1) if new else ids.new_empty(len(logits), 0), logits)
-        new.append(logits.argmax(dim=-1).masked_fill(ended, processor.pad_id))
+        last = states.gather(1, rows[..., None].expand(-1, -1, states.shape[2])).flatten(0, 1)
+        new.append(language.logits(last, new).argmax(dim=-1).masked_fill(ended, processor.pad_id))
         ended = ended | (new[-1] == processor.end_id)
         if bool(ended.all()):
             break

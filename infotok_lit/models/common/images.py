@@ -10,11 +10,11 @@ from torch import Tensor
 GREY, BLACK = (127, 127, 127), (0, 0, 0)
 
 
-def pad_to_square(image: Image.Image, colour: tuple[int, int, int] = GREY) -> Image.Image:
-    """Centre an image on a square of one colour, so that nothing of it is lost."""
+def pad_to_square(image: Image.Image) -> Image.Image:
+    """Centre an image on a grey square, so that nothing of it is lost."""
     width, height = image.size
     side = max(width, height)
-    square = Image.new("RGB", (side, side), colour)
+    square = Image.new("RGB", (side, side), GREY)
     square.paste(image, ((side - width) // 2, (side - height) // 2))
     return square
 

@@ -92,7 +92,7 @@ def answer_greedily(
     processor: Processor,
     max_new_tokens: int,
     use_cache: bool = True,
-    logits_processors: Iterable[LogitsProcessor] = (),
+    adjust: LogitsProcessor | None = None,
 ) -> Tensor:
     """Continuation ids (B, at most max_new_tokens) of left-padded embeddings (B, T, H), the likeliest each time."""
     return llm.generate(
@@ -101,7 +101,7 @@ def answer_greedily(
         max_new_tokens=max_new_tokens,
         do_sample=False,
         use_cache=use_cache,
-        logits_processor=LogitsProcessorList(logits_processors),
+        logits_processor=LogitsProcessorList([] if adjust is None else [adjust]),
         eos_token_id=processor.end_id,
         pad_token_id=processor.pad_id,
     )

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, RepetitionPenaltyLogitsProcessor
+from transformers import DynamicCache, LogitsProcessor, RepetitionPenaltyLogitsProcessor
 
 from infotok_lit.batch import (
     BranchOutput,
@@ -19,14 +19,11 @@ from infotok_lit.batch import (
     Tokenizer,
     UnderstandingBatch,
 )
-from infotok_lit.checkpoints import KeyMap
-from infotok_lit.models.common.answering import LanguageParts, answer_after_prefix, split_after_image
+from infotok_lit.checkpoints import KeyMap, OfficialPart
 from infotok_lit.models.common.autoencoders import build_autoencoder, from_tokens, kl16_keys, to_tokens
 from infotok_lit.models.common.language_model import (
-    answer_greedily,
     build_language_model,
     compact_positions,
-    embed_with_images,
     followed_by_ones,
     text_loss,
 )
@@ -38,13 +35,7 @@ from infotok_lit.models.harmon.family import HarmonConfig, SamplingConfig
 from infotok_lit.models.harmon.mar import MARDecoder, MAREncoder, places_where, with_buffers
 from infotok_lit.models.harmon.processor import HarmonProcessor
 from infotok_lit.models.harmon.sampling import RandomNumbers, random_numbers, sample_image_tokens
-from infotok_lit.models.unified import (
-    OfficialPart,
-    Progress,
-    TokenTransform,
-    UnifiedModel,
-    transformed,
-)
+from infotok_lit.models.unified import Progress, TokenTransform, UnifiedModel, transformed
 
 KEYS = KeyMap(
     renames=(
@@ -137,39 +128,11 @@ class Harmon(UnifiedModel):
         """Shared tokens (B, R + L, D) -> what the language model reads, (B, L + R, H), buffers last."""
         return self._buffers_last(self.project_in(transformed(tokens, transform)))
 
-    def embed_with_images(self, input_ids: Tensor, visual: Tensor) -> Tensor:
-        """Embeddings (B, T, H) of ids whose image slots are filled with `visual`, in order."""
-        return embed_with_images(self.text_embedding, input_ids, visual)
-
-    @torch.no_grad()
-    def describe(
-        self,
-        pixel_values: Tensor,
-        prompts: Sequence[str],
-        max_new_tokens: int = 64,
-        use_cache: bool = True,
-        image_of: Sequence[int] | None = None,
-    ) -> list[str]:
-        """Answer prompts about images, greedily."""
-        visual = self.project_for_llm(self.understood_tokens(pixel_values))
-        ids, mask = self.processor.understanding_prompts(prompts, num_image_tokens=visual.shape[1])
-        ids, mask = ids.to(visual.device), mask.to(visual.device)
-        if image_of is not None:
-            shared = split_after_image(ids, mask) if use_cache else None
-            if shared is not None:
-                prefix = self.embed_with_images(shared.prefix.expand(len(visual), -1), visual)
-                penalty = RepetitionPenaltyLogitsProcessor(self.config.repetition_penalty)
-                language = LanguageParts(self.text_body, self.llm.lm_head, self.text_embedding, self.processor, penalty)
-                found = answer_after_prefix(language, prefix, image_of, shared.questions, max_new_tokens)
-                return self.processor.decode(found)
-            visual = visual[list(image_of)]
-        return self.processor.decode(self.answer(self.embed_with_images(ids, visual), mask, max_new_tokens, use_cache))
-
-    def answer(self, embeds: Tensor, mask: Tensor, max_new_tokens: int, use_cache: bool = True) -> Tensor:
-        """Greedy continuation ids (B, at most max_new_tokens) of left-padded embeddings (B, T, H)."""
+    @property
+    def adjust_logits(self) -> LogitsProcessor:
+        """The repetition penalty."""
         # Not by generate's own `repetition_penalty`: it spares as many answer tokens as a row has padding.
-        penalty = RepetitionPenaltyLogitsProcessor(self.config.repetition_penalty)
-        return answer_greedily(self.llm, embeds, mask, self.processor, max_new_tokens, use_cache, [penalty])
+        return RepetitionPenaltyLogitsProcessor(self.config.repetition_penalty)
 
     # Generation
 

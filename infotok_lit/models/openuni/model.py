@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from infotok_lit.batch import (
     BranchOutput,
@@ -17,10 +18,9 @@ from infotok_lit.batch import (
     Tokenizer,
     UnderstandingBatch,
 )
-from infotok_lit.checkpoints import KeyMap
-from infotok_lit.models.common.answering import LanguageParts, answer_after_prefix, split_after_image
+from infotok_lit.checkpoints import KeyMap, OfficialPart
 from infotok_lit.models.common.autoencoders import NETWORK, build_autoencoder, to_tokens
-from infotok_lit.models.common.language_model import answer_greedily, embed_with_images, text_loss
+from infotok_lit.models.common.language_model import text_loss
 from infotok_lit.models.common.model_config import Grid
 from infotok_lit.models.common.reconstruction import ReconstructionConfig, graph_unless_stopped, scale_gradient
 from infotok_lit.models.common.sampling import ImageNoise, is_guided
@@ -40,13 +40,7 @@ from infotok_lit.models.openuni.diffusion import (
 from infotok_lit.models.openuni.family import OpenUniConfig, SamplingConfig
 from infotok_lit.models.openuni.processor import KEEP_PROMPT, OpenUniProcessor
 from infotok_lit.models.openuni.vlm import VLM_KEYS, build_vlm, image_tokens, read_queries
-from infotok_lit.models.unified import (
-    OfficialPart,
-    Progress,
-    TokenTransform,
-    UnifiedModel,
-    transformed,
-)
+from infotok_lit.models.unified import Progress, TokenTransform, UnifiedModel, transformed
 
 PARTS = {
     "vision_tower": ("vlm.model.vision_tower.",),
@@ -114,10 +108,6 @@ class OpenUni(UnifiedModel):
         """(B, 3, height, width) in [-1, 1] -> projected tokens of the vision tower (B, N, H)."""
         return image_tokens(self.vlm, pixel_values, self.config.vision.input_side)
 
-    def embed_with_images(self, input_ids: Tensor, tokens: Tensor) -> Tensor:
-        """Embeddings (B, T, H) of ids whose image slots are filled with tokens (B, N, H), in order."""
-        return embed_with_images(self.text_embedding, input_ids, tokens)
-
     def understanding(self, batch: UnderstandingBatch, transform: TokenTransform | None = None) -> BranchOutput:
         """Next-token cross entropy (nats) summed over answer tokens; the head runs on those positions alone."""
         tokens = self.understood_tokens(batch.pixel_values)
@@ -127,33 +117,6 @@ class OpenUni(UnifiedModel):
         hidden = body(inputs_embeds=embeds, attention_mask=batch.attention_mask, use_cache=False).last_hidden_state
         loss, side = text_loss(self.vlm.lm_head, hidden, batch.labels), self.config.vision.grid_side
         return self.branch_output("understanding", loss, tokens, batch.text, (side, side))
-
-    @torch.no_grad()
-    def describe(
-        self,
-        pixel_values: Tensor,
-        prompts: Sequence[str],
-        max_new_tokens: int = 64,
-        use_cache: bool = True,
-        image_of: Sequence[int] | None = None,
-    ) -> list[str]:
-        """Answer prompts about images, greedily."""
-        ids, mask = (part.to(pixel_values.device) for part in self.processor.understanding_prompts(prompts))
-        visual = self.understood_tokens(pixel_values)
-        if image_of is not None:
-            shared = split_after_image(ids, mask) if use_cache else None
-            if shared is not None:
-                prefix = self.embed_with_images(shared.prefix.expand(len(visual), -1), visual)
-                language = LanguageParts(self.text_body, self.vlm.lm_head, self.text_embedding, self.processor)
-                found = answer_after_prefix(language, prefix, image_of, shared.questions, max_new_tokens)
-                return self.processor.decode(found)
-            visual = visual[list(image_of)]
-        embeds = self.embed_with_images(ids, visual)
-        return self.processor.decode(self.answer(embeds, mask, max_new_tokens, use_cache))
-
-    def answer(self, embeds: Tensor, mask: Tensor, max_new_tokens: int, use_cache: bool = True) -> Tensor:
-        """Greedy continuation ids (B, at most max_new_tokens) of left-padded embeddings (B, T, H)."""
-        return answer_greedily(self.vlm, embeds, mask, self.processor, max_new_tokens, use_cache)
 
     # Generation
 
@@ -309,9 +272,9 @@ class OpenUni(UnifiedModel):
         return self.decode_images(latents.to(condition.dtype))
 
     @property
-    def text_embedding(self) -> nn.Embedding:
-        """That of InternVL3's language model."""
-        return self.vlm.get_input_embeddings()
+    def language_model(self) -> PreTrainedModel:
+        """InternVL3."""
+        return self.vlm
 
     @property
     def text_body(self) -> nn.Module:

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from infotok_lit.batch import IMAGE_TOKEN_ID
-from infotok_lit.models.common.answering import LanguageParts, answer_after_prefix, split_after_image
+from infotok_lit.models.common.answering import answer_after_prefix, split_after_image
 from infotok_lit.models.common.language_model import compact_positions, followed_by_ones
 from infotok_lit.models.common.sampling import guide
 from infotok_lit.models.showo2.family import SamplingConfig
@@ -58,9 +58,8 @@ def answer_shared(
         return None
     ids = shared.prefix.expand(len(latents), -1)
     mask = dense_mask(find_regions(ids) + ids.new_tensor([shift, 0]), ids.shape[1])
-    language = LanguageParts(model.text_body, model.llm.lm_head, model.text_embedding, model.processor)
     prefix = embed_prompts(model, ids, latents)
-    return answer_after_prefix(language, prefix, image_of, shared.questions, max_new_tokens, mask)
+    return answer_after_prefix(model.language_parts, prefix, image_of, shared.questions, max_new_tokens, mask)
 
 
 def embed_prompts(model: Showo2Network, input_ids: Tensor, latents: Tensor) -> Tensor:

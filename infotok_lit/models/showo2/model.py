@@ -18,7 +18,7 @@ from infotok_lit.batch import (
     TokenCodes,
     UnderstandingBatch,
 )
-from infotok_lit.checkpoints import KeyMap
+from infotok_lit.checkpoints import KeyMap, OfficialPart
 from infotok_lit.models.common.autoencoders import BlockTransform, to_tokens, wan_keys
 from infotok_lit.models.common.language_model import text_loss
 from infotok_lit.models.common.model_config import Grid
@@ -28,7 +28,7 @@ from infotok_lit.models.showo2.family import EMBEDDINGS, LM_HEAD, PATCH_SIZE, Sa
 from infotok_lit.models.showo2.flow import RandomNumbers, on_path, random_numbers, to_runs, training_time
 from infotok_lit.models.showo2.inference import answer, answer_shared, sample_latents
 from infotok_lit.models.showo2.network import Hidden, Showo2Network
-from infotok_lit.models.unified import OfficialPart, Progress, TokenTransform, transformed
+from infotok_lit.models.unified import Progress, TokenTransform, transformed
 
 RENAMES = (
     (r"^llm\.", r"showo."),
@@ -209,7 +209,8 @@ class Showo2(Showo2Network):
 
     def _noisy(self, clean: Tensor, random: RandomNumbers | None) -> NoisyPath:
         random = random_numbers(clean.shape, clean.device) if random is None else random
-        time = training_time(random.normal, 0.0, _slots(clean) if self.config.training_time.shifted else None)
+        slots = _slots(clean) if self.config.training_time.shifted else None
+        time = training_time(random.normal, num_image_tokens=slots)
         return NoisyPath(*on_path(clean, random.noise, time), time)
 
     def _velocity_error(self, hidden: Hidden, velocity: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:

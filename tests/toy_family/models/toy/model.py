@@ -11,18 +11,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from infotok_lit.batch import BranchOutput, GenerationBatch, ReconstructionOutput, UnderstandingBatch
-from infotok_lit.checkpoints import KeyMap
+from infotok_lit.checkpoints import KeyMap, OfficialPart
 from infotok_lit.models.common.autoencoders import BlockTransform
-from infotok_lit.models.common.language_model import (
-    answer_greedily,
-    build_language_model,
-    embed_with_images,
-    text_loss,
-)
+from infotok_lit.models.common.language_model import build_language_model, text_loss
 from infotok_lit.models.common.processor import ChatProcessor, Words
 from infotok_lit.models.common.reconstruction import scale_gradient
 from infotok_lit.models.toy.family import SamplingConfig, ToyConfig
-from infotok_lit.models.unified import OfficialPart, UnifiedModel
+from infotok_lit.models.unified import UnifiedModel
 
 Transform = Callable[[Tensor], Tensor] | None
 
@@ -72,7 +67,7 @@ class Toy(UnifiedModel):
         """Next-token cross entropy in nats, summed over answer tokens."""
         tokens = self.understood_tokens(batch.pixel_values)
         seen = tokens if transform is None else transform(tokens)
-        embeds = embed_with_images(self.text_embedding, batch.input_ids, seen)
+        embeds = self.embed_with_images(batch.input_ids, seen)
         hidden = self.llm.model(inputs_embeds=embeds, attention_mask=batch.attention_mask).last_hidden_state
         loss = text_loss(self.llm.lm_head, hidden, batch.labels)
         return self.branch_output("understanding", loss, tokens, batch.text, (self.side, self.side))
@@ -97,22 +92,6 @@ class Toy(UnifiedModel):
         seen = tokens if understood_transform is None else understood_transform(tokens)
         output = self._denoising_loss(batch, scale_gradient(seen, gradient_scale).mean(1), generated_transform)
         return ReconstructionOutput(output.loss_sum, output.loss_count)
-
-    @torch.no_grad()
-    def describe(
-        self,
-        pixel_values: Tensor,
-        prompts: Sequence[str],
-        max_new_tokens: int = 64,
-        use_cache: bool = True,
-        image_of: Sequence[int] | None = None,
-    ) -> list[str]:
-        """Answer prompts about images, greedily."""
-        ids, mask = (x.to(pixel_values.device) for x in self.processor.understanding_prompts(prompts))
-        tokens = self.encode(self.latents(pixel_values))
-        embeds = embed_with_images(self.text_embedding, ids, tokens if image_of is None else tokens[list(image_of)])
-        answer = answer_greedily(self.llm, embeds, mask, self.processor, max_new_tokens, use_cache)
-        return self.processor.decode(answer)
 
     def sample(
         self,
