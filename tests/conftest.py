@@ -25,7 +25,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup() -> None:
-    """Where the processes of a test meet: a free port of its own, or runs of two tests side by side would join up."""
+    """Where the processes of a test meet: a free port of its own, or runs of two tests side by side would join up.
+
+    What a Trainer of several processes leaves in the environment goes: a later one would take it for a launcher's.
+    """
+    for name in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR"):
+        os.environ.pop(name, None)
     while True:
         # Below the ports that the system hands out, which anybody may get.
         port = SystemRandom().randrange(20_000, 32_000)
