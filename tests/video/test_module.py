@@ -2,6 +2,9 @@
 
 import contextlib
 import math
+import os
+import subprocess
+import sys
 from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
@@ -193,26 +196,36 @@ class Keep(pl.Callback):
         torch.save(kept, self.folder / f"{trainer.global_rank}_of_{trainer.world_size}.pt")
 
 
+def fit_one_step(folder: Path, processes: int) -> None:
+    """One step on four clips, shared out over so many processes."""
+    pl.seed_everything(0, verbose=False)
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        devices=processes,
+        strategy="ddp_fork" if processes > 1 else "auto",
+        max_steps=1,
+        max_epochs=1,
+        limit_val_batches=0,
+        logger=False,
+        callbacks=[Keep(folder)],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    # One base rate, so that a clip's rate depends on nothing but its error and the global mean.
+    module = VideoTokenizerModule(settings=asdict(TINY), rates=RateConfig(bases=(0.5,)))
+    trainer.fit(module, ClipDataModule(MovingScenes(side=32), frames=5, side=32, batch_size=4 // processes))
+
+
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed")
 def test_two_processes_are_one_with_the_whole_batch(tmp_path) -> None:
-    for processes in (1, 2):
-        pl.seed_everything(0, verbose=False)
-        trainer = pl.Trainer(
-            accelerator="cpu",
-            devices=processes,
-            strategy="ddp_fork" if processes > 1 else "auto",
-            max_steps=1,
-            max_epochs=1,
-            limit_val_batches=0,
-            logger=False,
-            callbacks=[Keep(tmp_path)],
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
-        # One base rate, so that a clip's rate depends on nothing but its error and the global mean.
-        module = VideoTokenizerModule(settings=asdict(TINY), rates=RateConfig(bases=(0.5,)))
-        trainer.fit(module, ClipDataModule(MovingScenes(side=32), frames=5, side=32, batch_size=4 // processes))
+    fit_one_step(tmp_path, 1)
+    # From a process of its own: one that has computed convolutions may hang when it is forked.
+    code = f"from pathlib import Path; import test_module; test_module.fit_one_step(Path({str(tmp_path)!r}), 2)"
+    paths = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": paths}, cwd=tmp_path, check=True, timeout=240
+    )
     whole, first, second = (torch.load(tmp_path / f"{name}.pt") for name in ("0_of_1", "0_of_2", "1_of_2"))
     for name, gradient in whole.items():
         assert torch.allclose(first[name], gradient, atol=1e-5, rtol=1e-3), name
