@@ -32,15 +32,20 @@ def test_token_sampling(golden: Golden, model: Harmon, name: str) -> None:
     visited: list[Tensor] = []
     sampled = model.token_diffusion.sample(
         golden.input(case, "z"),
-        initial if guidance == 1 else torch.cat([initial, initial]),
-        lambda step: noise[step],
+        lambda count: torch.cat([initial[None], noise[:, : len(initial)]])[:count],
         golden.argument(case, "timestep_respacing"),
         golden.argument(case, "temperature"),
         guidance,
         visited.append,
     )
-    golden.check(case, "x_steps", torch.stack(visited), SAMPLING_CHAIN)
-    golden.check(case, "sample", sampled, SAMPLING_CHAIN)
+    check_conditional(torch.stack(visited), golden.output(case, "x_steps")[:, : len(initial)])
+    check_conditional(sampled, golden.output(case, "sample")[: len(initial)])
+
+
+def check_conditional(actual: Tensor, expected: Tensor) -> None:
+    """Under guidance the recorded unconditional half ends with other step noise, and nothing reads it."""
+    assert actual.shape == expected.shape
+    assert (actual - expected).abs().max() <= SAMPLING_CHAIN * max(1, float(expected.abs().max()))
 
 
 @pytest.mark.parametrize("name", ["cfg1", "cfg3", "cfg3_linear_grid", "std5_cfg3"])
@@ -69,15 +74,14 @@ def test_image_sampling(golden: Golden, model: Harmon, name: str, monkeypatch: p
     )
     assert not noise.queue
     for iteration in range(drawing.iterations):
-        golden.check(case, f"step{iteration}_tokens", seen["tokens"][iteration].unflatten(1, grid), SAMPLING_CHAIN)
+        # Both halves see the same tokens, which are encoded once.
+        seen_tokens = seen["tokens"][iteration].unflatten(1, grid).repeat(noise.halves, 1, 1, 1)
+        golden.check(case, f"step{iteration}_tokens", seen_tokens, SAMPLING_CHAIN)
         golden.check(case, f"step{iteration}_x_enc", seen["x_enc"][iteration], SAMPLING_CHAIN)
         golden.check(case, f"step{iteration}_z", seen["z"][iteration], SAMPLING_CHAIN)
         golden.check(case, f"step{iteration}_cfg", seen["scale"][iteration], SAMPLING_CHAIN)
-        # The unconditional half ends with other step noise, and nothing reads it.
-        half = len(seen["sampled"][iteration]) // noise.halves
-        expected = golden.output(case, f"step{iteration}_sampled")[:half]
-        error = (seen["sampled"][iteration][:half] - expected).abs().max()
-        assert error <= SAMPLING_CHAIN * max(1, float(expected.abs().max()))
+        sampled = seen["sampled"][iteration]
+        check_conditional(sampled, golden.output(case, f"step{iteration}_sampled")[: len(sampled)])
     latents = torch.cat([tokens] * noise.halves).unflatten(1, grid)
     golden.check(case, "latents", latents, SAMPLING_CHAIN)
     if "image" in golden.outputs(case):
@@ -99,10 +103,10 @@ def watch_sampling(model: Harmon, seen: dict[str, list[Tensor]], monkeypatch: py
         seen["x_enc"].append(tokens)
         return decode(tokens, grid, visible)
 
-    def watched_sample(z, initial, step_noise, respacing, temperature, guidance):
+    def watched_sample(z, draw, respacing, temperature, guidance):
         seen["z"].append(z)
         seen["scale"].append(torch.tensor(float(guidance)))
-        seen["sampled"].append(sample(z, initial, step_noise, respacing, temperature, guidance))
+        seen["sampled"].append(sample(z, draw, respacing, temperature, guidance))
         return seen["sampled"][-1]
 
     monkeypatch.setattr(model.encoder, "forward", watched_encoder)

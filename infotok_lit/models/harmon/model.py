@@ -5,7 +5,7 @@ Shapes: B batch, T text length, L = h*w places, R buffers, K visible places, C t
 E decoder width, H language-model width.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +30,7 @@ from infotok_lit.models.common.language_model import (
 from infotok_lit.models.common.model_config import Grid
 from infotok_lit.models.common.reconstruction import graph_unless_stopped, scale_gradient
 from infotok_lit.models.common.sampling import ImageNoise, is_guided
-from infotok_lit.models.harmon.diffusion import TokenDiffusion
+from infotok_lit.models.harmon.diffusion import Draw, TokenDiffusion
 from infotok_lit.models.harmon.family import HarmonConfig, SamplingConfig
 from infotok_lit.models.harmon.mar import MARDecoder, MAREncoder, places_where, with_buffers
 from infotok_lit.models.harmon.processor import HarmonProcessor
@@ -269,15 +269,17 @@ class Harmon(UnifiedModel):
         respacing = respacing or self.config.mar.sampling_steps
 
         def condition(tokens: Tensor, visible: Tensor) -> Tensor:
-            encoded = self.encoder(tokens, grid, visible)
+            # The unconditional half sees the same tokens, so that both are encoded once.
+            copies = len(input_ids) // len(tokens)
+            encoded = self.encoder(tokens, grid, visible).repeat(copies, 1, 1)
             if cache is None:
                 conditioned = self.condition_on_text(encoded, input_ids, attention_mask)
             else:
                 conditioned = self.condition_on_cache(encoded, cache, attention_mask)
-            return self.decoder(conditioned, grid, visible)
+            return self.decoder(conditioned, grid, visible.repeat(copies, 1))
 
-        def sample(z: Tensor, initial: Tensor, step_noise: Callable[[int], Tensor], guidance: float) -> Tensor:
-            return self.token_diffusion.sample(z, initial, step_noise, respacing, sampling.temperature, guidance)
+        def sample(z: Tensor, draw: Draw, guidance: float) -> Tensor:
+            return self.token_diffusion.sample(z, draw, respacing, sampling.temperature, guidance)
 
         return sample_image_tokens(condition, sample, noise, grid, self.latent_width, sampling, progress)
 
