@@ -10,8 +10,11 @@ from harmon_replay import (
 )
 from torch import Tensor
 
+from infotok_lit.models.harmon import model as harmon_model
+from infotok_lit.models.harmon.diffusion import make_schedule
 from infotok_lit.models.harmon.family import HarmonConfig, SamplingConfig
 from infotok_lit.models.harmon.model import Harmon
+from infotok_lit.models.harmon.token_sampling import sample_tokens
 
 
 @pytest.fixture(scope="module")
@@ -30,10 +33,10 @@ def test_token_sampling(golden: Golden, model: Harmon, name: str) -> None:
     guidance = golden.argument(case, "cfg")
     initial, noise = golden.input(case, "noise_init"), golden.input(case, "noise")
     visited: list[Tensor] = []
-    sampled = model.token_diffusion.sample(
-        golden.input(case, "z"),
+    sampled = sample_tokens(
+        model.token_diffusion.given(golden.input(case, "z")),
         lambda count: torch.cat([initial[None], noise[:, : len(initial)]])[:count],
-        golden.argument(case, "timestep_respacing"),
+        make_schedule(golden.argument(case, "timestep_respacing")),
         golden.argument(case, "temperature"),
         guidance,
         visited.append,
@@ -93,7 +96,7 @@ def test_image_sampling(golden: Golden, model: Harmon, name: str, monkeypatch: p
 
 def watch_sampling(model: Harmon, seen: dict[str, list[Tensor]], monkeypatch: pytest.MonkeyPatch) -> None:
     """Record what passes between the parts while an image is drawn."""
-    encode, decode, sample = model.encoder.forward, model.decoder.forward, model.token_diffusion.sample
+    encode, decode, given = model.encoder.forward, model.decoder.forward, model.token_diffusion.given
 
     def watched_encoder(latents, grid, visible=None):
         seen["tokens"].append(latents.clone())
@@ -103,15 +106,19 @@ def watch_sampling(model: Harmon, seen: dict[str, list[Tensor]], monkeypatch: py
         seen["x_enc"].append(tokens)
         return decode(tokens, grid, visible)
 
-    def watched_sample(z, draw, respacing, temperature, guidance):
+    def watched_given(z):
         seen["z"].append(z)
+        return given(z)
+
+    def watched_sample(network, draw, schedule, temperature, guidance):
         seen["scale"].append(torch.tensor(float(guidance)))
-        seen["sampled"].append(sample(z, draw, respacing, temperature, guidance))
+        seen["sampled"].append(sample_tokens(network, draw, schedule, temperature, guidance))
         return seen["sampled"][-1]
 
     monkeypatch.setattr(model.encoder, "forward", watched_encoder)
     monkeypatch.setattr(model.decoder, "forward", watched_decoder)
-    monkeypatch.setattr(model.token_diffusion, "sample", watched_sample)
+    monkeypatch.setattr(model.token_diffusion, "given", watched_given)
+    monkeypatch.setattr(harmon_model, "sample_tokens", watched_sample)
 
 
 @pytest.mark.parametrize(("name", "penalty"), [("tokens", 1.0), ("tokens_rep_penalty", None)])

@@ -1,4 +1,4 @@
-"""Gaussian diffusion of one token: schedule, loss, ancestral sampling, and the network that denoises.
+"""Gaussian diffusion of one token: schedule, loss, and the network that denoises.
 
 The loss is that of "Improved Denoising Diffusion Probabilistic Models" (Nichol & Dhariwal 2021) with a learned
 variance range, per token as in MAR (Li et al. 2024). Shapes: M tokens, C channels,
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from infotok_lit.errors import SettingsError
-from infotok_lit.models.common.sampling import TIME_FEATURES, guide, is_guided, sinusoid
+from infotok_lit.models.common.sampling import TIME_FEATURES, sinusoid
 from infotok_lit.models.harmon.mar import LAYER_NORM_EPS, init_linears
 
 TRAINING_STEPS = 1000
@@ -24,8 +24,6 @@ BETA_MAX = 0.999
 
 Network = Callable[[Tensor, Tensor], Tensor]
 """(x (M, C), timestep (M,) or (1,)) -> (M, 2C): predicted noise, then the variance interpolation."""
-Draw = Callable[[int], Tensor]
-"""n -> (n, M, C) standard normal: the noise of M tokens, n times, as n calls with 1 would draw it."""
 
 
 class Coefficients(NamedTuple):
@@ -167,7 +165,7 @@ def token_diffusion_losses(
     predicted_noise, interpolation = network(x_t, t).float().chunk(2, dim=-1)
     squared_error = (noise - predicted_noise).square().mean(dim=-1)
     # Only the variance learns from the bound; the mean learns from the squared error.
-    mean, log_variance = _step_distribution(x_t, predicted_noise.detach(), interpolation, at_t)
+    mean, log_variance = step_distribution(x_t, predicted_noise.detach(), interpolation, at_t)
     true_mean = at_t.mean_on_x0 * x0 + at_t.mean_on_x_t * x_t
     true_log_variance = at_t.posterior_log_variance
     divergence = 0.5 * (
@@ -182,42 +180,7 @@ def token_diffusion_losses(
     return squared_error, bound
 
 
-@torch.no_grad()
-def sample_tokens(
-    network: Network,
-    draw: Draw,
-    schedule: Schedule,
-    temperature: float = 1.0,
-    guidance: float = 1.0,
-    watch: Callable[[Tensor], None] | None = None,
-) -> Tensor:
-    """Ancestral sampling of M tokens, with classifier-free guidance if `guidance` is above 1.
-
-    Args:
-        network: the denoiser, with its condition bound; under guidance it is given every token twice, and the second
-            half of its conditions is unconditional.
-        schedule: the respaced chain.
-        temperature: factor on the noise of the steps.
-        guidance: scale of classifier-free guidance.
-        watch: called with x after every step.
-
-    Returns:
-        (M, C) float32.
-    """
-    x, *step_noise = draw(1 + len(schedule))
-    for (timestep, coefficients), noise in zip(schedule.descend(x.device), step_noise, strict=True):
-        output = network(torch.cat([x, x]) if is_guided(guidance) else x, timestep).float()
-        predicted_noise, interpolation = output.chunk(2, dim=-1)
-        guided = guide(predicted_noise, guidance)
-        x, log_variance = _step_distribution(x, guided, interpolation[: len(x)], coefficients)
-        if noise is not step_noise[-1]:
-            x = x + torch.exp(0.5 * log_variance) * noise * temperature
-        if watch is not None:
-            watch(x)
-    return x
-
-
-def _step_distribution(
+def step_distribution(
     x_t: Tensor, predicted_noise: Tensor, interpolation: Tensor, at_t: Coefficients
 ) -> tuple[Tensor, Tensor]:
     """Mean and log variance (M, C) of p(x_{t-1} | x_t)."""
@@ -291,24 +254,12 @@ class TokenDiffusion(nn.Module):
 
     def losses(self, targets: Tensor, z: Tensor, t: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Squared error and bound, (M,) each, of tokens (M, C) given z (M, E), at steps t (M,) with noise (M, C)."""
-        condition = self.condition_embed(z)
-        return token_diffusion_losses(
-            lambda x, step: self(x, step, condition), targets.float(), t, noise, make_schedule()
-        )
+        return token_diffusion_losses(self.given(z), targets.float(), t, noise, make_schedule())
 
-    def sample(
-        self,
-        z: Tensor,
-        draw: Draw,
-        respacing: str,
-        temperature: float = 1.0,
-        guidance: float = 1.0,
-        watch: Callable[[Tensor], None] | None = None,
-    ) -> Tensor:
-        """Sample tokens (M, C) given conditions z (M, E), under guidance (2 M, E); see sample_tokens."""
+    def given(self, z: Tensor) -> Network:
+        """The denoiser of tokens whose conditions are z (M, E)."""
         condition = self.condition_embed(z)
-        schedule = make_schedule(respacing)
-        return sample_tokens(lambda x, step: self(x, step, condition), draw, schedule, temperature, guidance, watch)
+        return lambda x, t: self(x, t, condition)
 
     def _initialise(self) -> None:
         init_linears(self)

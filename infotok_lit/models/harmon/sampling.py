@@ -13,9 +13,10 @@ from torch import Tensor
 
 from infotok_lit.models.common.model_config import Grid
 from infotok_lit.models.common.sampling import ImageNoise, is_guided
-from infotok_lit.models.harmon.diffusion import TRAINING_STEPS, Draw
+from infotok_lit.models.harmon.diffusion import TRAINING_STEPS
 from infotok_lit.models.harmon.family import MARConfig, SamplingConfig
 from infotok_lit.models.harmon.mar import gather_rows
+from infotok_lit.models.harmon.token_sampling import Draw
 
 Condition = Callable[[Tensor, Tensor], Tensor]
 """(tokens (B, L, C), visible places (B, K)) -> condition vectors (B, L, E), given the prompts; under guidance
