@@ -5,12 +5,13 @@ The backend traces as any other does, but generates no code, so that no C++ comp
 
 import pytest
 import torch
-from tiny import FAMILIES, scenes_data, tiny_model
+from tiny import FAMILIES, tiny_model
 from torch._dynamo.utils import counters
 
 from infotok_lit.batch import BRANCHES
 from infotok_lit.models.common.language_model import compile_blocks
 from infotok_lit.models.unified import UnifiedModel
+from infotok_lit.scenes import Scenes
 
 
 @pytest.fixture(autouse=True)
@@ -22,15 +23,13 @@ def fresh_compiler():
 
 
 def losses_and_gradients(model: UnifiedModel) -> dict[str, torch.Tensor]:
-    data = scenes_data()
-    data.connect(lambda: model.processor, {})
-    data.setup("fit")
-    batch = next(iter(data.train_dataloader()))
+    scenes = Scenes(num_samples=4)
+    samples = {branch: [scenes.sample(branch, number) for number in range(4)] for branch in BRANCHES}
     model.zero_grad()
     found = {}
     for branch in BRANCHES:
         torch.manual_seed(1)
-        output = getattr(model, branch)(batch[branch])
+        output = getattr(model, branch)(getattr(model.processor, branch)(samples[branch]))
         found[branch] = output.loss_sum / output.loss_count
         found[branch].backward()
     return found | {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
