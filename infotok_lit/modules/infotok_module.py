@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
@@ -40,6 +41,7 @@ from infotok_lit.modules.optimiser import (
     warmup_cosine,
 )
 from infotok_lit.modules.run_callbacks import DataConnection, StepSeed
+from infotok_lit.modules.sharding import shard
 from infotok_lit.modules.validation import Validation, finite_only
 from infotok_lit.objective.config import ObjectiveConfig
 from infotok_lit.objective.infotok import InfoTok
@@ -150,6 +152,8 @@ class InfoTokModule(pl.LightningModule):
         if self.activation_checkpointing:
             self.base.recompute_activations()
         self.infotok = self.build_heads(self.objective_config)
+        if isinstance(self.trainer.strategy, ModelParallelStrategy):
+            shard(self.base, self.infotok, self.device_mesh)
 
     @contextmanager
     def plain_base(self) -> Iterator[UnifiedModel]:
@@ -187,8 +191,10 @@ class InfoTokModule(pl.LightningModule):
         if self.infotok.needs_understood(branch):
             with torch.no_grad():
                 understood = self.base.understood_tokens(batch.pixel_values)
+        # Without the graph of the model's own loss, through which zeros would go back from the heads under FSDP.
+        seen = replace(output, loss_sum=output.loss_sum.detach())
         objective = self.infotok(
-            branch, output, self.global_step, path=path, pixel_values=batch.pixel_values, understood=understood
+            branch, seen, self.global_step, path=path, pixel_values=batch.pixel_values, understood=understood
         )
         return BranchResult(output, task_loss(output), objective)
 
@@ -258,9 +264,9 @@ class InfoTokModule(pl.LightningModule):
         self.log(f"train/{branch}/loss", result.task_loss.detach(), prog_bar=True, sync_dist=True)
         report = finite_only(result.report().items())
         self.log_dict({f"train/{branch}/{name}": value for name, value in report.items()})
-        self.gradients.watch(branch, self.base, result, scale=self.trainer.accumulate_grad_batches)
+        self.gradients.watch(branch, self.base, self.infotok, result, scale=self.trainer.accumulate_grad_batches)
         if (self.global_step + 1) % (ENCODER_EVERY * self.trainer.log_every_n_steps) == 0:
-            self.gradients.watch_encoder(branch, self.base, result, task)
+            self.gradients.watch_encoder(branch, self.base, self.infotok, result, task)
         self._say_once("collapse", branch, collapse_message(branch, report))
         if branch in self.infotok.balances:
             self._say_once("silent task", branch, self.infotok.balances[branch].silent_task_message(branch))
