@@ -18,11 +18,12 @@ from infotok_lit.batch import BRANCHES, Batch, Branch, GenerationBatch
 from infotok_lit.checkpoints import CHECKPOINT_KEY, CheckpointError
 from infotok_lit.errors import SettingsError
 from infotok_lit.models.common.reconstruction import ReconstructionConfig
+from infotok_lit.models.family import family
 from infotok_lit.models.unified import UnifiedModel
 from infotok_lit.modules.base_model import HOW_TO_LOAD, InitialModel, build_heads
 from infotok_lit.modules.finite import FiniteGuard
 from infotok_lit.modules.gradients import GradientWatch, frozen_tokens_message
-from infotok_lit.modules.lora import LoraConfig, add_adapters, merged
+from infotok_lit.modules.lora import LoraConfig, add_adapters, merged, merged_state
 from infotok_lit.modules.losses import (
     BranchResult,
     ReconstructionResult,
@@ -41,7 +42,7 @@ from infotok_lit.modules.optimiser import (
     warmup_cosine,
 )
 from infotok_lit.modules.run_callbacks import DataConnection, StepSeed
-from infotok_lit.modules.sharding import shard
+from infotok_lit.modules.sharding import gathered_state, is_sharded, shard
 from infotok_lit.modules.validation import Validation, finite_only
 from infotok_lit.objective.config import ObjectiveConfig
 from infotok_lit.objective.infotok import InfoTok
@@ -156,10 +157,22 @@ class InfoTokModule(pl.LightningModule):
             shard(self.base, self.infotok, self.device_mesh)
 
     @contextmanager
-    def plain_base(self) -> Iterator[UnifiedModel]:
-        """The base model as it is exported: adapters are merged for as long as the context lasts."""
+    def plain_base(self) -> Iterator[UnifiedModel | None]:
+        """The base model as it is exported: adapters are merged for as long as the context lasts.
+
+        Of a sharded model it is a copy, on the first process alone; a collective call.
+        """
+        if is_sharded(self.base):
+            state = gathered_state(self.base)
+            yield self._copy_of_base(state) if self.trainer.is_global_zero else None
+            return
         with nullcontext() if self.lora is None else merged(self.base, self.lora):
             yield self.base
+
+    def _copy_of_base(self, state: dict[str, Tensor]) -> UnifiedModel:
+        state = state if self.lora is None else merged_state(state, self.lora)
+        tokenizer = self.initial_model.reference()["tokenizer"]
+        return family(self.base.family).rebuild(self.base.config.to_dict(), tokenizer, state)
 
     def configure_callbacks(self) -> list[pl.Callback]:
         """What every run gets, also with a Trainer that was built by hand."""

@@ -167,8 +167,8 @@ def refuse_trainer(precision: str, strategy: Strategy) -> None:
     """
     if isinstance(strategy, SHARDING_STRATEGIES):
         raise SettingsError(
-            f"trainer.strategy: {type(strategy).__name__} shards the model, which the objective's "
-            "collectives do not support, so its processes would drift apart: set it to ddp"
+            f"trainer.strategy: {type(strategy).__name__} shards the model in a way that the objective's "
+            "collectives do not support, so its processes would drift apart: to shard it, add --config trainer/fsdp"
         )
     if precision in HALF_PRECISIONS:
         raise SettingsError(

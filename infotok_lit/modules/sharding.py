@@ -1,4 +1,4 @@
-"""FSDP2: every process keeps its share of the weights, gradients and optimiser states, and gathers what it computes with.
+"""FSDP2: every process keeps its share of weights, gradients and optimiser states.
 
 Zhao et al. 2023 (arXiv 2304.11277); `torch.distributed.fsdp.fully_shard`.
 """
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
@@ -36,6 +37,11 @@ HEADS_ENTRIES = ("path", "posterior")
 def is_sharded(module: nn.Module) -> bool:
     """Whether processes share the module's parameters out among themselves."""
     return any(isinstance(parameter, DTensor) for parameter in module.parameters())
+
+
+def gathered_state(module: nn.Module) -> dict[str, Tensor]:
+    """The whole state dict of a sharded module in the first process's memory, nothing in the others'; collective."""
+    return get_model_state_dict(module, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
 
 
 def own_share(tensor: Tensor) -> Tensor:
@@ -96,6 +102,7 @@ def shard(base: UnifiedModel, heads: InfoTok, mesh: DeviceMesh) -> None:
         fully_shard(block, mesh=mesh)
     fully_shard(base, mesh=mesh, ignored_params=whole)
     fully_shard(heads, mesh=mesh)
+    base.in_step = True
     _gather_for(base, BASE_ENTRIES)
     _gather_for(heads, HEADS_ENTRIES)
 
