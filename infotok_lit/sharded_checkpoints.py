@@ -97,6 +97,7 @@ def read_sharded(path: Path, optimiser: bool = True) -> dict[str, Any]:
     nested: dict[str, Any] = {}
     for name, value in found.items():
         _put(nested, index.planner_data[name], value)
+    nested = _with_lists(nested)
     content[WEIGHTS] = nested[WEIGHTS]
     if optimiser:
         content["optimizer_states"] = [
@@ -140,16 +141,28 @@ def plain_planner() -> DefaultLoadPlanner:
 
     class PlainPlanner(DefaultLoadPlanner):
         def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
-            plain = torch.load(value, weights_only=True)
-            _put(self.original_state_dict, self.mappings[read_item.dest_index.fqn], plain)
+            content, (*keys, last) = self.original_state_dict, self.mappings[read_item.dest_index.fqn]
+            for key in keys:
+                content = content[key]
+            content[last] = torch.load(value, weights_only=True)
 
     return PlainPlanner()
 
 
-def _put(content: Any, keys: tuple[str | int, ...], value: Any) -> None:
+def _put(content: dict[Any, Any], keys: tuple[str | int, ...], value: Any) -> None:
     for key in keys[:-1]:
-        content = content[key] if isinstance(content, list) else content.setdefault(key, {})
+        content = content.setdefault(key, {})
     content[keys[-1]] = value
+
+
+def _with_lists(content: Any) -> Any:
+    """Nested dictionaries, of which those whose keys are numbers are the lists that they were."""
+    if not isinstance(content, dict):
+        return content
+    values = {key: _with_lists(value) for key, value in content.items()}
+    if values and all(isinstance(key, int) for key in values):
+        return [values[key] for key in sorted(values)]
+    return values
 
 
 def _numbered(state: dict[str, Any]) -> dict[str, Any]:

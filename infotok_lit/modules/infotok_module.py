@@ -319,6 +319,11 @@ class InfoTokModule(pl.LightningModule):
         for warning in warnings if self.global_step else ():
             rank_zero_warn(f"step {self.global_step}: {warning}")
 
+    def on_validation_end(self) -> None:
+        """Keep no more of a sharded model than this process's share of it."""
+        for module in (self.base, self.infotok) if is_sharded(self) else ():
+            module.reshard()
+
     # Optimiser and checkpoints
 
     def configure_optimizers(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Shard
 
 from infotok_lit.models.unified import UnifiedModel
 from infotok_lit.objective.infotok import InfoTok
@@ -96,12 +96,19 @@ def shard(base: UnifiedModel, heads: InfoTok, mesh: DeviceMesh) -> None:
         mesh: (data_parallel, tensor_parallel): copies of the weights, and the processes that share one copy out.
     """
     mesh = mesh if mesh["data_parallel"].size() > 1 else mesh["tensor_parallel"]
+    processes = mesh.size(mesh.ndim - 1)
+
+    def dimension(parameter: nn.Parameter) -> Shard | None:
+        # By rows, but a table of positions (1, N, D) by its places: other dimensions must divide evenly.
+        even = [dim for dim, size in enumerate(parameter.shape) if size % processes == 0]
+        return Shard(even[0]) if even and parameter.shape[0] < processes else None
+
     # Frozen, small, and entered by many ways.
     whole = set(base.autoencoder.parameters()) if hasattr(base, "autoencoder") else set()
     for block in repeated_blocks(base):
-        fully_shard(block, mesh=mesh)
-    fully_shard(base, mesh=mesh, ignored_params=whole)
-    fully_shard(heads, mesh=mesh)
+        fully_shard(block, mesh=mesh, shard_placement_fn=dimension)
+    fully_shard(base, mesh=mesh, shard_placement_fn=dimension, ignored_params=whole)
+    fully_shard(heads, mesh=mesh, shard_placement_fn=dimension)
     base.in_step = True
     _gather_for(base, BASE_ENTRIES)
     _gather_for(heads, HEADS_ENTRIES)

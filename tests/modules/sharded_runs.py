@@ -99,16 +99,14 @@ def main(folder: Path) -> None:
     for family in FAMILIES:
         fit(folder / family / "ddp", module(family), DDPStrategy())
         fit(folder / family / "fsdp", module(family), ShardedStrategy())
-    sharded = folder / "harmon" / "fsdp" / CHECKPOINT
-    fit(folder / "harmon" / "resumed", module("harmon"), ShardedStrategy(), checkpoint=sharded)
-    fit(
-        folder / "harmon" / "from_ddp",
-        module("harmon"),
-        ShardedStrategy(),
-        checkpoint=folder / "harmon/ddp" / CHECKPOINT,
-    )
-    fit(folder / "harmon" / "to_ddp", module("harmon"), DDPStrategy(), checkpoint=sharded)
-    fit(folder / "harmon" / "copies", module("harmon"), ShardedStrategy(2, 1))
+    first = folder / "harmon"
+    for name, strategy, run in (
+        ("resumed", ShardedStrategy(), "fsdp"),
+        ("from_ddp", ShardedStrategy(), "ddp"),
+        ("to_ddp", DDPStrategy(), "fsdp"),
+    ):
+        fit(first / name, module("harmon"), strategy, checkpoint=first / run / CHECKPOINT)
+    fit(first / "copies", module("harmon"), ShardedStrategy(data_parallel_size=2, tensor_parallel_size=1))
     lora = LoraConfig(("llm.model.*",), rank=2)
     for name, strategy in (("ddp", DDPStrategy()), ("fsdp", ShardedStrategy())):
         fit(folder / "lora" / name, TinyModule(freeze=("llm.",), lora=lora), strategy)
