@@ -10,20 +10,18 @@ from typing import Any, NoReturn
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from infotok_lit.batch import BRANCHES, Batch, Branch, GenerationBatch
-from infotok_lit.checkpoints import CHECKPOINT_KEY, CheckpointError
+from infotok_lit.checkpoints import CHECKPOINT_KEY
 from infotok_lit.errors import SettingsError
 from infotok_lit.models.common.reconstruction import ReconstructionConfig
-from infotok_lit.models.family import family
 from infotok_lit.models.unified import UnifiedModel
-from infotok_lit.modules.base_model import HOW_TO_LOAD, InitialModel, build_heads
+from infotok_lit.modules.base_model import HOW_TO_LOAD, InitialModel, build_heads, collect_base
 from infotok_lit.modules.finite import FiniteGuard
 from infotok_lit.modules.gradients import GradientWatch, frozen_tokens_message
-from infotok_lit.modules.lora import LoraConfig, add_adapters, merged, merged_state
+from infotok_lit.modules.lora import LoraConfig, add_adapters, merged
 from infotok_lit.modules.losses import (
     BranchResult,
     ReconstructionResult,
@@ -42,7 +40,8 @@ from infotok_lit.modules.optimiser import (
     warmup_cosine,
 )
 from infotok_lit.modules.run_callbacks import DataConnection, StepSeed
-from infotok_lit.modules.sharding import gathered_state, is_sharded, shard
+from infotok_lit.modules.run_checkpoint import FrozenWeights, check_resumed
+from infotok_lit.modules.sharding import is_sharded, reshard, shard
 from infotok_lit.modules.validation import Validation, finite_only
 from infotok_lit.objective.config import ObjectiveConfig
 from infotok_lit.objective.infotok import InfoTok
@@ -146,6 +145,10 @@ class InfoTokModule(pl.LightningModule):
         """Build the base model and the heads once; a resumed run then overwrites their weights."""
         if hasattr(self, "base"):
             return
+        strategy = None if self.device_mesh is None else self.trainer.strategy
+        if strategy is not None:
+            # Each process cuts its share out of what it has built: all must build the same.
+            torch.set_rng_state(strategy.broadcast(torch.get_rng_state()))
         self.base = self.build_base()
         freeze(self.base, self.frozen, self.unfrozen)
         if self.lora is not None:
@@ -153,7 +156,8 @@ class InfoTokModule(pl.LightningModule):
         if self.activation_checkpointing:
             self.base.recompute_activations()
         self.infotok = self.build_heads(self.objective_config)
-        if isinstance(self.trainer.strategy, ModelParallelStrategy):
+        self.frozen_weights = FrozenWeights(self.base, self.initial_model.init_from, strategy)
+        if strategy is not None:
             shard(self.base, self.infotok, self.device_mesh)
 
     @contextmanager
@@ -163,16 +167,10 @@ class InfoTokModule(pl.LightningModule):
         Of a sharded model it is a copy, on the first process alone; a collective call.
         """
         if is_sharded(self.base):
-            state = gathered_state(self.base)
-            yield self._copy_of_base(state) if self.trainer.is_global_zero else None
+            yield collect_base(self.base, self.initial_model, self.lora)
             return
         with nullcontext() if self.lora is None else merged(self.base, self.lora):
             yield self.base
-
-    def _copy_of_base(self, state: dict[str, Tensor]) -> UnifiedModel:
-        state = state if self.lora is None else merged_state(state, self.lora)
-        tokenizer = self.initial_model.reference()["tokenizer"]
-        return family(self.base.family).rebuild(self.base.config.to_dict(), tokenizer, state)
 
     def configure_callbacks(self) -> list[pl.Callback]:
         """What every run gets, also with a Trainer that was built by hand."""
@@ -315,14 +313,12 @@ class InfoTokModule(pl.LightningModule):
         # Logged here, not in each step: Lightning drops what a step logs while it checks sanity, our "before".
         values, warnings = self.validation.finish()
         self.log_dict(values)
-        # Untrained heads use nothing yet.
-        for warning in warnings if self.global_step else ():
+        for warning in warnings if self.global_step else ():  # untrained heads use nothing yet
             rank_zero_warn(f"step {self.global_step}: {warning}")
 
     def on_validation_end(self) -> None:
         """Keep no more of a sharded model than this process's share of it."""
-        for module in (self.base, self.infotok) if is_sharded(self) else ():
-            module.reshard()
+        reshard(self.base, self.infotok)
 
     # Optimiser and checkpoints
 
@@ -333,11 +329,13 @@ class InfoTokModule(pl.LightningModule):
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what rebuilds the model without this class, and the settings that resuming restores; primitives only."""
+        """Say what rebuilds the model without this class, and leave out what can be read again; primitives only."""
         checkpoint[CHECKPOINT_KEY] = {
             "family": self.base.family,
             "config": self.base.config.to_dict(),
             **self.initial_model.reference(),
+            "initial": self.initial_model.recipe(),
+            "frozen": self.frozen_weights.leave_out(checkpoint["state_dict"]),
             "step": self.global_step,
             "restored_settings": self.optimiser_config.restored(),
             "lora": None if self.lora is None else asdict(self.lora) | {"targets": list(self.lora.targets)},
@@ -346,18 +344,7 @@ class InfoTokModule(pl.LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse other adapters than the run's; warn about settings that resuming overrides with the checkpoint's."""
+        """Put in what was left out; refuse other adapters than the run's, and warn of settings that are overridden."""
         run = checkpoint.get(CHECKPOINT_KEY, {})
-        lora = None if run.get("lora") is None else LoraConfig(**run["lora"])
-        if lora != self.lora:
-            raise CheckpointError(
-                f"model.lora is {self.lora} in the config, but the run to resume has {lora}. Set it to the run's, or "
-                "start anew from its weights, into which its adapters are merged, with model.init_from"
-            )
-        saved = run.get("restored_settings", {})
-        for name, now in self.optimiser_config.restored().items():
-            if name in saved and saved[name] != now:
-                rank_zero_warn(
-                    f"{name} is {now} in the config, but resuming goes on with the checkpoint's {saved[name]}. "
-                    "To start anew from its weights with the new setting, use model.init_from instead of --ckpt_path."
-                )
+        check_resumed(run, self.lora, self.optimiser_config)
+        self.frozen_weights.fill_in(checkpoint, run.get("frozen", {}))

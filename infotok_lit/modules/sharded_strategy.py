@@ -16,7 +16,9 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
+from infotok_lit.checkpoints import CHECKPOINT_KEY
 from infotok_lit.files import PART, staging_path
+from infotok_lit.modules.run_checkpoint import PREFIX
 from infotok_lit.modules.sharding import own_share
 from infotok_lit.sharded_checkpoints import META, is_sharded_checkpoint, plain_planner, read_sharded_meta, safe_reader
 from infotok_lit.weight_files import CheckpointError, read_pickle
@@ -70,12 +72,12 @@ class ShardedStrategy(ModelParallelStrategy):
         if not is_sharded_checkpoint(path):
             content = read_pickle(path, mmap=True)
             model.on_load_checkpoint(content)
-            _load_whole(model, content.pop("state_dict"), path)
+            _load_whole(_awaited(model, content), content.pop("state_dict"), path)
             for optimiser, state in zip(optimisers, content.pop("optimizer_states", []), strict=False):
                 _load_optimiser(optimiser, state)
             return content
         content = read_sharded_meta(path)
-        state = {"state_dict": get_model_state_dict(model)}
+        state = {"state_dict": _awaited(model, content)}
         # The tensors are the model's own, so they are loaded in place.
         dcp.load(state, storage_reader=safe_reader(path), planner=plain_planner())
         for number, optimiser in enumerate(optimisers):
@@ -85,8 +87,13 @@ class ShardedStrategy(ModelParallelStrategy):
         return content
 
 
-def _load_whole(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
-    own = get_model_state_dict(model)
+def _awaited(model: nn.Module, content: dict[str, Any]) -> dict[str, Tensor]:
+    """The model's tensors by name that a checkpoint holds: all but those that it says to leave out."""
+    left_out = {f"{PREFIX}{name}" for name in content[CHECKPOINT_KEY].get("frozen", {})}
+    return {name: tensor for name, tensor in get_model_state_dict(model).items() if name not in left_out}
+
+
+def _load_whole(own: dict[str, Tensor], state: dict[str, Tensor], path: Path) -> None:
     wrong = sorted(own.keys() ^ state.keys()) or [name for name in own if own[name].shape != state[name].shape]
     if wrong:
         raise CheckpointError(f"{path} does not fit this model: missing, unexpected or mis-shaped: {', '.join(wrong)}")

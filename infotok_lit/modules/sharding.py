@@ -71,8 +71,7 @@ def gradients_aside(*modules: FSDPModule) -> Iterator[None]:
     What lies outside blocks is gathered for that backward pass, and again after it for the step's own: the graph of the
     heads reads the base model's embedding table.
     """
-    for module in modules:
-        module.reshard()
+    reshard(*modules)
     parameters = [parameter for module in modules for parameter in module.parameters()]
     kept = [parameter.grad for parameter in parameters]
     for parameter in parameters:
@@ -112,6 +111,13 @@ def shard(base: UnifiedModel, heads: InfoTok, mesh: DeviceMesh) -> None:
     base.in_step = True
     _gather_for(base, BASE_ENTRIES)
     _gather_for(heads, HEADS_ENTRIES)
+
+
+def reshard(*modules: nn.Module) -> None:
+    """Let go of what was gathered for a forward pass that no backward pass follows."""
+    for module in modules:
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def repeated_blocks(base: UnifiedModel) -> Iterator[nn.Module]:

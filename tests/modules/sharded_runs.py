@@ -6,6 +6,7 @@ Each family is trained under DDP and under FSDP2 with everything else equal, and
 import os
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,10 @@ def fit(folder: Path, module: TinyModule, strategy: Strategy | str, devices: int
 def module(family: str, **options: Any) -> TinyModule:
     """Of each family what it trains by default."""
     freeze = ("vlm.",) if family == "openuni" else ()
-    return TinyModule(family=family, freeze=freeze, task_weights=TaskWeights(reconstruction=1.0), **options)
+    made = TinyModule(family=family, freeze=freeze, task_weights=TaskWeights(reconstruction=1.0), **options)
+    # Some gradients are zero but for rounding, as that of a bias of keys, and Adam would scale the rounding up.
+    made.optimiser_config = replace(made.optimiser_config, eps=1e-5)
+    return made
 
 
 def main(folder: Path) -> None:

@@ -12,16 +12,13 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.strategies import FSDPStrategy
 from safetensors.torch import load_file
 from sharded_runs import CHECKPOINT, fit, module
 from tiny import FAMILIES, TinyModule, tiny_model
 
 from infotok_lit.checkpoints import CheckpointError, find_checkpoint, newest_checkpoint, read_run, run_checkpoint
 from infotok_lit.cli import main as command_line
-from infotok_lit.errors import SettingsError
 from infotok_lit.modules.base_model import rebuild_base
-from infotok_lit.modules.optimiser import refuse_trainer
 from infotok_lit.modules.sharding import repeated_blocks
 from infotok_lit.sharded_checkpoints import read_sharded
 
@@ -190,11 +187,6 @@ def test_blocks_hold_most_of_a_network(family) -> None:
     held = [id(parameter) for block in blocks for parameter in block.parameters()]
     assert len(held) == len(set(held))
     assert set(base.language_model.model.layers) <= set(blocks)
-
-
-def test_other_ways_to_shard_are_refused_by_name() -> None:
-    with pytest.raises(SettingsError, match="FSDPStrategy.*trainer/fsdp"):
-        refuse_trainer("32-true", FSDPStrategy())
 
 
 def test_the_overlay_names_the_strategy() -> None:
