@@ -20,6 +20,7 @@ from infotok_lit.weight_files import (
     CheckpointError,
     check_checksums,
     check_kind,
+    check_tensors,
     local_checkpoint,
     read_json,
     read_pickle,
@@ -258,15 +259,21 @@ def is_run_checkpoint(path: Path) -> bool:
 
 
 def read_run(source: str | Path) -> dict[str, Any]:
-    """A run's checkpoint: its state dict, and under "infotok_lit" what rebuilds the model.
+    """A run's checkpoint: its state dict, and under "infotok_lit" what rebuilds the model; no optimiser is read.
 
     Raises:
         MissingFileError: if there is none.
         CheckpointError: if the file is damaged or is not one of ours.
     """
     path = local_checkpoint(source)
-    checkpoint = read_sharded(path, optimiser=False) if is_sharded_checkpoint(path) else read_pickle(path)
+    if is_sharded_checkpoint(path):
+        checkpoint = read_sharded(path, optimiser=False)
+        _require_run(checkpoint, path)
+        return checkpoint
+    checkpoint = read_pickle(path, mmap=True)
     _require_run(checkpoint, path)
+    states = (checkpoint["state_dict"], checkpoint.get("current_model_state", {}))
+    check_tensors(path, (value for state in states for value in state.values()))
     return checkpoint
 
 

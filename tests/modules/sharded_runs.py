@@ -22,8 +22,10 @@ from infotok_lit.modules.lora import LoraConfig
 from infotok_lit.modules.losses import TaskWeights
 from infotok_lit.modules.sharded_strategy import ShardedStrategy
 from infotok_lit.modules.sharding import own_share
+from infotok_lit.objective.balance import BalanceConfig, Shares
 
 STEPS = 4
+CLIPPED = 0.1
 KEPT = ("steps", "names", "validation", "answers", "bytes")
 CHECKPOINT = "step=2.ckpt"
 
@@ -72,7 +74,7 @@ def fit(folder: Path, module: TinyModule, strategy: Strategy | str, devices: int
         limit_val_batches=1,
         num_sanity_val_steps=1,
         log_every_n_steps=1,
-        gradient_clip_val=0.5,
+        gradient_clip_val=CLIPPED,
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -98,6 +100,30 @@ def module(family: str, **options: Any) -> TinyModule:
     return made
 
 
+def with_lora() -> TinyModule:
+    """Adapters in a frozen language model."""
+    return TinyModule(freeze=("llm.",), lora=LoraConfig(("llm.model.*",), rank=2))
+
+
+def with_inline_bottleneck() -> TinyModule:
+    """The heads' noise is put on the tokens inside the base model, with a weight that is found."""
+    return balanced(TinyModule(("compactness", "alignment"), "inline"))
+
+
+def with_placebo() -> TinyModule:
+    """The heads see copies of the tokens."""
+    made = balanced(TinyModule())
+    made.objective_config = replace(made.objective_config, placebo=True)
+    return made
+
+
+def balanced(made: TinyModule) -> TinyModule:
+    """With strengths that follow the task's pull."""
+    shares = Shares(compactness=0.03, alignment=0.3)
+    made.objective_config = replace(made.objective_config, balance=BalanceConfig(shares, shares))
+    return made
+
+
 def main(folder: Path) -> None:
     """All runs."""
     for family in FAMILIES:
@@ -111,9 +137,9 @@ def main(folder: Path) -> None:
     ):
         fit(first / name, module("harmon"), strategy, checkpoint=first / run / CHECKPOINT)
     fit(first / "copies", module("harmon"), ShardedStrategy(data_parallel_size=2, tensor_parallel_size=1))
-    lora = LoraConfig(("llm.model.*",), rank=2)
-    for name, strategy in (("ddp", DDPStrategy()), ("fsdp", ShardedStrategy())):
-        fit(folder / "lora" / name, TinyModule(freeze=("llm.",), lora=lora), strategy)
+    for name, other in (("lora", with_lora), ("inline", with_inline_bottleneck), ("placebo", with_placebo)):
+        fit(folder / name / "ddp", other(), DDPStrategy())
+        fit(folder / name / "fsdp", other(), ShardedStrategy())
 
 
 if __name__ == "__main__":
