@@ -16,6 +16,7 @@ from torch import Tensor
 from infotok_lit.batch import BRANCHES, Batch, Branch, GenerationBatch
 from infotok_lit.checkpoints import CHECKPOINT_KEY
 from infotok_lit.errors import SettingsError
+from infotok_lit.models.common.language_model import compile_blocks
 from infotok_lit.models.common.reconstruction import ReconstructionConfig
 from infotok_lit.models.unified import UnifiedModel
 from infotok_lit.modules.base_model import HOW_TO_LOAD, InitialModel, build_heads, collect_base
@@ -78,6 +79,7 @@ class InfoTokModule(pl.LightningModule):
         unfreeze: Prefixes of parameters that are trained although `freeze` names them.
         lora: Low-rank adapters, trained whatever `freeze` says; export merges them into the weights. None for none.
         activation_checkpointing: Save memory by recomputing activations in the backward pass.
+        compile_blocks: Compile the layers with torch.compile; the first steps take minutes, later ones less time.
         answer_tokens: The longest answer that validation generates, in tokens.
     """
 
@@ -102,6 +104,7 @@ class InfoTokModule(pl.LightningModule):
         unfreeze: tuple[str, ...] = (),
         lora: LoraConfig | None = None,
         activation_checkpointing: bool = False,
+        compile_blocks: bool = False,
         answer_tokens: int = 32,
     ) -> None:
         super().__init__()
@@ -119,6 +122,7 @@ class InfoTokModule(pl.LightningModule):
         self.unfrozen = tuple(unfreeze)
         self.lora = lora
         self.activation_checkpointing = activation_checkpointing
+        self.compile_blocks = compile_blocks
         self.answer_tokens = answer_tokens
         self.guard = FiniteGuard()
         self.validation: Validation | None = None
@@ -155,6 +159,8 @@ class InfoTokModule(pl.LightningModule):
             add_adapters(self.base, self.lora)
         if self.activation_checkpointing:
             self.base.recompute_activations()
+        if self.compile_blocks:
+            compile_blocks(self.base)
         self.infotok = self.build_heads(self.objective_config)
         self.frozen_weights = FrozenWeights(self.base, self.initial_model.init_from, strategy)
         if strategy is not None:
