@@ -25,6 +25,7 @@ COMMANDS = {
     "evaluate": ("infotok_lit.commands.evaluate", "score models on the benchmarks that the field reports"),
     "ablate": ("infotok_lit.commands.ablate", "compare variants over seeds, or search for good ones"),
     "probe": ("infotok_lit.commands.probe", "measure what the tokens of a model hold about Scenes, in bits"),
+    "estimate": ("infotok_lit.commands.estimate", "say what memory and computation a configuration takes, before fit"),
     "bench": ("infotok_lit.commands.bench", "time training steps per term, or `bench inference`, `bench evaluate`"),
     "compress": ("infotok_lit.commands.compress", "compress a video to the tokens that it deserves"),
     "decompress": ("infotok_lit.commands.decompress", "decode what `compress` wrote"),
