@@ -33,8 +33,13 @@ class Plan:
 
     @property
     def smallest(self) -> "Plan":
-        """The same samples in a step, as few at a time as the ratio of the branches allows."""
-        times = gcd(self.understanding, self.generation)
+        """The same samples in a step, as few at a time as the branches' ratio allows, and two: alignment needs another.
+
+        What is one image already stays one.
+        """
+        both = gcd(self.understanding, self.generation)
+        fewest = min(self.understanding, self.generation)
+        times = max(n for n in range(1, both + 1) if both % n == 0 and (n == 1 or fewest // n >= 2))
         return replace(
             self,
             understanding=self.understanding // times,

@@ -20,8 +20,8 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
+from infotok_lit.modules.flops import flops_of
 from infotok_lit.modules.two_steps import run_two_steps
 
 aten = torch.ops.aten
@@ -122,8 +122,7 @@ class Ledger(TorchDispatchMode):
                 args = (args[0], _places(args[1]), *args[2:])
             args = [self._shapes(argument) for argument in args]
         made = func(*args, **kwargs)
-        if func._overloadpacket in FLOPS:
-            self.flops += FLOPS[func._overloadpacket](*args, **kwargs, out_val=made)
+        self.flops += flops_of(func, args, kwargs, made)
         for tensor in made if isinstance(made, list | tuple) else (made,):
             if isinstance(tensor, Tensor):
                 self._enter(tensor)
@@ -278,19 +277,3 @@ def _places(index: Any) -> list[Tensor | None]:
         is_mask = one is not None and one.dtype == torch.bool and not isinstance(one, FakeTensor)
         found += one.nonzero(as_tuple=True) if is_mask else [one]
     return found
-
-
-def _attention_flops(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> int:
-    return sdpa_flop_count(query.shape, key.shape, value.shape)
-
-
-def _attention_backward_flops(gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> int:
-    return sdpa_backward_flop_count(gradient.shape, query.shape, key.shape, value.shape)
-
-
-FLOPS: Mapping[Any, Callable[..., int]] = {
-    **flop_registry,
-    aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
-    aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
-}
-"""Operation -> how many floating-point operations it takes; torch does not count attention on a CPU."""

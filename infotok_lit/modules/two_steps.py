@@ -14,6 +14,9 @@ import torch
 
 from infotok_lit.modules.infotok_module import ENCODER_EVERY
 
+M_MMAP_THRESHOLD = -3
+"""Of mallopt(3)."""
+
 
 def run_two_steps(
     module: pl.LightningModule, data: pl.LightningDataModule, callbacks: list[pl.Callback], **trainer_settings: Any
@@ -58,7 +61,10 @@ def measured_run(
         torch.cuda.reset_peak_memory_stats()
         run_two_steps(module, data(), [], **trainer_settings)
         return torch.cuda.max_memory_allocated()
-    ctypes.CDLL(None).malloc_trim(0)
+    c = ctypes.CDLL(None)
+    # Blocks of 64 KiB and more go back to the system when they are freed, so that what is resident is what is held.
+    c.mallopt(M_MMAP_THRESHOLD, 2**16)
+    c.malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
     before = _resident("VmRSS")
     run_two_steps(module, data(), [], **trainer_settings)
