@@ -28,6 +28,8 @@ from infotok_lit.modules.losses import (
     ReconstructionResult,
     TaskWeights,
     check_trainable,
+    idle_branches,
+    idle_message,
     loss_parts,
     task_loss,
 )
@@ -194,9 +196,12 @@ class InfoTokModule(pl.LightningModule):
 
     @property
     def trained_branches(self) -> tuple[Branch, ...]:
-        """The branches that a training step computes: their own loss has a weight, or a term regularises them."""
+        """The branches that a training step computes: a term regularises them, or their own loss trains something."""
+        heads, idle = self.infotok.heads, idle_branches(self.base)
         return tuple(
-            branch for branch in BRANCHES if getattr(self.task_weights, branch) > 0 or branch in self.infotok.heads
+            branch
+            for branch in BRANCHES
+            if branch in heads or (getattr(self.task_weights, branch) > 0 and branch not in idle)
         )
 
     def run_branch(self, branch: Branch, batch: Batch) -> BranchResult:
@@ -235,7 +240,9 @@ class InfoTokModule(pl.LightningModule):
         # What one branch draws must not shift another's: runs that differ in their terms alone share their noise.
         seeds = dict(zip((*BRANCHES, "reconstruction"), torch.randint(2**31, (3,)).tolist(), strict=True))
         results, reconstruction = {}, None
-        for branch in self.trained_branches:
+        branches = self.trained_branches
+        self._say_once("idle", "understanding", idle_message(self.base, self.task_weights, branches))
+        for branch in branches:
             with isolated_rng(seeds[branch], self.device):
                 results[branch] = self.run_branch(branch, batch[branch])
             self._say_once("frozen", branch, frozen_tokens_message(branch, self.base, results[branch]))
