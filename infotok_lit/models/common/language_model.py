@@ -135,14 +135,20 @@ def answer_greedily(
     max_new_tokens: int,
     use_cache: bool = True,
     adjust: LogitsProcessor | None = None,
+    in_step: bool = False,
 ) -> Tensor:
-    """Continuation ids (B, at most max_new_tokens) of left-padded embeddings (B, T, H), the likeliest each time."""
+    """Continuation ids (B, at most max_new_tokens) of left-padded embeddings (B, T, H), the likeliest each time.
+
+    Args:
+        in_step: no process stops before the others.
+    """
     return llm.generate(
         inputs_embeds=embeds,
         attention_mask=mask.long(),
         max_new_tokens=max_new_tokens,
         do_sample=False,
         use_cache=use_cache,
+        synced_gpus=in_step,
         logits_processor=LogitsProcessorList([] if adjust is None else [adjust]),
         eos_token_id=processor.end_id,
         pad_token_id=processor.pad_id,

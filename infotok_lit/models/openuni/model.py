@@ -68,6 +68,7 @@ class OpenUni(UnifiedModel):
 
     family = "openuni"
     parts = PARTS
+    understanding_prefixes = ("vlm.",)
     reconstruction_defaults = ReconstructionConfig(condition="same_res", gradient_scale=0.0, template_swap=0.0)
 
     def __init__(self, config: OpenUniConfig, tokenizer: Tokenizer) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from infotok_lit.batch import IMAGE_TOKEN_ID
-from infotok_lit.models.common.answering import answer_after_prefix, split_after_image
+from infotok_lit.models.common.answering import all_ended, answer_after_prefix, split_after_image
 from infotok_lit.models.common.language_model import compact_positions, followed_by_ones
 from infotok_lit.models.common.sampling import guide
 from infotok_lit.models.showo2.family import SamplingConfig
@@ -108,7 +108,7 @@ def continue_greedily(
         ids.append(chosen)
         all_logits.append(logits)
         ended = ended | (chosen == model.processor.end_id)
-        if bool(ended.all()):
+        if all_ended(ended, model.in_step):
             break
         new = model.llm.get_input_embeddings()(chosen).unsqueeze(1).to(embeds.dtype)
         inputs = new if use_cache else torch.cat([inputs, new], dim=1)
