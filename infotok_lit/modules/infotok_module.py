@@ -188,7 +188,13 @@ class InfoTokModule(pl.LightningModule):
             with torch.no_grad():
                 understood = self.base.understood_tokens(batch.pixel_values)
         objective = self.infotok(
-            branch, output, self.global_step, path=path, pixel_values=batch.pixel_values, understood=understood
+            branch,
+            output,
+            self.global_step,
+            path=path,
+            pixel_values=batch.pixel_values,
+            understood=understood,
+            read_caption=lambda tokens: self.base.caption_nats(tokens, output, batch.captions),
         )
         return BranchResult(output, task_loss(output), objective)
 

@@ -74,6 +74,15 @@ def text_loss(head: nn.Module, hidden: Tensor, labels: Tensor) -> tuple[Tensor, 
     return F.cross_entropy(logits.float(), labels[labelled], reduction="sum"), labelled.sum()
 
 
+def text_nats(head: nn.Module, hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """As `text_loss` for each text by itself: nats (B,) float32, and the number of labelled tokens (B,)."""
+    labels = labels[:, 1:]
+    labelled = labels >= 0
+    nats = F.cross_entropy(head(hidden[:, :-1][labelled]).float(), labels[labelled], reduction="none")
+    per_token = torch.zeros(labels.shape, device=nats.device).masked_scatter(labelled, nats)
+    return per_token.sum(1), labelled.sum(1)
+
+
 def compact_positions(mask: Tensor) -> Tensor:
     """(B, T) int64: positions that count real tokens only, so that what follows padding goes on after the text."""
     return (mask.long().cumsum(dim=1) - 1).clamp(min=0)

@@ -19,6 +19,7 @@ from infotok_lit.batch import (
     UnderstandingBatch,
 )
 from infotok_lit.checkpoints import KeyMap, OfficialPart
+from infotok_lit.errors import SettingsError
 from infotok_lit.models.common.autoencoders import NETWORK, build_autoencoder, to_tokens
 from infotok_lit.models.common.language_model import text_loss
 from infotok_lit.models.common.model_config import Grid
@@ -140,6 +141,14 @@ class OpenUni(UnifiedModel):
         targets, grid = to_tokens(latents, 1)
         return self.branch_output(
             "generation", loss, condition.tokens, batch.text, (0, 0), latents=targets, latent_grid=grid
+        )
+
+    def caption_nats(self, tokens: Tensor, output: BranchOutput, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """SettingsError: the queries read the prompt and no image, so a caption read from them would be an echo."""
+        raise SettingsError(
+            "captioning has no meaning for OpenUni: its generation tokens are made from the prompt alone and see no "
+            "image, so their caption is the prompt again. Take captioning out of objective.terms, or train Harmon or "
+            "Show-o2"
         )
 
     def reconstruct(
