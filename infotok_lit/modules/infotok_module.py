@@ -64,6 +64,8 @@ class InfoTokModule(pl.LightningModule):
             folders and runs bring their own.
         tokenizer: Folder or hub name of the tokenizer; default: the one that init_from brings, or that of the size.
         image_size: Side of the images in pixels; default: that of the size.
+        capacity_bits: The most bits that the shared tokens of an image may carry in training, in each branch: they are
+            normalised without a gain, then noise of a fixed strength is added (docs/objective.md). Null for no limit.
         reading_gradient_scale: Factor on the gradient that the image-to-text loss sends into the visual encoder;
             default: that of the size.
         settings: Other entries of the model's configuration that differ from the size's, nested as in an exported
@@ -90,6 +92,7 @@ class InfoTokModule(pl.LightningModule):
         parts: dict[str, str] | None = None,
         tokenizer: str | None = None,
         image_size: int | None = None,
+        capacity_bits: float | None = None,
         reading_gradient_scale: float | None = None,
         settings: dict[str, Any] | None = None,
         objective: ObjectiveConfig = ObjectiveConfig(),  # noqa: B008 - frozen
@@ -103,7 +106,7 @@ class InfoTokModule(pl.LightningModule):
         answer_tokens: int = 32,
     ) -> None:
         super().__init__()
-        named = {"image_size": image_size, "grad_scale": reading_gradient_scale}
+        named = {"image_size": image_size, "capacity_bits": capacity_bits, "grad_scale": reading_gradient_scale}
         settings = dict(settings or {}) | {name: value for name, value in named.items() if value is not None}
         self.initial_model = InitialModel(self.family, size, init_from, dict(parts or {}), tokenizer, settings)
         self.objective_config = objective

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from infotok_lit.batch import IMAGE_TOKEN_ID, Tokenizer
 from infotok_lit.models.common.autoencoders import build_autoencoder
+from infotok_lit.models.common.channel import Channel
 from infotok_lit.models.common.language_model import build_language_model
 from infotok_lit.models.showo2.diffusion_head import DiffusionHead
 from infotok_lit.models.showo2.encoder import DualPathEncoder, SharedTokens
@@ -60,7 +61,8 @@ class Showo2Network(UnifiedModel):
         self.parts = {name: (f"{name}.",) for name in PARTS}
         self.token_parts = {"understanding": ("encoder",), "generation": ("encoder",)}
         self.autoencoder = build_autoencoder(config.autoencoder)
-        self.encoder = DualPathEncoder(config.semantic, config.quantiser, channels, width)
+        channel = Channel(config.capacity_bits, config.num_image_tokens - 1, width)
+        self.encoder = DualPathEncoder(config.semantic, config.quantiser, channel, channels, width)
         self.llm = build_language_model(config.llm, OMNI_ATTENTION)
         self.time_embed = TimeEmbedding(head.width)
         same = head.width == width
