@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
-from infotok_lit.assets import SCENES_TOKENIZER
+from infotok_lit.assets import embedded_base
 from infotok_lit.models.common.model_config import QWEN25, SCENES_LLM, KL16Config, LanguageModelConfig, ModelConfig
 from infotok_lit.models.family import Family, Part
 
@@ -106,7 +106,7 @@ SIZES: dict[str, HarmonConfig] = {
             num_classes=1,
         ),
         # Sequences have some 60 positions: with 100 or more, generation read its prompt as a bag of words.
-        llm=replace(SCENES_LLM, num_hidden_layers=3, vocab_size=440, rope_theta=10.0),
+        llm=replace(SCENES_LLM, num_hidden_layers=3, rope_theta=10.0),
         sampling=SamplingConfig(iterations=16, guidance=2.0),
         # Objects reach about 1.5, so that their colour drowns in half of the noise levels and text is worth reading.
         latent_scale=0.3,
@@ -136,7 +136,7 @@ class HarmonFamily(Family):
     sampling = SamplingConfig
     sizes = SIZES
     tokenizers: ClassVar[Mapping[str, str]] = {
-        "scenes32": str(SCENES_TOKENIZER),
+        "scenes32": str(embedded_base("harmon", "scenes32")),
         "0.5b": "Qwen/Qwen2.5-0.5B-Instruct",
         "1.5b": "Qwen/Qwen2.5-1.5B-Instruct",
     }
