@@ -30,7 +30,7 @@ from infotok_lit.batch import (
 )
 from infotok_lit.checkpoints import OfficialPart
 from infotok_lit.models.common.answering import LanguageParts, answer_after_prefix, split_after_image
-from infotok_lit.models.common.language_model import answer_greedily, embed_with_images, text_nats
+from infotok_lit.models.common.language_model import CAUSAL, answer_greedily, embed_with_images, text_nats
 from infotok_lit.models.common.model_config import Grid, token_grid
 from infotok_lit.models.common.reconstruction import (
     RandomTemplates,
@@ -63,8 +63,13 @@ class UnifiedModel(nn.Module, ABC):
     """Name for people -> prefixes of parameter names; gradient norms are logged for each."""
     token_parts: Mapping[Branch, tuple[str, ...]]
     """Which parts make the shared tokens of each branch."""
+    understanding_prefixes: tuple[str, ...] = ("",)
+    """Beginnings of the names of all parameters that the loss of understanding can train."""
     reconstruction_defaults = ReconstructionConfig(condition="same_res", gradient_scale=0.1, template_swap=0.1)
     """How the family is trained to reconstruct, unless a call says otherwise."""
+
+    in_step = False
+    """Whether processes compute with weights that they share out, so that none may stop before the others."""
 
     def __init__(self, config: Any, processor: Processor) -> None:
         super().__init__()
@@ -135,11 +140,9 @@ class UnifiedModel(nn.Module, ABC):
             SettingsError: generation's tokens are not made from the image.
         """
         visual = self.project_for_llm(tokens)
-        ids, mask, labels = (
-            part.to(visual.device) for part in self.processor.caption_answers(captions, visual.shape[1])
-        )
+        ids, labels = (part.to(visual.device) for part in self.processor.caption_answers(captions, visual.shape[1]))
         embeds = self.embed_with_images(ids, visual)
-        hidden = self.text_body(inputs_embeds=embeds, attention_mask=mask, use_cache=False).last_hidden_state
+        hidden = self.text_body(inputs_embeds=embeds, attention_mask=CAUSAL, use_cache=False).last_hidden_state
         return text_nats(self.language_model.lm_head, hidden, labels)
 
     def reconstruction(
@@ -271,13 +274,17 @@ class UnifiedModel(nn.Module, ABC):
     def answer(self, embeds: Tensor, mask: Tensor, max_new_tokens: int, use_cache: bool = True) -> Tensor:
         """Greedy continuation ids (B, at most max_new_tokens) of left-padded embeddings (B, T, H)."""
         adjust = self.adjust_logits
-        return answer_greedily(self.language_model, embeds, mask, self.processor, max_new_tokens, use_cache, adjust)
+        return answer_greedily(
+            self.language_model, embeds, mask, self.processor, max_new_tokens, use_cache, adjust, self.in_step
+        )
 
     @property
     def language_parts(self) -> LanguageParts:
         """The language model, in the parts that decoding needs."""
         head = self.language_model.lm_head
-        return LanguageParts(self.text_body, head, self.text_embedding, self.processor, self.adjust_logits)
+        return LanguageParts(
+            self.text_body, head, self.text_embedding, self.processor, self.adjust_logits, self.in_step
+        )
 
     @property
     def adjust_logits(self) -> LogitsProcessor | None:

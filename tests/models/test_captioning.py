@@ -79,10 +79,11 @@ def test_an_empty_caption_costs_nothing_and_a_long_one_loses_its_end() -> None:
     processor = model.processor
     processor.max_length = 60
     short, empty = "a red circle", " "
-    ids, mask, labels = processor.caption_answers([short, empty, "a red circle and " * 200], 10)
-    assert ids.shape == mask.shape == labels.shape and ids.shape[1] == 60
+    ids, labels = processor.caption_answers([short, empty, "a red circle and " * 200], 10)
+    assert ids.shape == labels.shape == (3, 60)
     counted = (labels != IGNORE_INDEX).sum(1).tolist()
-    prompt = int(mask[1].sum())
+    words = "<|im_start|>user\n", "\ndescribe the image.", "<|im_end|>\n<|im_start|>assistant\n"
+    prompt = 10 + sum(len(processor.encode(part)) for part in words)
     assert counted == [len(processor.answer(short)), 0, 60 - prompt]
     assert (ids[0] == IMAGE_TOKEN_ID).sum() == 10
 

@@ -27,7 +27,7 @@ from infotok_lit.batch import (
 )
 from infotok_lit.errors import SettingsError
 from infotok_lit.models.common.images import crop_to_square, pad_to_square, to_pixels
-from infotok_lit.models.common.text import Text, pad, paired_text
+from infotok_lit.models.common.text import Text, label_places, pad, paired_text
 
 
 class Words(NamedTuple):
@@ -117,17 +117,19 @@ class ChatProcessor(ABC):
         ids, mask = pad([ids for ids, _ in rows], self.pad_id)
         texts = [self._exchange(sample.question, sample.answer) for sample in samples]
         negatives = [[self._exchange(*exchange) for exchange in sample.negatives] for sample in samples]
+        labels, _ = pad([labels for _, labels in rows], IGNORE_INDEX)
         return UnderstandingBatch(
             pixel_values=self.pixels([sample.image for sample in samples]),
             input_ids=ids,
             attention_mask=mask,
-            labels=pad([labels for _, labels in rows], IGNORE_INDEX)[0],
+            labels=labels,
             text=self._paired(texts, [f"{sample.question}\n{sample.answer}" for sample in samples], negatives),
             questions=[sample.question for sample in samples],
             answers=[sample.answer for sample in samples],
             names=[sample.name for sample in samples],
             skipped=list(skipped),
             cut=cut,
+            label_places=label_places(labels),
         )
 
     def generation(self, samples: Sequence[GenerationSample], skipped: Sequence[str] = ()) -> GenerationBatch:
@@ -163,17 +165,17 @@ class ChatProcessor(ABC):
         ids = self.fit(prompt, sample.name, reserved=len(answer) + len(after), cut=cut)
         return ids + answer + after, [IGNORE_INDEX] * len(ids) + answer + [IGNORE_INDEX] * len(after)
 
-    def caption_answers(self, captions: Sequence[str], num_image_tokens: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Ids, mask and labels (B, T) of a request to describe one image each, answered by its caption.
+    def caption_answers(self, captions: Sequence[str], num_image_tokens: int) -> tuple[Tensor, Tensor]:
+        """Right-padded ids and labels (B, T) of a request to describe one image each, answered by its caption.
 
         An empty caption has no label; one that is too long loses its end.
         """
         prompt = self.fit(self.training_question(CAPTION_REQUEST, num_image_tokens), "a caption's request", reserved=1)
         room = self.max_length - len(prompt)
         answers = [self.answer(caption)[:room] if caption.strip() else [] for caption in captions]
-        ids, mask = pad([prompt + answer for answer in answers], self.pad_id)
+        ids, _ = pad([prompt + answer for answer in answers], self.pad_id)
         labels, _ = pad([[IGNORE_INDEX] * len(prompt) + answer for answer in answers], IGNORE_INDEX)
-        return ids, mask, labels
+        return ids, labels
 
     def understanding_prompts(
         self, prompts: Sequence[str], num_image_tokens: int | None = None, pad_left: bool = True

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 from infotok_lit.assets import embedded_base
+from infotok_lit.errors import SettingsError
 from infotok_lit.models.common.model_config import QWEN25, SCENES_LLM, KL16Config, LanguageModelConfig, ModelConfig
 from infotok_lit.models.family import Family, Part
 
@@ -47,6 +48,15 @@ class SamplingConfig:
     guidance: float = 3.0
     guidance_schedule: Literal["constant", "linear"] = "constant"
     temperature: float = 1.0
+    solver_steps: int = 0
+    """Steps of DPM-Solver++ for each token; 0: ancestral sampling over the steps of `mar.sampling_steps`."""
+
+    def __post_init__(self) -> None:
+        if self.solver_steps and self.temperature != 1:
+            raise SettingsError(
+                f"temperature is {self.temperature}, but DPM-Solver++ has no noise to scale: set solver_steps to 0, or "
+                "leave temperature at 1"
+            )
 
 
 @dataclass(frozen=True)
@@ -151,8 +161,9 @@ class HarmonFamily(Family):
     weighted = ("autoencoder", "mar", "llm")
 
     def differing_parts(self, found: HarmonConfig, wanted: HarmonConfig) -> list[str]:
-        """As for all families, but dropout has no weights, and acts in training only."""
-        return super().differing_parts(replace(found, mar=replace(found.mar, dropout=wanted.mar.dropout)), wanted)
+        """As for all families, but no weights depend on dropout, nor on how tokens are sampled."""
+        mar = replace(found.mar, dropout=wanted.mar.dropout, sampling_steps=wanted.mar.sampling_steps)
+        return super().differing_parts(replace(found, mar=mar), wanted)
 
 
 FAMILY = HarmonFamily()
