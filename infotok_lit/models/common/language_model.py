@@ -102,6 +102,15 @@ def text_loss(head: nn.Module, hidden: Tensor, labels: Tensor, places: Tensor | 
     return loss, labels.new_full((), len(places))
 
 
+def text_nats(head: nn.Module, hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """As `text_loss` for each text by itself: nats (B,) float32, and the number of labelled tokens (B,)."""
+    places = label_places(labels)
+    logits = head(hidden.flatten(0, 1)[places - 1])
+    nats = F.cross_entropy(logits.float(), labels.flatten()[places], reduction="none")
+    rows, none = places // labels.shape[1], nats.new_zeros(len(labels))
+    return none.index_add(0, rows, nats), none.long().index_add(0, rows, torch.ones_like(rows))
+
+
 def compact_positions(mask: Tensor) -> Tensor:
     """(B, T) int64: positions that count real tokens only, so that what follows padding goes on after the text."""
     return (mask.long().cumsum(dim=1) - 1).clamp(min=0)
