@@ -58,7 +58,7 @@ def summarise(
         "graded": graded,
         "complete": len(rows) == planned and graded == planned,
         "unparsed": sum(row["parsed"] is None for row in answered) / len(answered) if answered else None,
-        "grader": None if grader is None else {"name": grader.name, **grader.spent(verdicts)},
+        "grader": None if grader is None else {"name": grader.name, **grader.facts(verdicts)},
         **benchmark.facts,
         "model": dict(model),
         "per_second": {stage: made / progress.seconds[stage] for stage, made in progress.made.items()},
@@ -163,6 +163,11 @@ def _notes(results: Sequence[Result], marked: bool) -> list[str]:
         if content["unparsed"] is not None:
             share = f"{content['unparsed']:.1%}"
             notes.append(f"{result.model}: {share} of the answers could not be read ({benchmark.rules} rules).")
+    accuracy = (results[0].content["grader"] or {}).get("accuracy")
+    if accuracy is not None:
+        notes.append(
+            f"The images are judged by a program that names {accuracy:.1%} of the objects in true ones rightly."
+        )
     return notes
 
 

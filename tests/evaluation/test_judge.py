@@ -188,7 +188,7 @@ def test_verdicts_survive_a_judge_that_breaks_down(server, tmp_path):
     server.calls.clear()
     benchmark, more = judged(tmp_path, endpoint, FakeModel(most=0), limit=8)
     assert len(more) == 8 and len(server.calls) == 1
-    assert benchmark.grader.spent([row["verdict"] for row in more])["tokens_in"] == 6000
+    assert benchmark.grader.facts([row["verdict"] for row in more])["tokens_in"] == 6000
 
 
 def test_the_judge_sees_the_image_the_prompt_and_the_checklist(server, tmp_path):
