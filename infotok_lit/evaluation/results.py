@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from infotok_lit import __version__
 from infotok_lit.evaluation.benchmark import Benchmark
-from infotok_lit.evaluation.paper import SOURCE, impossible, paper_rows
+from infotok_lit.evaluation.paper import IMPOSSIBLE, SOURCE, paper_rows, printed
 from infotok_lit.evaluation.records import Row, to_lines
 from infotok_lit.evaluation.running import Progress
 from infotok_lit.files import write_whole
@@ -138,11 +138,8 @@ def table(results: Sequence[Result]) -> str:
     marked = False
     for row in paper_rows(column for column in columns if column):
         values = [row.scores.get(column) if column else None for column in columns]
-        cells = []
-        for column, value in zip(columns, values, strict=True):
-            wrong = value is not None and impossible(column, value)
-            marked |= wrong
-            cells.append("" if value is None else f"{value:g}{' †' if wrong else ''}")
+        cells = [printed(column, value) for column, value in zip(columns, values, strict=True)]
+        marked |= any(cell.endswith("†") for cell in cells)
         lines.append(_line([f"{row.model}{f' {row.size}' if row.size else ''}, {row.variant} (paper)", *cells]))
     lines += ["", *_notes(results, marked)]
     return "\n".join(lines) + "\n"
@@ -154,7 +151,7 @@ def _notes(results: Sequence[Result], marked: bool) -> list[str]:
     if benchmark.paper:
         notes[0] += f" Rows marked (paper) are printed in {SOURCE}; prompts, seeds and scorer are not all stated there."
     if marked:
-        notes.append("† cannot come from 40 prompts with one image each.")
+        notes.append(IMPOSSIBLE)
     for result in results:
         content = result.content
         if not content["complete"]:
