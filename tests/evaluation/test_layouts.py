@@ -113,7 +113,7 @@ def test_geneval_plus_plus_counts_an_unread_verdict_as_wrong(tmp_path):
     assert found["counting"] == 0.5 and found["overall"] == pytest.approx((6 + 0.5) / 7)
     file.write_text(json.dumps(plain))
     found = scores(benchmark, benchmark.aggregate([file]))
-    assert found["counting"] == found["overall"] == pytest.approx(1 / 40)
+    assert (found["counting"], found["overall"]) == pytest.approx((1 / 40, 1 / 40))
     for wrong in ('[{"verdict": 1}]', '{"results": []}', '[{"id": 281, "correct": 1}]'):
         file.write_text(wrong)
         with pytest.raises(DataError, match="needs `correct`, and an `id` from 1 to 280"):
