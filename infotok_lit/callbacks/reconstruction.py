@@ -5,6 +5,7 @@ from itertools import islice
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import move_data_to_device, rank_zero_warn
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -72,7 +73,7 @@ class Reconstruction(pl.Callback):
         Raises:
             SettingsError: for data that has none, and a strategy under which no process has the whole model.
         """
-        if isinstance(trainer.strategy, SHARDING_STRATEGIES):
+        if isinstance(trainer.strategy, (*SHARDING_STRATEGIES, ModelParallelStrategy)):
             raise SettingsError("Reconstruction: one process measures, which a sharded model does not allow: use DDP")
         data = trainer.datamodule
         if isinstance(data, UnifiedDataModule):
