@@ -142,7 +142,8 @@ def test_a_configuration_states_only_what_differs(config) -> None:
 def test_the_list_of_callbacks_stands_once() -> None:
     """What is measured of a study's cells, of a probe and in an evaluation is another list, and short."""
     listing = [config for config in CONFIGS if "callbacks" in read(find_config(config)).get("trainer", {})]
-    assert listing == ["evaluation/paper_table5", "evaluation/scenes32", "probe/decoder", "trainer/cell"]
+    evaluations = ["evaluation/paper_table5", "evaluation/paper_table5_judged", "evaluation/scenes32"]
+    assert listing == [*evaluations, "probe/decoder", "trainer/cell"]
 
 
 def test_the_index_names_every_configuration() -> None:
