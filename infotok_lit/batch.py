@@ -144,6 +144,8 @@ class UnderstandingBatch(NamedTuple):
     """One message per broken sample that was replaced while this batch was made."""
     cut: Sequence[str] = ()
     """One message per text that lost its end because it was longer than the model's limit."""
+    encoded: Tensor | None = None
+    """(B, c, h, w) float32: what the frozen autoencoder makes of the images; None where nobody has asked it yet."""
 
 
 class GenerationBatch(NamedTuple):
@@ -162,6 +164,8 @@ class GenerationBatch(NamedTuple):
     """One message per broken sample that was replaced while this batch was made."""
     cut: Sequence[str] = ()
     """One message per text that lost its end because it was longer than the model's limit."""
+    encoded: Tensor | None = None
+    """(B, c, h, w) float32: what the frozen autoencoder makes of the images; None where nobody has asked it yet."""
 
 
 Batch = UnderstandingBatch | GenerationBatch
@@ -238,6 +242,21 @@ class ReconstructionOutput:
     """Scalar: how many elements were summed."""
     quantiser_loss: Tensor | None = None
     """Scalar: what the quantiser itself asks to be minimised, already weighted; None for continuous tokens."""
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """Which frozen autoencoder makes latents of a model's images: a cache of latents belongs to one."""
+
+    family: str
+    image_size: int
+    """Pixels per side."""
+    autoencoder: str
+    """What kind it is."""
+    digest: str
+    """Of its settings and weights."""
+    branches: tuple[Branch, ...]
+    """Whose images it encodes."""
 
 
 # What turns samples into batches

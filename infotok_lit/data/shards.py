@@ -48,6 +48,8 @@ class ImageTextShards(ImageTextSource):
         min_side: int = 9,
         max_aspect: float = 10.0,
         max_pixels: int = MAX_PIXELS,
+        random_crop: bool = True,
+        jpeg_draft: int | None = None,
     ) -> None:
         """Fetch and index the shards, or find their index in the cache.
 
@@ -63,9 +65,21 @@ class ImageTextShards(ImageTextSource):
             min_side: Images with a smaller side, in pixels, are broken samples.
             max_aspect: Images whose long side is this many short sides or more are broken samples.
             max_pixels: Images with more pixels are broken samples; they are not decoded.
+            random_crop: A square to generate is cut at another place in each epoch, if the base model leaves it open;
+                false takes the middle.
+            jpeg_draft: JPEGs are decoded to a half, a quarter or an eighth of their sides if these keep so many pixels:
+                faster for large photographs, and the pixels differ slightly. Null decodes them whole.
         """
-        questions = DESCRIBE_QUESTIONS if describe_questions is None else tuple(describe_questions)
-        options = SampleOptions(caption_key, first_turn_only, questions, min_side, max_aspect, max_pixels)
+        options = SampleOptions(
+            caption_key=caption_key,
+            first_turn_only=first_turn_only,
+            describe_questions=DESCRIBE_QUESTIONS if describe_questions is None else tuple(describe_questions),
+            min_side=min_side,
+            max_aspect=max_aspect,
+            max_pixels=max_pixels,
+            random_crop=random_crop,
+            jpeg_draft=jpeg_draft,
+        )
         folder = default_cache() if cache is None else Path(cache)
         folder.mkdir(parents=True, exist_ok=True)
         patterns = [shards] if isinstance(shards, str) else shards

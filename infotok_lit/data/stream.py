@@ -21,6 +21,7 @@ from infotok_lit.batch import (
     Source,
     TooManyBrokenSamplesError,
 )
+from infotok_lit.data.latents import Latents
 from infotok_lit.errors import SettingsError
 
 MAX_ATTEMPTS = 100
@@ -178,6 +179,14 @@ class BranchDataset(Dataset):
         return replace(sample, negatives=tuple(texts[i] for i in chosen))
 
 
-def collate(build: Callable[[Sequence[Any], Sequence[str]], Any], draws: Sequence[Draw]) -> Any:
-    """A batch from draws; `build` is the method of the base model's processor for the branch."""
-    return build([draw.sample for draw in draws], [message for draw in draws for message in draw.skipped])
+def collate(
+    build: Callable[[Sequence[Any], Sequence[str]], Any], draws: Sequence[Draw], latents: Latents | None = None
+) -> Any:
+    """A batch from draws.
+
+    Args:
+        build: the method of the base model's processor for the branch.
+        latents: what the batch's latents are looked up in, if they are known.
+    """
+    batch = build([draw.sample for draw in draws], [message for draw in draws for message in draw.skipped])
+    return batch if latents is None else batch._replace(encoded=latents.look_up(batch.pixel_values, batch.names))

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 from infotok_lit.assets import SCENES_TOKENIZER
+from infotok_lit.batch import BRANCHES
 from infotok_lit.models.common.model_config import QWEN25, SCENES_LLM, KL16Config, LanguageModelConfig, ModelConfig
 from infotok_lit.models.family import Family, Part
 
@@ -147,6 +148,7 @@ class HarmonFamily(Family):
         )
     }
     weighted = ("autoencoder", "mar", "llm")
+    encoded_branches = BRANCHES
 
     def differing_parts(self, found: HarmonConfig, wanted: HarmonConfig) -> list[str]:
         """As for all families, but dropout has no weights, and acts in training only."""
