@@ -89,6 +89,21 @@ class Source(ABC):
         """How many samples serve a branch; a source in which not every row serves both overrides this."""
         return len(self)
 
+    def order(self, branch: Branch, rng: np.random.Generator, block: int) -> np.ndarray:
+        """The order (length,) in which one pass draws the samples of a branch; here any is equally likely.
+
+        Args:
+            block: how many samples one process draws before the next process draws.
+        """
+        return rng.permutation(self.branch_length(branch))
+
+    def lookahead(self, branch: Branch, block: int) -> int:
+        """So many samples before one is drawn, in the order of all processes, `prefetch` is told of it; 0: never."""
+        return 0
+
+    def prefetch(self, branch: Branch, index: int) -> None:  # noqa: B027 - most sources have all at hand
+        """Get ready for a sample that will soon be drawn, in the background; here nothing is done."""
+
     def split(self, share: float) -> tuple[Source, Source]:
         """The source without a share of its images, and with that share alone; always the same, whatever the order.
 

@@ -227,6 +227,8 @@ class UnifiedDataModule(LightningDataModule):
             start=partial(self._position, branch),
             num_replicas=self.trainer.world_size,
             rank=self.trainer.global_rank,
+            permute=partial(source.order, branch, block=batch_size),
+            lookahead=source.lookahead(branch, batch_size),
         )
         dataset = BranchDataset(source, branch, self._seed, self._prompt_dropout, self._hard_negatives(branch, source))
         return self._loader(dataset, branch, sampler, batch_size, keep_workers=True)

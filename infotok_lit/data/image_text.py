@@ -79,17 +79,25 @@ class ImageTextSource(Source):
             branch: np.array([i for i, branches in enumerate(serves) if branch in branches], dtype=np.int64)
             for branch in BRANCHES
         }
+        self._unused = sum(not branches for branches in serves)
+
+    def report(self) -> None:
+        """Say in the log what there is; a warning if some rows are left out."""
         counts = ", ".join(f"{len(index)} serve {branch}" for branch, index in self._rows_of.items())
-        unused = sum(not branches for branches in serves)
-        level = logging.WARNING if unused else logging.INFO
-        log.log(level, "%s: %d rows: %s; %d left out (no image or no text)", label, len(rows), counts, unused)
+        level = logging.WARNING if self._unused else logging.INFO
+        said = "%s: %d rows: %s; %d left out (no image or no text)"
+        log.log(level, said, self._label, len(self), counts, self._unused)
+
+    def count(self, branch: Branch) -> int:
+        """How many rows serve a branch."""
+        return len(self._rows_of[branch])
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def branch_length(self, branch: Branch) -> int:
         """How many rows serve a branch; DataError if none does."""
-        count = len(self._rows_of[branch])
+        count = self.count(branch)
         if not count:
             fields = f'"{self._options.caption_key}" or "captions"'
             if branch == "understanding":
@@ -207,6 +215,7 @@ class ImageTextFolder(ImageTextSource):
             for row in read_rows(path)
         ]
         super().__init__(annotations, PackedRows(rows), [_branches(row, options) for row in rows], options)
+        self.report()
 
     def _open(self, row: int) -> tuple[str, Path | bytes, RowText]:
         fields = self._rows[row]
