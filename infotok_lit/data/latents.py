@@ -61,12 +61,13 @@ class Latents:
         self._check(encoding)
         self._shards = sorted(folder.glob("latents-*.safetensors"))
         keys = [_read(shard, "key").numpy() for shard in self._shards]
-        places = [(number, row) for number, found in enumerate(keys) for row in range(len(found))]
+        counts = [len(found) for found in keys]
+        numbers, rows = np.repeat(np.arange(len(keys)), counts), [np.arange(count) for count in counts]
         halves = np.concatenate([np.zeros((0, KEY_BYTES), np.uint8), *keys]).view(np.uint64)
         # Sorted arrays, not a dict: these stay shared between forked workers.
         order = np.argsort(halves[:, 0], kind="stable")
         self._halves = halves[order]
-        self._places = np.array(places, dtype=np.int64).reshape(-1, 2)[order]
+        self._places = np.stack([numbers, np.concatenate([np.zeros(0, np.int64), *rows])], axis=1)[order]
 
     def __len__(self) -> int:
         return len(self._halves)
@@ -142,7 +143,8 @@ class LatentWriter:
         """
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / _ABOUT).exists():
-            if any(folder.iterdir()):
+            # What is hidden, a process that was stopped left half written; another one may be writing this file now.
+            if any(not path.name.startswith(".") and path.name != _ABOUT for path in folder.iterdir()):
                 raise SettingsError(f"{folder} holds something else than latents: name an empty folder, or a new one")
             write_whole(folder / _ABOUT, (json.dumps(_primitives(encoding), indent=2) + "\n").encode())
         self._present = Latents(folder, encoding)
