@@ -127,8 +127,12 @@ class Benchmark(ABC):
         return ()
 
     def open_image(self, name: str, folder: Path) -> Image.Image:
-        """An image of a question, RGB; `folder` is the result folder. MissingFileError if it is not there."""
-        raise NotImplementedError(f"{self.name} asks about no images")
+        """An image of a question, RGB; here one of `drawings`. MissingFileError if it is not there.
+
+        Args:
+            folder: the result folder.
+        """
+        return open_file(folder / name, type(self))
 
     @abstractmethod
     def grade(self, rows: Sequence[Row]) -> list[Row]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 from infotok_lit.assets import embedded_base
+from infotok_lit.batch import BRANCHES
 from infotok_lit.errors import SettingsError
 from infotok_lit.models.common.model_config import QWEN25, SCENES_LLM, KL16Config, LanguageModelConfig, ModelConfig
 from infotok_lit.models.family import Family, Part
@@ -159,6 +160,7 @@ class HarmonFamily(Family):
         )
     }
     weighted = ("autoencoder", "mar", "llm")
+    encoded_branches = BRANCHES
 
     def differing_parts(self, found: HarmonConfig, wanted: HarmonConfig) -> list[str]:
         """As for all families, but no weights depend on dropout, nor on how tokens are sampled."""

@@ -200,6 +200,7 @@ class OpenUniFamily(Family):
         ),
     }
     weighted = ("vision", "llm", "connector", "transformer", "autoencoder", "num_queries")
+    encoded_branches = ("generation",)
     essential = ("meta_queries", "connector.", "projector.")
 
     def load_tokenizer(self, source: str) -> "PreTrainedTokenizerBase":

@@ -20,7 +20,7 @@ from infotok_lit.batch import (
 )
 from infotok_lit.checkpoints import KeyMap, OfficialPart
 from infotok_lit.errors import SettingsError
-from infotok_lit.models.common.autoencoders import NETWORK, build_autoencoder, to_tokens
+from infotok_lit.models.common.autoencoders import NETWORK, build_autoencoder, encode, to_tokens
 from infotok_lit.models.common.channel import Channel
 from infotok_lit.models.common.language_model import CAUSAL, text_loss
 from infotok_lit.models.common.model_config import Grid
@@ -98,10 +98,14 @@ class OpenUni(UnifiedModel):
     # Latents
 
     @torch.no_grad()
-    def encode_images(self, pixel_values: Tensor) -> Tensor:
-        """(B, 3, height, width) in [-1, 1] -> scaled latents (B, C, h, w)."""
+    def encode_images(self, pixel_values: Tensor, encoded: Tensor | None = None) -> Tensor:
+        """(B, 3, height, width) in [-1, 1] -> scaled latents (B, C, h, w).
+
+        Args:
+            encoded: what the autoencoder makes of them, if that is known.
+        """
         self.grid_of(*pixel_values.shape[2:])
-        return self.autoencoder.encode(pixel_values) * self.config.latent_scale
+        return (encode(self.autoencoder, pixel_values) if encoded is None else encoded) * self.config.latent_scale
 
     @torch.no_grad()
     def decode_images(self, latents: Tensor) -> Tensor:
@@ -140,7 +144,7 @@ class OpenUni(UnifiedModel):
         self, batch: GenerationBatch, transform: TokenTransform | None = None, random: RandomNumbers | None = None
     ) -> BranchOutput:
         """Squared error of the velocity, summed over latent numbers."""
-        latents = self.encode_images(batch.pixel_values)
+        latents = self.encode_images(batch.pixel_values, batch.encoded)
         condition = self.condition_on(self.text_embedding(batch.input_ids), batch.attention_mask, transform)
         loss_sum = self.flow_loss(latents, condition.condition, random)
         loss = (loss_sum, loss_sum.new_full((), latents.numel(), dtype=torch.int64))
@@ -174,7 +178,7 @@ class OpenUni(UnifiedModel):
             seen = scale_gradient(transformed(tokens, understood_transform), gradient_scale)
         embeds = self.embed_with_images(ids.to(seen.device), seen)
         condition = self.condition_on(embeds, mask.to(seen.device), generated_transform)
-        latents = self.encode_images(batch.pixel_values)
+        latents = self.encode_images(batch.pixel_values, batch.encoded)
         loss = self.flow_loss(latents, condition.condition, random)
         return ReconstructionOutput(loss, loss.new_full((), latents.numel(), dtype=torch.int64))
 
@@ -247,7 +251,7 @@ class OpenUni(UnifiedModel):
         with torch.set_grad_enabled(trains_understanding and torch.is_grad_enabled()):
             tokens = self.understood_tokens(sources)
         condition = self.condition_on_images(batch.input_ids, batch.attention_mask, tokens, max_length)
-        latents = self.encode_images(batch.pixel_values)
+        latents = self.encode_images(batch.pixel_values, batch.encoded)
         return self.flow_loss(latents, condition.condition, random) / latents.numel()
 
     @torch.no_grad()

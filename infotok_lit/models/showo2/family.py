@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from infotok_lit.assets import embedded_base
+from infotok_lit.batch import BRANCHES
 from infotok_lit.models.common.model_config import (
     QWEN25,
     SCENES_LLM,
@@ -194,6 +195,7 @@ class Showo2Family(Family):
         )
     }
     weighted = ("autoencoder", "semantic", "llm", "diffusion_head", "quantiser")
+    encoded_branches = BRANCHES
 
     def load_tokenizer(self, source: str) -> "PreTrainedTokenizerBase":
         """With the tokens of Show-o2 that Qwen2.5's tokenizer lacks, in the official order."""
