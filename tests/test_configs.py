@@ -167,7 +167,7 @@ def refusal(capsys, *arguments: str) -> str:
         (
             "model.init_args.objective.terms=[compactness,sufficency]",
             "model.init_args.objective.terms: 'sufficency' is not one of compactness, sufficiency, alignment, "
-            "self_alignment; did you "
+            "self_alignment, captioning; did you "
             "mean sufficiency?",
         ),
         (
@@ -240,7 +240,7 @@ def test_a_negative_number_may_follow_a_space(capsys) -> None:
         (
             "model:\n  init_args:\n    objective:\n      terms: [compression]\n",
             "model.init_args.objective.terms: 'compression' is not one of compactness, sufficiency, alignment, "
-            "self_alignment; did you "
+            "self_alignment, captioning; did you "
             "mean compactness? (in {})",
         ),
         ("data:\n  init_args:\n    val_batch_size: 0\n", "must be at least 1"),
