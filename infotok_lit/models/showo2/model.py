@@ -21,7 +21,6 @@ from infotok_lit.batch import (
 )
 from infotok_lit.checkpoints import KeyMap, OfficialPart
 from infotok_lit.models.common.autoencoders import (
-    BlockTransform,
     LatentPosterior,
     WanVAE,
     encode,
