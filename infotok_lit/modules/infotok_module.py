@@ -202,10 +202,8 @@ class InfoTokModule(pl.LightningModule):
         if self.infotok.needs_understood(branch):
             with torch.no_grad():
                 understood = self.base.understood_tokens(batch.pixel_values)
-        # Without the graph of the model's own loss, through which zeros would go back from the heads under FSDP.
-        seen = replace(output, loss_sum=output.loss_sum.detach())
         objective = self.infotok(
-            branch, seen, self.global_step, path=path, pixel_values=batch.pixel_values, understood=understood
+            branch, output, self.global_step, path=path, pixel_values=batch.pixel_values, understood=understood
         )
         return BranchResult(output, task_loss(output), objective)
 

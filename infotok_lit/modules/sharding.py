@@ -108,6 +108,9 @@ def shard(base: UnifiedModel, heads: InfoTok, mesh: DeviceMesh) -> None:
         fully_shard(block, mesh=mesh, shard_placement_fn=dimension)
     fully_shard(base, mesh=mesh, shard_placement_fn=dimension, ignored_params=whole)
     fully_shard(heads, mesh=mesh, shard_placement_fn=dimension)
+    # Balance measures gradients at the very tokens that the model made, so FSDP must not put others in their place.
+    heads.register_forward_pre_hook(_hide, prepend=True, with_kwargs=True)
+    heads.register_forward_pre_hook(_show, with_kwargs=True)
     base.in_step = True
     _gather_for(base, BASE_ENTRIES)
     _gather_for(heads, HEADS_ENTRIES)
@@ -129,6 +132,21 @@ def repeated_blocks(base: UnifiedModel) -> Iterator[nn.Module]:
             yield from module
         else:
             waiting += module.children()
+
+
+class _Hidden:
+    """Arguments that FSDP does not look into."""
+
+    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.arguments = args, kwargs
+
+
+def _hide(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return (_Hidden(args, kwargs),), {}
+
+
+def _show(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return args[0].arguments
 
 
 def _gather_for(module: nn.Module, entries: Sequence[str]) -> None:
