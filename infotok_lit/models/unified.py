@@ -63,6 +63,8 @@ class UnifiedModel(nn.Module, ABC):
     """Name for people -> prefixes of parameter names; gradient norms are logged for each."""
     token_parts: Mapping[Branch, tuple[str, ...]]
     """Which parts make the shared tokens of each branch."""
+    understanding_prefixes: tuple[str, ...] = ("",)
+    """Beginnings of the names of all parameters that the loss of understanding can train."""
     reconstruction_defaults = ReconstructionConfig(condition="same_res", gradient_scale=0.1, template_swap=0.1)
     """How the family is trained to reconstruct, unless a call says otherwise."""
 

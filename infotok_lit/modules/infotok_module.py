@@ -16,6 +16,7 @@ from torch import Tensor
 from infotok_lit.batch import BRANCHES, Batch, Branch, GenerationBatch
 from infotok_lit.checkpoints import CHECKPOINT_KEY
 from infotok_lit.errors import SettingsError
+from infotok_lit.models.common.language_model import compile_blocks
 from infotok_lit.models.common.reconstruction import ReconstructionConfig
 from infotok_lit.models.unified import UnifiedModel
 from infotok_lit.modules.base_model import HOW_TO_LOAD, InitialModel, build_heads, collect_base
@@ -27,6 +28,8 @@ from infotok_lit.modules.losses import (
     ReconstructionResult,
     TaskWeights,
     check_trainable,
+    idle_branches,
+    idle_message,
     loss_parts,
     task_loss,
 )
@@ -78,6 +81,7 @@ class InfoTokModule(pl.LightningModule):
         unfreeze: Prefixes of parameters that are trained although `freeze` names them.
         lora: Low-rank adapters, trained whatever `freeze` says; export merges them into the weights. None for none.
         activation_checkpointing: Save memory by recomputing activations in the backward pass.
+        compile_blocks: Compile the layers with torch.compile; the first steps take minutes, later ones less time.
         answer_tokens: The longest answer that validation generates, in tokens.
     """
 
@@ -102,6 +106,7 @@ class InfoTokModule(pl.LightningModule):
         unfreeze: tuple[str, ...] = (),
         lora: LoraConfig | None = None,
         activation_checkpointing: bool = False,
+        compile_blocks: bool = False,
         answer_tokens: int = 32,
     ) -> None:
         super().__init__()
@@ -119,6 +124,7 @@ class InfoTokModule(pl.LightningModule):
         self.unfrozen = tuple(unfreeze)
         self.lora = lora
         self.activation_checkpointing = activation_checkpointing
+        self.compile_blocks = compile_blocks
         self.answer_tokens = answer_tokens
         self.guard = FiniteGuard()
         self.validation: Validation | None = None
@@ -155,6 +161,8 @@ class InfoTokModule(pl.LightningModule):
             add_adapters(self.base, self.lora)
         if self.activation_checkpointing:
             self.base.recompute_activations()
+        if self.compile_blocks:
+            compile_blocks(self.base)
         self.infotok = self.build_heads(self.objective_config)
         self.frozen_weights = FrozenWeights(self.base, self.initial_model.init_from, strategy)
         if strategy is not None:
@@ -188,9 +196,12 @@ class InfoTokModule(pl.LightningModule):
 
     @property
     def trained_branches(self) -> tuple[Branch, ...]:
-        """The branches that a training step computes: their own loss has a weight, or a term regularises them."""
+        """The branches that a training step computes: a term regularises them, or their own loss trains something."""
+        heads, idle = self.infotok.heads, idle_branches(self.base)
         return tuple(
-            branch for branch in BRANCHES if getattr(self.task_weights, branch) > 0 or branch in self.infotok.heads
+            branch
+            for branch in BRANCHES
+            if branch in heads or (getattr(self.task_weights, branch) > 0 and branch not in idle)
         )
 
     def run_branch(self, branch: Branch, batch: Batch) -> BranchResult:
@@ -227,7 +238,9 @@ class InfoTokModule(pl.LightningModule):
         # What one branch draws must not shift another's: runs that differ in their terms alone share their noise.
         seeds = dict(zip((*BRANCHES, "reconstruction"), torch.randint(2**31, (3,)).tolist(), strict=True))
         results, reconstruction = {}, None
-        for branch in self.trained_branches:
+        branches = self.trained_branches
+        self._say_once("idle", "understanding", idle_message(self.base, self.task_weights, branches))
+        for branch in branches:
             with isolated_rng(seeds[branch], self.device):
                 results[branch] = self.run_branch(branch, batch[branch])
             self._say_once("frozen", branch, frozen_tokens_message(branch, self.base, results[branch]))
