@@ -3,8 +3,8 @@
 A training checkpoint holds `base.*`, which is the model, and `infotok.*`, which only training needs.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from typing import Any, NoReturn
 
@@ -19,10 +19,10 @@ from infotok_lit.errors import SettingsError
 from infotok_lit.models.common.language_model import compile_blocks
 from infotok_lit.models.common.reconstruction import ReconstructionConfig
 from infotok_lit.models.unified import UnifiedModel
-from infotok_lit.modules.base_model import HOW_TO_LOAD, InitialModel, build_heads, collect_base
+from infotok_lit.modules.base_model import HOW_TO_LOAD, InitialModel, build_heads, plain
 from infotok_lit.modules.finite import FiniteGuard
 from infotok_lit.modules.gradients import GradientWatch, frozen_tokens_message
-from infotok_lit.modules.lora import LoraConfig, add_adapters, merged
+from infotok_lit.modules.lora import LoraConfig, add_adapters
 from infotok_lit.modules.losses import (
     BranchResult,
     ReconstructionResult,
@@ -44,7 +44,7 @@ from infotok_lit.modules.optimiser import (
 )
 from infotok_lit.modules.run_callbacks import DataConnection, StepSeed
 from infotok_lit.modules.run_checkpoint import FrozenWeights, check_resumed
-from infotok_lit.modules.sharding import is_sharded, reshard, shard
+from infotok_lit.modules.sharding import reshard, shard
 from infotok_lit.modules.validation import Validation, finite_only
 from infotok_lit.objective.config import ObjectiveConfig
 from infotok_lit.objective.infotok import InfoTok
@@ -152,9 +152,6 @@ class InfoTokModule(pl.LightningModule):
         if hasattr(self, "base"):
             return
         strategy = None if self.device_mesh is None else self.trainer.strategy
-        if strategy is not None:
-            # Each process cuts its share out of what it has built: all must build the same.
-            torch.set_rng_state(strategy.broadcast(torch.get_rng_state()))
         self.base = self.build_base()
         freeze(self.base, self.frozen, self.unfrozen)
         if self.lora is not None:
@@ -168,17 +165,12 @@ class InfoTokModule(pl.LightningModule):
         if strategy is not None:
             shard(self.base, self.infotok, self.device_mesh)
 
-    @contextmanager
-    def plain_base(self) -> Iterator[UnifiedModel | None]:
+    def plain_base(self) -> AbstractContextManager[UnifiedModel | None]:
         """The base model as it is exported: adapters are merged for as long as the context lasts.
 
         Of a sharded model it is a copy, on the first process alone; a collective call.
         """
-        if is_sharded(self.base):
-            yield collect_base(self.base, self.initial_model, self.lora)
-            return
-        with nullcontext() if self.lora is None else merged(self.base, self.lora):
-            yield self.base
+        return plain(self.base, self.initial_model, self.lora)
 
     def configure_callbacks(self) -> list[pl.Callback]:
         """What every run gets, also with a Trainer that was built by hand."""
@@ -258,10 +250,7 @@ class InfoTokModule(pl.LightningModule):
         return total
 
     def configure_gradient_clipping(
-        self,
-        optimizer: MaskedAdamW,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
+        self, optimizer: MaskedAdamW, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
         """Clip the base model and the heads apart; mask a step that is not finite; log what reached what."""
         self.infotok.finish_step()

@@ -33,6 +33,14 @@ class ShardedStrategy(ModelParallelStrategy):
     resumes with any number of processes, under this strategy or another.
     """
 
+    def setup_environment(self) -> None:
+        """Start the processes with one state of torch's random numbers.
+
+        Each cuts its share out of the model that it builds, so all must build the same.
+        """
+        super().setup_environment()
+        torch.set_rng_state(self.broadcast(torch.get_rng_state()))
+
     @property
     def distributed_sampler_kwargs(self) -> dict[str, Any]:
         """For loaders of your own: no two processes see the same data."""
