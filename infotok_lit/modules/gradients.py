@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from infotok_lit.batch import Branch
 from infotok_lit.models.unified import UnifiedModel
 from infotok_lit.modules.losses import BranchResult
-from infotok_lit.modules.sharding import gradients_aside, is_sharded, own_share, sum_of_shares, total_norm
+from infotok_lit.modules.sharding import gradients_aside, is_sharded, own_share, reshard, sum_of_shares, total_norm
 from infotok_lit.objective.infotok import InfoTok
 from infotok_lit.objective.report import gradient_norms
 from infotok_lit.objective.term import BranchObjective
@@ -151,6 +151,7 @@ def _gradients(
         # The graph knows the gathered parameters only, whose gradients are handed on where they are shared out.
         with heads.unheard(), gradients_aside(base, heads):
             value.backward(pull, retain_graph=True)
+            reshard(base, heads)
             found = {name: parameter.grad for name, parameter in base.named_parameters()}
     else:
         named = {name: parameter for name, parameter in base.named_parameters() if parameter.requires_grad}

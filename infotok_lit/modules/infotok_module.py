@@ -201,10 +201,9 @@ class InfoTokModule(pl.LightningModule):
         path = self.infotok.path(branch, self.global_step)
         forward = self.base.understanding if branch == "understanding" else self.base.generation
         output = forward(batch, path)
-        understood = None
-        if self.infotok.needs_understood(branch):
-            with torch.no_grad():
-                understood = self.base.understood_tokens(batch.pixel_values)
+        with torch.no_grad():
+            needed = self.infotok.needs_understood(branch)
+            understood = self.base.understood_tokens(batch.pixel_values) if needed else None
         objective = self.infotok(
             branch, output, self.global_step, path=path, pixel_values=batch.pixel_values, understood=understood
         )
@@ -268,8 +267,7 @@ class InfoTokModule(pl.LightningModule):
         self.guard.check(self, self.trainer)
 
     def _logs_this_step(self) -> bool:
-        every = self.trainer.log_every_n_steps
-        return every > 0 and (self.global_step + 1) % every == 0
+        return bool(every := self.trainer.log_every_n_steps) and (self.global_step + 1) % every == 0
 
     def _log_branch(self, branch: Branch, result: BranchResult, task: Tensor) -> None:
         self.log(f"train/{branch}/loss", result.task_loss.detach(), prog_bar=True, sync_dist=True)
@@ -316,9 +314,11 @@ class InfoTokModule(pl.LightningModule):
         for warning in warnings if self.global_step else ():  # untrained heads use nothing yet
             rank_zero_warn(f"step {self.global_step}: {warning}")
 
-    def on_validation_end(self) -> None:
+    def on_after_backward(self) -> None:
         """Keep no more of a sharded model than this process's share of it."""
         reshard(self.base, self.infotok)
+
+    on_validation_end = on_after_backward
 
     # Optimiser and checkpoints
 
