@@ -111,7 +111,8 @@ def imports_of(path: Path) -> set[str]:
     [
         ("batch.py", {"errors"}),
         ("weight_files.py", {"errors"}),
-        ("checkpoints.py", {"errors", "weight_files"}),
+        ("sharded_checkpoints.py", {"errors", "weight_files"}),
+        ("checkpoints.py", {"errors", "sharded_checkpoints", "weight_files"}),
         ("hub.py", {"checkpoints", "errors", "weight_files"}),
         ("pictures.py", {"files"}),
         ("objective", {"objective", "batch", "errors"}),
@@ -124,7 +125,7 @@ def imports_of(path: Path) -> set[str]:
         (
             "modules",
             {"modules", "models", "video", "budgets", "objective", "data", "scenes", "metrics", "assets"}
-            | {"batch", "checkpoints", "errors", "files", "hub", "seeding"},
+            | {"batch", "checkpoints", "errors", "files", "hub", "seeding", "sharded_checkpoints"},
         ),
     ],
 )

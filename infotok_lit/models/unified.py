@@ -67,9 +67,7 @@ class UnifiedModel(nn.Module, ABC):
     """Beginnings of the names of all parameters that the loss of understanding can train."""
     reconstruction_defaults = ReconstructionConfig(condition="same_res", gradient_scale=0.1, template_swap=0.1)
     """How the family is trained to reconstruct, unless a call says otherwise."""
-
-    in_step = False
-    """Whether processes compute with weights that they share out, so that none may stop before the others."""
+    in_step = False  # whether processes share the weights out, so that none may stop before the others
 
     def __init__(self, config: Any, processor: Processor) -> None:
         super().__init__()
@@ -100,8 +98,7 @@ class UnifiedModel(nn.Module, ABC):
     def last_hidden_states(self, ids: Tensor, mask: Tensor) -> Tensor:
         """(B, S, H): what the language model makes of right-padded texts (B, S) alone; padding holds no meaning."""
         seen = mask.bool()[:, None, None] & mask.new_ones(mask.shape[1], mask.shape[1], dtype=torch.bool).tril()
-        # A padded row sees itself, so that no softmax is over nothing.
-        seen = seen | torch.eye(mask.shape[1], dtype=torch.bool, device=mask.device)
+        seen = seen | torch.eye(mask.shape[1], dtype=torch.bool, device=mask.device)  # padded rows see themselves
         return self.text_body(inputs_embeds=self.text_embedding(ids), attention_mask=seen).last_hidden_state
 
     def embed_with_images(self, input_ids: Tensor, visual: Tensor) -> Tensor:
@@ -273,18 +270,14 @@ class UnifiedModel(nn.Module, ABC):
 
     def answer(self, embeds: Tensor, mask: Tensor, max_new_tokens: int, use_cache: bool = True) -> Tensor:
         """Greedy continuation ids (B, at most max_new_tokens) of left-padded embeddings (B, T, H)."""
-        adjust = self.adjust_logits
-        return answer_greedily(
-            self.language_model, embeds, mask, self.processor, max_new_tokens, use_cache, adjust, self.in_step
-        )
+        llm, adjust, in_step = self.language_model, self.adjust_logits, self.in_step
+        return answer_greedily(llm, embeds, mask, self.processor, max_new_tokens, use_cache, adjust, in_step)
 
     @property
     def language_parts(self) -> LanguageParts:
         """The language model, in the parts that decoding needs."""
-        head = self.language_model.lm_head
-        return LanguageParts(
-            self.text_body, head, self.text_embedding, self.processor, self.adjust_logits, self.in_step
-        )
+        body, head, table = self.text_body, self.language_model.lm_head, self.text_embedding
+        return LanguageParts(body, head, table, self.processor, self.adjust_logits, self.in_step)
 
     @property
     def adjust_logits(self) -> LogitsProcessor | None:

@@ -1,6 +1,7 @@
 """Which base model is fine-tuned, where its weights come from, and the heads that fit it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,9 +19,9 @@ from infotok_lit.models.common.autoencoders import autoencoder_digest
 from infotok_lit.models.export import Weights
 from infotok_lit.models.family import Family, family
 from infotok_lit.models.unified import UnifiedModel
-from infotok_lit.modules.lora import LoraConfig, merged_state
+from infotok_lit.modules.lora import LoraConfig, merged, merged_state
 from infotok_lit.modules.run_checkpoint import completed
-from infotok_lit.modules.sharding import gathered_state
+from infotok_lit.modules.sharding import gathered_state, is_sharded
 from infotok_lit.objective.config import ObjectiveConfig
 from infotok_lit.objective.infotok import InfoTok
 from infotok_lit.objective.term import Widths
@@ -199,13 +200,20 @@ def rebuild_base(checkpoint: dict[str, Any], weights: Weights = "averaged") -> U
         raise CheckpointError(f"the checkpoint does not hold the model that it describes: {error}") from error
 
 
-def collect_base(base: UnifiedModel, initial: InitialModel, lora: LoraConfig | None) -> UnifiedModel | None:
-    """On the first process a whole copy of a sharded base model, with adapters merged in; collective."""
-    state = gathered_state(base)
-    if not state:
-        return None
-    state = state if lora is None else merged_state(state, lora)
-    return family(base.family).rebuild(base.config.to_dict(), initial.reference()["tokenizer"], state)
+@contextmanager
+def plain(base: UnifiedModel, initial: InitialModel, lora: LoraConfig | None) -> Iterator[UnifiedModel | None]:
+    """Inside, the base model without adapters, which are merged in; a collective call if it is sharded.
+
+    Of a sharded model it is a whole copy on the first process, and None on the others.
+    """
+    if is_sharded(base):
+        state = gathered_state(base)
+        state = merged_state(state, lora) if state and lora is not None else state
+        tokenizer = initial.reference()["tokenizer"]
+        yield family(base.family).rebuild(base.config.to_dict(), tokenizer, state) if state else None
+        return
+    with nullcontext() if lora is None else merged(base, lora):
+        yield base
 
 
 def load_base_weights(base: nn.Module, path: Path) -> None:

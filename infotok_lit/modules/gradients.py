@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from infotok_lit.batch import Branch
 from infotok_lit.models.unified import UnifiedModel
 from infotok_lit.modules.losses import BranchResult
-from infotok_lit.modules.sharding import gradients_aside, is_sharded, own_share, sum_of_shares, total_norm
+from infotok_lit.modules.sharding import gradients_aside, is_sharded, own_share, reshard, sum_of_shares, total_norm
+from infotok_lit.objective.infotok import InfoTok
 from infotok_lit.objective.report import gradient_norms
 from infotok_lit.objective.term import BranchObjective
 
@@ -24,7 +25,7 @@ class GradientWatch:
     def __init__(self) -> None:
         self._found: dict[str, Tensor] = {}
 
-    def watch(self, branch: Branch, base: UnifiedModel, heads: nn.Module, result: BranchResult, scale: float) -> None:
+    def watch(self, branch: Branch, base: UnifiedModel, heads: InfoTok, result: BranchResult, scale: float) -> None:
         """Norms of d loss / d Z, of each term and of all; and norms at the parts of the model.
 
         Args:
@@ -41,7 +42,7 @@ class GradientWatch:
             tokens.register_hook(lambda gradient: found.update({total: scale * gradient.float().norm()}))
 
     def watch_encoder(
-        self, branch: Branch, base: UnifiedModel, heads: nn.Module, result: BranchResult, task: Tensor
+        self, branch: Branch, base: UnifiedModel, heads: InfoTok, result: BranchResult, task: Tensor
     ) -> None:
         """What the terms ask of the encoder against the task's weighted loss; costs a backward pass of the task."""
         if result.objective.terms:
@@ -72,7 +73,7 @@ def frozen_tokens_message(branch: Branch, base: UnifiedModel, result: BranchResu
 
 
 def part_gradient_norms(
-    loss: Tensor, base: nn.Module, heads: nn.Module, parts: Mapping[str, tuple[str, ...]]
+    loss: Tensor, base: nn.Module, heads: InfoTok, parts: Mapping[str, tuple[str, ...]]
 ) -> dict[str, Tensor]:
     """|| d loss / d part ||: one more backward pass through what lies before the loss.
 
@@ -99,7 +100,7 @@ def encoder_pulls(
     tokens: Tensor,
     objective: BranchObjective,
     base: nn.Module,
-    heads: nn.Module,
+    heads: InfoTok,
     encoder: tuple[str, ...],
 ) -> dict[str, Tensor]:
     """What each term asks of the visual encoder, against what the task asks, at the encoder's parameters.
@@ -136,7 +137,7 @@ def encoder_pulls(
 
 
 def _gradients(
-    value: Tensor, base: nn.Module, heads: nn.Module, prefixes: tuple[str, ...], pull: Tensor | None = None
+    value: Tensor, base: nn.Module, heads: InfoTok, prefixes: tuple[str, ...], pull: Tensor | None = None
 ) -> dict[str, Tensor]:
     """d value / d parameter for the trained parameters of `base` that begin so and are reached; keeps the graph.
 
@@ -148,15 +149,17 @@ def _gradients(
     """
     if is_sharded(base):
         # The graph knows the gathered parameters only, whose gradients are handed on where they are shared out.
-        with gradients_aside(base, heads):
+        with heads.unheard(), gradients_aside(base, heads):
             value.backward(pull, retain_graph=True)
+            reshard(base, heads)
             found = {name: parameter.grad for name, parameter in base.named_parameters()}
     else:
         named = {name: parameter for name, parameter in base.named_parameters() if parameter.requires_grad}
         named = {name: parameter for name, parameter in named.items() if name.startswith(prefixes)}
         if not named:
             return {}
-        gradients = torch.autograd.grad(value, list(named.values()), pull, retain_graph=True, allow_unused=True)
+        with heads.unheard():
+            gradients = torch.autograd.grad(value, list(named.values()), pull, retain_graph=True, allow_unused=True)
         found = dict(zip(named, gradients, strict=True))
     return {name: value for name, value in found.items() if value is not None and name.startswith(prefixes)}
 

@@ -3,8 +3,8 @@
 A training checkpoint holds `base.*`, which is the model, and `infotok.*`, which only training needs.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from typing import Any, NoReturn
 
@@ -19,10 +19,10 @@ from infotok_lit.errors import SettingsError
 from infotok_lit.models.common.language_model import compile_blocks
 from infotok_lit.models.common.reconstruction import ReconstructionConfig
 from infotok_lit.models.unified import UnifiedModel
-from infotok_lit.modules.base_model import HOW_TO_LOAD, InitialModel, build_heads, collect_base
+from infotok_lit.modules.base_model import HOW_TO_LOAD, InitialModel, build_heads, plain
 from infotok_lit.modules.finite import FiniteGuard
 from infotok_lit.modules.gradients import GradientWatch, frozen_tokens_message
-from infotok_lit.modules.lora import LoraConfig, add_adapters, merged
+from infotok_lit.modules.lora import LoraConfig, add_adapters
 from infotok_lit.modules.losses import (
     BranchResult,
     ReconstructionResult,
@@ -44,7 +44,7 @@ from infotok_lit.modules.optimiser import (
 )
 from infotok_lit.modules.run_callbacks import DataConnection, StepSeed
 from infotok_lit.modules.run_checkpoint import FrozenWeights, check_resumed
-from infotok_lit.modules.sharding import is_sharded, reshard, shard
+from infotok_lit.modules.sharding import reshard, shard
 from infotok_lit.modules.validation import Validation, finite_only
 from infotok_lit.objective.config import ObjectiveConfig
 from infotok_lit.objective.infotok import InfoTok
@@ -155,9 +155,6 @@ class InfoTokModule(pl.LightningModule):
         if hasattr(self, "base"):
             return
         strategy = None if self.device_mesh is None else self.trainer.strategy
-        if strategy is not None:
-            # Each process cuts its share out of what it has built: all must build the same.
-            torch.set_rng_state(strategy.broadcast(torch.get_rng_state()))
         self.base = self.build_base()
         freeze(self.base, self.frozen, self.unfrozen)
         if self.lora is not None:
@@ -176,17 +173,12 @@ class InfoTokModule(pl.LightningModule):
         if strategy is not None:
             shard(self.base, self.infotok, self.device_mesh)
 
-    @contextmanager
-    def plain_base(self) -> Iterator[UnifiedModel | None]:
+    def plain_base(self) -> AbstractContextManager[UnifiedModel | None]:
         """The base model as it is exported: adapters are merged for as long as the context lasts.
 
         Of a sharded model it is a copy, on the first process alone; a collective call.
         """
-        if is_sharded(self.base):
-            yield collect_base(self.base, self.initial_model, self.lora)
-            return
-        with nullcontext() if self.lora is None else merged(self.base, self.lora):
-            yield self.base
+        return plain(self.base, self.initial_model, self.lora)
 
     def configure_callbacks(self) -> list[pl.Callback]:
         """What every run gets, also with a Trainer that was built by hand."""
@@ -217,15 +209,12 @@ class InfoTokModule(pl.LightningModule):
         path = self.infotok.path(branch, self.global_step)
         forward = self.base.understanding if branch == "understanding" else self.base.generation
         output = forward(batch, path)
-        understood = None
-        if self.infotok.needs_understood(branch):
-            with torch.no_grad():
-                understood = self.base.understood_tokens(batch.pixel_values)
-        # Without the graph of the model's own loss, through which zeros would go back from the heads under FSDP.
-        seen = replace(output, loss_sum=output.loss_sum.detach())
+        with torch.no_grad():
+            needed = self.infotok.needs_understood(branch)
+            understood = self.base.understood_tokens(batch.pixel_values) if needed else None
         objective = self.infotok(
             branch,
-            seen,
+            output,
             self.global_step,
             path=path,
             pixel_values=batch.pixel_values,
@@ -274,10 +263,7 @@ class InfoTokModule(pl.LightningModule):
         return total
 
     def configure_gradient_clipping(
-        self,
-        optimizer: MaskedAdamW,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
+        self, optimizer: MaskedAdamW, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
         """Clip the base model and the heads apart; mask a step that is not finite; log what reached what."""
         self.infotok.finish_step()
@@ -295,8 +281,7 @@ class InfoTokModule(pl.LightningModule):
         self.guard.check(self, self.trainer)
 
     def _logs_this_step(self) -> bool:
-        every = self.trainer.log_every_n_steps
-        return every > 0 and (self.global_step + 1) % every == 0
+        return bool(every := self.trainer.log_every_n_steps) and (self.global_step + 1) % every == 0
 
     def _log_branch(self, branch: Branch, result: BranchResult, task: Tensor) -> None:
         self.log(f"train/{branch}/loss", result.task_loss.detach(), prog_bar=True, sync_dist=True)
@@ -343,9 +328,11 @@ class InfoTokModule(pl.LightningModule):
         for warning in warnings if self.global_step else ():  # untrained heads use nothing yet
             rank_zero_warn(f"step {self.global_step}: {warning}")
 
-    def on_validation_end(self) -> None:
+    def on_after_backward(self) -> None:
         """Keep no more of a sharded model than this process's share of it."""
         reshard(self.base, self.infotok)
+
+    on_validation_end = on_after_backward
 
     # Optimiser and checkpoints
 

@@ -16,12 +16,11 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
-from infotok_lit.checkpoints import CHECKPOINT_KEY
+from infotok_lit.checkpoints import CHECKPOINT_KEY, CheckpointError, read_pickle
 from infotok_lit.files import PART, staging_path
 from infotok_lit.modules.run_checkpoint import PREFIX
 from infotok_lit.modules.sharding import own_share
 from infotok_lit.sharded_checkpoints import META, is_sharded_checkpoint, plain_planner, read_sharded_meta, safe_reader
-from infotok_lit.weight_files import CheckpointError, read_pickle
 
 
 class ShardedStrategy(ModelParallelStrategy):
@@ -33,6 +32,14 @@ class ShardedStrategy(ModelParallelStrategy):
     `save_distributed_checkpoint: false` the first process collects all of it in memory and writes one file. Either
     resumes with any number of processes, under this strategy or another.
     """
+
+    def setup_environment(self) -> None:
+        """Start the processes with one state of torch's random numbers.
+
+        Each cuts its share out of the model that it builds, so all must build the same.
+        """
+        super().setup_environment()
+        torch.set_rng_state(self.broadcast(torch.get_rng_state()))
 
     @property
     def distributed_sampler_kwargs(self) -> dict[str, Any]:

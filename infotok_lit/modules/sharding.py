@@ -16,9 +16,12 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, Shard
 
+from infotok_lit.errors import SettingsError
 from infotok_lit.models.unified import UnifiedModel
 from infotok_lit.objective.infotok import InfoTok
 
+OLDEST_TORCH = "2.13"
+"""The first whose `fully_shard` is known to follow tensors in dataclasses."""
 BASE_ENTRIES = (
     "understanding",
     "generation",
@@ -68,8 +71,7 @@ def total_norm(tensors: Sequence[Tensor]) -> Tensor:
 def gradients_aside(*modules: FSDPModule) -> Iterator[None]:
     """Inside, no parameter has a gradient but from the backward pass made inside; outside, each has the one it had.
 
-    What lies outside blocks is gathered for that backward pass, and again after it for the step's own: the graph of the
-    heads reads the base model's embedding table.
+    What lies outside blocks is gathered for that backward pass, and again after it for the step's own.
     """
     reshard(*modules)
     parameters = [parameter for module in modules for parameter in module.parameters()]
@@ -93,7 +95,14 @@ def shard(base: UnifiedModel, heads: InfoTok, mesh: DeviceMesh) -> None:
 
     Args:
         mesh: (data_parallel, tensor_parallel): copies of the weights, and the processes that share one copy out.
+
+    Raises:
+        SettingsError: for an older torch, which would train wrongly: it overlooks tensors in what the model returns.
     """
+    if torch.__version__ < OLDEST_TORCH:
+        raise SettingsError(
+            f"sharding needs torch {OLDEST_TORCH}, and this is {torch.__version__}: upgrade, or use ddp"
+        )
     mesh = mesh if mesh["data_parallel"].size() > 1 else mesh["tensor_parallel"]
     processes = mesh.size(mesh.ndim - 1)
 
@@ -108,13 +117,19 @@ def shard(base: UnifiedModel, heads: InfoTok, mesh: DeviceMesh) -> None:
         fully_shard(block, mesh=mesh, shard_placement_fn=dimension)
     fully_shard(base, mesh=mesh, shard_placement_fn=dimension, ignored_params=whole)
     fully_shard(heads, mesh=mesh, shard_placement_fn=dimension)
+    for module in (base, heads):
+        # Not after a backward pass that is only watched: the graph of the heads reads the base's embedding table.
+        module.set_reshard_after_backward(False, recurse=False)
+    # Balance measures gradients at the very tokens that the model made, so FSDP must not put others in their place.
+    heads.register_forward_pre_hook(_hide, prepend=True, with_kwargs=True)
+    heads.register_forward_pre_hook(_show, with_kwargs=True)
     base.in_step = True
     _gather_for(base, BASE_ENTRIES)
     _gather_for(heads, HEADS_ENTRIES)
 
 
 def reshard(*modules: nn.Module) -> None:
-    """Let go of what was gathered for a forward pass that no backward pass follows."""
+    """Let go of what lies outside blocks and was gathered: after a step's backward pass, or where none follows."""
     for module in modules:
         if isinstance(module, FSDPModule):
             module.reshard()
@@ -129,6 +144,21 @@ def repeated_blocks(base: UnifiedModel) -> Iterator[nn.Module]:
             yield from module
         else:
             waiting += module.children()
+
+
+class _Hidden:
+    """Arguments that FSDP does not look into."""
+
+    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.arguments = args, kwargs
+
+
+def _hide(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return (_Hidden(args, kwargs),), {}
+
+
+def _show(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return args[0].arguments
 
 
 def _gather_for(module: nn.Module, entries: Sequence[str]) -> None:

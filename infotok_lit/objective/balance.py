@@ -5,7 +5,8 @@ while training runs. Precedents: the adaptive weight of VQGAN (arXiv 2012.09841,
 (arXiv 1711.02257).
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -132,6 +133,15 @@ class Balance(nn.Module):
             squares.append(tokens.new_zeros((), dtype=torch.float32) if gradient is None else _square(gradient))
         self._pending.append((torch.stack(squares), unit))
         return unit - unit.detach()
+
+    @contextmanager
+    def unheard(self) -> Iterator[None]:
+        """Inside, backward passes are not measured: they are not the step's own."""
+        task, units = list(self._task), [(unit, unit.grad) for _, unit in self._pending]
+        yield
+        self._task = task
+        for unit, gradient in units:
+            unit.grad = gradient
 
     def factors(self) -> dict[Term, Tensor]:
         """The weight of each term for a share as configured; 0 until something was measured."""

@@ -4,7 +4,8 @@ The heads live here and nowhere else, and they exist exactly for the terms that 
 left is the model as it was.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
 import torch
@@ -161,6 +162,14 @@ class InfoTok(nn.Module):
     def finish_step(self) -> None:
         """Take in what balance has measured in an optimiser step, after its last backward pass; a collective call."""
         finish_step(self.balances.values())
+
+    @contextmanager
+    def unheard(self) -> Iterator[None]:
+        """Inside, backward passes are not what balance measures."""
+        with ExitStack() as stack:
+            for balance in self.balances.values():
+                stack.enter_context(balance.unheard())
+            yield
 
     def posterior(self, branch: Branch, tokens: Tensor) -> Posterior | None:
         """What the branch's heads make of shared tokens (B, N, D); None where it has no posterior with a variance."""

@@ -119,7 +119,7 @@ def with_placebo() -> TinyModule:
 
 def balanced(made: TinyModule) -> TinyModule:
     """With strengths that follow the task's pull."""
-    shares = Shares(compactness=0.03, alignment=0.3)
+    shares = Shares(compactness=0.03, sufficiency=0.1, alignment=0.3)
     made.objective_config = replace(made.objective_config, balance=BalanceConfig(shares, shares))
     return made
 

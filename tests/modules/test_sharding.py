@@ -22,7 +22,7 @@ from infotok_lit.modules.base_model import rebuild_base
 from infotok_lit.modules.sharding import repeated_blocks
 from infotok_lit.sharded_checkpoints import read_sharded
 
-LIMIT = 280
+LIMIT = 900
 LOCAL = ("part_gradient", "encoder_")
 """Numbers that are over one process's batch under DDP, and over all processes' under FSDP2."""
 
