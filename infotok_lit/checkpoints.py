@@ -220,14 +220,14 @@ def run_checkpoint(source: str | Path) -> Path:
     path = local_checkpoint(source)
     check_kind(path)
     check_checksums(path)
-    _require_run(read_pickle(path, mmap=True), path)
+    _require_run(read_pickle(path, checked=False), path)
     return path
 
 
 def is_run_checkpoint(path: Path) -> bool:
     """Whether a file is a checkpoint of a run of ours (and not, say, the official kl16.ckpt)."""
     try:
-        _require_run(read_pickle(path, mmap=True), path)
+        _require_run(read_pickle(path, checked=False), path)
     except (CheckpointError, MissingFileError):
         return False
     return True

@@ -127,7 +127,7 @@ def choose(source: str | Path, options: ModelOptions = ModelOptions()) -> ModelC
             f"--family ({', '.join(families())}) and --model_size"
         )
     _refuse_official_options(source, "a run", options)
-    family = read_pickle(checkpoint, mmap=True)[CHECKPOINT_KEY].get("family")
+    family = read_pickle(checkpoint, checked=False)[CHECKPOINT_KEY].get("family")
     return ModelChoice(str(source), checkpoint, _known(family, checkpoint), True, options)
 
 

@@ -14,6 +14,7 @@ from infotok_lit.callbacks.scene_probes import SceneProbes
 from infotok_lit.callbacks.text_similarity import TextSimilarity
 from infotok_lit.callbacks.token_similarity import TokenSimilarity
 from infotok_lit.callbacks.trade_off import TradeOff
+from infotok_lit.callbacks.weight_average import WeightAverage
 from infotok_lit.errors import SettingsError
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "TextSimilarity",
     "TokenSimilarity",
     "TradeOff",
+    "WeightAverage",
 ]
 
 _NOW_CALLED = {"Drawings": "GeneratedImages", "Readings": "AnsweredQuestions"}

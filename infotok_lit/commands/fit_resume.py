@@ -123,7 +123,7 @@ def _checked(given: str) -> Path:
 
 def _content(path: Path) -> dict[str, Any] | None:
     try:
-        content = read_pickle(path, mmap=True)
+        content = read_pickle(path, checked=False)
     except CheckpointError:
         return None
     return content if isinstance(content, dict) and "state_dict" in content else None

@@ -18,7 +18,7 @@ from infotok_lit.checkpoints import CHECKPOINT_KEY, CheckpointError
 from infotok_lit.errors import SettingsError
 from infotok_lit.models.common.reconstruction import ReconstructionConfig
 from infotok_lit.models.unified import UnifiedModel
-from infotok_lit.modules.base_model import HOW_TO_LOAD, InitialModel, build_heads
+from infotok_lit.modules.base_model import HOW_TO_LOAD, InitialModel, build_heads, refuse_lost_average
 from infotok_lit.modules.finite import FiniteGuard
 from infotok_lit.modules.gradients import GradientWatch, frozen_tokens_message
 from infotok_lit.modules.lora import LoraConfig, add_adapters, merged
@@ -39,7 +39,7 @@ from infotok_lit.modules.optimiser import (
     refuse_trainer,
     warmup_cosine,
 )
-from infotok_lit.modules.run_callbacks import DataConnection, StepSeed
+from infotok_lit.modules.run_callbacks import DataConnection, StepSeed, tell_model_is_built
 from infotok_lit.modules.validation import Validation, finite_only
 from infotok_lit.objective.config import ObjectiveConfig
 from infotok_lit.objective.infotok import InfoTok
@@ -150,6 +150,7 @@ class InfoTokModule(pl.LightningModule):
         if self.activation_checkpointing:
             self.base.recompute_activations()
         self.infotok = self.build_heads(self.objective_config)
+        tell_model_is_built(self)
 
     @contextmanager
     def plain_base(self) -> Iterator[UnifiedModel]:
@@ -323,6 +324,7 @@ class InfoTokModule(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse other adapters than the run's; warn about settings that resuming overrides with the checkpoint's."""
+        refuse_lost_average(self, checkpoint)
         run = checkpoint.get(CHECKPOINT_KEY, {})
         lora = None if run.get("lora") is None else LoraConfig(**run["lora"])
         if lora != self.lora:
