@@ -12,6 +12,7 @@ from infotok_lit.callbacks.progress import Progress, StartingValues
 from infotok_lit.callbacks.report import FinalReport
 from infotok_lit.callbacks.scene_probes import SceneProbes
 from infotok_lit.callbacks.text_similarity import TextSimilarity
+from infotok_lit.callbacks.throughput import Throughput
 from infotok_lit.callbacks.token_similarity import TokenSimilarity
 from infotok_lit.callbacks.trade_off import TradeOff
 from infotok_lit.callbacks.weight_average import WeightAverage
@@ -31,6 +32,7 @@ __all__ = [
     "SceneProbes",
     "StartingValues",
     "TextSimilarity",
+    "Throughput",
     "TokenSimilarity",
     "TradeOff",
     "WeightAverage",

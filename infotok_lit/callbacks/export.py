@@ -92,16 +92,21 @@ class ExportInference(pl.Callback):
             raise ExportError(f"ExportInference: {folder} cannot be written, because {above} is read-only")
 
     def _export(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """On the first process, write to the folder or, where that fails, to where there is room."""
+        """On the first process, write to the folder or, where that fails, to where there is room.
+
+        The others help it to collect a model that they share out.
+        """
         run = Path(trainer.log_dir or trainer.default_root_dir)
-        if not trainer.is_global_zero:
-            return
-        checkpoint: dict[str, Any] = {"state_dict": {}}
-        pl_module.on_save_checkpoint(checkpoint)
         average = _average(trainer)
         if average:
-            checkpoint["callbacks"] = {average.state_key: average.state_dict()}
             average.show(pl_module, self.weights == "averaged")
+        if not trainer.is_global_zero:
+            with pl_module.plain_base():
+                return
+        checkpoint: dict[str, Any] = {"state_dict": {}}
+        pl_module.on_save_checkpoint(checkpoint)
+        if average:
+            checkpoint["callbacks"] = {average.state_key: average.state_dict()}
         if self.weights == "averaged" and average_updates(checkpoint) == 0:
             rank_zero_warn("ExportInference: the average was never updated, so it is what training began with")
         with pl_module.plain_base() as base:

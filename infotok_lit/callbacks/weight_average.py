@@ -8,14 +8,13 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from infotok_lit.errors import SettingsError
 from infotok_lit.modules.base_model import AVERAGE
 from infotok_lit.modules.run_callbacks import ModelCallback
+from infotok_lit.modules.sharding import own_share, reshard
 
 
 class WeightAverage(ModelCallback):
@@ -151,18 +150,11 @@ def _names(pl_module: nn.Module) -> Iterator[str]:
 
 def _local_pairs(pl_module: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
     """The trained weights and their averages; of sharded ones, the shards of this process."""
-    for part in pl_module.modules():
-        if isinstance(part, FSDPModule):
-            # After a forward pass without a backward pass, the outermost weights are still gathered.
-            part.reshard()
+    reshard(*pl_module.modules())
     names = list(_names(pl_module))
     weights = [pl_module.get_parameter(name).detach() for name in names]
     averages = [pl_module.get_buffer(f"{AVERAGE}.{name}") for name in names]
-    return [_local(weight) for weight in weights], [_local(average) for average in averages]
-
-
-def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return [own_share(weight) for weight in weights], [own_share(average) for average in averages]
 
 
 def _begin_where_absent(pl_module: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:

@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from infotok_lit import models
+from infotok_lit.assets import SCENES_TOKENIZER
 from infotok_lit.errors import SettingsError
 from infotok_lit.models.common.model_config import ModelConfig
 
@@ -47,10 +48,14 @@ class OfficialWeights:
     files: Mapping[str, tuple[dict[str, "Tensor"], str]]
     """Stem of the exported file -> weights, and where they come from."""
 
-    def load_into(self, model: "UnifiedModel") -> "UnifiedModel":
-        """The model with these very tensors, no copies, as its weights; CheckpointError names what does not fit."""
+    def load_into(self, model: "UnifiedModel", adopt: bool = False) -> "UnifiedModel":
+        """The model with these weights; CheckpointError names what does not fit.
+
+        Args:
+            adopt: take over the tensors themselves, rather than copying what is in them.
+        """
         for stem, (weights, source) in self.files.items():
-            model.load_official_weights(stem, weights, source, adopt=True)
+            model.load_official_weights(stem, weights, source, adopt)
         return model
 
 
@@ -134,6 +139,9 @@ class Family(ABC):
             SettingsError: if there is no such tokenizer, or it has more tokens than the language model.
         """
         loaded = self.load_tokenizer(self.tokenizers.get(tokenizer, tokenizer))
+        if len(loaded) > config.llm.vocab_size and tokenizer in self.tokenizers:
+            # Runs from before the words of garments were tokens have no rows for them.
+            loaded = self.load_tokenizer(str(SCENES_TOKENIZER))
         if len(loaded) > config.llm.vocab_size:
             raise SettingsError(
                 f"the tokenizer has {len(loaded)} tokens, the language model only {config.llm.vocab_size}"
@@ -148,13 +156,16 @@ class Family(ABC):
             SettingsError: as `build`.
             CheckpointError: naming what does not fit.
         """
+        import torch
+
         from infotok_lit.models.common.loading import without_initial_weights
 
         with without_initial_weights():
             model = self.build(config, tokenizer)
         if model.official_weights().keys() - official.files.keys():
-            model = self.build(config, tokenizer)
-        return official.load_into(model)
+            with torch.device("cpu"):
+                model = self.build(config, tokenizer)
+        return official.load_into(model, adopt=True)
 
     def rebuild(self, config: Mapping[str, Any], tokenizer: str, state: Mapping[str, "Tensor"]) -> "UnifiedModel":
         """The model of a training checkpoint, in evaluation mode; `state` has our own parameter names."""

@@ -64,8 +64,13 @@ class UnifiedModel(nn.Module, ABC):
     """Name for people -> prefixes of parameter names; gradient norms are logged for each."""
     token_parts: Mapping[Branch, tuple[str, ...]]
     """Which parts make the shared tokens of each branch."""
+    understanding_prefixes: tuple[str, ...] = ("",)
+    """Beginnings of the names of all parameters that the loss of understanding can train."""
     reconstruction_defaults = ReconstructionConfig(condition="same_res", gradient_scale=0.1, template_swap=0.1)
     """How the family is trained to reconstruct, unless a call says otherwise."""
+
+    in_step = False
+    """Whether processes compute with weights that they share out, so that none may stop before the others."""
 
     def __init__(self, config: Any, processor: Processor) -> None:
         super().__init__()
@@ -251,13 +256,17 @@ class UnifiedModel(nn.Module, ABC):
     def answer(self, embeds: Tensor, mask: Tensor, max_new_tokens: int, use_cache: bool = True) -> Tensor:
         """Greedy continuation ids (B, at most max_new_tokens) of left-padded embeddings (B, T, H)."""
         adjust = self.adjust_logits
-        return answer_greedily(self.language_model, embeds, mask, self.processor, max_new_tokens, use_cache, adjust)
+        return answer_greedily(
+            self.language_model, embeds, mask, self.processor, max_new_tokens, use_cache, adjust, self.in_step
+        )
 
     @property
     def language_parts(self) -> LanguageParts:
         """The language model, in the parts that decoding needs."""
         head = self.language_model.lm_head
-        return LanguageParts(self.text_body, head, self.text_embedding, self.processor, self.adjust_logits)
+        return LanguageParts(
+            self.text_body, head, self.text_embedding, self.processor, self.adjust_logits, self.in_step
+        )
 
     @property
     def adjust_logits(self) -> LogitsProcessor | None:

@@ -32,7 +32,7 @@ INERT_NATS = 0.01
 def rate_report(kl: Tensor) -> dict[str, Tensor]:
     """(B, N, d) nats -> rate and active units."""
     images, tokens, width = kl.shape
-    counts = kl.new_tensor([images, images * tokens])
+    counts = torch.stack([kl.new_full((), images), kl.new_full((), images * tokens)])
     sums = global_sum(torch.cat([kl.sum((0, 1)), counts]))
     per_dim, images, tokens = sums[:-2], sums[-2], sums[-1]
     bits = per_dim.sum() / math.log(2)
@@ -195,5 +195,5 @@ def gradient_norms(terms: Mapping[str, Tensor], tokens: Tensor) -> dict[str, Ten
 
 def _totals(*local: Tensor | int) -> Tensor:
     """Local scalars -> their sums over ranks, in one collective."""
-    device = next(value.device for value in local if isinstance(value, Tensor))
-    return global_sum(torch.stack([torch.as_tensor(v, dtype=torch.float32, device=device) for v in local]))
+    some = next(value for value in local if isinstance(value, Tensor)).detach().float()
+    return global_sum(torch.stack([v.float() if isinstance(v, Tensor) else some.new_full((), v) for v in local]))

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from transformers import DynamicCache
 
@@ -31,6 +32,8 @@ class LanguageParts(NamedTuple):
     """Which ids end an answer and pad it."""
     adjust: Callable[[Tensor, Tensor], Tensor] | None = None
     """(new ids (B, a), logits (B, V)) -> logits to choose by."""
+    in_step: bool = False
+    """Whether no process may stop before the others."""
 
     def logits(self, states: Tensor, new: Sequence[Tensor]) -> Tensor:
         """Last states (B, H), and the ids that were chosen so far, (B,) each -> the logits to choose by (B, V)."""
@@ -39,6 +42,15 @@ class LanguageParts(NamedTuple):
             return logits
         nothing = torch.empty(len(states), 0, dtype=torch.int64, device=states.device)
         return self.adjust(torch.stack(list(new), dim=1) if new else nothing, logits)
+
+
+def all_ended(ended: Tensor, in_step: bool) -> bool:
+    """Whether all answers have ended, (B,) bool; with `in_step` those of all processes, a collective call."""
+    done = ended.all()
+    if in_step:
+        done = done.int()
+        dist.all_reduce(done, op=dist.ReduceOp.MIN)
+    return bool(done)
 
 
 class SharedPrompts(NamedTuple):
@@ -103,7 +115,7 @@ def answer_after_prefix(
         last = states.gather(1, rows[..., None].expand(-1, -1, states.shape[2])).flatten(0, 1)
         new.append(language.logits(last, new).argmax(dim=-1).masked_fill(ended, processor.pad_id))
         ended = ended | (new[-1] == processor.end_id)
-        if bool(ended.all()):
+        if all_ended(ended, language.in_step):
             break
         inputs = language.embedding(new[-1].view(images, most)).to(prefix.dtype)
         rows = torch.arange(most, device=prefix.device).expand(images, -1)

@@ -27,7 +27,7 @@ from infotok_lit.batch import (
 )
 from infotok_lit.errors import SettingsError
 from infotok_lit.models.common.images import crop_to_square, pad_to_square, to_pixels
-from infotok_lit.models.common.text import Text, pad, paired_text
+from infotok_lit.models.common.text import Text, label_places, pad, paired_text
 
 
 class Words(NamedTuple):
@@ -115,17 +115,19 @@ class ChatProcessor(ABC):
         ids, mask = pad([ids for ids, _ in rows], self.pad_id)
         texts = [self._exchange(sample.question, sample.answer) for sample in samples]
         negatives = [[self._exchange(*exchange) for exchange in sample.negatives] for sample in samples]
+        labels, _ = pad([labels for _, labels in rows], IGNORE_INDEX)
         return UnderstandingBatch(
             pixel_values=self.pixels([sample.image for sample in samples]),
             input_ids=ids,
             attention_mask=mask,
-            labels=pad([labels for _, labels in rows], IGNORE_INDEX)[0],
+            labels=labels,
             text=self._paired(texts, [f"{sample.question}\n{sample.answer}" for sample in samples], negatives),
             questions=[sample.question for sample in samples],
             answers=[sample.answer for sample in samples],
             names=[sample.name for sample in samples],
             skipped=list(skipped),
             cut=cut,
+            label_places=label_places(labels),
         )
 
     def generation(self, samples: Sequence[GenerationSample], skipped: Sequence[str] = ()) -> GenerationBatch:

@@ -102,9 +102,9 @@ def gather_rows(x: Tensor, index: Tensor) -> Tensor:
     return x.gather(1, index.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
 
 
-def places_where(mask: Tensor) -> Tensor:
-    """Places (B, K) where mask (B, L) is true, in raster order; every row must have the same number K."""
-    return mask.nonzero()[:, 1].view(mask.shape[0], -1)
+def places_where(mask: Tensor, count: int) -> Tensor:
+    """Places (B, K) where mask (B, L) is true, in raster order; every row must have `count` of them."""
+    return mask.byte().argsort(dim=1, descending=True, stable=True)[:, :count]
 
 
 def _area(grid: Grid) -> int:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from infotok_lit.assets import SCENES_TOKENIZER
+from infotok_lit.assets import embedded_base
 from infotok_lit.errors import SettingsError
 from infotok_lit.models.common.model_config import QWEN25, SCENES_LLM, DCAEConfig, LanguageModelConfig, ModelConfig
 from infotok_lit.models.family import Family, Part
@@ -172,7 +172,7 @@ class OpenUniFamily(Family):
     sampling = SamplingConfig
     sizes = SIZES
     tokenizers: ClassVar[Mapping[str, str]] = {
-        "scenes32": str(SCENES_TOKENIZER),
+        "scenes32": str(embedded_base("openuni", "scenes32")),
         "b-512": "OpenGVLab/InternVL3-1B",
         "l-512": "OpenGVLab/InternVL3-2B",
         "l-1024": "OpenGVLab/InternVL3-2B",

@@ -20,7 +20,7 @@ from infotok_lit.batch import (
 )
 from infotok_lit.checkpoints import KeyMap, OfficialPart
 from infotok_lit.models.common.autoencoders import NETWORK, build_autoencoder, to_tokens
-from infotok_lit.models.common.language_model import text_loss
+from infotok_lit.models.common.language_model import CAUSAL, text_loss
 from infotok_lit.models.common.model_config import Grid
 from infotok_lit.models.common.reconstruction import ReconstructionConfig, graph_unless_stopped, scale_gradient
 from infotok_lit.models.common.sampling import ImageNoise, is_guided
@@ -68,6 +68,7 @@ class OpenUni(UnifiedModel):
 
     family = "openuni"
     parts = PARTS
+    understanding_prefixes = ("vlm.",)
     reconstruction_defaults = ReconstructionConfig(condition="same_res", gradient_scale=0.0, template_swap=0.0)
 
     def __init__(self, config: OpenUniConfig, tokenizer: Tokenizer) -> None:
@@ -113,9 +114,10 @@ class OpenUni(UnifiedModel):
         tokens = self.understood_tokens(batch.pixel_values)
         seen = scale_gradient(transformed(tokens, transform), self.config.grad_scale)
         embeds = self.embed_with_images(batch.input_ids, seen)
-        body = self.vlm.model.language_model
-        hidden = body(inputs_embeds=embeds, attention_mask=batch.attention_mask, use_cache=False).last_hidden_state
-        loss, side = text_loss(self.vlm.lm_head, hidden, batch.labels), self.config.vision.grid_side
+        # Padding is on the right, so that causal attention alone hides it from every answer.
+        hidden = self.text_body(inputs_embeds=embeds, attention_mask=CAUSAL, use_cache=False).last_hidden_state
+        loss = text_loss(self.vlm.lm_head, hidden, batch.labels, batch.label_places)
+        side = self.config.vision.grid_side
         return self.branch_output("understanding", loss, tokens, batch.text, (side, side))
 
     # Generation
@@ -136,7 +138,7 @@ class OpenUni(UnifiedModel):
         latents = self.encode_images(batch.pixel_values)
         condition = self.condition_on(self.text_embedding(batch.input_ids), batch.attention_mask, transform)
         loss_sum = self.flow_loss(latents, condition.condition, random)
-        loss = (loss_sum, torch.tensor(latents.numel(), device=loss_sum.device))
+        loss = (loss_sum, loss_sum.new_full((), latents.numel(), dtype=torch.int64))
         targets, grid = to_tokens(latents, 1)
         return self.branch_output(
             "generation", loss, condition.tokens, batch.text, (0, 0), latents=targets, latent_grid=grid
@@ -161,7 +163,7 @@ class OpenUni(UnifiedModel):
         condition = self.condition_on(embeds, mask.to(seen.device), generated_transform)
         latents = self.encode_images(batch.pixel_values)
         loss = self.flow_loss(latents, condition.condition, random)
-        return ReconstructionOutput(loss, torch.tensor(latents.numel(), device=loss.device))
+        return ReconstructionOutput(loss, loss.new_full((), latents.numel(), dtype=torch.int64))
 
     def flow_loss(self, latents: Tensor, condition: Tensor, random: RandomNumbers | None = None) -> Tensor:
         """Squared error of the velocity (float32), summed over latents (B, C, h, w)."""

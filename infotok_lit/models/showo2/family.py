@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from infotok_lit.assets import SCENES_TOKENIZER
+from infotok_lit.assets import embedded_base
 from infotok_lit.models.common.model_config import (
     QWEN25,
     SCENES_LLM,
@@ -178,7 +178,7 @@ class Showo2Family(Family):
     sampling = SamplingConfig
     sizes = SIZES
     tokenizers: ClassVar[Mapping[str, str]] = {
-        "scenes32": str(SCENES_TOKENIZER),
+        "scenes32": str(embedded_base("showo2", "scenes32")),
         "1.5b": "Qwen/Qwen2.5-1.5B-Instruct",
         "1.5b-hq": "Qwen/Qwen2.5-1.5B-Instruct",
         "7b": "Qwen/Qwen2.5-7B-Instruct",

@@ -84,7 +84,7 @@ class Showo2Network(UnifiedModel):
             time: (n,) in [0, 1]: the noise level of each image, 1 clean.
             regions: (B, M, 2), where it is not to be read off the ids.
         """
-        regions = find_regions(input_ids) if regions is None else regions
+        regions = find_regions(input_ids, len(latents) // len(input_ids)) if regions is None else regions
         shared = self.encoder(latents)
         embedded_time = self.time_embed(time)
         seen = transformed(shared.tokens, transform)
@@ -111,9 +111,9 @@ class Showo2Network(UnifiedModel):
     def token_positions(self, hidden: Hidden) -> Tensor:
         """(B, T) bool: positions of image tokens, without those of times."""
         is_token = hidden.image >= 0
-        starts = hidden.regions[..., 0][hidden.regions[..., 1] > 0]
-        rows = (hidden.regions[..., 1] > 0).nonzero()[:, 0]
-        return is_token.index_put((rows, starts), is_token.new_tensor(False))
+        rows = torch.arange(len(is_token), device=is_token.device)[:, None]
+        # Idle slots point to position 0, which is never a token's.
+        return is_token.index_put((rows, hidden.regions[..., 0]), is_token.new_zeros(()))
 
     def run_pair(
         self,
@@ -124,7 +124,7 @@ class Showo2Network(UnifiedModel):
         transform: TokenTransform | None = None,
     ) -> Hidden:
         """Run the language model over text with two images: tokens (B, N, D) of a clean one, then noisy latents."""
-        regions = find_regions(input_ids)
+        regions = find_regions(input_ids, 2)
         shared = self.encoder(latents)
         times = self.time_embed(torch.stack([torch.ones_like(time), time], dim=1).flatten())
         as_tokens = self.time_to_token(times)
