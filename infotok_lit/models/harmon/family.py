@@ -73,6 +73,8 @@ class HarmonConfig(ModelConfig):
     """Latents are multiplied by this, so that they have about unit variance."""
     grad_scale: float | None = 0.1
     """Factor on the gradient that understanding sends into the visual encoder; None leaves it alone."""
+    capacity_bits: float | None = None
+    """The most bits that the shared tokens of an image may carry in training (`Channel`); None for no limit."""
     image_size: int = 512
     """Side of the square images that the processor makes, in pixels."""
     repetition_penalty: float = 1.0

@@ -21,6 +21,7 @@ from infotok_lit.batch import (
 )
 from infotok_lit.checkpoints import KeyMap, OfficialPart
 from infotok_lit.models.common.autoencoders import build_autoencoder, from_tokens, kl16_keys, to_tokens
+from infotok_lit.models.common.channel import Channel
 from infotok_lit.models.common.language_model import (
     CAUSAL,
     build_language_model,
@@ -83,7 +84,8 @@ class Harmon(UnifiedModel):
         self.num_extras = {"understanding": mar.num_buffers, "generation": mar.num_buffers}
         self.parts = {name: (f"{name}.",) for name in PARTS}
         self.token_parts = {"understanding": ("encoder",), "generation": ("encoder",)}
-        self.encoder = MAREncoder(mar, self.latent_width)
+        channel = Channel(config.capacity_bits, self.processor.num_image_tokens, mar.encoder_width)
+        self.encoder = MAREncoder(mar, channel, self.latent_width)
         self.decoder = MARDecoder(mar)
         self.token_diffusion = TokenDiffusion(
             self.latent_width, mar.decoder_width, mar.diffusion_width, mar.diffusion_depth

@@ -19,7 +19,9 @@ from infotok_lit.batch import (
     UnderstandingBatch,
 )
 from infotok_lit.checkpoints import KeyMap, OfficialPart
+from infotok_lit.errors import SettingsError
 from infotok_lit.models.common.autoencoders import NETWORK, build_autoencoder, to_tokens
+from infotok_lit.models.common.channel import Channel
 from infotok_lit.models.common.language_model import CAUSAL, text_loss
 from infotok_lit.models.common.model_config import Grid
 from infotok_lit.models.common.reconstruction import ReconstructionConfig, graph_unless_stopped, scale_gradient
@@ -88,6 +90,9 @@ class OpenUni(UnifiedModel):
         self.meta_queries = nn.Parameter(torch.randn(config.num_queries, width) / width**0.5)
         self.connector = build_connector(connector)
         self.projector = build_projector(connector, width, config.transformer.caption_width)
+        bits, side = config.capacity_bits, config.vision.grid_side
+        self.understanding_channel = Channel(bits, side**2, width)
+        self.generation_channel = Channel(bits, config.num_queries, connector.width)
         self.transformer = build_transformer(config.transformer, config.autoencoder.channels)
 
     # Latents
@@ -107,7 +112,7 @@ class OpenUni(UnifiedModel):
 
     def understood_tokens(self, pixel_values: Tensor) -> Tensor:
         """(B, 3, height, width) in [-1, 1] -> projected tokens of the vision tower (B, N, H)."""
-        return image_tokens(self.vlm, pixel_values, self.config.vision.input_side)
+        return self.understanding_channel(image_tokens(self.vlm, pixel_values, self.config.vision.input_side))
 
     def understanding(self, batch: UnderstandingBatch, transform: TokenTransform | None = None) -> BranchOutput:
         """Next-token cross entropy (nats) summed over answer tokens; the head runs on those positions alone."""
@@ -128,7 +133,7 @@ class OpenUni(UnifiedModel):
         """What the meta queries make of texts (B, T, H), padded on either side."""
         order = self.config.connector.order
         queries = read_queries(self.vlm, embeds, attention_mask, self.meta_queries)
-        tokens = self.connector(before_connector(self.projector, order, queries))
+        tokens = self.generation_channel(self.connector(before_connector(self.projector, order, queries)))
         return Condition(tokens, after_connector(self.projector, order, transformed(tokens, transform)))
 
     def generation(
@@ -142,6 +147,14 @@ class OpenUni(UnifiedModel):
         targets, grid = to_tokens(latents, 1)
         return self.branch_output(
             "generation", loss, condition.tokens, batch.text, (0, 0), latents=targets, latent_grid=grid
+        )
+
+    def caption_nats(self, tokens: Tensor, output: BranchOutput, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """SettingsError: the queries read the prompt and no image, so a caption read from them would be an echo."""
+        raise SettingsError(
+            "captioning has no meaning for OpenUni: its generation tokens are made from the prompt alone and see no "
+            "image, so their caption is the prompt again. Take captioning out of objective.terms, or train Harmon or "
+            "Show-o2"
         )
 
     def reconstruct(

@@ -127,6 +127,8 @@ class Showo2Config(ModelConfig):
     """Latents are multiplied by this; Wan latents are already normalised."""
     grad_scale: float | None = None
     """Factor on the gradient that understanding sends into the visual encoder; None leaves it alone."""
+    capacity_bits: float | None = None
+    """The most bits that the shared tokens of an image may carry in training (`Channel`); None for no limit."""
     image_size: int = 432
     """Side of the square images that the processor makes, in pixels."""
     max_length: int = 2048

@@ -21,7 +21,7 @@ from infotok_lit.batch import (
 )
 from infotok_lit.checkpoints import KeyMap, OfficialPart
 from infotok_lit.models.common.autoencoders import BlockTransform, to_tokens, wan_keys
-from infotok_lit.models.common.language_model import text_loss
+from infotok_lit.models.common.language_model import text_loss, text_nats
 from infotok_lit.models.common.model_config import Grid
 from infotok_lit.models.common.reconstruction import ReconstructionConfig, graph_unless_stopped, scale_gradient
 from infotok_lit.models.common.sampling import ImageNoise, is_guided
@@ -140,6 +140,13 @@ class Showo2(Showo2Network):
         path = self._noisy(clean, random)
         hidden = self.run_sequence(batch.input_ids, path.noisy, path.time, transform)
         return self._output(self.flow_loss(hidden, path.velocity), hidden, clean, batch, path.time)
+
+    def caption_nats(self, tokens: Tensor, output: BranchOutput, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """As the parent's, with the time of the noisy latents, whose fused tokens are read, before them."""
+        parts = self.processor.caption_answers(captions, 1 + tokens.shape[1])
+        ids, labels = (part.to(tokens.device) for part in parts)
+        states = self.read_tokens(ids, tokens, output.noise_level)
+        return text_nats(self.llm.lm_head, states, labels)
 
     def reconstruct(
         self,
