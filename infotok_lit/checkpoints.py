@@ -246,7 +246,7 @@ def check_checkpoint(path: Path) -> None:
 
 def read_settings(path: Path) -> Any:
     """What a training checkpoint holds, of which only what is no tensor is sure to be there; little of it is read."""
-    return read_sharded_meta(path) if is_sharded_checkpoint(path) else read_pickle(path, mmap=True)
+    return read_sharded_meta(path) if is_sharded_checkpoint(path) else read_pickle(path, checked=False)
 
 
 def is_run_checkpoint(path: Path) -> bool:
@@ -270,7 +270,7 @@ def read_run(source: str | Path) -> dict[str, Any]:
         checkpoint = read_sharded(path, optimiser=False)
         _require_run(checkpoint, path)
         return checkpoint
-    checkpoint = read_pickle(path, mmap=True)
+    checkpoint = read_pickle(path, checked=False)
     _require_run(checkpoint, path)
     states = (checkpoint["state_dict"], checkpoint.get("current_model_state", {}))
     check_tensors(path, (value for state in states for value in state.values()))

@@ -47,11 +47,14 @@ def local_checkpoint(source: str | Path) -> Path:
     raise CheckpointError(f"{source} is a URL, and checkpoints are read from files only: {mend}")
 
 
-def read_pickle(path: Path, mmap: bool = False) -> Any:
+def read_pickle(path: Path, checked: bool = True) -> Any:
     """What a file written by torch.save holds, read with `weights_only=True`.
 
+    Tensors are mapped from the file: they are read when they are used, and processes of a machine share what they read.
+    Changing one does not change the file.
+
     Args:
-        mmap: read tensors when they are used: to look into a large file, whose checksums are then not compared.
+        checked: compare its checksums, for which all of it is read once; not needed for a look into a large file.
 
     Raises:
         MissingFileError: if there is no such file.
@@ -63,11 +66,11 @@ def read_pickle(path: Path, mmap: bool = False) -> Any:
     with path.open("rb") as file:
         if re.match(rb"\x80[\x03-\x05]", file.read(2)):
             raise unreadable(path, "it is a plain pickle, which could execute code; save its tensors with torch.save")
-    if not mmap:
+    if checked:
         check_checksums(path)
     try:
         # Formats before the zip archive cannot be mapped.
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and zipfile.is_zipfile(path))
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (pickle.UnpicklingError, OSError, *DAMAGE_ERRORS) as error:
         # Torch's own words advise to read the file in a way that executes it, so they are not repeated.
         refused = re.search(r"GLOBAL ([\w.]+)|(TorchScript|legacy \.tar)|add_safe_globals", str(error))

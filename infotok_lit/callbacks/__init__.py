@@ -16,6 +16,7 @@ from infotok_lit.callbacks.text_similarity import TextSimilarity
 from infotok_lit.callbacks.throughput import Throughput
 from infotok_lit.callbacks.token_similarity import TokenSimilarity
 from infotok_lit.callbacks.trade_off import TradeOff
+from infotok_lit.callbacks.weight_average import WeightAverage
 from infotok_lit.errors import SettingsError
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "Throughput",
     "TokenSimilarity",
     "TradeOff",
+    "WeightAverage",
 ]
 
 _NOW_CALLED = {"Drawings": "GeneratedImages", "Readings": "AnsweredQuestions"}

@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.utilities import rank_zero_warn
 
+from infotok_lit.callbacks.weight_average import WeightAverage
 from infotok_lit.errors import SettingsError
 from infotok_lit.files import free_path
 from infotok_lit.models.export import (
@@ -37,8 +38,8 @@ class ExportInference(pl.Callback):
         file_format: `safetensors`, or `pth` for the official single files.
         dtype: Cast the weights; default: as they were trained.
         force: Replace an earlier export; anything else is never replaced.
-        weights: Under a callback that averages weights (EMAWeightAveraging), the average, which validation measures, or
-            the raw weights of the last step. Without one the two are the same.
+        weights: Beside the WeightAverage callback, the moving average, or the raw weights of the last step. Without it
+            the two are the same.
     """
 
     def __init__(
@@ -58,27 +59,20 @@ class ExportInference(pl.Callback):
         self.written: Path | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Refuse before training, not after: a target that exists or cannot be written, raw weights that are lost."""
+        """Refuse before training, not after: a target that exists or cannot be written, an average of Lightning's."""
         if stage != "fit":
             return
-        averager = _averager(trainer)
-        if self.weights == "raw" and averager and trainer.callbacks.index(averager) < trainer.callbacks.index(self):
+        if any(isinstance(callback, WeightAveraging) for callback in trainer.callbacks):
             raise SettingsError(
-                f"ExportInference: {type(averager).__name__} puts the average in the place of the raw weights before "
-                "these can be exported: list ExportInference before it, or set weights: averaged"
+                "ExportInference: Lightning's averaging loses the weights of the last step, and cannot be sharded; use "
+                "infotok_lit.callbacks.WeightAverage in its place"
             )
         if self.folder is not None:
             self._check_folder(Path(self.folder))
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Export raw weights before an average takes their place."""
-        if self.weights == "raw":
-            self._export(trainer, pl_module)
-
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Export."""
-        if self.weights != "raw":
-            self._export(trainer, pl_module)
+        self._export(trainer, pl_module)
 
     def target(self, run: Path) -> Path:
         """The folder that `fit` leaves, given the run's; after `fit`, the one that it did leave."""
@@ -103,14 +97,16 @@ class ExportInference(pl.Callback):
         The others help it to collect a model that they share out.
         """
         run = Path(trainer.log_dir or trainer.default_root_dir)
+        average = _average(trainer)
+        if average:
+            average.show(pl_module, self.weights == "averaged")
         if not trainer.is_global_zero:
             with pl_module.plain_base():
                 return
         checkpoint: dict[str, Any] = {"state_dict": {}}
         pl_module.on_save_checkpoint(checkpoint)
-        averager = _averager(trainer)
-        if averager:
-            averager.on_save_checkpoint(trainer, pl_module, checkpoint)
+        if average:
+            checkpoint["callbacks"] = {average.state_key: average.state_dict()}
         if self.weights == "averaged" and average_updates(checkpoint) == 0:
             rank_zero_warn("ExportInference: the average was never updated, so it is what training began with")
         with pl_module.plain_base() as base:
@@ -142,5 +138,5 @@ class ExportInference(pl.Callback):
         return out
 
 
-def _averager(trainer: pl.Trainer) -> WeightAveraging | None:
-    return next((callback for callback in trainer.callbacks if isinstance(callback, WeightAveraging)), None)
+def _average(trainer: pl.Trainer) -> WeightAverage | None:
+    return next((callback for callback in trainer.callbacks if isinstance(callback, WeightAverage)), None)

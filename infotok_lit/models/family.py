@@ -49,10 +49,14 @@ class OfficialWeights:
     files: Mapping[str, tuple[dict[str, "Tensor"], str]]
     """Stem of the exported file -> weights, and where they come from."""
 
-    def load_into(self, model: "UnifiedModel") -> "UnifiedModel":
-        """The model with these weights; CheckpointError names what does not fit."""
+    def load_into(self, model: "UnifiedModel", adopt: bool = False) -> "UnifiedModel":
+        """The model with these weights; CheckpointError names what does not fit.
+
+        Args:
+            adopt: take over the tensors themselves, rather than copying what is in them.
+        """
         for stem, (weights, source) in self.files.items():
-            model.load_official_weights(stem, weights, source)
+            model.load_official_weights(stem, weights, source, adopt)
         return model
 
 
@@ -148,26 +152,48 @@ class Family(ABC):
         module = import_module(f"{models.__name__}.{self.name}.model")
         return getattr(module, self.model_class)(config, loaded)
 
+    def with_weights(self, official: OfficialWeights, config: Any, tokenizer: str) -> "UnifiedModel":
+        """A model of a configuration with weights from files; what has no file begins with random weights.
+
+        Raises:
+            SettingsError: as `build`.
+            CheckpointError: naming what does not fit.
+        """
+        import torch
+
+        from infotok_lit.models.common.loading import without_initial_weights
+
+        with without_initial_weights():
+            model = self.build(config, tokenizer)
+        if model.official_weights().keys() - official.files.keys():
+            with torch.device("cpu"):
+                model = self.build(config, tokenizer)
+        return official.load_into(model, adopt=True)
+
     def rebuild(self, config: Mapping[str, Any], tokenizer: str, state: Mapping[str, "Tensor"]) -> "UnifiedModel":
         """The model of a training checkpoint, in evaluation mode; `state` has our own parameter names."""
-        model = self.build(self.config_class.from_dict(config), tokenizer)
-        model.load_state_dict(state)
+        from infotok_lit.models.common.loading import adopt_state, without_initial_weights
+
+        with without_initial_weights():
+            model = self.build(self.config_class.from_dict(config), tokenizer)
+        adopt_state(model, state, "the checkpoint")
         return model.eval()
 
     def from_folder(self, folder: Path) -> "UnifiedModel":
         """The model in an exported folder, in evaluation mode."""
         config, official = self.read_exported(folder)
-        return official.load_into(self.build(config, str(folder))).eval()
+        return self.with_weights(official, config, str(folder)).eval()
 
     def from_official(
         self, weights: Path, size: str, parts: Mapping[str, Path], tokenizer: str | None = None
     ) -> "UnifiedModel":
         """The model in official files, in evaluation mode; `parts` are those of `Family.parts`."""
-        official = self.read_official(weights, parts, self.config_of_size(size))
+        config = self.config_of_size(size)
+        official = self.read_official(weights, parts, config)
         folder = self.tokenizer_folder(weights, parts)
         if tokenizer is None and folder is not None and (folder / "tokenizer_config.json").exists():
             tokenizer = str(folder)
-        return official.load_into(self.fresh(size, tokenizer)).eval()
+        return self.with_weights(official, config, tokenizer or size).eval()
 
     def read_exported(self, folder: Path) -> tuple[Any, OfficialWeights]:
         """The configuration and the weights in an exported folder; CheckpointError if it holds another family."""

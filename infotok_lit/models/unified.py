@@ -31,6 +31,7 @@ from infotok_lit.batch import (
 from infotok_lit.checkpoints import OfficialPart
 from infotok_lit.models.common.answering import LanguageParts, answer_after_prefix, split_after_image
 from infotok_lit.models.common.language_model import CAUSAL, answer_greedily, embed_with_images, text_nats
+from infotok_lit.models.common.loading import adopt_tensors
 from infotok_lit.models.common.model_config import Grid, token_grid
 from infotok_lit.models.common.reconstruction import (
     RandomTemplates,
@@ -342,19 +343,24 @@ class UnifiedModel(nn.Module, ABC):
         own = {stem: self._weights_of(part) for stem, part in self.official_parts.items()}
         return {stem: self.official_parts[stem].keys.to_official(state) for stem, state in own.items() if state}
 
-    def load_official_weights(self, stem: str, weights: Mapping[str, Tensor], source: str) -> None:
+    def load_official_weights(self, stem: str, weights: Mapping[str, Tensor], source: str, adopt: bool = False) -> None:
         """Load one part; CheckpointError names what does not fit.
 
         Args:
             stem: of `official_parts`.
             source: where the weights come from, for the message.
+            adopt: take over the tensors themselves, rather than copying what is in them.
         """
         part = self.official_parts[stem]
         own = self._weights_of(part)
         if part.may_hold_more:
             known = {part.keys.official_name(name) for name in own}
             weights = {name: tensor for name, tensor in weights.items() if name in known}
-        self.load_state_dict(part.keys.from_official(weights, own, source), strict=False)
+        state = part.keys.from_official(weights, own, source)
+        if adopt:
+            adopt_tensors(self, state)
+        else:
+            self.load_state_dict(state, strict=False)
 
     def _weights_of(self, part: OfficialPart) -> dict[str, Tensor]:
         return {name: value for name, value in self.state_dict().items() if name.startswith(part.prefixes)}

@@ -13,9 +13,10 @@ from torch import nn
 from infotok_lit import hub
 from infotok_lit.assets import EMBEDDED, embedded_base
 from infotok_lit.batch import Encoding
-from infotok_lit.checkpoints import CHECKPOINT_KEY, CheckpointError, KeyMap, exported_family, find_checkpoint, read_run
+from infotok_lit.checkpoints import CHECKPOINT_KEY, CheckpointError, exported_family, find_checkpoint, read_run
 from infotok_lit.errors import ExplainedError, SettingsError
 from infotok_lit.models.common.autoencoders import autoencoder_digest
+from infotok_lit.models.common.loading import adopt_state, without_initial_weights
 from infotok_lit.models.export import Weights
 from infotok_lit.models.family import Family, family
 from infotok_lit.models.unified import UnifiedModel
@@ -32,8 +33,10 @@ HOW_TO_LOAD = (
 )
 BASE_PREFIX = "base."
 HEADS_PREFIX = "infotok."
-AVERAGED, RAW = "state_dict", "current_model_state"
-"""Where Lightning keeps the weights of a run that averages them; any other run has the first alone, and it is raw."""
+AVERAGE = "weight_average"
+"""Where a module keeps the moving average of its trained weights, under their names (callbacks/weight_average.py)."""
+RAW = "current_model_state"
+"""Where Lightning's own averaging keeps the weights themselves; `state_dict` is then the average."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,9 @@ class InitialModel:
     def build(self) -> UnifiedModel:
         """The model with its initial weights.
 
-        Weights are read before the model is built: a wrong path should not wait for gigabytes of random numbers.
+        Of what files hold, nothing is drawn, and nothing copied that they hold as it is needed. The embedded base alone
+        is drawn first all the same, which takes no time: so the first numbers of the heads, which come after it in the
+        order of a seed, stay what they were in published results.
         """
         if self.init_from is None:
             return self._fresh()
@@ -84,14 +89,19 @@ class InitialModel:
         if exported_family(source) is not None:
             found, official = self._family.read_exported(source)
             self._check_same(found, wanted, source)
-            return official.load_into(self._fresh())
+            if self.init_from == EMBEDDED:
+                return official.load_into(self._fresh())
+            return self._family.with_weights(official, wanted, self._tokenizer_source)
         checkpoint = find_checkpoint(source)
         if checkpoint is not None:
-            base = self._fresh()
-            load_base_weights(base, checkpoint)
+            state = base_weights(read_run(checkpoint))
+            with without_initial_weights():
+                base = self._fresh()
+            adopt_state(base, state, str(checkpoint))
             return base
         parts = {name: hub.fetch(path) for name, path in self.parts.items()}
-        return self._family.read_official(source, parts, wanted).load_into(self._fresh())
+        official = self._family.read_official(source, parts, wanted)
+        return self._family.with_weights(official, wanted, self._tokenizer_source)
 
     def reference(self) -> dict[str, Any]:
         """What a checkpoint says of the base model beside its configuration and weights."""
@@ -141,14 +151,40 @@ class InitialModel:
             )
 
 
+def module_weights(checkpoint: Mapping[str, Any], weights: Weights = "averaged") -> dict[str, torch.Tensor]:
+    """The state dict in a run's checkpoint, with the moving average in the place of the weights if there is one.
+
+    Args:
+        weights: `raw` for the weights themselves.
+    """
+    if RAW in checkpoint:
+        return checkpoint[RAW if weights == "raw" else "state_dict"]
+    state, prefix = checkpoint["state_dict"], f"{AVERAGE}."
+    raw = {name: value for name, value in state.items() if not name.startswith(prefix)}
+    averages = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    if weights == "raw" or not averages:
+        return raw
+    tied = checkpoint["callbacks"]["WeightAverage"]["tied"]
+    return raw | averages | {alias: averages[name] for alias, name in tied.items()}
+
+
+def refuse_lost_average(module: nn.Module, checkpoint: Mapping[str, Any]) -> None:
+    """CheckpointError if a run kept a moving average, and what is to go on with it does not."""
+    kept = any(name.startswith(f"{AVERAGE}.") for name in checkpoint.get("state_dict", {}))
+    if kept and not hasattr(module, AVERAGE):
+        raise CheckpointError(
+            "the checkpoint holds a moving average of the weights, and trainer.callbacks has no WeightAverage to go on "
+            "with it: add --config trainer/weight_average, or start anew from the average with model.init_from"
+        )
+
+
 def base_weights(checkpoint: dict[str, Any], weights: Weights = "averaged") -> dict[str, torch.Tensor]:
     """The base model's part of a run's state dict, under the base model's own names; adapters are merged in.
 
     Args:
         weights: `raw` leaves out the averaging of a run that averages its weights; elsewhere the two are the same.
     """
-    state = checkpoint[RAW] if weights == "raw" and RAW in checkpoint else checkpoint[AVERAGED]
-    state = _with_frozen(state, checkpoint[CHECKPOINT_KEY])
+    state = _with_frozen(module_weights(checkpoint, weights), checkpoint[CHECKPOINT_KEY])
     base = {name.removeprefix(BASE_PREFIX): value for name, value in state.items() if name.startswith(BASE_PREFIX)}
     lora = checkpoint[CHECKPOINT_KEY].get("lora")
     return base if lora is None else merged_state(base, LoraConfig(**lora))
@@ -180,7 +216,9 @@ def _lasting(source: str) -> str:
 
 def average_updates(checkpoint: Mapping[str, Any]) -> int | None:
     """How often a run's average of its weights was updated; None for a run that has none."""
-    return int(checkpoint["averaging_state"]["n_averaged"]) if RAW in checkpoint else None
+    if RAW in checkpoint:
+        return int(checkpoint["averaging_state"]["n_averaged"])
+    return checkpoint.get("callbacks", {}).get("WeightAverage", {}).get("updates")
 
 
 def weights_in_words(checkpoint: Mapping[str, Any], weights: Weights) -> str:
@@ -216,12 +254,6 @@ def plain(base: UnifiedModel, initial: InitialModel, lora: LoraConfig | None) ->
         yield base
 
 
-def load_base_weights(base: nn.Module, path: Path) -> None:
-    """Load the base model of a run into `base`; CheckpointError says what does not fit."""
-    weights = base_weights(read_run(path))
-    base.load_state_dict(KeyMap(renames=()).from_official(weights, base.state_dict(), str(path)))
-
-
 def encoding_of(base: UnifiedModel) -> Encoding:
     """What a cache of a model's latents belongs to; SettingsError for a family that takes none."""
     branches = family(base.family).encoded_branches
@@ -244,7 +276,7 @@ def build_heads(objective: ObjectiveConfig, base: UnifiedModel) -> InfoTok:
 def read_heads(checkpoint: dict[str, Any], base: UnifiedModel) -> InfoTok:
     """The heads in a run's checkpoint, in evaluation mode."""
     heads = build_heads(ObjectiveConfig.from_dict(checkpoint[CHECKPOINT_KEY]["objective"]), base)
-    state = checkpoint["state_dict"]
+    state = module_weights(checkpoint)
     heads.load_state_dict(
         {name.removeprefix(HEADS_PREFIX): value for name, value in state.items() if name.startswith(HEADS_PREFIX)}
     )

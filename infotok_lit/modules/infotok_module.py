@@ -19,7 +19,13 @@ from infotok_lit.errors import SettingsError
 from infotok_lit.models.common.language_model import compile_blocks
 from infotok_lit.models.common.reconstruction import ReconstructionConfig
 from infotok_lit.models.unified import UnifiedModel
-from infotok_lit.modules.base_model import HOW_TO_LOAD, InitialModel, build_heads, plain
+from infotok_lit.modules.base_model import (
+    HOW_TO_LOAD,
+    InitialModel,
+    build_heads,
+    plain,
+    refuse_lost_average,
+)
 from infotok_lit.modules.finite import FiniteGuard
 from infotok_lit.modules.gradients import GradientWatch, frozen_tokens_message
 from infotok_lit.modules.lora import LoraConfig, add_adapters
@@ -42,7 +48,7 @@ from infotok_lit.modules.optimiser import (
     refuse_trainer,
     warmup_cosine,
 )
-from infotok_lit.modules.run_callbacks import DataConnection, StepSeed
+from infotok_lit.modules.run_callbacks import DataConnection, StepSeed, tell_model_is_built
 from infotok_lit.modules.run_checkpoint import FrozenWeights, check_resumed
 from infotok_lit.modules.sharding import reshard, shard
 from infotok_lit.modules.validation import Validation, finite_only
@@ -172,6 +178,7 @@ class InfoTokModule(pl.LightningModule):
         self.frozen_weights = FrozenWeights(self.base, self.initial_model.init_from, strategy)
         if strategy is not None:
             shard(self.base, self.infotok, self.device_mesh)
+        tell_model_is_built(self)
 
     def plain_base(self) -> AbstractContextManager[UnifiedModel | None]:
         """The base model as it is exported: adapters are merged for as long as the context lasts.
@@ -359,6 +366,7 @@ class InfoTokModule(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put in what was left out; refuse other adapters than the run's, and warn of settings that are overridden."""
+        refuse_lost_average(self, checkpoint)
         run = checkpoint.get(CHECKPOINT_KEY, {})
         check_resumed(run, self.lora, self.optimiser_config)
         self.frozen_weights.fill_in(checkpoint, run.get("frozen", {}))

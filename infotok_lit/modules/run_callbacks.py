@@ -11,6 +11,21 @@ from infotok_lit.modules.base_model import encoding_of
 from infotok_lit.seeding import seed_of
 
 
+class ModelCallback(pl.Callback):
+    """A callback that needs the module's weights before a run to resume is read, where Lightning has no hook."""
+
+    def on_model_built(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """All weights are there, sharded if they are to be."""
+
+
+def tell_model_is_built(pl_module: pl.LightningModule) -> None:
+    """Call `on_model_built` of the trainer's callbacks, if there is a trainer."""
+    trainer = pl_module._trainer
+    for callback in () if trainer is None else trainer.callbacks:
+        if isinstance(callback, ModelCallback):
+            callback.on_model_built(trainer, pl_module)
+
+
 class StepSeed(pl.Callback):
     """Reseeds torch before every training batch, by a pure function of the seed, the batches so far and the rank.
 

@@ -77,7 +77,7 @@ class ShardedStrategy(ModelParallelStrategy):
         path = Path(self.broadcast(str(checkpoint_path)))
         model, optimisers = self.lightning_module, list(self.optimizers)
         if not is_sharded_checkpoint(path):
-            content = read_pickle(path, mmap=True)
+            content = read_pickle(path, checked=False)
             model.on_load_checkpoint(content)
             _load_whole(_awaited(model, content), content.pop("state_dict"), path)
             for optimiser, state in zip(optimisers, content.pop("optimizer_states", []), strict=False):

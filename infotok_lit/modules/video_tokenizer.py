@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from infotok_lit.checkpoints import CHECKPOINT_KEY, KeyMap, exported_family, find_checkpoint, read_run
 from infotok_lit.errors import SettingsError
 from infotok_lit.models.export import Weights
-from infotok_lit.modules.base_model import AVERAGED, RAW, weights_in_words
+from infotok_lit.modules.base_model import module_weights, refuse_lost_average, weights_in_words
 from infotok_lit.modules.finite import FiniteGuard
 from infotok_lit.modules.optimiser import MaskedAdamW, OptimiserConfig, build_optimiser, clip_apart, warmup_cosine
-from infotok_lit.modules.run_callbacks import StepSeed
+from infotok_lit.modules.run_callbacks import StepSeed, tell_model_is_built
 from infotok_lit.video import FAMILY
 from infotok_lit.video.datamodule import ClipBatch
 from infotok_lit.video.folder import config_from, export_tokenizer, load_tokenizer
@@ -75,6 +75,7 @@ class VideoTokenizerModule(pl.LightningModule):
         weights = self.losses.vgg_weights if self.losses.needs_features else None
         # In a list, so that the network is in no checkpoint.
         self._features = [] if weights is None else [Vgg16Features.from_file(Path(weights))]
+        tell_model_is_built(self)
 
     def configure_callbacks(self) -> list[pl.Callback]:
         """What makes resuming exact, also for a Trainer that was built by hand."""
@@ -164,6 +165,10 @@ class VideoTokenizerModule(pl.LightningModule):
             "rates": asdict(self.rates) | {"bases": list(self.rates.bases)},
         }
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse to lose the run's moving average."""
+        refuse_lost_average(self, checkpoint)
+
 
 def psnr(wanted: Tensor, found: Tensor) -> Tensor:
     """The peak signal-to-noise ratio (B,) in dB of uint8 clips (B, T, H, W, 3); 100 where they are equal."""
@@ -194,7 +199,7 @@ def load_weights(tokenizer: VideoTokenizer, source: Path) -> None:
 
 def run_weights(checkpoint: dict[str, Any], weights: Weights = "averaged") -> dict[str, Tensor]:
     """The tokenizer's weights in a run's checkpoint: if the run kept a moving average, that or the `raw` ones."""
-    state = checkpoint[RAW] if weights == "raw" and RAW in checkpoint else checkpoint[AVERAGED]
+    state = module_weights(checkpoint, weights)
     return {name.removeprefix(PREFIX): value for name, value in state.items() if name.startswith(PREFIX)}
 
 

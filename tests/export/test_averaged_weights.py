@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from safetensors import safe_open
 from tiny import TinyModule, scenes_data
 
-from infotok_lit.callbacks import ExportInference
+from infotok_lit.callbacks import ExportInference, WeightAverage
 from infotok_lit.commands import export
 from infotok_lit.errors import SettingsError
 from infotok_lit.models.family import load_folder
@@ -49,9 +49,9 @@ def fit(folder: Path, *callbacks: pl.Callback) -> Remember:
 
 
 def moving_average(weights: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """By its definition; the first update takes the weights as they are."""
-    average = weights[1]
-    for step in weights[2:]:
+    """By its definition, from the initial weights on."""
+    average = weights[0]
+    for step in weights[1:]:
         average = {name: DECAY * average[name] + (1 - DECAY) * step[name] for name in average}
     return average
 
@@ -69,9 +69,8 @@ def card_and_metadata(folder: Path) -> tuple[str, str]:
 
 def test_both_weights_are_exported_under_their_names(tmp_path) -> None:
     folders = {name: tmp_path / name for name in ("averaged", "raw")}
-    raw = ExportInference(str(folders["raw"]), weights="raw")
-    averaged = ExportInference(str(folders["averaged"]))
-    remember = fit(tmp_path / "run", raw, EMAWeightAveraging(decay=DECAY, use_buffers=False), averaged)
+    exports = [ExportInference(str(folder), weights=name) for name, folder in folders.items()]
+    remember = fit(tmp_path / "run", exports[0], WeightAverage(DECAY, warmup=1), exports[1])
     truth = {"averaged": moving_average(remember.weights), "raw": remember.weights[-1]}
     words = {"averaged": "moving average (3 updates)", "raw": "raw (not the run's moving average)"}
     for name in folders:
@@ -89,14 +88,24 @@ def test_without_an_average_the_weights_are_raw_whatever_is_asked(tmp_path) -> N
     assert card_and_metadata(tmp_path / "out") == ("raw (no moving average)", "raw")
 
 
-def test_raw_weights_that_the_average_replaces_first_are_refused_before_training(tmp_path) -> None:
-    with pytest.raises(SettingsError, match="list ExportInference before it, or set weights: averaged"):
-        fit(tmp_path / "run", EMAWeightAveraging(), ExportInference(weights="raw"))
+def test_an_average_of_lightning_is_refused_before_training(tmp_path) -> None:
+    with pytest.raises(SettingsError, match="use infotok_lit.callbacks.WeightAverage in its place"):
+        fit(tmp_path / "run", EMAWeightAveraging(), ExportInference())
+
+
+def test_checkpoints_that_lightning_averaged_are_still_exported(tmp_path) -> None:
+    remember = fit(tmp_path / "run", EMAWeightAveraging(decay=DECAY, use_buffers=False))
+    # Its first update takes the weights as they are.
+    truth = {"averaged": moving_average(remember.weights[1:]), "raw": remember.weights[-1]}
+    for name, weights in truth.items():
+        export.main(["export", "--ckpt", str(tmp_path / "run"), "--out", str(tmp_path / name), "--weights", name])
+        assert holds(tmp_path / name, weights)
+        assert card_and_metadata(tmp_path / name)[1] == name
 
 
 def test_an_average_that_never_began_is_not_passed_off_as_one(tmp_path) -> None:
     with pytest.warns(UserWarning, match="the average was never updated"):
-        fit(tmp_path / "run", EMAWeightAveraging(update_starting_at_step=100), ExportInference(str(tmp_path / "out")))
+        fit(tmp_path / "run", WeightAverage(every_n_steps=100), ExportInference(str(tmp_path / "out")))
     assert card_and_metadata(tmp_path / "out")[0] == "moving average (0 updates)"
     command = ["export", "--ckpt", str(tmp_path / "run"), "--out", str(tmp_path / "late")]
     with pytest.raises(SettingsError, match="use --weights raw"):

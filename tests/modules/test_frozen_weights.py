@@ -13,7 +13,7 @@ from infotok_lit.checkpoints import CheckpointError, newest_checkpoint, read_run
 from infotok_lit.cli import main as command_line
 from infotok_lit.model_choice import choose
 from infotok_lit.modules import HarmonModule
-from infotok_lit.modules.base_model import load_base_weights, rebuild_base
+from infotok_lit.modules.base_model import base_weights, rebuild_base
 from infotok_lit.modules.lora import LoraConfig
 
 LORA = LoraConfig(("llm.model.*",), rank=2)
@@ -72,7 +72,7 @@ def test_exports_and_loads_are_the_runs_model(crashed, tmp_path) -> None:
     assert command_line(["export", "--ckpt", str(path), "--out", str(tmp_path / "out")]) == 0
     exported = load_file(tmp_path / "out" / "harmon.safetensors")
     loaded, other = choose(path.parent).load(), rebuild_base(read_run(path))
-    load_base_weights(other, path)
+    other.load_state_dict(base_weights(read_run(path)))
     with module.plain_base() as base:
         expected = base.state_dict()
         official = base.official_weights()["harmon"]

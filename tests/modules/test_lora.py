@@ -9,10 +9,10 @@ from safetensors import safe_open
 from tiny import FAMILIES, TinyModule, tiny_model
 
 from infotok_lit.callbacks import ExportInference
-from infotok_lit.checkpoints import CheckpointError, newest_checkpoint
+from infotok_lit.checkpoints import CheckpointError, newest_checkpoint, read_run
 from infotok_lit.commands import export
 from infotok_lit.models.family import load_folder
-from infotok_lit.modules.base_model import load_base_weights
+from infotok_lit.modules.base_model import base_weights
 from infotok_lit.modules.lora import LoraConfig, add_adapters, merged, merged_state
 from infotok_lit.scenes import Scenes
 
@@ -132,7 +132,7 @@ def test_a_run_starts_from_another_with_its_adapters_merged(tmp_path) -> None:
     module = module_of("openuni")
     fit(tmp_path, module=module, steps=2)
     base = tiny_model("openuni", seed=9)
-    load_base_weights(base, newest_checkpoint([tmp_path]))
+    base.load_state_dict(base_weights(read_run(newest_checkpoint([tmp_path]))))
     with merged(module.base, lora_of("openuni")):
         assert all(torch.equal(base.state_dict()[name], value) for name, value in module.base.state_dict().items())
 

@@ -11,6 +11,7 @@ from tiny import FAMILIES, TinyModule, scenes_data, tiny_model
 
 from infotok_lit.batch import BRANCHES, Source
 from infotok_lit.data.datamodule import UnifiedDataModule
+from infotok_lit.models.harmon.diffusion import TokenDiffusion
 from infotok_lit.modules.finite import NonFiniteError
 from infotok_lit.modules.optimiser import OptimiserConfig, build_optimiser
 from infotok_lit.objective.alignment import NegativesConfig
@@ -283,6 +284,17 @@ def test_activation_checkpointing_changes_no_gradient(family) -> None:
         sum(module.run_branch(branch, batch[branch]).task_loss for branch in BRANCHES).backward()
         gradients.append(torch.cat([p.grad.flatten() for p in module.base.parameters() if p.grad is not None]))
     torch.testing.assert_close(*gradients)
+
+
+def test_activation_checkpointing_keeps_little_of_the_token_diffusion() -> None:
+    kept = []
+    for enabled in (False, True):
+        network, sizes = TokenDiffusion(channels=4, condition_width=8, width=32, depth=6), []
+        network.activation_checkpointing = enabled
+        with torch.autograd.graph.saved_tensors_hooks(lambda x, sizes=sizes: sizes.append(x.numel()) or x, lambda x: x):
+            network(torch.randn(64, 4), torch.zeros(64, dtype=torch.int64), torch.randn(64, 32))
+        kept.append(sum(sizes))
+    assert kept[1] < 0.5 * kept[0]
 
 
 def test_bf16_mixed_precision_trains(tmp_path, family) -> None:

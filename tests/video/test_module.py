@@ -14,10 +14,11 @@ import lightning.pytorch as pl
 import pytest
 import torch
 import yaml
-from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from tiny_video import TINY
 
+from infotok_lit.callbacks import WeightAverage
 from infotok_lit.checkpoints import CheckpointError, read_run
 from infotok_lit.cli import main as command_line
 from infotok_lit.commands.fit import InfoTokCLI
@@ -76,7 +77,7 @@ def fit(
         logger=CSVLogger(folder, "log"),
         callbacks=[
             ModelCheckpoint(every_n_train_steps=2, save_top_k=-1),
-            EMAWeightAveraging(decay=0.5, use_buffers=False),
+            WeightAverage(0.5),
             ExportTokenizer(),
             watch,
         ],
@@ -147,7 +148,7 @@ def test_the_run_leaves_its_moving_average(whole) -> None:
     exported = load_tokenizer(Path(trainer.log_dir, "export"))
     checkpoint = read_run(Path(trainer.log_dir, "checkpoints", "epoch=0-step=6.ckpt"))
     rebuilt = rebuild_tokenizer(checkpoint, "the run")
-    current = checkpoint["current_model_state"]
+    current = checkpoint["state_dict"]
     for name, tensor in exported.named_parameters():
         assert torch.equal(tensor, rebuilt.get_parameter(name))
     assert exported.complexity.mean.item() == pytest.approx(rebuilt.complexity.mean.item())

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from infotok_lit.errors import SettingsError
+from infotok_lit.models.common.language_model import run_layers
 from infotok_lit.models.common.sampling import TIME_FEATURES, sinusoid
 from infotok_lit.models.harmon.mar import LAYER_NORM_EPS, init_linears
 
@@ -232,6 +233,7 @@ class TokenDiffusion(nn.Module):
         self.blocks = nn.ModuleList(ResidualBlock(width) for _ in range(depth))
         self.output_modulation = nn.Linear(width, 2 * width)
         self.output = nn.Linear(width, 2 * channels)
+        self.activation_checkpointing = False
         self._initialise()
 
     def forward(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
@@ -247,8 +249,7 @@ class TokenDiffusion(nn.Module):
         """
         activated = F.silu(self.time_embed(sinusoid(t)) + condition)
         h = self.input_embed(x)
-        for block in self.blocks:
-            h = block(h, activated)
+        h = run_layers(self.blocks, h, activated, recompute=self.activation_checkpointing)
         shift, scale = self.output_modulation(activated).chunk(2, dim=-1)
         return self.output(F.layer_norm(h, h.shape[-1:], eps=LAYER_NORM_EPS) * (1 + scale) + shift)
 
