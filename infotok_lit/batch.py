@@ -89,6 +89,21 @@ class Source(ABC):
         """How many samples serve a branch; a source in which not every row serves both overrides this."""
         return len(self)
 
+    def order(self, branch: Branch, rng: np.random.Generator, block: int) -> np.ndarray:
+        """The order (length,) in which one pass draws the samples of a branch; here any is equally likely.
+
+        Args:
+            block: how many samples one process draws before the next process draws.
+        """
+        return rng.permutation(self.branch_length(branch))
+
+    def lookahead(self, branch: Branch, block: int) -> int:
+        """So many samples before one is drawn, in the order of all processes, `prefetch` is told of it; 0: never."""
+        return 0
+
+    def prefetch(self, branch: Branch, index: int) -> None:  # noqa: B027 - most sources have all at hand
+        """Get ready for a sample that will soon be drawn, in the background; here nothing is done."""
+
     def split(self, share: float) -> tuple[Source, Source]:
         """The source without a share of its images, and with that share alone; always the same, whatever the order.
 
@@ -148,6 +163,8 @@ class UnderstandingBatch(NamedTuple):
     """One message per text that lost its end because it was longer than the model's limit."""
     label_places: Tensor | None = None
     """(n,) int64: where the flattened labels are tokens, found while tensors lie on the host; None: not yet."""
+    encoded: Tensor | None = None
+    """(B, c, h, w) float32: what the frozen autoencoder makes of the images; None where nobody has asked it yet."""
 
 
 class GenerationBatch(NamedTuple):
@@ -166,6 +183,8 @@ class GenerationBatch(NamedTuple):
     """One message per broken sample that was replaced while this batch was made."""
     cut: Sequence[str] = ()
     """One message per text that lost its end because it was longer than the model's limit."""
+    encoded: Tensor | None = None
+    """(B, c, h, w) float32: what the frozen autoencoder makes of the images; None where nobody has asked it yet."""
 
 
 Batch = UnderstandingBatch | GenerationBatch
@@ -242,6 +261,21 @@ class ReconstructionOutput:
     """Scalar: how many elements were summed."""
     quantiser_loss: Tensor | None = None
     """Scalar: what the quantiser itself asks to be minimised, already weighted; None for continuous tokens."""
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """Which frozen autoencoder makes latents of a model's images: a cache of latents belongs to one."""
+
+    family: str
+    image_size: int
+    """Pixels per side."""
+    autoencoder: str
+    """What kind it is."""
+    digest: str
+    """Of its settings and weights."""
+    branches: tuple[Branch, ...]
+    """Whose images it encodes."""
 
 
 # What turns samples into batches

@@ -19,6 +19,7 @@ COMMANDS = {
     ),
     "validate": ("infotok_lit.commands.fit", "measure both tasks, with the same configuration as fit"),
     "check": ("infotok_lit.commands.check", "look at the data before training: lengths, cuts, broken samples"),
+    "cache": ("infotok_lit.commands.cache", "encode the images once, so that training steps need not"),
     "export": ("infotok_lit.commands.export", "strip a run to an inference folder"),
     "describe": ("infotok_lit.commands.describe", "ask a model about images"),
     "generate": ("infotok_lit.commands.generate", "draw images from prompts"),

@@ -12,6 +12,12 @@ from collections.abc import Iterable
 class ExplainedError(Exception):
     """Something is wrong with the user's files, data or settings; the message names it and says what to do."""
 
+    def __str__(self) -> str:
+        """The message alone, also where torch hands on the whole traceback of a worker process in its place."""
+        text = super().__str__()
+        mark = f"{type(self).__module__}.{type(self).__qualname__}: "
+        return text.rpartition(mark)[2].strip() if text.startswith("Caught ") and mark in text else text
+
 
 class SettingsError(ExplainedError, ValueError):
     """Settings that no model, or no run, can have."""

@@ -29,6 +29,15 @@ def staging_path(path: Path) -> Path:
 
 
 @contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A path to write to, with the suffix of `path`, which becomes `path` if the body ends well; else it is gone."""
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as staging:
+        target = Path(staging) / path.name
+        yield target
+        target.replace(path)
+
+
+@contextmanager
 def whole_folder(path: Path, replaced: Collection[str] | None = None) -> Iterator[Path]:
     """A folder to write into, which is `path` if the body ends well; else it is gone, and `path` is as it was.
 

@@ -9,6 +9,7 @@ from infotok_lit.callbacks.generated_images import GeneratedImages
 from infotok_lit.callbacks.history import RunResult
 from infotok_lit.callbacks.information_plane import InformationPlane
 from infotok_lit.callbacks.progress import Progress, StartingValues
+from infotok_lit.callbacks.reconstruction import Reconstruction
 from infotok_lit.callbacks.report import FinalReport
 from infotok_lit.callbacks.scene_probes import SceneProbes
 from infotok_lit.callbacks.text_similarity import TextSimilarity
@@ -27,6 +28,7 @@ __all__ = [
     "GeneratedImages",
     "InformationPlane",
     "Progress",
+    "Reconstruction",
     "RunResult",
     "SceneProbes",
     "StartingValues",

@@ -1,6 +1,7 @@
 """Linear CKA of the shared tokens: how alike are those of both branches, and how far have they moved."""
 
-from typing import Any
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
 
 import lightning.pytorch as pl
 import torch
@@ -19,17 +20,67 @@ Rows = dict[Branch, Tensor]
 """Branch -> (n, D) mean tokens of the same images."""
 
 
-class TokenSimilarity(pl.Callback):
+class ImageSimilarity(pl.Callback, ABC):
+    """At each validation, logs linear CKA between two views of the images of the generation branch.
+
+    Rows are gathered, so the value is that of all processes' images at once. Logged are `debiased`, the one to read;
+    `biased`, Kornblith's; `shuffled`, what the biased one is for pairs at random, its chance level; effective
+    dimensions and the share of the largest channel of either side.
+    """
+
+    prefix: ClassVar[str]
+    """Of the names that are logged."""
+    sides: ClassVar[tuple[str, str]]
+    """What the views are called there."""
+
+    def __init__(self) -> None:
+        self._alike: LinearCKA | None = None
+
+    @abstractmethod
+    def views(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: BranchResult, batch: GenerationBatch
+    ) -> tuple[Tensor, Tensor]:
+        """Two float32 rows for each image of a batch: (B, D) and (B, E)."""
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start anew."""
+        self._alike = None
+
+    @torch.no_grad()
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: BranchResult,
+        batch: GenerationBatch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Add a generation batch's images."""
+        if dataloader_idx == GENERATION:
+            views = self.views(trainer, pl_module, outputs, batch)
+            names = torch.tensor([text_key(name) for name in batch.names], device=views[0].device)
+            self.add(*gather_rows(names, *views))
+
+    def add(self, names: Tensor, first: Tensor, second: Tensor) -> None:
+        """Compare both views (n, D), (n, E) of all processes' images; `names` (n,) are digests."""
+        if self._alike is None:
+            self._alike = LinearCKA(first.shape[1], second.shape[1], sync_on_compute=False).to(first.device)
+        self._alike.update(first, second)
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Log."""
+        if self._alike is not None:
+            log_similarity(pl_module, self.prefix, self._alike, self.sides)
+
+
+class TokenSimilarity(ImageSimilarity):
     """At each validation, logs linear CKA between the tokens of understanding and of generation for the same images.
 
     The images are those of the generation branch, as it sees them; the understanding branch sees them too. Each image
     is one sample: the mean of its tokens that are present (extra ones, such as Harmon's buffers, included), in float32.
     So widths and numbers of tokens may differ. The tokens of generation are those of training, hidden or noisy as they
-    are there, under the same random numbers in each validation. Rows are gathered, so the value is that of all
-    processes' images at once.
-
-    Logged under `val/cka/...`: `debiased`, the one to read; `biased`, Kornblith's; `shuffled`, the biased one's chance
-    level; effective dimensions and the share of the largest channel of either side.
+    are there, under the same random numbers in each validation. Logged under `val/cka/...`.
 
     Args:
         drift: Compare the tokens with those before training as well, under `val/cka_drift/<branch>/...`. Needs the
@@ -37,10 +88,13 @@ class TokenSimilarity(pl.Callback):
             become part of the checkpoint.
     """
 
+    prefix = "val/cka"
+    sides = BRANCHES
+
     def __init__(self, drift: bool = False) -> None:
+        super().__init__()
         self.drift = drift
         self.before: dict[str, Tensor] = {}
-        self._between: LinearCKA | None = None
         self._now: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -54,38 +108,26 @@ class TokenSimilarity(pl.Callback):
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start anew."""
-        self._between, self._now = None, []
+        super().on_validation_start(trainer, pl_module)
+        self._now = []
 
-    @torch.no_grad()
-    def on_validation_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: BranchResult,
-        batch: GenerationBatch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Add the mean tokens of a generation batch's images."""
-        if dataloader_idx != GENERATION:
-            return
-        generated = outputs.output.tokens.float().mean(1)
+    def views(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: BranchResult, batch: GenerationBatch
+    ) -> tuple[Tensor, Tensor]:
+        """The mean tokens of understanding, and of generation."""
         understood = understood_tokens(trainer, pl_module, batch).float().mean(1)
-        names = torch.tensor([text_key(name) for name in batch.names], device=generated.device)
-        names, understood, generated = gather_rows(names, understood, generated)
-        if self._between is None:
-            widths = understood.shape[1], generated.shape[1]
-            self._between = LinearCKA(*widths, sync_on_compute=False).to(generated.device)
-        self._between.update(understood, generated)
+        return understood, outputs.output.tokens.float().mean(1)
+
+    def add(self, names: Tensor, first: Tensor, second: Tensor) -> None:
+        """Keep them for the drift, too."""
+        super().add(names, first, second)
         if self.drift:
-            self._now.append((names.cpu(), understood.cpu(), generated.cpu()))
+            self._now.append((names.cpu(), first.cpu(), second.cpu()))
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log."""
-        if self._between is None:
-            return
-        log_similarity(pl_module, "val/cka", self._between, BRANCHES)
-        if self.drift:
+        super().on_validation_epoch_end(trainer, pl_module)
+        if self._now:
             names, *rows = (torch.cat(parts) for parts in zip(*self._now, strict=True))
             self._log_drift(trainer, pl_module, names, dict(zip(BRANCHES, rows, strict=True)))
 

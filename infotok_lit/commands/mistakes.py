@@ -55,11 +55,12 @@ def explain(error: Exception, parser: ArgumentParser, arguments: Sequence[str] =
     root, text = chain[-1], _message(chain[-1])
     unknown = re.search(r"(?:unrecognized arguments: --|ption ')([^'=\s]+)", text)
     if unknown is not None:
-        name = ".".join([*key, unknown[1]])
+        inside = _as_typed(unknown[1], key, arguments)
+        name = ".".join([*key, inside])
         moved = next((now for old, now in MOVED.items() if name.endswith(old)), None)
         if moved is not None:
             return f"there is no setting {name} any more{_place(name, arguments)}; {moved}"
-        close = closest_key(unknown[1], _known_keys(chain, parser))
+        close = closest_key(inside, _known_keys(chain, parser))
         hint = f"; did you mean {'.'.join([*key, close])}?" if close else ""
         return f"there is no setting {name}{_place(name, arguments)}{hint}"
     if not isinstance(root, (ValueError, TypeError, KeyError, ImportError, OSError, AttributeError, ArgumentError)):
@@ -143,6 +144,14 @@ def _key(chain: Sequence[BaseException]) -> list[str]:
             if frame.f_code.co_name == "instantiate" and hasattr(component, "dest"):
                 parts += ["init_args", component.dest] if parts else [component.dest]
     return parts
+
+
+def _as_typed(unknown: str, key: Sequence[str], arguments: Sequence[str]) -> str:
+    """An unknown key below `key`, whole: where it was set to null, jsonargparse names its end alone."""
+    above = "--" + "".join(f"{part}." for part in key)
+    nulls = [argument.removesuffix("=null") for argument in arguments if argument.endswith("=null")]
+    whole = (name.removeprefix(above) for name in nulls if name.startswith(above) and name.endswith(f".{unknown}"))
+    return next(whole, unknown)
 
 
 def _known_keys(chain: Sequence[BaseException], parser: ArgumentParser) -> list[str]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,8 +10,9 @@ from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.utilities import CombinedLoader, rank_zero_warn
 from torch.utils.data import DataLoader
 
-from infotok_lit.batch import BRANCHES, Branch, Processor, Source
+from infotok_lit.batch import BRANCHES, Branch, Encoding, Processor, Source
 from infotok_lit.data.broken_samples import BrokenSampleTally
+from infotok_lit.data.latents import Latents
 from infotok_lit.data.stream import BranchDataset, EndlessSampler, FixedSampler, branch_length, collate
 from infotok_lit.errors import SettingsError
 
@@ -43,6 +45,7 @@ class UnifiedDataModule(LightningDataModule):
         prompt_dropout: The share of drawn samples trained without a prompt, for classifier-free guidance.
         max_broken_share: Training stops when more than this share of the samples is broken.
         seed: Decides the order of samples and everything random about them.
+        latents: A folder of latents that `cache` made of these images: the autoencoder then rests.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class UnifiedDataModule(LightningDataModule):
         prompt_dropout: float = 0.1,
         max_broken_share: float = 0.05,
         seed: int = 0,
+        latents: str | None = None,
     ) -> None:
         super().__init__()
         _check_counts(understanding_batch_size, generation_batch_size, val_batch_size, val_samples)
@@ -90,17 +94,27 @@ class UnifiedDataModule(LightningDataModule):
         self._seed = seed
         self._processor: Callable[[], Processor] | None = None
         self._wanted_negatives: Mapping[Branch, int] = {}
+        self._latents_folder = None if latents is None else Path(latents)
+        self._encoding: Callable[[], Encoding] | None = None
+        self._latents: Latents | None = None
         self._forget()
 
-    def connect(self, processor: Callable[[], Processor], hard_negatives: Mapping[Branch, int]) -> None:
+    def connect(
+        self,
+        processor: Callable[[], Processor],
+        hard_negatives: Mapping[Branch, int],
+        encoding: Callable[[], Encoding] | None = None,
+    ) -> None:
         """Say who turns samples into batches; to be called before the first loader is made.
 
         Args:
             processor: Gives the base model's processor; asked when a loader is made, so the model may be built later.
             hard_negatives: How many texts that are nearly true of its image a sample of each branch brings, at most;
                 a branch that is left out has none.
+            encoding: Says which autoencoder latents must be of; None for a module that has no use for latents.
         """
         self._processor = processor
+        self._encoding = encoding
         self._wanted_negatives = dict(hard_negatives)
 
     def setup(self, stage: str) -> None:
@@ -137,6 +151,11 @@ class UnifiedDataModule(LightningDataModule):
     def training_sources(self) -> dict[Branch, Source]:
         """What each branch is trained on."""
         return dict(self._train)
+
+    @property
+    def val_samples(self) -> int:
+        """How many samples of each branch validation uses, if there are as many."""
+        return self._val_samples
 
     @property
     def broken_samples(self) -> int:
@@ -208,6 +227,8 @@ class UnifiedDataModule(LightningDataModule):
             start=partial(self._position, branch),
             num_replicas=self.trainer.world_size,
             rank=self.trainer.global_rank,
+            permute=partial(source.order, branch, block=batch_size),
+            lookahead=source.lookahead(branch, batch_size),
         )
         dataset = BranchDataset(source, branch, self._seed, self._prompt_dropout, self._hard_negatives(branch, source))
         return self._loader(dataset, branch, sampler, batch_size, keep_workers=True)
@@ -250,13 +271,22 @@ class UnifiedDataModule(LightningDataModule):
             batch_size=batch_size,
             sampler=sampler,
             num_workers=self._num_workers,
-            collate_fn=partial(collate, build),
+            collate_fn=partial(collate, build, latents=self._latents_of(branch)),
             pin_memory=self.trainer.strategy.root_device.type == "cuda",
             persistent_workers=keep_workers and self._num_workers > 0,
             # Of its own: a loader otherwise takes a number from the global generator each time it is iterated, and
             # the model's random numbers would depend on how often that was.
             generator=torch.Generator(),
         )
+
+    def _latents_of(self, branch: Branch) -> Latents | None:
+        if self._latents_folder is None:
+            return None
+        if self._latents is None:
+            if self._encoding is None:
+                raise SettingsError("data.latents: this model takes no latents from a cache; leave it out")
+            self._latents = Latents(self._latents_folder, self._encoding())
+        return self._latents if branch in self._latents.encoding.branches else None
 
 
 def _check_counts(*counts: int) -> None:

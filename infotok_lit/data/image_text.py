@@ -40,12 +40,16 @@ class SampleOptions:
     min_side: int
     max_aspect: float
     max_pixels: int
+    random_crop: bool
+    jpeg_draft: int | None
 
     def __post_init__(self) -> None:
         if not self.describe_questions:
             raise SettingsError("describe_questions is empty: give at least one question, or leave it out")
         if self.min_side < 1 or self.max_pixels < 1 or self.max_aspect <= 1:
             raise SettingsError("min_side and max_pixels must be at least 1, and max_aspect above 1")
+        if self.jpeg_draft is not None and self.jpeg_draft < 1:
+            raise SettingsError("jpeg_draft must be at least 1, or null to decode every image whole")
 
     def read_text(self, row: Mapping[str, Any]) -> RowText:
         """The text of a row; ValueError where a known key has another shape."""
@@ -75,17 +79,25 @@ class ImageTextSource(Source):
             branch: np.array([i for i, branches in enumerate(serves) if branch in branches], dtype=np.int64)
             for branch in BRANCHES
         }
+        self._unused = sum(not branches for branches in serves)
+
+    def report(self) -> None:
+        """Say in the log what there is; a warning if some rows are left out."""
         counts = ", ".join(f"{len(index)} serve {branch}" for branch, index in self._rows_of.items())
-        unused = sum(not branches for branches in serves)
-        level = logging.WARNING if unused else logging.INFO
-        log.log(level, "%s: %d rows: %s; %d left out (no image or no text)", label, len(rows), counts, unused)
+        level = logging.WARNING if self._unused else logging.INFO
+        said = "%s: %d rows: %s; %d left out (no image or no text)"
+        log.log(level, said, self._label, len(self), counts, self._unused)
+
+    def count(self, branch: Branch) -> int:
+        """How many rows serve a branch."""
+        return len(self._rows_of[branch])
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def branch_length(self, branch: Branch) -> int:
         """How many rows serve a branch; DataError if none does."""
-        count = len(self._rows_of[branch])
+        count = self.count(branch)
         if not count:
             fields = f'"{self._options.caption_key}" or "captions"'
             if branch == "understanding":
@@ -102,12 +114,13 @@ class ImageTextSource(Source):
         if not text.serves(branch):
             raise BrokenSampleError(f"{name}: it has no text for {branch}")
         limits = self._options
-        image = read_image(image_source, name, limits.min_side, limits.max_aspect, limits.max_pixels)
+        image = read_image(image_source, name, limits.min_side, limits.max_aspect, limits.max_pixels, limits.jpeg_draft)
         if branch == "understanding":
             question, answer = self._exchange(text, rng)
             return UnderstandingSample(image, question, answer, name)
         caption = text.captions[int(rng.integers(len(text.captions)))]
-        return GenerationSample(image, caption, name, crop_offset=float(rng.random()))
+        offset = float(rng.random())
+        return GenerationSample(image, caption, name, crop_offset=offset if limits.random_crop else 0.5)
 
     def _exchange(self, text: RowText, rng: np.random.Generator) -> tuple[str, str]:
         choice = int(rng.integers(len(text.questions) + len(text.captions)))
@@ -157,6 +170,8 @@ class ImageTextFolder(ImageTextSource):
         min_side: int = 9,
         max_aspect: float = 10.0,
         max_pixels: int = MAX_PIXELS,
+        random_crop: bool = True,
+        jpeg_draft: int | None = None,
     ) -> None:
         """Read the annotations; images are opened when they are drawn.
 
@@ -173,13 +188,25 @@ class ImageTextFolder(ImageTextSource):
             min_side: Images with a smaller side, in pixels, are broken samples.
             max_aspect: Images whose long side is this many short sides or more are broken samples.
             max_pixels: Images with more pixels are broken samples; they are not decoded.
+            random_crop: A square to generate is cut at another place in each epoch, if the base model leaves it open;
+                false takes the middle.
+            jpeg_draft: JPEGs are decoded to a half, a quarter or an eighth of their sides if these keep so many pixels:
+                faster for large photographs, and the pixels differ slightly. Null decodes them whole.
         """
         path = Path(annotations)
         folder = path if path.is_dir() else path.parent
         self._images = folder if images is None else Path(images)
         self._captions = folder if captions is None else Path(captions)
-        questions = DESCRIBE_QUESTIONS if describe_questions is None else tuple(describe_questions)
-        options = SampleOptions(caption_key, first_turn_only, questions, min_side, max_aspect, max_pixels)
+        options = SampleOptions(
+            caption_key=caption_key,
+            first_turn_only=first_turn_only,
+            describe_questions=DESCRIBE_QUESTIONS if describe_questions is None else tuple(describe_questions),
+            min_side=min_side,
+            max_aspect=max_aspect,
+            max_pixels=max_pixels,
+            random_crop=random_crop,
+            jpeg_draft=jpeg_draft,
+        )
         kept_keys = ("image", "annotation", caption_key, "captions", "qa", "question", "answer", "conversations")
         rows = [
             {"broken": row.reason}
@@ -188,6 +215,7 @@ class ImageTextFolder(ImageTextSource):
             for row in read_rows(path)
         ]
         super().__init__(annotations, PackedRows(rows), [_branches(row, options) for row in rows], options)
+        self.report()
 
     def _open(self, row: int) -> tuple[str, Path | bytes, RowText]:
         fields = self._rows[row]

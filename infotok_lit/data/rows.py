@@ -137,7 +137,7 @@ def read_rows(path: Path) -> Iterator[Mapping[str, Any] | UnreadableRow]:
     """The rows of an annotation file (a JSON list, or JSONL), or of all such files in a folder in the order of names.
 
     Raises:
-        DataError: There is no such file, it is not JSON, or it holds no rows; the message names it.
+        DataError: There is no such file, it is not JSON, or it holds no row that can be read; the message names it.
     """
     if not path.exists():
         raise DataError(f"there is no annotation file or folder {path}")
@@ -146,15 +146,18 @@ def read_rows(path: Path) -> Iterator[Mapping[str, Any] | UnreadableRow]:
         files = sorted(file for file in path.iterdir() if file.suffix in (".json", ".jsonl") and file.is_file())
     if not files:
         raise DataError(f"the folder {path} holds no .json or .jsonl file with annotations")
-    count = 0
+    are_rows, first_fault = False, None
     for file in files:
-        for row in _rows_of_jsonl(file) if file.suffix == ".jsonl" else _rows_of_json(file):
-            if not isinstance(row, dict | UnreadableRow):
-                raise DataError(f"{file}: every row must be a JSON object, not {str(row)[:40]!r}")
-            count += 1
-            yield row
-    if not count:
-        raise DataError(f"{path} holds no rows")
+        for where, row in _rows_of_jsonl(file) if file.suffix == ".jsonl" else _rows_of_json(file):
+            if isinstance(row, dict | UnreadableRow):
+                are_rows = True
+                yield row
+            else:
+                fault = UnreadableRow(f"{where}: a row must be a JSON object, not {str(row)[:40]!r}")
+                first_fault = first_fault or fault
+                yield fault
+    if not are_rows:
+        raise DataError(f"{path} holds no rows" if first_fault is None else first_fault.reason)
 
 
 def read_object(file: Path) -> dict[str, Any]:
@@ -170,23 +173,27 @@ def read_object(file: Path) -> dict[str, Any]:
     return content
 
 
-def _rows_of_jsonl(file: Path) -> Iterator[Any]:
+def _rows_of_jsonl(file: Path) -> Iterator[tuple[str, Any]]:
+    """(where, row) for each."""
     with file.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
-                yield _row(line, f"{file}, line {number}")
+                yield f"{file}, line {number}", _row(line, f"{file}, line {number}")
 
 
-def _rows_of_json(file: Path) -> Iterator[Any]:
+def _rows_of_json(file: Path) -> Iterator[tuple[str, Any]]:
+    """(where, row) for each."""
     content = file.read_bytes()
     try:
         rows = read_json(content)
     except TooDeepError:
-        yield from (_row(row, f"{file}, row {number}") for number, row in enumerate(_elements(content)))
+        for number, row in enumerate(_elements(content)):
+            yield f"{file}, row {number}", _row(row, f"{file}, row {number}")
         return
     except ValueError as error:
         raise DataError(f"{file}: not JSON ({error})") from error
-    yield from rows if isinstance(rows, list) else [rows]
+    for number, row in enumerate(rows if isinstance(rows, list) else [rows]):
+        yield f"{file}, row {number}", row
 
 
 def _row(content: bytes, where: str) -> Any:

@@ -1,82 +1,53 @@
-"""Images with text in WebDataset tar shards, with random access to every sample.
+"""Images with text in WebDataset tar shards: local ones as one whole, remote ones as a stream.
 
-A sample is the members of a tar that share a name up to its first dot: an image (.jpg, .jpeg, .png, .webp), with
-.json (any layout of `rows.py`) and/or .txt (a caption). Where no member of such a name has one of these suffixes, the
-names go on up to their last dot, so that `IMG_1.2.jpg` and `IMG_1.2.json` are a sample too.
-
-Each shard is scanned once. Where its samples lie is kept in a cache file.
+Where the samples of a shard lie is `shard_index.py`'s; what brings a shard here is `fetch.py`'s.
 """
 
-import contextlib
+import copy
 import hashlib
 import json
 import logging
-import tarfile
-from collections.abc import Iterator, Sequence
-from itertools import groupby
+import threading
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from infotok_lit.batch import BRANCHES, BrokenSampleError
-from infotok_lit.data.fetch import default_cache, expand_braces, local_copy, locked, replacing
+import fsspec
+import numpy as np
+
+from infotok_lit.batch import Branch, BrokenSampleError, Sample, Source
+from infotok_lit.data.fetch import default_cache, expand_braces, is_remote, local_copy, reason_of
 from infotok_lit.data.image_file import MAX_PIXELS
 from infotok_lit.data.image_text import DESCRIBE_QUESTIONS, ImageTextSource, SampleOptions
-from infotok_lit.data.rows import PackedRows, RowText, read_json
-from infotok_lit.errors import DataError
+from infotok_lit.data.rows import PackedRows, RowText
+from infotok_lit.data.shard_index import NoTarError, read_member, read_text, shard_index
+from infotok_lit.errors import DataError, SettingsError
 
 log = logging.getLogger(__name__)
 
-Entry = dict[str, Any]
-"""One sample of a shard: "key"; "image", "json" and "txt": [offset, size] of its members; "serves": the branches it
-serves; "broken": why it cannot be read, if so."""
-
-_VERSION = 2
-_BLOCK = 512
-_KINDS = {"jpg": "image", "jpeg": "image", "png": "image", "webp": "image", "json": "json", "txt": "txt"}
+_OPEN = 64
+"""So many indices of streamed shards a process keeps in memory."""
 
 
-class ImageTextShards(ImageTextSource):
-    """Samples in tar files: local, behind a URL, or written by a command."""
+class LocalShards(ImageTextSource):
+    """The samples of tar files that are here."""
 
-    def __init__(
-        self,
-        shards: str | list[str],
-        cache: str | None = None,
-        caption_key: str = "caption",
-        first_turn_only: bool = False,
-        describe_questions: list[str] | None = None,
-        min_side: int = 9,
-        max_aspect: float = 10.0,
-        max_pixels: int = MAX_PIXELS,
-    ) -> None:
-        """Fetch and index the shards, or find their index in the cache.
-
-        Args:
-            shards: One or more paths, URLs (http, https, s3 and what else fsspec knows) or `pipe:COMMAND`; each may
-                hold brace patterns such as `shard-{000000..000009}.tar`. A command is run by the shell, and is taken
-                from here alone: whoever writes this argument can run anything. What is not a local file is copied into
-                the cache whole, and kept there.
-            cache: The folder for fetched shards and indices; default: infotok_lit/shards in the user's cache folder.
-            caption_key: The key that holds a caption in .json members.
-            first_turn_only: Use only the first exchange of a LLaVA conversation; default: any of them, at random.
-            describe_questions: What is asked where the answer is a caption; default: a few paraphrases.
-            min_side: Images with a smaller side, in pixels, are broken samples.
-            max_aspect: Images whose long side is this many short sides or more are broken samples.
-            max_pixels: Images with more pixels are broken samples; they are not decoded.
+    def __init__(self, label: str, paths: Sequence[Path], names: Sequence[str], cache: Path, options: SampleOptions):
         """
-        questions = DESCRIBE_QUESTIONS if describe_questions is None else tuple(describe_questions)
-        options = SampleOptions(caption_key, first_turn_only, questions, min_side, max_aspect, max_pixels)
-        folder = default_cache() if cache is None else Path(cache)
-        folder.mkdir(parents=True, exist_ok=True)
-        patterns = [shards] if isinstance(shards, str) else shards
-        self._addresses = [address for pattern in patterns for address in expand_braces(pattern)]
-        self._paths = [local_copy(address, folder) for address in self._addresses]
+        Args:
+            label: What messages call them all.
+            paths: The files.
+            names: What messages call each.
+            cache: The folder for indices.
+            options: How rows become samples.
+        """
+        self._paths = paths
+        self._names = names
         rows = [
             {**entry, "shard": number}
-            for number, path in enumerate(self._paths)
-            for entry in shard_index(path, folder, options)
+            for number, path in enumerate(paths)
+            for entry in shard_index(path, cache, options)
         ]
-        label = ", ".join(patterns)
         if not rows:
             raise DataError(f"the shards hold no samples: {label or 'none were given'}")
         super().__init__(label, PackedRows(rows), [row["serves"] for row in rows], options)
@@ -88,177 +59,256 @@ class ImageTextShards(ImageTextSource):
             raise BrokenSampleError(f"{name}: {entry['broken']}")
         # One handle per sample: forked workers must not share a file position, and opening takes microseconds.
         with self._paths[entry["shard"]].open("rb") as file:
-            image, json_member, txt_member = (_read_member(file, entry.get(kind)) for kind in ("image", "json", "txt"))
+            image, json_member, txt_member = (read_member(file, entry.get(kind)) for kind in ("image", "json", "txt"))
         try:
-            return name, image, _read_text(json_member, txt_member, self._options)
+            return name, image, read_text(json_member, txt_member, self._options)
         except ValueError as error:
             raise BrokenSampleError(f"{name}: {error}") from error
 
     def _image_name(self, row: int) -> str:
         entry = self._rows[row]
-        return f"{self._addresses[entry['shard']]}: {entry['key']}"
+        return f"{self._names[entry['shard']]}: {entry['key']}"
 
 
-# Where each sample lies
+class ImageTextShards(Source):
+    """Samples in tar files: local, behind a URL, or written by a command.
 
-
-def shard_index(path: Path, cache: Path, options: SampleOptions) -> list[Entry]:
-    """The samples of a shard, in order; scanned if the cache has no index of this path, size and time of change.
-
-    A shard that is cut off or damaged is indexed up to there, with a warning; a sample that was cut through is
-    listed as broken.
-
-    Raises:
-        DataError: The file is no uncompressed tar.
+    If all are local, they are indexed before the start, and a pass takes their samples in any order. If not, they are
+    streamed: a shard is fetched when its turn comes, the next one meanwhile, and of its samples are mixed those of some
+    shards around it. What a stream draws depends on its place alone, never on what is in the cache.
     """
-    status = path.stat()
-    identity = [_VERSION, str(path.resolve()), status.st_size, status.st_mtime_ns]
-    identity += [options.caption_key, options.first_turn_only]
-    target = cache / f"{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]}.index.json"
-    index = _cached(target)
-    if index is None:
-        with locked(cache / "index"):
-            index = _cached(target)
-            if index is None:
-                index = _scan(path, options)
-                content = json.dumps(index).encode()
-                with replacing(target) as file:
-                    file.write(_digest(content) + b"\n" + content)
-    if index["damage"]:
-        log.warning("%s: %s; its %d samples before that are used", path, index["damage"], len(index["entries"]))
-    if index["ignored"]:
-        log.warning(
-            "%s: %d members are part of no sample, because their names have several dots (the first: %s)",
-            path,
-            len(index["ignored"]),
-            index["ignored"][0],
+
+    def __init__(
+        self,
+        shards: str | list[str],
+        cache: str | None = None,
+        caption_key: str = "caption",
+        first_turn_only: bool = False,
+        describe_questions: list[str] | None = None,
+        min_side: int = 9,
+        max_aspect: float = 10.0,
+        max_pixels: int = MAX_PIXELS,
+        random_crop: bool = True,
+        jpeg_draft: int | None = None,
+        cache_gb: float = 100.0,
+        mixed_shards: int = 4,
+        lanes: int = 1,
+        sizes: str | None = None,
+    ) -> None:
+        """Index local shards; of remote ones, fetch the first.
+
+        Args:
+            shards: One or more paths, URLs (http, https, s3 and what else fsspec knows) or `pipe:COMMAND`; each may
+                hold brace patterns such as `shard-{000000..000009}.tar`. A command is run by the shell, and is taken
+                from here alone: whoever writes this argument can run anything.
+            cache: The folder for fetched shards and indices; default: infotok_lit/shards in the user's cache folder.
+            caption_key: The key that holds a caption in .json members.
+            first_turn_only: Use only the first exchange of a LLaVA conversation; default: any of them, at random.
+            describe_questions: What is asked where the answer is a caption; default: a few paraphrases.
+            min_side: Images with a smaller side, in pixels, are broken samples.
+            max_aspect: Images whose long side is this many short sides or more are broken samples.
+            max_pixels: Images with more pixels are broken samples; they are not decoded.
+            random_crop: A square to generate is cut at another place in each epoch, if the base model leaves it open;
+                false takes the middle.
+            jpeg_draft: JPEGs are decoded to a half, a quarter or an eighth of their sides if these keep so many pixels:
+                faster for large photographs, and the pixels differ slightly. Null decodes them whole.
+            cache_gb: Of a stream: the most that fetched shards take in the cache; those not used for longest go.
+            mixed_shards: Of a stream: over so many neighbouring shards its samples are shuffled.
+            lanes: Of a stream: into so many the shards are dealt; with as many as there are processes, each process
+                reads shards of its own.
+            sizes: Of a stream: a JSON file, {"name.tar": samples, ...}, at a path or URL; default: all shards are taken
+                to be as large as the first.
+        """
+        if cache_gb <= 0 or mixed_shards < 1 or lanes < 1:
+            raise SettingsError("cache_gb must be above 0, and mixed_shards and lanes at least 1")
+        self._options = SampleOptions(
+            caption_key=caption_key,
+            first_turn_only=first_turn_only,
+            describe_questions=DESCRIBE_QUESTIONS if describe_questions is None else tuple(describe_questions),
+            min_side=min_side,
+            max_aspect=max_aspect,
+            max_pixels=max_pixels,
+            random_crop=random_crop,
+            jpeg_draft=jpeg_draft,
         )
-    return index["entries"]
+        self._cache = default_cache() if cache is None else Path(cache)
+        self._cache.mkdir(parents=True, exist_ok=True)
+        self._limit = round(cache_gb * 1e9)
+        self._mixed, self._lanes = mixed_shards, lanes
+        patterns = [shards] if isinstance(shards, str) else shards
+        self._label = ", ".join(patterns)
+        self._addresses = [address for pattern in patterns for address in expand_braces(pattern)]
+        self._opened: dict[int, LocalShards] = {}
+        self._fetching: threading.Thread | None = None
+        self._asked: list[int] = []
+        self._sizes: dict[Branch, np.ndarray] = {}
+        self._whole: LocalShards | None = None
+        if any(is_remote(address) for address in self._addresses):
+            self._assume_sizes(None if sizes is None else _read_sizes(sizes))
+        else:
+            paths = [local_copy(address, self._cache) for address in self._addresses]
+            self._whole = LocalShards(self._label, paths, self._addresses, self._cache, self._options)
+            self._whole.report()
 
+    def _assume_sizes(self, known: dict[str, int] | None) -> None:
+        first = self._part(0)
+        for branch in ("understanding", "generation"):
+            count = first.count(branch)
+            if known is None:
+                sizes = [count] * len(self._addresses)
+            else:
+                each = [_size_of(address, known) for address in self._addresses]
+                sizes = [max(1, round(size * count / len(first))) if count else 0 for size in each]
+            self._sizes[branch] = np.array(sizes, dtype=np.int64)
 
-def _cached(target: Path) -> dict[str, Any] | None:
-    """The index in a cache file; None if there is none, or not as it was written."""
-    if not target.exists():
-        return None
-    digest, _, content = target.read_bytes().partition(b"\n")
-    if digest != _digest(content):
-        log.warning("the index %s is damaged; its shard is scanned again", target)
-        return None
-    return json.loads(content)
+    def __len__(self) -> int:
+        return len(self._whole) if self._whole is not None else int(max(sizes.sum() for sizes in self._sizes.values()))
 
+    def branch_length(self, branch: Branch) -> int:
+        """How many samples serve a branch, or of a stream, are taken to do so; DataError if none does."""
+        if self._whole is not None:
+            return self._whole.branch_length(branch)
+        self._part(0).branch_length(branch)
+        return int(self._sizes[branch].sum())
 
-def _digest(content: bytes) -> bytes:
-    return hashlib.sha256(content).hexdigest().encode()
-
-
-def _scan(path: Path, options: SampleOptions) -> dict[str, Any]:
-    log.info("indexing %s", path)
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        members, damage = _members(file, size)
-        if not members and (damage or not size):
-            raise DataError(f"{path} is not an uncompressed tar file; unpack or fetch it again")
-        ignored: list[str] = []
-        entries = [_entry(file, size, key, found, options) for key, found in _samples(members, ignored)]
-    if damage and entries and not entries[-1]["serves"]:
-        # Its other members may have been lost.
-        entries[-1] |= {"serves": BRANCHES, "broken": "the shard is cut off inside this sample"}
-    return {"damage": damage, "ignored": ignored, "entries": entries}
-
-
-def _members(file: BinaryIO, size: int) -> tuple[list[tarfile.TarInfo], str | None]:
-    """The members of a tar, or of several one after another, up to the first damage, and what the damage is."""
-    members: list[tarfile.TarInfo] = []
-    end = 0
-    while end < size and (start := _after_zeros(file, end)) is not None:
-        known = len(members)
-        # tarfile takes garbage after the first member for the end; a whole archive says so with blocks of zeros.
-        if not members or start > end:
-            file.seek(start)
-            # On forged headers it raises almost anything, RecursionError and OverflowError among it.
-            with contextlib.suppress(Exception), tarfile.open(fileobj=file, mode="r:") as tar:
-                for member in tar:  # not list(tar): what came before the damage is kept
-                    if member.size < 0:
-                        break  # a forged header, which would lead tarfile round and round
-                    members.append(member)
-                    end = member.offset_data + -(-member.size // _BLOCK) * _BLOCK
-        if len(members) == known:
-            return members, f"it is cut off or damaged near byte {start}"
-    return members, None if end < size else f"it is cut off or damaged near byte {end}"
-
-
-def _after_zeros(file: BinaryIO, start: int) -> int | None:
-    """Where the first block begins that is not all zeros, from `start` on; None if there is none."""
-    file.seek(start)
-    while block := file.read(_BLOCK):
-        if block.strip(b"\0"):
-            return start
-        start += _BLOCK
-    return None
-
-
-def _samples(
-    members: Sequence[tarfile.TarInfo], ignored: list[str]
-) -> Iterator[tuple[str, dict[str, tarfile.TarInfo]]]:
-    """Neighbouring members of one sample: (key, {kind: member}); names that fit no sample are added to `ignored`."""
-    files = [member for member in members if member.isfile() and not member.name.rpartition("/")[2].startswith(".")]
-    for _, group in groupby(files, key=lambda member: _split(member.name, first=True)[0]):
-        neighbours = list(group)
-        is_plain = any(_split(member.name, first=True)[1] in _KINDS for member in neighbours)
-        current: str | None = None
-        found: dict[str, tarfile.TarInfo] = {}
-        for member in neighbours:
-            key, suffix = _split(member.name, first=is_plain)
-            if suffix not in _KINDS:
-                if _split(member.name, first=False)[1] in _KINDS:
-                    ignored.append(member.name)
+    def sample(self, branch: Branch, index: int, rng: np.random.Generator) -> Sample:
+        """The index-th sample of a branch; `rng` chooses the text and the crop. Its shard is fetched if need be."""
+        if self._whole is not None:
+            return self._whole.sample(branch, index, rng)
+        number, place = self._locate(branch, index)
+        while True:
+            part = self._part(number)
+            if not part.count(branch):
+                raise BrokenSampleError(f"{self._addresses[number]}: none of its samples serves {branch}")
+            # Where there are more samples than were assumed, each pass takes others of them; where fewer, some again.
+            assumed, there = int(self._sizes[branch][number]), part.count(branch)
+            row = (place + assumed * int(rng.integers(-(-there // assumed)))) % there
+            try:
+                return part.sample(branch, row, rng)
+            except FileNotFoundError:  # another process made room in the cache just now
                 continue
-            kind = _KINDS[suffix]
-            if current is not None and (key != current or kind in found):
-                yield current, found
-                found = {}
-            current = key
-            found[kind] = member
-        if current is not None:
-            yield current, found
 
+    def order(self, branch: Branch, rng: np.random.Generator, block: int) -> np.ndarray:
+        """The order (length,) of one pass: any, or of a stream, shard after shard with their neighbours mixed."""
+        if self._whole is not None:
+            return super().order(branch, rng, block)
+        return streamed_order(self._sizes[branch], rng, self._mixed, self._lanes, block)
 
-def _split(name: str, first: bool) -> tuple[str, str]:
-    """A member's name -> what comes before the first (or last) dot of its last part, and the suffix in lower case."""
-    folder, slash, file_name = name.rpartition("/")
-    stem, _, suffix = file_name.partition(".") if first else file_name.rpartition(".")
-    return f"{folder}{slash}{stem}", suffix.lower()
+    def lookahead(self, branch: Branch, block: int) -> int:
+        """Of a stream: a shard's length, after which the next one is needed."""
+        if self._whole is not None:
+            return 0
+        return -(-int(self._sizes[branch].max()) // block) * block * self._lanes
 
+    def prefetch(self, branch: Branch, index: int) -> None:
+        """Begin to fetch the shard of a sample, unless one is being fetched. An error is left to whoever reads it."""
+        number, _ = self._locate(branch, index)
+        busy = self._fetching is not None and self._fetching.is_alive()
+        if number not in self._opened and number not in self._asked and not busy:
+            self._asked = [*self._asked[-_OPEN:], number]
+            self._fetching = threading.Thread(target=self._fetch, args=(self._addresses[number],), daemon=True)
+            self._fetching.start()
 
-def _entry(file: BinaryIO, size: int, key: str, members: dict[str, tarfile.TarInfo], options: SampleOptions) -> Entry:
-    places = {kind: [member.offset_data, member.size] for kind, member in members.items()}
-    entry: Entry = {"key": key, **places, "serves": []}
-    if any(sum(place) > size for place in places.values()):
-        return entry | {"serves": BRANCHES, "broken": "the shard is cut off inside this sample"}
-    if any(member.issparse() for member in members.values()):
-        return entry | {"serves": BRANCHES, "broken": "it is stored as a sparse file, which is not read"}
-    if "image" in places:
+    def split(self, share: float) -> tuple[Source, Source]:
+        """All but a share of the images, and that share; of a stream, whole shards, chosen by their addresses."""
+        if self._whole is not None:
+            return self._whole.split(share)
+        order = sorted(self._addresses, key=lambda address: hashlib.sha256(address.encode()).digest())
+        if len(order) < 2:
+            raise SettingsError(f"{self._label}: a stream of one shard cannot be split; two are needed at least")
+        kept = set(order[: min(max(1, round(share * len(order))), len(order) - 1)])
+        return self._only([a not in kept for a in self._addresses]), self._only([a in kept for a in self._addresses])
+
+    def _only(self, chosen: list[bool]) -> "ImageTextShards":
+        part = copy.copy(self)
+        part._addresses = [address for address, is_in in zip(self._addresses, chosen, strict=True) if is_in]
+        part._sizes = {branch: sizes[chosen] for branch, sizes in self._sizes.items()}
+        part._opened, part._asked = {}, []
+        return part
+
+    def _locate(self, branch: Branch, index: int) -> tuple[int, int]:
+        ends = np.cumsum(self._sizes[branch])
+        if not 0 <= index < ends[-1]:
+            raise IndexError(f"sample {index} of {ends[-1]}")
+        number = int(np.searchsorted(ends, index, side="right"))
+        return number, index - int(ends[number] - self._sizes[branch][number])
+
+    def _part(self, number: int) -> LocalShards:
+        """A shard that is here, fetched if it is not."""
+        address = self._addresses[number]
+        path = local_copy(address, self._cache, self._limit)
+        if number not in self._opened:
+            try:
+                part = LocalShards(address, [path], [address], self._cache, self._options)
+            except NoTarError as error:
+                if not is_remote(address):
+                    raise
+                path.unlink(missing_ok=True)
+                raise DataError(f"what {address} gave is no uncompressed tar; it is not kept") from error
+            while len(self._opened) >= _OPEN:
+                self._opened.pop(next(iter(self._opened)))
+            self._opened[number] = part
+            self._compare(number, part)
+        return self._opened[number]
+
+    def _compare(self, number: int, part: LocalShards) -> None:
+        for branch, sizes in self._sizes.items():
+            if part.count(branch) != sizes[number]:
+                log.warning(
+                    "%s: %d samples serve %s where %d were assumed, so in a pass %s; `sizes` tells the true numbers",
+                    self._addresses[number],
+                    part.count(branch),
+                    branch,
+                    sizes[number],
+                    "some are drawn again" if part.count(branch) < sizes[number] else "some are not drawn",
+                )
+
+    def _fetch(self, address: str) -> None:
         try:
-            text = _read_text(_read_member(file, places.get("json")), _read_member(file, places.get("txt")), options)
-            entry["serves"] = [branch for branch in BRANCHES if text.serves(branch)]
-        except ValueError as error:
-            entry |= {"serves": BRANCHES, "broken": str(error)}
-    return entry
+            shard_index(local_copy(address, self._cache, self._limit), self._cache, self._options)
+        except (DataError, OSError) as error:
+            log.info("while fetching ahead: %s", error)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_fetching": None}
 
 
-def _read_text(json_member: bytes | None, txt_member: bytes | None, options: SampleOptions) -> RowText:
-    """The text of a sample from its .json and .txt members; ValueError if the .json is malformed."""
-    row = {} if json_member is None else read_json(json_member)
-    if not isinstance(row, dict):
-        raise ValueError("its .json member must be a JSON object")
-    annotated = options.read_text(row)
-    plain = options.read_text({options.caption_key: (txt_member or b"").decode(errors="replace")})
-    return RowText(tuple(dict.fromkeys(annotated.captions + plain.captions)), annotated.questions)
+def streamed_order(sizes: np.ndarray, rng: np.random.Generator, mixed: int, lanes: int, block: int) -> np.ndarray:
+    """A permutation (length,) of the samples of shards that reads few shards at a time.
+
+    The shards, in a random order, are dealt out to lanes. A lane's sample at shard number q comes at the time q + u, u
+    uniform in [0, mixed): at any time it draws from `mixed` neighbouring shards. Lanes alternate in blocks.
+
+    Args:
+        sizes: (shards,): how many samples each holds; sample i is the i-th over all shards, in their own order.
+        block: samples that a lane gives at a time.
+    """
+    starts = np.cumsum(sizes) - sizes
+    shards = rng.permutation(len(sizes))
+    found, turns = [], []
+    for lane in range(lanes):
+        own = shards[lane::lanes]
+        indices = np.concatenate([np.zeros(0, np.int64), *(np.arange(sizes[s]) + starts[s] for s in own)])
+        times = np.repeat(np.arange(len(own)), sizes[own]) + mixed * rng.random(len(indices))
+        found.append(indices[np.argsort(times, kind="stable")])
+        turns.append(np.arange(len(indices)) // block)
+    return np.concatenate(found)[np.argsort(np.concatenate(turns), kind="stable")]
 
 
-def _read_member(file: BinaryIO, place: Sequence[int] | None) -> bytes | None:
-    """The bytes at [offset, size] of an open shard; None where there is no such member."""
-    if place is None:
-        return None
-    file.seek(place[0])
-    return file.read(place[1])
+def _read_sizes(address: str) -> dict[str, int]:
+    """{"name.tar": samples}; DataError for what is not."""
+    try:
+        with fsspec.open(address, "rb") as file:
+            found = json.load(file)
+    except Exception as error:  # every protocol of fsspec has its own errors
+        raise DataError(f"sizes: {address} cannot be read: {reason_of(error)}") from error
+    if not isinstance(found, dict) or not all(isinstance(size, int) and size > 0 for size in found.values()):
+        raise DataError(f'sizes: {address} must be a JSON object such as {{"name.tar": 1000}}')
+    return found
+
+
+def _size_of(address: str, known: dict[str, int]) -> int:
+    name = address.rpartition("/")[2]
+    if name not in known:
+        raise DataError(f"sizes: there is no {name!r} in it")
+    return known[name]

@@ -21,6 +21,7 @@ from infotok_lit.batch import (
     Source,
     TooManyBrokenSamplesError,
 )
+from infotok_lit.data.latents import Latents
 from infotok_lit.errors import SettingsError
 
 MAX_ATTEMPTS = 100
@@ -32,6 +33,8 @@ class Request(NamedTuple):
     index: int
     epoch: int
     """How many whole passes over the source came before: the same index draws other random numbers in each."""
+    ahead: int | None = None
+    """The index of a sample that will soon be drawn, for the source to get ready."""
 
 
 def branch_length(source: Source, branch: Branch) -> int:
@@ -57,6 +60,8 @@ class EndlessSampler(DistributedSampler):
         start: Callable[[], int],
         num_replicas: int = 1,
         rank: int = 0,
+        permute: Callable[[np.random.Generator], np.ndarray] | None = None,
+        lookahead: int = 0,
     ) -> None:
         """
         Args:
@@ -66,25 +71,37 @@ class EndlessSampler(DistributedSampler):
             start: Gives the position to begin at; asked at each iteration.
             num_replicas: W, the number of processes.
             rank: Which of them this is.
+            permute: Gives the order (length,) of a pass; default: any is equally likely.
+            lookahead: How many positions later the sample is that a request speaks of as ahead; 0 for none.
         """
         super().__init__(range(length), num_replicas=num_replicas, rank=rank, shuffle=True)
         self._length = length
         self._batch_size = batch_size
         self._stream = tuple(seed)
         self._start = start
+        self._permute = permute
+        self._lookahead = lookahead
 
     def __iter__(self) -> Iterator[Request]:
-        size, order, order_epoch = self._batch_size, None, None
+        size, orders = self._batch_size, {}
         for first in itertools.count(self._start() + self.rank * size, self.num_replicas * size):
             for position in range(first, first + size):
-                epoch, place = divmod(position, self._length)
-                if epoch != order_epoch:
-                    order, order_epoch = self.order(epoch), epoch
-                yield Request(int(order[place]), epoch)
+                index, epoch = self._at(position, orders)
+                ahead = self._at(position + self._lookahead, orders)[0] if self._lookahead else None
+                yield Request(index, epoch, ahead)
 
     def order(self, epoch: int) -> np.ndarray:
         """The permutation (length,) of one pass."""
-        return np.random.default_rng([*self._stream, epoch]).permutation(self._length)
+        rng = np.random.default_rng([*self._stream, epoch])
+        return rng.permutation(self._length) if self._permute is None else self._permute(rng)
+
+    def _at(self, position: int, orders: dict[int, np.ndarray]) -> tuple[int, int]:
+        """(index, epoch) at a position of the stream; `orders` keeps those of the last two epochs."""
+        epoch, place = divmod(position, self._length)
+        if epoch not in orders:
+            orders.pop(epoch - 2, None)
+            orders[epoch] = self.order(epoch)
+        return int(orders[epoch][place]), epoch
 
     def __len__(self) -> int:
         raise TypeError("the stream is endless")
@@ -147,8 +164,10 @@ class BranchDataset(Dataset):
     def __len__(self) -> int:
         return self._length
 
-    def __getitem__(self, request: tuple[int, int]) -> Draw:
-        index, epoch = request
+    def __getitem__(self, request: Request) -> Draw:
+        index, epoch, ahead = Request(*request)
+        if ahead is not None:
+            self._source.prefetch(self._branch, ahead)
         skipped: list[str] = []
         for attempt in range(MAX_ATTEMPTS):
             # The branch is part of every seed, so that the two draw independently from one source.
@@ -178,6 +197,14 @@ class BranchDataset(Dataset):
         return replace(sample, negatives=tuple(texts[i] for i in chosen))
 
 
-def collate(build: Callable[[Sequence[Any], Sequence[str]], Any], draws: Sequence[Draw]) -> Any:
-    """A batch from draws; `build` is the method of the base model's processor for the branch."""
-    return build([draw.sample for draw in draws], [message for draw in draws for message in draw.skipped])
+def collate(
+    build: Callable[[Sequence[Any], Sequence[str]], Any], draws: Sequence[Draw], latents: Latents | None = None
+) -> Any:
+    """A batch from draws.
+
+    Args:
+        build: the method of the base model's processor for the branch.
+        latents: what the batch's latents are looked up in, if they are known.
+    """
+    batch = build([draw.sample for draw in draws], [message for draw in draws for message in draw.skipped])
+    return batch if latents is None else batch._replace(encoded=latents.look_up(batch.pixel_values, batch.names))

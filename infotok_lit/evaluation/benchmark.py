@@ -62,8 +62,8 @@ class Grader(Protocol):
         """One verdict per output row, with its `id`."""
         ...
 
-    def spent(self, verdicts: Sequence[Row]) -> dict[str, Any]:
-        """What verdicts cost, for the report."""
+    def facts(self, verdicts: Sequence[Row]) -> dict[str, Any]:
+        """What a reader of its verdicts must know: what they cost, how often it is right."""
         ...
 
 
@@ -127,8 +127,12 @@ class Benchmark(ABC):
         return ()
 
     def open_image(self, name: str, folder: Path) -> Image.Image:
-        """An image of a question, RGB; `folder` is the result folder. MissingFileError if it is not there."""
-        raise NotImplementedError(f"{self.name} asks about no images")
+        """An image of a question, RGB; here one of `drawings`. MissingFileError if it is not there.
+
+        Args:
+            folder: the result folder.
+        """
+        return open_file(folder / name, type(self))
 
     @abstractmethod
     def grade(self, rows: Sequence[Row]) -> list[Row]:

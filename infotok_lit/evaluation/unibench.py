@@ -5,9 +5,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image
-
-from infotok_lit.evaluation.benchmark import Benchmark, Drawing, Question, Score, average, open_file, require
+from infotok_lit.evaluation.benchmark import Benchmark, Drawing, Question, Score, average, require
 from infotok_lit.evaluation.records import Row, read_json, write_json
 
 FILE = "uni_bench.json"
@@ -60,9 +58,6 @@ class UniBench(Benchmark):
             for sample in range(self.images_per_prompt)
             for entry in case["QAs"]
         ]
-
-    def open_image(self, name: str, folder: Path) -> Image.Image:
-        return open_file(folder / name, type(self))
 
     def grade(self, rows: Sequence[Row]) -> list[Row]:
         """Only answers are graded; the rows of drawn images stay as they are."""

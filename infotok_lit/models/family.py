@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from infotok_lit import models
 from infotok_lit.assets import SCENES_TOKENIZER
+from infotok_lit.batch import Branch
 from infotok_lit.errors import SettingsError
 from infotok_lit.models.common.model_config import ModelConfig
 
@@ -69,6 +70,8 @@ class Family(ABC):
     """Name -> an official file that a checkpoint needs beside its main one."""
     weighted: ClassVar[tuple[str, ...]]
     """The entries of a configuration that decide which weights there are."""
+    encoded_branches: ClassVar[tuple[Branch, ...]] = ()
+    """Whose images pass a frozen `autoencoder`, so that their latents can be cached."""
     essential: ClassVar[tuple[str, ...]] = ()
     """Beginnings of names that every main file of the family holds."""
 

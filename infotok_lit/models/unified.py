@@ -30,7 +30,7 @@ from infotok_lit.batch import (
 )
 from infotok_lit.checkpoints import OfficialPart
 from infotok_lit.models.common.answering import LanguageParts, answer_after_prefix, split_after_image
-from infotok_lit.models.common.language_model import answer_greedily, embed_with_images
+from infotok_lit.models.common.language_model import CAUSAL, answer_greedily, embed_with_images, text_nats
 from infotok_lit.models.common.model_config import Grid, token_grid
 from infotok_lit.models.common.reconstruction import (
     RandomTemplates,
@@ -122,6 +122,25 @@ class UnifiedModel(nn.Module, ABC):
     @abstractmethod
     def generation(self, batch: GenerationBatch, transform: TokenTransform | None = None) -> BranchOutput:
         """Text-to-image loss of the base model, summed over the elements that it predicts."""
+
+    def caption_nats(self, tokens: Tensor, output: BranchOutput, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """What captions cost the language model where it reads generation's shared tokens as it reads an image.
+
+        Args:
+            tokens: (B, N, D): those of `output`, or a copy of them.
+            output: what the generation pass gave.
+
+        Returns:
+            Nats of each caption (B,), with their graph, and its number of tokens (B,).
+
+        Raises:
+            SettingsError: generation's tokens are not made from the image.
+        """
+        visual = self.project_for_llm(tokens)
+        ids, labels = (part.to(visual.device) for part in self.processor.caption_answers(captions, visual.shape[1]))
+        embeds = self.embed_with_images(ids, visual)
+        hidden = self.text_body(inputs_embeds=embeds, attention_mask=CAUSAL, use_cache=False).last_hidden_state
+        return text_nats(self.language_model.lm_head, hidden, labels)
 
     def reconstruction(
         self,

@@ -12,8 +12,10 @@ from torch import nn
 
 from infotok_lit import hub
 from infotok_lit.assets import EMBEDDED, embedded_base
+from infotok_lit.batch import Encoding
 from infotok_lit.checkpoints import CHECKPOINT_KEY, CheckpointError, KeyMap, exported_family, find_checkpoint, read_run
 from infotok_lit.errors import ExplainedError, SettingsError
+from infotok_lit.models.common.autoencoders import autoencoder_digest
 from infotok_lit.models.export import Weights
 from infotok_lit.models.family import Family, family
 from infotok_lit.models.unified import UnifiedModel
@@ -218,6 +220,16 @@ def load_base_weights(base: nn.Module, path: Path) -> None:
     """Load the base model of a run into `base`; CheckpointError says what does not fit."""
     weights = base_weights(read_run(path))
     base.load_state_dict(KeyMap(renames=()).from_official(weights, base.state_dict(), str(path)))
+
+
+def encoding_of(base: UnifiedModel) -> Encoding:
+    """What a cache of a model's latents belongs to; SettingsError for a family that takes none."""
+    branches = family(base.family).encoded_branches
+    if not branches:
+        raise SettingsError(f"{base.title} takes no latents from a cache: leave out data.latents")
+    config = base.config.autoencoder
+    digest = autoencoder_digest(config, base.autoencoder)
+    return Encoding(base.family, base.config.image_size, config.kind, digest, branches)
 
 
 def build_heads(objective: ObjectiveConfig, base: UnifiedModel) -> InfoTok:

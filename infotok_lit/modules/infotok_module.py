@@ -69,6 +69,8 @@ class InfoTokModule(pl.LightningModule):
             folders and runs bring their own.
         tokenizer: Folder or hub name of the tokenizer; default: the one that init_from brings, or that of the size.
         image_size: Side of the images in pixels; default: that of the size.
+        capacity_bits: The most bits that the shared tokens of an image may carry in training, in each branch: they are
+            normalised without a gain, then noise of a fixed strength is added (docs/objective.md). Null for no limit.
         reading_gradient_scale: Factor on the gradient that the image-to-text loss sends into the visual encoder;
             default: that of the size.
         settings: Other entries of the model's configuration that differ from the size's, nested as in an exported
@@ -96,6 +98,7 @@ class InfoTokModule(pl.LightningModule):
         parts: dict[str, str] | None = None,
         tokenizer: str | None = None,
         image_size: int | None = None,
+        capacity_bits: float | None = None,
         reading_gradient_scale: float | None = None,
         settings: dict[str, Any] | None = None,
         objective: ObjectiveConfig = ObjectiveConfig(),  # noqa: B008 - frozen
@@ -110,7 +113,7 @@ class InfoTokModule(pl.LightningModule):
         answer_tokens: int = 32,
     ) -> None:
         super().__init__()
-        named = {"image_size": image_size, "grad_scale": reading_gradient_scale}
+        named = {"image_size": image_size, "capacity_bits": capacity_bits, "grad_scale": reading_gradient_scale}
         settings = dict(settings or {}) | {name: value for name, value in named.items() if value is not None}
         self.initial_model = InitialModel(self.family, size, init_from, dict(parts or {}), tokenizer, settings)
         self.objective_config = objective
@@ -160,6 +163,11 @@ class InfoTokModule(pl.LightningModule):
             self.base.recompute_activations()
         if self.compile_blocks:
             compile_blocks(self.base)
+        if strategy is not None and "captioning" in self.objective_config.active_terms("generation"):
+            raise SettingsError(
+                "captioning runs the language model backward within the forward pass, which a sharded model does not "
+                "allow: take captioning out of objective.terms, or leave out --config trainer/fsdp"
+            )
         self.infotok = self.build_heads(self.objective_config)
         self.frozen_weights = FrozenWeights(self.base, self.initial_model.init_from, strategy)
         if strategy is not None:
@@ -205,7 +213,13 @@ class InfoTokModule(pl.LightningModule):
             needed = self.infotok.needs_understood(branch)
             understood = self.base.understood_tokens(batch.pixel_values) if needed else None
         objective = self.infotok(
-            branch, output, self.global_step, path=path, pixel_values=batch.pixel_values, understood=understood
+            branch,
+            output,
+            self.global_step,
+            path=path,
+            pixel_values=batch.pixel_values,
+            understood=understood,
+            read_caption=lambda tokens: self.base.caption_nats(tokens, output, batch.captions),
         )
         return BranchResult(output, task_loss(output), objective)
 

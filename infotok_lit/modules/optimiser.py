@@ -48,6 +48,9 @@ class OptimiserConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "betas", tuple(self.betas))
+        for name in ("lr", "heads_lr", "weight_decay", "eps", "warmup_steps", "final_factor"):
+            if getattr(self, name) is None:
+                raise SettingsError(f"optimiser.{name} is null; set it to a number, or leave it out")
         rates = (self.lr, self.heads_lr, *self.group_lr.values())
         if min(rates) < 0 or self.weight_decay < 0 or self.warmup_steps < 0:
             raise SettingsError("optimiser: learning rates, weight_decay and warmup_steps must not be negative")

@@ -7,6 +7,7 @@ import torch
 
 from infotok_lit.batch import BRANCHES
 from infotok_lit.data.datamodule import UnifiedDataModule
+from infotok_lit.modules.base_model import encoding_of
 from infotok_lit.seeding import seed_of
 
 
@@ -51,7 +52,7 @@ class DataConnection(pl.Callback):
         """Before any loader is made; the base model, which has the processor, is built after this."""
         if isinstance(trainer.datamodule, UnifiedDataModule):
             negatives = {branch: pl_module.hard_negatives(branch) for branch in BRANCHES}
-            trainer.datamodule.connect(lambda: pl_module.base.processor, negatives)
+            trainer.datamodule.connect(lambda: pl_module.base.processor, negatives, lambda: encoding_of(pl_module.base))
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int

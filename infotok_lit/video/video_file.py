@@ -1,8 +1,6 @@
 """Frames from and to video files (through PyAV, an extra) and folders of image files."""
 
 import re
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -18,6 +16,7 @@ from PIL import Image
 from infotok_lit.batch import BrokenSampleError
 from infotok_lit.data.image_file import read_image
 from infotok_lit.errors import DataError, MissingFileError, SettingsError
+from infotok_lit.files import whole_file, whole_folder
 
 FRAME_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".m4v", ".gif", ".mpg", ".mpeg", ".ts")
@@ -201,19 +200,13 @@ def write_video(path: Path, frames: Iterable[np.ndarray], frame_rate: Fraction) 
     """
     check_target(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-    try:
-        if path.suffix:
-            target = staging / path.name
+    if path.suffix:
+        with whole_file(path) as target:
             _encode(target, frames, frame_rate)
-        else:
-            target = staging / "frames"
-            target.mkdir()
-            for number, frame in enumerate(frames):
-                Image.fromarray(frame).save(target / f"{number:06}.png")
-        target.replace(path)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        return
+    with whole_folder(path) as folder:
+        for number, frame in enumerate(frames):
+            Image.fromarray(frame).save(folder / f"{number:06}.png")
 
 
 def _encode(path: Path, frames: Iterable[np.ndarray], frame_rate: Fraction) -> None:

@@ -164,6 +164,21 @@ def test_null_takes_back_what_a_configuration_sets(here, key) -> None:
     assert found is None
 
 
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [("objective.decodr.width", "objective.decoder"), ("objective.warmup_stps", "objective.warmup_steps")],
+)
+def test_a_misspelt_key_is_named_whole_whatever_its_value(here, capsys, key, meant) -> None:
+    for value in ("null", "3"):
+        message = said(capsys, f"--model.init_args.{key}={value}")
+        assert f"there is no setting model.init_args.{key}; did you mean model.init_args.{meant}?" in message
+
+
+def test_null_for_a_rate_is_refused_by_name(here, capsys) -> None:
+    message = said(capsys, "--model.init_args.optimiser.heads_lr=null")
+    assert message.endswith("optimiser.heads_lr is null; set it to a number, or leave it out")
+
+
 def test_null_for_a_misspelt_key_is_said_as_any_value_is(here, capsys) -> None:
     message = said(capsys, "--model.init_args.objective.negatives.limits=null")
     assert "no setting" in message

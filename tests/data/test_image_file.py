@@ -137,3 +137,21 @@ def test_limits_are_arguments():
 def test_photographs_are_read_as_pillow_reads_them():
     for path in sorted(PHOTOS.glob("*.jpg")):
         assert (np.asarray(read_image(path)) == np.asarray(Image.open(path).convert("RGB"))).all()
+
+
+def test_a_large_jpeg_is_decoded_smaller_if_so_wanted(tmp_path):
+    path = tmp_path / "large.jpg"
+    Image.radial_gradient("L").convert("RGB").resize((960, 640)).save(path, quality=95)
+    whole, draft = read_image(path), read_image(path, jpeg_draft=128)
+    assert draft.size == (240, 160), "a quarter; an eighth of 640 would be below 128"
+    near, far = (np.asarray(image.resize((64, 64)), dtype=float) for image in (draft, whole))
+    assert np.abs(near - far).mean() < 1
+    assert read_image(path, jpeg_draft=400).size == (960, 640), "a half would be below"
+
+
+def test_a_draft_changes_nothing_where_there_is_none(tmp_path):
+    Image.radial_gradient("L").convert("RGB").save(tmp_path / "a.png")
+    Image.radial_gradient("L").convert("RGB").save(tmp_path / "a.jpg")
+    for name, side in (("a.png", 16), ("a.jpg", 200)):
+        one, other = (np.asarray(read_image(tmp_path / name, jpeg_draft=draft)) for draft in (None, side))
+        assert (one == other).all()

@@ -199,7 +199,7 @@ def test_own_questions(tmp_path):
     [
         ({}, "holds no .json or .jsonl"),
         ({"a.json": "[]"}, "holds no rows"),
-        ({"a.json": '["x.png"]'}, "every row must be a JSON object, not 'x.png'"),
+        ({"a.json": '["x.png"]'}, "a.json, row 0: a row must be a JSON object, not 'x.png'"),
         ({"a.json": '[{"image": '}, "a.json: not JSON"),
         ({"a.jsonl": '{"image": "x"}\n{"image'}, "a.jsonl, line 2: not JSON"),
         ({"a.json": b"\xff\xfe\xfa"}, "a.json: not JSON"),
@@ -210,6 +210,19 @@ def test_unusable_annotations_are_refused(files, message, tmp_path):
         (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(ValueError, match=message):
         ImageTextFolder(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["rows.json", "rows.jsonl"])
+def test_a_row_that_is_no_object_is_a_broken_sample_with_its_place(name, tmp_path):
+    picture(tmp_path / "a.png")
+    rows = [json.dumps({"image": "a.png", "caption": "red"}), '"a.png"']
+    (tmp_path / name).write_text(f"[{','.join(rows)}]" if name == "rows.json" else "\n".join(rows))
+    source = ImageTextFolder(str(tmp_path / name))
+    assert source.branch_length("generation") == 2
+    assert source.sample("generation", 0, np.random.default_rng(0)).caption == "red"
+    place = "row 1" if name == "rows.json" else "line 2"
+    with pytest.raises(BrokenSampleError, match=f"{name}, {place}: a row must be a JSON object, not 'a.png'"):
+        source.sample("generation", 1, np.random.default_rng(0))
 
 
 def test_missing_annotations_are_refused(tmp_path):

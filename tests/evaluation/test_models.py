@@ -1,11 +1,13 @@
 """What is evaluated: this package's models, and tiny random ones of transformers and diffusers."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from evaluation import invented
 from evaluation.fakes import noise
 from PIL import Image
 from tiny import FAMILIES, TINY_CONFIGS
@@ -23,6 +25,7 @@ from transformers import (
 
 from infotok_lit.assets import SCENES_TOKENIZER
 from infotok_lit.batch import UnderstandingSample
+from infotok_lit.cli import main
 from infotok_lit.errors import SettingsError
 from infotok_lit.evaluation.models import DiffusersModel, OwnModel, TransformersModel, fingerprint, kind_of
 from infotok_lit.inference import InferenceModel
@@ -188,3 +191,15 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path, llava):
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(SettingsError, match="no image-text-to-text model"):
         TransformersModel(tmp_path, "x", "cpu", "float32")
+
+
+def test_the_command_takes_either_kind(llava, pipeline, tmp_path):
+    invented.pope(tmp_path / "data" / "pope")
+    common = ["--limit", "1", "--data", str(tmp_path / "data"), "--out", str(tmp_path / "out")]
+    assert main(["evaluate", "--model", str(llava), "--benchmark", "pope", *common]) == 0
+    drawn = ["--benchmark", "geneval", "--images_per_prompt", "1"]
+    assert main(["evaluate", "--model", str(pipeline), *drawn, *common]) == 0
+    read, painted = tmp_path / "out" / llava.name / "pope", tmp_path / "out" / pipeline.name / "geneval"
+    assert json.loads((read / "result.json").read_text())["model"]["family"] == "llava"
+    assert json.loads((read / "result.json").read_text())["rows"] >= 3
+    assert (painted / "images" / "00000" / "samples" / "00000.png").is_file()

@@ -223,7 +223,7 @@ def test_a_row_does_not_depend_on_its_neighbours_and_their_padding(model) -> Non
     apart = []
     for row in range(3):
         alone = GenerationBatch(
-            batch.pixel_values[row : row + 1], *batch[1:4], *(part[row : row + 1] for part in batch[4:])
+            batch.pixel_values[row : row + 1], *batch[1:4], *(part[row : row + 1] for part in batch[4:8])
         )
         own = RandomTemplates(chosen.template[row : row + 1], chosen.swap[row : row + 1])
         apart.append(model.reconstruction(alone, SHORT, templates=own, random=row_of(draws, row, 3)))

@@ -4,7 +4,10 @@ Images are (B, 3, height, width) in [-1, 1]; latents are (B, C, h, w). diffusers
 embedded sizes do without.
 """
 
+import hashlib
+import json
 import math
+from dataclasses import asdict
 from typing import NamedTuple
 
 import torch
@@ -124,6 +127,11 @@ class LatentPosterior(NamedTuple):
     """Normalised per channel."""
     log_variance: Tensor
 
+    @classmethod
+    def of(cls, encoded: Tensor) -> "LatentPosterior":
+        """From means and log-variances (B, 2 C, h, w), as `encode` gives them."""
+        return cls(*encoded.chunk(2, dim=1))
+
     def sample(self, noise: Tensor) -> Tensor:
         """A sample, given standard normal noise. The official code normalises the mean but not the deviation."""
         return self.mean + torch.exp(0.5 * self.log_variance.clamp(*LOG_VARIANCE_RANGE)) * noise
@@ -178,6 +186,27 @@ def build_autoencoder(config: AutoencoderConfig) -> nn.Module:
         raise SettingsError(f"autoencoder.kind: {config.kind!r} is not one of dct, {', '.join(OFFICIAL)}")
     autoencoder = BlockTransform(config.block_size, config.kept) if dct else OFFICIAL[config.kind](config)
     return autoencoder.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def encode(autoencoder: nn.Module, images: Tensor) -> Tensor:
+    """Images (B, 3, height, width) -> (B, C, h, w), or for a posterior its means and log-variances (B, 2 C, h, w).
+
+    It runs in float32, whatever precision is set around it, and draws nothing at random: a cache may keep the result.
+    """
+    with torch.autocast(images.device.type, enabled=False):
+        if isinstance(autoencoder, WanVAE):
+            return torch.cat(autoencoder.posterior(images.float()), dim=1)
+        return autoencoder.encode(images.float())
+
+
+def autoencoder_digest(config: AutoencoderConfig, autoencoder: nn.Module) -> str:
+    """SHA-256 of an autoencoder's settings and weights: what decides about its latents."""
+    digest = hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode())
+    for name, tensor in sorted(autoencoder.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().float().cpu().contiguous().numpy())
+    return digest.hexdigest()
 
 
 def to_tokens(latents: Tensor, patch_size: int) -> tuple[Tensor, Grid]:

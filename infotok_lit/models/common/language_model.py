@@ -67,11 +67,11 @@ def embed_with_images(embedding: nn.Embedding, input_ids: Tensor, visual: Tensor
 
 
 def required(values: Tensor, holds: Tensor, message: Callable[[], str]) -> Tensor:
-    """The values, if a condition (a bool scalar) holds; nothing waits for a device to say so.
+    """The values, if a condition (a bool scalar) holds; training does not wait for a device to say so.
 
     Raises:
-        SettingsError: with the message, if it does not, where that can be read at once; on another device the values
-            become NaN instead, which stops training with the names of the samples.
+        SettingsError: with the message, if it does not. But where training on a device would wait to know, the values
+            become NaN instead, which stops it when it next logs, with the names of the samples.
     """
     if not read_at_once(holds):
         return values.masked_fill(~holds, torch.nan)
@@ -81,8 +81,8 @@ def required(values: Tensor, holds: Tensor, message: Callable[[], str]) -> Tenso
 
 
 def read_at_once(tensor: Tensor) -> bool:
-    """Whether a tensor lies on the host, so that reading it waits for nothing."""
-    return tensor.is_cpu
+    """Whether a tensor may be read: it lies on the host, or no training is going on that would wait for it."""
+    return tensor.is_cpu or not torch.is_grad_enabled()
 
 
 def text_loss(head: nn.Module, hidden: Tensor, labels: Tensor, places: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -100,6 +100,15 @@ def text_loss(head: nn.Module, hidden: Tensor, labels: Tensor, places: Tensor | 
     logits = head(hidden.flatten(0, 1)[places - 1])
     loss = F.cross_entropy(logits.float(), labels.flatten()[places], reduction="sum")
     return loss, labels.new_full((), len(places))
+
+
+def text_nats(head: nn.Module, hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """As `text_loss` for each text by itself: nats (B,) float32, and the number of labelled tokens (B,)."""
+    places = label_places(labels)
+    logits = head(hidden.flatten(0, 1)[places - 1])
+    nats = F.cross_entropy(logits.float(), labels.flatten()[places], reduction="none")
+    rows, none = places // labels.shape[1], nats.new_zeros(len(labels))
+    return none.index_add(0, rows, nats), none.long().index_add(0, rows, torch.ones_like(rows))
 
 
 def compact_positions(mask: Tensor) -> Tensor:

@@ -40,6 +40,8 @@ class Words(NamedTuple):
 
 Prompt = Sequence[list[int] | Words]
 """A template: ids that stay whole, and the user's own words."""
+CAPTION_REQUEST = "describe the image."
+"""What captions answer, in the words that Scenes asks with."""
 
 
 class ChatProcessor(ABC):
@@ -94,9 +96,9 @@ class ChatProcessor(ABC):
             num_image_tokens: slots of the image itself, for families whose prompts hold it.
         """
 
-    def training_question(self, question: str) -> Prompt:
+    def training_question(self, question: str, num_image_tokens: int) -> Prompt:
         """A question as training asks it; here as inference does."""
-        return self.question(question, self.num_image_tokens)
+        return self.question(question, num_image_tokens)
 
     def pixels(self, images: Sequence[Image.Image]) -> Tensor:
         """RGB images to understand -> (B, 3, height, width) float32 in [-1, 1]; here centred on a grey square."""
@@ -159,9 +161,21 @@ class ChatProcessor(ABC):
     def example(self, sample: UnderstandingSample, cut: list[str]) -> tuple[list[int], list[int]]:
         """Ids and labels of a sample to understand; what is cut off is told to `cut`."""
         answer, after = self.answer(sample.answer), self.encode(self.after_answer)
-        prompt = self.training_question(sample.question)
+        prompt = self.training_question(sample.question, self.num_image_tokens)
         ids = self.fit(prompt, sample.name, reserved=len(answer) + len(after), cut=cut)
         return ids + answer + after, [IGNORE_INDEX] * len(ids) + answer + [IGNORE_INDEX] * len(after)
+
+    def caption_answers(self, captions: Sequence[str], num_image_tokens: int) -> tuple[Tensor, Tensor]:
+        """Right-padded ids and labels (B, T) of a request to describe one image each, answered by its caption.
+
+        An empty caption has no label; one that is too long loses its end.
+        """
+        prompt = self.fit(self.training_question(CAPTION_REQUEST, num_image_tokens), "a caption's request", reserved=1)
+        room = self.max_length - len(prompt)
+        answers = [self.answer(caption)[:room] if caption.strip() else [] for caption in captions]
+        ids, _ = pad([prompt + answer for answer in answers], self.pad_id)
+        labels, _ = pad([[IGNORE_INDEX] * len(prompt) + answer for answer in answers], IGNORE_INDEX)
+        return ids, labels
 
     def understanding_prompts(
         self, prompts: Sequence[str], num_image_tokens: int | None = None, pad_left: bool = True

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 from infotok_lit.assets import embedded_base
+from infotok_lit.batch import BRANCHES
 from infotok_lit.errors import SettingsError
 from infotok_lit.models.common.model_config import QWEN25, SCENES_LLM, KL16Config, LanguageModelConfig, ModelConfig
 from infotok_lit.models.family import Family, Part
@@ -73,6 +74,8 @@ class HarmonConfig(ModelConfig):
     """Latents are multiplied by this, so that they have about unit variance."""
     grad_scale: float | None = 0.1
     """Factor on the gradient that understanding sends into the visual encoder; None leaves it alone."""
+    capacity_bits: float | None = None
+    """The most bits that the shared tokens of an image may carry in training (`Channel`); None for no limit."""
     image_size: int = 512
     """Side of the square images that the processor makes, in pixels."""
     repetition_penalty: float = 1.0
@@ -157,6 +160,7 @@ class HarmonFamily(Family):
         )
     }
     weighted = ("autoencoder", "mar", "llm")
+    encoded_branches = BRANCHES
 
     def differing_parts(self, found: HarmonConfig, wanted: HarmonConfig) -> list[str]:
         """As for all families, but no weights depend on dropout, nor on how tokens are sampled."""

@@ -20,7 +20,8 @@ from infotok_lit.batch import (
     UnderstandingBatch,
 )
 from infotok_lit.checkpoints import KeyMap, OfficialPart
-from infotok_lit.models.common.autoencoders import build_autoencoder, from_tokens, kl16_keys, to_tokens
+from infotok_lit.models.common.autoencoders import build_autoencoder, encode, from_tokens, kl16_keys, to_tokens
+from infotok_lit.models.common.channel import Channel
 from infotok_lit.models.common.language_model import (
     CAUSAL,
     build_language_model,
@@ -83,7 +84,8 @@ class Harmon(UnifiedModel):
         self.num_extras = {"understanding": mar.num_buffers, "generation": mar.num_buffers}
         self.parts = {name: (f"{name}.",) for name in PARTS}
         self.token_parts = {"understanding": ("encoder",), "generation": ("encoder",)}
-        self.encoder = MAREncoder(mar, self.latent_width)
+        channel = Channel(config.capacity_bits, self.processor.num_image_tokens, mar.encoder_width)
+        self.encoder = MAREncoder(mar, channel, self.latent_width)
         self.decoder = MARDecoder(mar)
         self.token_diffusion = TokenDiffusion(
             self.latent_width, mar.decoder_width, mar.diffusion_width, mar.diffusion_depth
@@ -97,13 +99,17 @@ class Harmon(UnifiedModel):
     # Latents
 
     @torch.no_grad()
-    def encode_images(self, pixel_values: Tensor) -> tuple[Tensor, Grid]:
-        """(B, 3, height, width) in [-1, 1] -> scaled latent tokens (B, L, C) and their grid."""
+    def encode_images(self, pixel_values: Tensor, encoded: Tensor | None = None) -> tuple[Tensor, Grid]:
+        """(B, 3, height, width) in [-1, 1] -> scaled latent tokens (B, L, C) and their grid.
+
+        Args:
+            encoded: what the autoencoder makes of them, if that is known.
+        """
         grid = self.grid_of(*pixel_values.shape[2:])
         if len(pixel_values) == 0:
             return pixel_values.new_zeros(0, grid[0] * grid[1], self.latent_width), grid
-        latents = self.autoencoder.encode(pixel_values) * self.config.latent_scale
-        return to_tokens(latents, self.config.mar.patch_size)
+        latents = encode(self.autoencoder, pixel_values) if encoded is None else encoded
+        return to_tokens(latents * self.config.latent_scale, self.config.mar.patch_size)
 
     @torch.no_grad()
     def decode_images(self, tokens: Tensor, grid: Grid) -> Tensor:
@@ -119,7 +125,7 @@ class Harmon(UnifiedModel):
 
     def understanding(self, batch: UnderstandingBatch, transform: TokenTransform | None = None) -> BranchOutput:
         """Next-token cross entropy (nats) summed over answer tokens; the head runs on those positions alone."""
-        latents, grid = self.encode_images(batch.pixel_values)
+        latents, grid = self.encode_images(batch.pixel_values, batch.encoded)
         tokens = self.encoder(latents, grid)
         seen = scale_gradient(self.project_for_llm(tokens, transform), self.config.grad_scale)
         embeds = self.embed_with_images(batch.input_ids, seen)
@@ -144,7 +150,7 @@ class Harmon(UnifiedModel):
         self, batch: GenerationBatch, transform: TokenTransform | None = None, random: RandomNumbers | None = None
     ) -> BranchOutput:
         """Token diffusion loss summed over hidden tokens and noise draws (squared error plus bits of the bound)."""
-        latents, grid = self.encode_images(batch.pixel_values)
+        latents, grid = self.encode_images(batch.pixel_values, batch.encoded)
         prompt = (self.text_embedding(batch.input_ids), batch.attention_mask)
         return self.predict_hidden(latents, grid, *prompt, batch.text, transform, random)
 
@@ -159,7 +165,7 @@ class Harmon(UnifiedModel):
         random: RandomNumbers | None,
     ) -> ReconstructionOutput:
         """Token diffusion loss given the shared tokens of the whole image; the gradient is scaled after projection."""
-        latents, grid = self.encode_images(batch.pixel_values)
+        latents, grid = self.encode_images(batch.pixel_values, batch.encoded)
         shown = (latents, grid) if copies is batch.pixel_values else self.encode_images(copies)
         with graph_unless_stopped(gradient_scale):
             visual = self.project_for_llm(self.encoder(*shown), understood_transform)

@@ -107,6 +107,8 @@ class OpenUniConfig(ModelConfig):
     """Latents are multiplied by this, so that they have about unit variance."""
     grad_scale: float | None = None
     """Factor on the gradient that understanding sends into the vision tower; None leaves it alone."""
+    capacity_bits: float | None = None
+    """The most bits that the shared tokens of an image may carry in training (`Channel`); None for no limit."""
     image_size: int = 512
     """Side of the square images that are generated, in pixels."""
     max_length: int = 2048
@@ -198,6 +200,7 @@ class OpenUniFamily(Family):
         ),
     }
     weighted = ("vision", "llm", "connector", "transformer", "autoencoder", "num_queries")
+    encoded_branches = ("generation",)
     essential = ("meta_queries", "connector.", "projector.")
 
     def load_tokenizer(self, source: str) -> "PreTrainedTokenizerBase":

@@ -19,7 +19,9 @@ from infotok_lit.batch import (
     UnderstandingBatch,
 )
 from infotok_lit.checkpoints import KeyMap, OfficialPart
-from infotok_lit.models.common.autoencoders import NETWORK, build_autoencoder, to_tokens
+from infotok_lit.errors import SettingsError
+from infotok_lit.models.common.autoencoders import NETWORK, build_autoencoder, encode, to_tokens
+from infotok_lit.models.common.channel import Channel
 from infotok_lit.models.common.language_model import CAUSAL, text_loss
 from infotok_lit.models.common.model_config import Grid
 from infotok_lit.models.common.reconstruction import ReconstructionConfig, graph_unless_stopped, scale_gradient
@@ -88,15 +90,22 @@ class OpenUni(UnifiedModel):
         self.meta_queries = nn.Parameter(torch.randn(config.num_queries, width) / width**0.5)
         self.connector = build_connector(connector)
         self.projector = build_projector(connector, width, config.transformer.caption_width)
+        bits, side = config.capacity_bits, config.vision.grid_side
+        self.understanding_channel = Channel(bits, side**2, width)
+        self.generation_channel = Channel(bits, config.num_queries, connector.width)
         self.transformer = build_transformer(config.transformer, config.autoencoder.channels)
 
     # Latents
 
     @torch.no_grad()
-    def encode_images(self, pixel_values: Tensor) -> Tensor:
-        """(B, 3, height, width) in [-1, 1] -> scaled latents (B, C, h, w)."""
+    def encode_images(self, pixel_values: Tensor, encoded: Tensor | None = None) -> Tensor:
+        """(B, 3, height, width) in [-1, 1] -> scaled latents (B, C, h, w).
+
+        Args:
+            encoded: what the autoencoder makes of them, if that is known.
+        """
         self.grid_of(*pixel_values.shape[2:])
-        return self.autoencoder.encode(pixel_values) * self.config.latent_scale
+        return (encode(self.autoencoder, pixel_values) if encoded is None else encoded) * self.config.latent_scale
 
     @torch.no_grad()
     def decode_images(self, latents: Tensor) -> Tensor:
@@ -107,7 +116,7 @@ class OpenUni(UnifiedModel):
 
     def understood_tokens(self, pixel_values: Tensor) -> Tensor:
         """(B, 3, height, width) in [-1, 1] -> projected tokens of the vision tower (B, N, H)."""
-        return image_tokens(self.vlm, pixel_values, self.config.vision.input_side)
+        return self.understanding_channel(image_tokens(self.vlm, pixel_values, self.config.vision.input_side))
 
     def understanding(self, batch: UnderstandingBatch, transform: TokenTransform | None = None) -> BranchOutput:
         """Next-token cross entropy (nats) summed over answer tokens; the head runs on those positions alone."""
@@ -128,20 +137,28 @@ class OpenUni(UnifiedModel):
         """What the meta queries make of texts (B, T, H), padded on either side."""
         order = self.config.connector.order
         queries = read_queries(self.vlm, embeds, attention_mask, self.meta_queries)
-        tokens = self.connector(before_connector(self.projector, order, queries))
+        tokens = self.generation_channel(self.connector(before_connector(self.projector, order, queries)))
         return Condition(tokens, after_connector(self.projector, order, transformed(tokens, transform)))
 
     def generation(
         self, batch: GenerationBatch, transform: TokenTransform | None = None, random: RandomNumbers | None = None
     ) -> BranchOutput:
         """Squared error of the velocity, summed over latent numbers."""
-        latents = self.encode_images(batch.pixel_values)
+        latents = self.encode_images(batch.pixel_values, batch.encoded)
         condition = self.condition_on(self.text_embedding(batch.input_ids), batch.attention_mask, transform)
         loss_sum = self.flow_loss(latents, condition.condition, random)
         loss = (loss_sum, loss_sum.new_full((), latents.numel(), dtype=torch.int64))
         targets, grid = to_tokens(latents, 1)
         return self.branch_output(
             "generation", loss, condition.tokens, batch.text, (0, 0), latents=targets, latent_grid=grid
+        )
+
+    def caption_nats(self, tokens: Tensor, output: BranchOutput, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """SettingsError: the queries read the prompt and no image, so a caption read from them would be an echo."""
+        raise SettingsError(
+            "captioning has no meaning for OpenUni: its generation tokens are made from the prompt alone and see no "
+            "image, so their caption is the prompt again. Take captioning out of objective.terms, or train Harmon or "
+            "Show-o2"
         )
 
     def reconstruct(
@@ -161,7 +178,7 @@ class OpenUni(UnifiedModel):
             seen = scale_gradient(transformed(tokens, understood_transform), gradient_scale)
         embeds = self.embed_with_images(ids.to(seen.device), seen)
         condition = self.condition_on(embeds, mask.to(seen.device), generated_transform)
-        latents = self.encode_images(batch.pixel_values)
+        latents = self.encode_images(batch.pixel_values, batch.encoded)
         loss = self.flow_loss(latents, condition.condition, random)
         return ReconstructionOutput(loss, loss.new_full((), latents.numel(), dtype=torch.int64))
 
@@ -234,7 +251,7 @@ class OpenUni(UnifiedModel):
         with torch.set_grad_enabled(trains_understanding and torch.is_grad_enabled()):
             tokens = self.understood_tokens(sources)
         condition = self.condition_on_images(batch.input_ids, batch.attention_mask, tokens, max_length)
-        latents = self.encode_images(batch.pixel_values)
+        latents = self.encode_images(batch.pixel_values, batch.encoded)
         return self.flow_loss(latents, condition.condition, random) / latents.numel()
 
     @torch.no_grad()

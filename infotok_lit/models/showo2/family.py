@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from infotok_lit.assets import embedded_base
+from infotok_lit.batch import BRANCHES
 from infotok_lit.models.common.model_config import (
     QWEN25,
     SCENES_LLM,
@@ -127,6 +128,8 @@ class Showo2Config(ModelConfig):
     """Latents are multiplied by this; Wan latents are already normalised."""
     grad_scale: float | None = None
     """Factor on the gradient that understanding sends into the visual encoder; None leaves it alone."""
+    capacity_bits: float | None = None
+    """The most bits that the shared tokens of an image may carry in training (`Channel`); None for no limit."""
     image_size: int = 432
     """Side of the square images that the processor makes, in pixels."""
     max_length: int = 2048
@@ -192,6 +195,7 @@ class Showo2Family(Family):
         )
     }
     weighted = ("autoencoder", "semantic", "llm", "diffusion_head", "quantiser")
+    encoded_branches = BRANCHES
 
     def load_tokenizer(self, source: str) -> "PreTrainedTokenizerBase":
         """With the tokens of Show-o2 that Qwen2.5's tokenizer lacks, in the official order."""

@@ -20,8 +20,14 @@ from infotok_lit.batch import (
     UnderstandingBatch,
 )
 from infotok_lit.checkpoints import KeyMap, OfficialPart
-from infotok_lit.models.common.autoencoders import BlockTransform, to_tokens, wan_keys
-from infotok_lit.models.common.language_model import text_loss
+from infotok_lit.models.common.autoencoders import (
+    LatentPosterior,
+    WanVAE,
+    encode,
+    to_tokens,
+    wan_keys,
+)
+from infotok_lit.models.common.language_model import text_loss, text_nats
 from infotok_lit.models.common.model_config import Grid
 from infotok_lit.models.common.reconstruction import ReconstructionConfig, graph_unless_stopped, scale_gradient
 from infotok_lit.models.common.sampling import ImageNoise, is_guided
@@ -74,16 +80,18 @@ class Showo2(Showo2Network):
     # Latents
 
     @torch.no_grad()
-    def encode_images(self, pixel_values: Tensor, noise: Tensor | None = None) -> Tensor:
+    def encode_images(self, pixel_values: Tensor, noise: Tensor | None = None, encoded: Tensor | None = None) -> Tensor:
         """(n, 3, height, width) in [-1, 1] -> scaled latents (n, C, 2 gh, 2 gw).
 
         Args:
             noise: standard normal, like the result, for the sample of the posterior; drawn if not given.
+            encoded: what the autoencoder makes of them, if that is known.
         """
         self.grid_of(*pixel_values.shape[2:])
-        if isinstance(self.autoencoder, BlockTransform):
-            return self.autoencoder.encode(pixel_values) * self.config.latent_scale
-        posterior = self.autoencoder.posterior(pixel_values)
+        encoded = encode(self.autoencoder, pixel_values) if encoded is None else encoded
+        if not isinstance(self.autoencoder, WanVAE):
+            return encoded * self.config.latent_scale
+        posterior = LatentPosterior.of(encoded)
         if self.config.autoencoder.posterior == "mean":
             return posterior.mean * self.config.latent_scale
         noise = torch.randn_like(posterior.mean) if noise is None else noise
@@ -102,7 +110,7 @@ class Showo2(Showo2Network):
 
     def understanding(self, batch: UnderstandingBatch, transform: TokenTransform | None = None) -> BranchOutput:
         """Next-token cross entropy (nats) summed over answer tokens, given clean images."""
-        latents = self.encode_images(batch.pixel_values)
+        latents = self.encode_images(batch.pixel_values, encoded=batch.encoded)
         scaled = _scaled(transform, self.config.grad_scale)
         hidden = self.run_sequence(batch.input_ids, latents, latents.new_ones(len(latents)), scaled)
         loss = text_loss(self.llm.lm_head, hidden.states, batch.labels, batch.label_places)
@@ -136,10 +144,17 @@ class Showo2(Showo2Network):
         self, batch: GenerationBatch, transform: TokenTransform | None = None, random: RandomNumbers | None = None
     ) -> BranchOutput:
         """Squared error of the velocity, summed over the channels of image tokens."""
-        clean = self.encode_images(batch.pixel_values)
+        clean = self.encode_images(batch.pixel_values, encoded=batch.encoded)
         path = self._noisy(clean, random)
         hidden = self.run_sequence(batch.input_ids, path.noisy, path.time, transform)
         return self._output(self.flow_loss(hidden, path.velocity), hidden, clean, batch, path.time)
+
+    def caption_nats(self, tokens: Tensor, output: BranchOutput, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """As the parent's, with the time of the noisy latents, whose fused tokens are read, before them."""
+        parts = self.processor.caption_answers(captions, 1 + tokens.shape[1])
+        ids, labels = (part.to(tokens.device) for part in parts)
+        states = self.read_tokens(ids, tokens, output.noise_level)
+        return text_nats(self.llm.lm_head, states, labels)
 
     def reconstruct(
         self,
@@ -156,7 +171,7 @@ class Showo2(Showo2Network):
         There is no official form for Show-o2: this is Show-o's, with a smaller copy, because both images would
         otherwise lie in one latent space at one size, where copying is easiest.
         """
-        clean = self.encode_images(batch.pixel_values)
+        clean = self.encode_images(batch.pixel_values, encoded=batch.encoded)
         shown = clean if copies is batch.pixel_values else self.encode_images(copies)
         ids, _ = self.processor.reconstruction_prompts(requests, _slots(shown), _slots(clean))
         path = self._noisy(clean, random)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from infotok_lit.batch import IMAGE_TOKEN_ID, Tokenizer
 from infotok_lit.models.common.autoencoders import build_autoencoder
+from infotok_lit.models.common.channel import Channel
 from infotok_lit.models.common.language_model import build_language_model
 from infotok_lit.models.showo2.diffusion_head import DiffusionHead
 from infotok_lit.models.showo2.encoder import DualPathEncoder, SharedTokens
@@ -60,7 +61,8 @@ class Showo2Network(UnifiedModel):
         self.parts = {name: (f"{name}.",) for name in PARTS}
         self.token_parts = {"understanding": ("encoder",), "generation": ("encoder",)}
         self.autoencoder = build_autoencoder(config.autoencoder)
-        self.encoder = DualPathEncoder(config.semantic, config.quantiser, channels, width)
+        channel = Channel(config.capacity_bits, config.num_image_tokens - 1, width)
+        self.encoder = DualPathEncoder(config.semantic, config.quantiser, channel, channels, width)
         self.llm = build_language_model(config.llm, OMNI_ATTENTION)
         self.time_embed = TimeEmbedding(head.width)
         same = head.width == width
@@ -90,6 +92,14 @@ class Showo2Network(UnifiedModel):
         seen = transformed(shared.tokens, transform)
         embeds = insert_images(self.embed_text(input_ids), regions, self.time_to_token(embedded_time), seen)
         return self._run(embeds, regions, shared, embedded_time)
+
+    def read_tokens(self, input_ids: Tensor, tokens: Tensor, time: Tensor) -> Tensor:
+        """Last hidden states (B, T, D) of texts with one image each: shared tokens (B, N, D) at times (B,)."""
+        regions = find_regions(input_ids)
+        times = self.time_to_token(self.time_embed(time))
+        embeds = insert_images(self.embed_text(input_ids), regions, times, tokens)
+        mask = build_mask(regions, embeds.shape[1])
+        return self.llm.model(inputs_embeds=embeds, attention_mask=mask, use_cache=False).last_hidden_state
 
     def embed_text(self, input_ids: Tensor) -> Tensor:
         """(B, T) -> (B, T, D); image slots hold the embedding of token 0, which is to be overwritten."""
