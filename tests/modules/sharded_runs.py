@@ -124,6 +124,14 @@ def balanced(made: TinyModule) -> TinyModule:
     return made
 
 
+OTHERS = {
+    "lora": with_lora,
+    "balanced": lambda: balanced(TinyModule()),
+    "inline": with_inline_bottleneck,
+    "placebo": with_placebo,
+}
+
+
 def main(folder: Path) -> None:
     """All runs."""
     for family in FAMILIES:
@@ -137,7 +145,7 @@ def main(folder: Path) -> None:
     ):
         fit(first / name, module("harmon"), strategy, checkpoint=first / run / CHECKPOINT)
     fit(first / "copies", module("harmon"), ShardedStrategy(data_parallel_size=2, tensor_parallel_size=1))
-    for name, other in (("lora", with_lora), ("inline", with_inline_bottleneck), ("placebo", with_placebo)):
+    for name, other in OTHERS.items():
         fit(folder / name / "ddp", other(), DDPStrategy())
         fit(folder / name / "fsdp", other(), ShardedStrategy())
 

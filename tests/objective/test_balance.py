@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from infotok_lit.objective.balance import BalanceConfig, Shares
+from infotok_lit.objective.balance import Balance, BalanceConfig, Shares
 from infotok_lit.objective.config import BranchWeights, ObjectiveConfig
 from infotok_lit.objective.infotok import InfoTok
 
@@ -105,6 +105,17 @@ def test_accumulated_passes_count_together_and_old_steps_fade(make_infotok, make
         infotok.finish_step()
     expected = (0.75 * squares[0] + squares[1]) / 1.75
     assert balance.pulls()[0].item() ** 2 == pytest.approx(expected, rel=1e-4)
+
+
+def test_backward_passes_that_are_not_the_steps_own_are_not_measured() -> None:
+    """The task's gradient is 3 at each of 6 entries, and the term's 2."""
+    balance, tokens = Balance({"alignment": 0.3}, BalanceConfig()), torch.ones(1, 2, 3, requires_grad=True)
+    task, term = 3 * balance.watch_task(tokens).sum(), 2 * tokens.sum()
+    loss = task + term + balance.watch_terms({"alignment": term}, tokens)
+    with balance.unheard():
+        loss.backward(retain_graph=True)
+    loss.backward()
+    assert balance.squares_of_step().tolist() == [1, 6 * 3**2, 6 * 2**2]
 
 
 def test_it_is_measured_now_and_then(make_infotok):
