@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 RECOMPUTE = "--model.init_args.activation_checkpointing true"
 SIDE = 64
 """Of the stand-in images, which are resized as all images are."""
-COLOURS = ("red", "green", "blue", "yellow", "purple", "orange", "black", "white", "brown", "pink", "gray")
+WORDS = ("red", "green", "blue", "cyan", "purple", "yellow", "circle", "square", "cross", "triangle", "small")
+"""Each is one token after a space."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ class StandIns(Source):
         from PIL import Image
 
         image = Image.new("RGB", (SIDE, SIDE), "gray")
-        text = " ".join(COLOURS[(index * (place + 1)) % len(COLOURS)] for place in range(self.tokens))
+        text = "".join(f" {WORDS[(index * (place + 1)) % len(WORDS)]}" for place in range(self.tokens))
         if branch == "understanding":
             return UnderstandingSample(image, "what is in the image?", text, str(index))
         return GenerationSample(image, text, str(index))

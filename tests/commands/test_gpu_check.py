@@ -15,7 +15,7 @@ from infotok_lit.commands.same_numbers import RandomOnCPU, largest_difference
 
 @pytest.fixture
 def place(tmp_path) -> Place:
-    return Place("cpu", tmp_path, monotonic() + 300)
+    return Place("cpu", tmp_path, monotonic() + 900)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
