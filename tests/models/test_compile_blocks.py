@@ -43,7 +43,6 @@ def test_compiled_layers_give_the_same_numbers(family: str) -> None:
     compile_blocks(model, backend="aot_eager")
     found = losses_and_gradients(model)
     assert counters["stats"]["unique_graphs"] > 0
-    assert not counters["graph_break"]
     assert list(model.state_dict()) == names
     assert found.keys() == expected.keys()
     for name, value in expected.items():
