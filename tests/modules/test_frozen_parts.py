@@ -154,10 +154,12 @@ def test_an_exception_that_excepts_nothing_is_refused(prefix) -> None:
 def test_understanding_that_trains_nothing_is_skipped_with_a_message(tmp_path, monkeypatch) -> None:
     """And what is trained is trained as if it had been computed."""
     frozen = {"family": "openuni", "terms": (), "freeze": ("vlm.",)}
+    pl.seed_everything(0)
     module = TinyModule(**frozen)
     trainer, said = fit(module, tmp_path, steps=2)
     assert len(said) == 1 and "skips the understanding branch" in said[0]
     assert "train/understanding/loss" not in trainer.callback_metrics
+    pl.seed_everything(0)
     computed = TinyModule(**frozen)
     monkeypatch.setattr(infotok_module, "idle_branches", lambda base: ())
     trainer, said = fit(computed, tmp_path, steps=2)
