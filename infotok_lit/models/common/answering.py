@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from infotok_lit.batch import IMAGE_TOKEN_ID, Processor
+from infotok_lit.models.common.fewer_tokens import Shortened, read_prefix
 
 SHARED = -1
 """The segment of what all questions see."""
@@ -66,6 +67,7 @@ def answer_after_prefix(
     questions: Sequence[list[int]],
     max_new_tokens: int,
     prefix_mask: Tensor | None = None,
+    prefix_left: Tensor | None = None,
 ) -> Tensor:
     """Answer ids (B, at most max_new_tokens) of B questions.
 
@@ -74,14 +76,16 @@ def answer_after_prefix(
         image_of: for each question, which prefix it follows.
         questions: ids of the rest of each prompt.
         prefix_mask: (I, 1, P, P) bool: which positions of a prefix see which; default: earlier ones.
+        prefix_left: (I, P) bool, under the default mask: the positions that are read; the others are not computed, and
+            what follows them keeps its position. Default: all.
     """
     images, length, processor = *prefix.shape[:2], language.processor
     cache = DynamicCache(config=language.body.config)
-    language.body(inputs_embeds=prefix, attention_mask=prefix_mask, past_key_values=cache, use_cache=True)
+    prefix_read = read_prefix(language.body, prefix, cache, prefix_mask, prefix_left)
     ids, real, slots = _laid_out(images, image_of, questions, processor.pad_id, prefix.device)
     most, longest = ids.shape[1:]
     lengths = real.sum(2)
-    sequence = _Sequence.after(prefix)
+    sequence = _Sequence.after(prefix_read)
     sequence.add(
         torch.arange(most, device=prefix.device).repeat_interleave(longest).expand(images, -1),
         length + torch.arange(longest, device=prefix.device).repeat(most).expand(images, -1),
@@ -123,10 +127,9 @@ class _Sequence:
     """False at padding."""
 
     @classmethod
-    def after(cls, prefix: Tensor) -> "_Sequence":
-        """Of prefixes (I, P, H) alone."""
-        places = torch.arange(prefix.shape[1], device=prefix.device).expand(len(prefix), -1)
-        return cls(torch.full_like(places, SHARED), places, torch.ones_like(places, dtype=torch.bool))
+    def after(cls, prefix: Shortened) -> "_Sequence":
+        """Of prefixes alone."""
+        return cls(torch.full_like(prefix.source, SHARED), prefix.source, prefix.real)
 
     def add(self, segments: Tensor, places: Tensor, real: Tensor) -> None:
         """Append positions."""

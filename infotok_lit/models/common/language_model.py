@@ -20,7 +20,7 @@ from transformers import (
 )
 from transformers.models.siglip.modeling_siglip import SiglipEncoder
 
-from infotok_lit.batch import IMAGE_TOKEN_ID, Processor
+from infotok_lit.batch import IGNORE_INDEX, IMAGE_TOKEN_ID, Processor
 from infotok_lit.errors import SettingsError
 from infotok_lit.models.common.model_config import LanguageModelConfig
 
@@ -68,10 +68,20 @@ def text_loss(head: nn.Module, hidden: Tensor, labels: Tensor) -> tuple[Tensor, 
         hidden: (B, T, H).
         labels: (B, T) int64; negative where no loss is taken.
     """
-    labels = labels[:, 1:]
-    labelled = labels >= 0
-    logits = head(hidden[:, :-1][labelled])
-    return F.cross_entropy(logits.float(), labels[labelled], reduction="sum"), labelled.sum()
+    wanted = next_labels(labels)
+    labelled = wanted >= 0
+    return summed_loss(head(hidden[labelled]), wanted[labelled])
+
+
+def summed_loss(logits: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross entropy (nats) of logits (M, V) for ids (M,), summed, and M."""
+    loss = F.cross_entropy(logits.float(), wanted, reduction="sum")
+    return loss, torch.tensor(len(wanted), device=loss.device)
+
+
+def next_labels(labels: Tensor) -> Tensor:
+    """(B, T) int64 -> (B, T): what each position has to predict; nothing follows the last."""
+    return torch.cat([labels[:, 1:], torch.full_like(labels[:, :1], IGNORE_INDEX)], dim=1)
 
 
 def compact_positions(mask: Tensor) -> Tensor:

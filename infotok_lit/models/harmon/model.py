@@ -25,7 +25,7 @@ from infotok_lit.models.common.language_model import (
     build_language_model,
     compact_positions,
     followed_by_ones,
-    text_loss,
+    summed_loss,
 )
 from infotok_lit.models.common.model_config import Grid
 from infotok_lit.models.common.reconstruction import graph_unless_stopped, scale_gradient
@@ -35,7 +35,8 @@ from infotok_lit.models.harmon.family import HarmonConfig, SamplingConfig
 from infotok_lit.models.harmon.mar import MARDecoder, MAREncoder, places_where, with_buffers
 from infotok_lit.models.harmon.processor import HarmonProcessor
 from infotok_lit.models.harmon.sampling import RandomNumbers, random_numbers, sample_image_tokens
-from infotok_lit.models.unified import Progress, TokenTransform, UnifiedModel, transformed
+from infotok_lit.models.reading import TokenTransform, transformed
+from infotok_lit.models.unified import Progress, UnifiedModel
 
 KEYS = KeyMap(
     renames=(
@@ -118,15 +119,16 @@ class Harmon(UnifiedModel):
         """Next-token cross entropy (nats) summed over answer tokens; the head runs on those positions alone."""
         latents, grid = self.encode_images(batch.pixel_values)
         tokens = self.encoder(latents, grid)
-        seen = scale_gradient(self.project_for_llm(tokens, transform), self.config.grad_scale)
-        embeds = self.embed_with_images(batch.input_ids, seen)
-        hidden = self.llm.model(inputs_embeds=embeds, attention_mask=batch.attention_mask).last_hidden_state
-        loss = text_loss(self.llm.lm_head, hidden, batch.labels)
+        loss = summed_loss(*self.answer_logits(batch, tokens, transform))
         return self.branch_output("understanding", loss, tokens, batch.text, grid)
 
     def project_for_llm(self, tokens: Tensor, transform: TokenTransform | None = None) -> Tensor:
         """Shared tokens (B, R + L, D) -> what the language model reads, (B, L + R, H), buffers last."""
         return self._buffers_last(self.project_in(transformed(tokens, transform)))
+
+    def reading_order(self, places: Tensor) -> Tensor:
+        """(B, R + L, ...) -> the same with the buffers last."""
+        return self._buffers_last(places)
 
     @property
     def adjust_logits(self) -> LogitsProcessor:

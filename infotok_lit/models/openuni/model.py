@@ -20,7 +20,7 @@ from infotok_lit.batch import (
 )
 from infotok_lit.checkpoints import KeyMap, OfficialPart
 from infotok_lit.models.common.autoencoders import NETWORK, build_autoencoder, to_tokens
-from infotok_lit.models.common.language_model import text_loss
+from infotok_lit.models.common.language_model import summed_loss
 from infotok_lit.models.common.model_config import Grid
 from infotok_lit.models.common.reconstruction import ReconstructionConfig, graph_unless_stopped, scale_gradient
 from infotok_lit.models.common.sampling import ImageNoise, is_guided
@@ -40,7 +40,8 @@ from infotok_lit.models.openuni.diffusion import (
 from infotok_lit.models.openuni.family import OpenUniConfig, SamplingConfig
 from infotok_lit.models.openuni.processor import KEEP_PROMPT, OpenUniProcessor
 from infotok_lit.models.openuni.vlm import VLM_KEYS, build_vlm, image_tokens, read_queries
-from infotok_lit.models.unified import Progress, TokenTransform, UnifiedModel, transformed
+from infotok_lit.models.reading import TokenTransform, transformed
+from infotok_lit.models.unified import Progress, UnifiedModel
 
 PARTS = {
     "vision_tower": ("vlm.model.vision_tower.",),
@@ -111,11 +112,7 @@ class OpenUni(UnifiedModel):
     def understanding(self, batch: UnderstandingBatch, transform: TokenTransform | None = None) -> BranchOutput:
         """Next-token cross entropy (nats) summed over answer tokens; the head runs on those positions alone."""
         tokens = self.understood_tokens(batch.pixel_values)
-        seen = scale_gradient(transformed(tokens, transform), self.config.grad_scale)
-        embeds = self.embed_with_images(batch.input_ids, seen)
-        body = self.vlm.model.language_model
-        hidden = body(inputs_embeds=embeds, attention_mask=batch.attention_mask, use_cache=False).last_hidden_state
-        loss, side = text_loss(self.vlm.lm_head, hidden, batch.labels), self.config.vision.grid_side
+        loss, side = summed_loss(*self.answer_logits(batch, tokens, transform)), self.config.vision.grid_side
         return self.branch_output("understanding", loss, tokens, batch.text, (side, side))
 
     # Generation
