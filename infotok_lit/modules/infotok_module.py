@@ -28,6 +28,7 @@ from infotok_lit.modules.losses import (
     TaskWeights,
     check_trainable,
     loss_parts,
+    read_with_fewer,
     task_loss,
 )
 from infotok_lit.modules.optimiser import (
@@ -190,7 +191,10 @@ class InfoTokModule(pl.LightningModule):
         objective = self.infotok(
             branch, output, self.global_step, path=path, pixel_values=batch.pixel_values, understood=understood
         )
-        return BranchResult(output, task_loss(output), objective)
+        fewer = None
+        if branch == "understanding" and self.infotok.budget is not None:
+            fewer = read_with_fewer(self.base, self.infotok, batch, output.tokens)
+        return BranchResult(output, task_loss(output), objective, fewer=fewer)
 
     def run_reconstruction(self, batch: GenerationBatch) -> ReconstructionResult:
         """One forward pass that draws images from what the model understands of them.
