@@ -87,10 +87,11 @@ class ImageReader(nn.Module, ABC):
         Raises:
             SettingsError: this family reads all tokens or none.
         """
+        self.check_reads_causally()
         seen = scale_gradient(self.project_for_llm(tokens, transform), self.config.grad_scale)
         embeds = self.embed_with_images(batch.input_ids, seen)
-        head = self.language_model.lm_head
-        return answer_logits(self.text_body, head, batch, embeds, self._kept_slots(kept))
+        kept = None if kept is None else self.reading_order(kept)
+        return answer_logits(self.text_body, self.language_model.lm_head, batch, embeds, kept)
 
     # Answers
 
@@ -125,7 +126,7 @@ class ImageReader(nn.Module, ABC):
         kept: Tensor | None = None,
     ) -> list[str]:
         """`describe` from the shared tokens (I, N, D) of its images; `kept` (I, N) is as for `answer_logits`."""
-        kept = self._kept_slots(kept)
+        self.check_reads_causally()
         if kept is not None and image_of is None:
             image_of = range(len(tokens))
         visual = self.project_for_llm(tokens)
@@ -137,7 +138,7 @@ class ImageReader(nn.Module, ABC):
         if shared is not None:
             prefix_ids = shared.prefix.expand(len(visual), -1)
             prefix = self.embed_with_images(prefix_ids, visual)
-            left = None if kept is None else left_of(prefix_ids, torch.ones_like(prefix_ids), kept)
+            left = None if kept is None else left_of(prefix_ids, torch.ones_like(prefix_ids), self.reading_order(kept))
             found = answer_after_prefix(
                 self.language_parts, prefix, image_of, shared.questions, max_new_tokens, prefix_left=left
             )
@@ -146,14 +147,13 @@ class ImageReader(nn.Module, ABC):
             found = self.answer(self.embed_with_images(ids, visual), mask, max_new_tokens, use_cache)
         return self.processor.decode(found)
 
-    def _kept_slots(self, kept: Tensor | None) -> Tensor | None:
-        """Which slots of an image are read, given which of its tokens are."""
-        if kept is not None and not self.reads_causally:
+    def check_reads_causally(self) -> None:
+        """SettingsError for a language model that cannot do without some tokens."""
+        if not self.reads_causally:
             raise SettingsError(
                 f"{self.config.title} lets all tokens of an image see one another in its language model, and reads "
                 "all or none: a token budget is for Harmon and OpenUni"
             )
-        return None if kept is None else self.reading_order(kept)
 
     def answer(self, embeds: Tensor, mask: Tensor, max_new_tokens: int, use_cache: bool = True) -> Tensor:
         """Greedy continuation ids (B, at most max_new_tokens) of left-padded embeddings (B, T, H)."""

@@ -131,10 +131,14 @@ def base_weights(checkpoint: dict[str, Any], weights: Weights = "averaged") -> d
     Args:
         weights: `raw` leaves out the averaging of a run that averages its weights; elsewhere the two are the same.
     """
-    state = checkpoint[RAW] if weights == "raw" and RAW in checkpoint else checkpoint[AVERAGED]
+    state = _state(checkpoint, weights)
     base = {name.removeprefix(BASE_PREFIX): value for name, value in state.items() if name.startswith(BASE_PREFIX)}
     lora = checkpoint[CHECKPOINT_KEY].get("lora")
     return base if lora is None else merged_state(base, LoraConfig(**lora))
+
+
+def _state(checkpoint: Mapping[str, Any], weights: Weights) -> Mapping[str, torch.Tensor]:
+    return checkpoint[RAW] if weights == "raw" and RAW in checkpoint else checkpoint[AVERAGED]
 
 
 def average_updates(checkpoint: Mapping[str, Any]) -> int | None:
@@ -166,7 +170,9 @@ def load_base_weights(base: nn.Module, path: Path) -> None:
 
 
 def build_heads(objective: ObjectiveConfig, base: UnifiedModel) -> InfoTok:
-    """Fresh training-only heads for a base model."""
+    """Fresh training-only heads for a base model; SettingsError if it cannot be trained with this objective."""
+    if objective.token_budget is not None:
+        base.check_reads_causally()
     widths = {
         branch: Widths(width, base.latent_width, base.text_width, base.num_extras[branch])
         for branch, width in base.token_widths.items()
@@ -174,10 +180,10 @@ def build_heads(objective: ObjectiveConfig, base: UnifiedModel) -> InfoTok:
     return InfoTok(objective, widths)
 
 
-def read_heads(checkpoint: dict[str, Any], base: UnifiedModel) -> InfoTok:
-    """The heads in a run's checkpoint, in evaluation mode."""
+def read_heads(checkpoint: dict[str, Any], base: UnifiedModel, weights: Weights = "averaged") -> InfoTok:
+    """The heads in a run's checkpoint, in evaluation mode; `weights` is as for `base_weights`."""
     heads = build_heads(ObjectiveConfig.from_dict(checkpoint[CHECKPOINT_KEY]["objective"]), base)
-    state = checkpoint["state_dict"]
+    state = _state(checkpoint, weights)
     heads.load_state_dict(
         {name.removeprefix(HEADS_PREFIX): value for name, value in state.items() if name.startswith(HEADS_PREFIX)}
     )
