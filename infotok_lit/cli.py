@@ -29,6 +29,7 @@ COMMANDS = {
     "compress": ("infotok_lit.commands.compress", "compress a video to the tokens that it deserves"),
     "decompress": ("infotok_lit.commands.decompress", "decode what `compress` wrote"),
     "rate_distortion": ("infotok_lit.commands.rate_distortion", "quality of compressed videos against their bits"),
+    "budget_evidence": ("infotok_lit.commands.budget_evidence", "measure what an image's tokens are worth"),
     "video_evidence": ("infotok_lit.commands.video_evidence", "measure what a video tokenizer gains by choosing"),
 }
 """Subcommand -> the module whose main(argv) runs it, and a line of help."""
