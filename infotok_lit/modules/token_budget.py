@@ -83,8 +83,9 @@ class TokenSelector(nn.Module):
                 f"{folder} has no {FILE}: export the run again with --with_budget; if it has no token budget, "
                 f"{HOW_TO_TRAIN}"
             )
+        metadata = read_metadata(path)
         try:
-            config = ProjectionConfig(**json.loads(read_metadata(path)["projection"]))
+            config = ProjectionConfig(**json.loads(metadata["projection"]))
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"{path} does not say what its heads are; export the run again") from error
         # Without memory, whatever widths the file claims.
