@@ -123,6 +123,8 @@ class PairedText(NamedTuple):
     """(B,) int64 digest of the text: equal exactly for identical texts, on every machine."""
     negatives: NegativeTexts | None = None
     """None where no image of the batch has any."""
+    target_places: Tensor | None = None
+    """(n,) int64: where the flattened target mask is true, found while tensors lie on the host; None: not yet."""
 
 
 class UnderstandingBatch(NamedTuple):
@@ -144,6 +146,8 @@ class UnderstandingBatch(NamedTuple):
     """One message per broken sample that was replaced while this batch was made."""
     cut: Sequence[str] = ()
     """One message per text that lost its end because it was longer than the model's limit."""
+    label_places: Tensor | None = None
+    """(n,) int64: where the flattened labels are tokens, found while tensors lie on the host; None: not yet."""
 
 
 class GenerationBatch(NamedTuple):

@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from infotok_lit.errors import MissingFileError
+from infotok_lit.sharded_checkpoints import check_sharded, is_sharded_checkpoint, read_sharded, read_sharded_meta
 from infotok_lit.weight_files import (
     CheckpointError,
     check_checksums,
     check_kind,
+    check_tensors,
     local_checkpoint,
     read_json,
     read_pickle,
@@ -190,7 +192,7 @@ CHECKPOINT_KEY = "infotok_lit"
 
 def find_checkpoint(source: Path) -> Path | None:
     """The training checkpoint at `source`: itself, or the newest one inside a run folder; None if neither."""
-    if source.is_dir():
+    if source.is_dir() and not is_sharded_checkpoint(source):
         return newest_checkpoint([source])
     return source if source.suffix == ".ckpt" and is_run_checkpoint(source) else None
 
@@ -201,13 +203,18 @@ def newest_checkpoint(folders: Sequence[Path]) -> Path | None:
     One that is newer and damaged (a run was killed while it wrote, or a disk changed a bit) is passed over with a
     warning. Each candidate is read once.
     """
-    found = {path for folder in folders for path in folder.rglob("*.ckpt") if path.is_file()}
-    for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True):
+    for path in sorted(checkpoints_below(folders), key=lambda path: path.stat().st_mtime, reverse=True):
         try:
             return run_checkpoint(path)
         except (CheckpointError, MissingFileError) as error:
             warnings.warn(f"{path} is passed over for an older checkpoint: {error}", stacklevel=2)
     return None
+
+
+def checkpoints_below(folders: Sequence[Path]) -> set[Path]:
+    """What has the name of a training checkpoint below some folders: files, and sharded ones."""
+    found = (path for folder in folders for path in folder.rglob("*.ckpt"))
+    return {path for path in found if path.is_file() or is_sharded_checkpoint(path)}
 
 
 def run_checkpoint(source: str | Path) -> Path:
@@ -218,31 +225,55 @@ def run_checkpoint(source: str | Path) -> Path:
         CheckpointError: if it is a URL, a folder, damaged, or no checkpoint of a run; the message says which.
     """
     path = local_checkpoint(source)
-    check_kind(path)
-    check_checksums(path)
-    _require_run(read_pickle(path, mmap=True), path)
+    check_checkpoint(path)
+    _require_run(read_settings(path), path)
     return path
+
+
+def check_checkpoint(path: Path) -> None:
+    """Read all of a training checkpoint, a file or a folder, and compare its checksums.
+
+    Raises:
+        MissingFileError: if there is none.
+        CheckpointError: if it is not what was written.
+    """
+    if is_sharded_checkpoint(path):
+        check_sharded(path)
+    else:
+        check_kind(path)
+        check_checksums(path)
+
+
+def read_settings(path: Path) -> Any:
+    """What a training checkpoint holds, of which only what is no tensor is sure to be there; little of it is read."""
+    return read_sharded_meta(path) if is_sharded_checkpoint(path) else read_pickle(path, mmap=True)
 
 
 def is_run_checkpoint(path: Path) -> bool:
     """Whether a file is a checkpoint of a run of ours (and not, say, the official kl16.ckpt)."""
     try:
-        _require_run(read_pickle(path, mmap=True), path)
+        _require_run(read_settings(path), path)
     except (CheckpointError, MissingFileError):
         return False
     return True
 
 
 def read_run(source: str | Path) -> dict[str, Any]:
-    """A run's checkpoint: its state dict, and under "infotok_lit" what rebuilds the model.
+    """A run's checkpoint: its state dict, and under "infotok_lit" what rebuilds the model; no optimiser is read.
 
     Raises:
         MissingFileError: if there is none.
         CheckpointError: if the file is damaged or is not one of ours.
     """
     path = local_checkpoint(source)
-    checkpoint = read_pickle(path)
+    if is_sharded_checkpoint(path):
+        checkpoint = read_sharded(path, optimiser=False)
+        _require_run(checkpoint, path)
+        return checkpoint
+    checkpoint = read_pickle(path, mmap=True)
     _require_run(checkpoint, path)
+    states = (checkpoint["state_dict"], checkpoint.get("current_model_state", {}))
+    check_tensors(path, (value for state in states for value in state.values()))
     return checkpoint
 
 

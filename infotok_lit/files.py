@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,14 @@ def write_whole(path: Path, content: bytes) -> None:
         staging.replace(path)
     finally:
         staging.unlink(missing_ok=True)
+
+
+PART = ".part"
+
+
+def staging_path(path: Path) -> Path:
+    """Where this process writes what is to stand at `path`: .NAME.HOST.PROCESS.part beside it."""
+    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}{PART}")
 
 
 @contextmanager

@@ -8,13 +8,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from infotok_lit.checkpoints import CHECKPOINT_KEY, exported_family, find_checkpoint, read_run, run_checkpoint
+from infotok_lit.checkpoints import (
+    CHECKPOINT_KEY,
+    exported_family,
+    find_checkpoint,
+    read_run,
+    read_settings,
+    run_checkpoint,
+)
 from infotok_lit.errors import MissingFileError, SettingsError
 from infotok_lit.hub import fetch
 from infotok_lit.models.export import DType
 from infotok_lit.models.family import families
 from infotok_lit.models.family import family as family_called
-from infotok_lit.weight_files import CheckpointError, read_pickle
+from infotok_lit.sharded_checkpoints import is_sharded_checkpoint
+from infotok_lit.weight_files import CheckpointError
 
 if TYPE_CHECKING:
     from infotok_lit.models.unified import UnifiedModel
@@ -133,14 +141,15 @@ def choose(source: str | Path, options: ModelOptions = ModelOptions()) -> ModelC
         return ModelChoice(str(source), path, _known(family, path), False, options)
     if options.family is not None:
         return ModelChoice(str(source), path, _official_family(path, options), False, options)
-    checkpoint = run_checkpoint(path) if path.suffix == ".ckpt" and path.is_file() else find_checkpoint(path)
+    named = path.suffix == ".ckpt" and (path.is_file() or is_sharded_checkpoint(path))
+    checkpoint = run_checkpoint(path) if named else find_checkpoint(path)
     if checkpoint is None:
         raise SettingsError(
             f"{path} is neither an exported folder nor a run: name one of these, or an official checkpoint with "
             f"--family ({', '.join(families())}) and --model_size"
         )
     _refuse_official_options(source, "a run", options)
-    family = read_pickle(checkpoint, mmap=True)[CHECKPOINT_KEY].get("family")
+    family = read_settings(checkpoint)[CHECKPOINT_KEY].get("family")
     return ModelChoice(str(source), checkpoint, _known(family, checkpoint), True, options)
 
 

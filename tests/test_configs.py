@@ -142,7 +142,8 @@ def test_a_configuration_states_only_what_differs(config) -> None:
 def test_the_list_of_callbacks_stands_once() -> None:
     """What is measured of a study's cells, of a probe and in an evaluation is another list, and short."""
     listing = [config for config in CONFIGS if "callbacks" in read(find_config(config)).get("trainer", {})]
-    assert listing == ["evaluation/paper_table5", "evaluation/scenes32", "probe/decoder", "trainer/cell"]
+    evaluations = ["evaluation/paper_table5", "evaluation/paper_table5_judged", "evaluation/scenes32"]
+    assert listing == [*evaluations, "probe/decoder", "trainer/cell"]
 
 
 def test_the_index_names_every_configuration() -> None:
@@ -166,7 +167,7 @@ def refusal(capsys, *arguments: str) -> str:
         (
             "model.init_args.objective.terms=[compactness,sufficency]",
             "model.init_args.objective.terms: 'sufficency' is not one of compactness, sufficiency, alignment, "
-            "self_alignment; did you "
+            "self_alignment, captioning; did you "
             "mean sufficiency?",
         ),
         (
@@ -239,7 +240,7 @@ def test_a_negative_number_may_follow_a_space(capsys) -> None:
         (
             "model:\n  init_args:\n    objective:\n      terms: [compression]\n",
             "model.init_args.objective.terms: 'compression' is not one of compactness, sufficiency, alignment, "
-            "self_alignment; did you "
+            "self_alignment, captioning; did you "
             "mean compactness? (in {})",
         ),
         ("data:\n  init_args:\n    val_batch_size: 0\n", "must be at least 1"),

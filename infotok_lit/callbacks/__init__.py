@@ -9,9 +9,11 @@ from infotok_lit.callbacks.generated_images import GeneratedImages
 from infotok_lit.callbacks.history import RunResult
 from infotok_lit.callbacks.information_plane import InformationPlane
 from infotok_lit.callbacks.progress import Progress, StartingValues
+from infotok_lit.callbacks.reconstruction import Reconstruction
 from infotok_lit.callbacks.report import FinalReport
 from infotok_lit.callbacks.scene_probes import SceneProbes
 from infotok_lit.callbacks.text_similarity import TextSimilarity
+from infotok_lit.callbacks.throughput import Throughput
 from infotok_lit.callbacks.token_similarity import TokenSimilarity
 from infotok_lit.callbacks.trade_off import TradeOff
 from infotok_lit.errors import SettingsError
@@ -26,10 +28,12 @@ __all__ = [
     "GeneratedImages",
     "InformationPlane",
     "Progress",
+    "Reconstruction",
     "RunResult",
     "SceneProbes",
     "StartingValues",
     "TextSimilarity",
+    "Throughput",
     "TokenSimilarity",
     "TradeOff",
 ]

@@ -98,10 +98,14 @@ class ExportInference(pl.Callback):
             raise ExportError(f"ExportInference: {folder} cannot be written, because {above} is read-only")
 
     def _export(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """On the first process, write to the folder or, where that fails, to where there is room."""
+        """On the first process, write to the folder or, where that fails, to where there is room.
+
+        The others help it to collect a model that they share out.
+        """
         run = Path(trainer.log_dir or trainer.default_root_dir)
         if not trainer.is_global_zero:
-            return
+            with pl_module.plain_base():
+                return
         checkpoint: dict[str, Any] = {"state_dict": {}}
         pl_module.on_save_checkpoint(checkpoint)
         averager = _averager(trainer)

@@ -5,11 +5,12 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import RichProgressBar
 
+from infotok_lit.callbacks import throughput
 from infotok_lit.callbacks.history import logs_now
 
 
 class Progress(RichProgressBar):
-    """A bar over all optimiser steps of the run, with the loss of each task at the last step that was logged.
+    """A bar over all optimiser steps of the run, with the losses and the speed at the last step that was logged.
 
     The total loss may rise while both tasks improve, as terms of the objective are weighed in, so it stands last.
     """
@@ -26,12 +27,13 @@ class Progress(RichProgressBar):
         return self.trainer.max_steps * self.trainer.accumulate_grad_batches
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
-        """The losses of the tasks, and their total; read from the device where they are logged only."""
+        """The losses of the tasks, their total, and the speed; read from the device where they are logged only."""
         if logs_now(trainer):
             losses = [name for name in trainer.callback_metrics if name.startswith("train/") and name.endswith("/loss")]
             names = {name: name.removeprefix("train/").removesuffix("/loss") for name in losses if name.count("/") == 2}
             # The total comes last.
             names |= {"train/loss": "total loss"} if "train/loss" in losses else {}
+            names |= {name: label for name, label in throughput.SHOWN.items() if name in trainer.callback_metrics}
             self._shown = {label: float(trainer.callback_metrics[name]) for name, label in names.items()}
         return dict(self._shown)
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -10,9 +11,9 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from infotok_lit.checkpoints import read_pickle
-
-PART = ".part"
+from infotok_lit.files import PART, staging_path
+from infotok_lit.sharded_checkpoints import is_sharded_checkpoint, read_sharded
+from infotok_lit.weight_files import read_pickle
 
 
 class WholeCheckpoints(TorchCheckpointIO):
@@ -28,7 +29,7 @@ class WholeCheckpoints(TorchCheckpointIO):
             return super().save_checkpoint(checkpoint, path, storage_options)
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        staging = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}{PART}")
+        staging = staging_path(path)
         try:
             with staging.open("wb") as file:
                 torch.save(checkpoint, file)
@@ -42,7 +43,8 @@ class WholeCheckpoints(TorchCheckpointIO):
         self, path: str | Path, map_location: Callable | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
         """What a checkpoint holds, on the CPU; CheckpointError if it is damaged or holds more than plain data."""
-        return read_pickle(Path(path))
+        path = Path(path)
+        return read_sharded(path) if is_sharded_checkpoint(path) else read_pickle(path)
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -50,7 +52,7 @@ def remove_leftovers(folder: Path) -> None:
     for path in folder.rglob(f".*{PART}"):
         host, _, process = path.name.removesuffix(PART).rpartition(".")
         if process.isdigit() and host.endswith(f".{socket.gethostname()}") and not _is_alive(int(process)):
-            path.unlink(missing_ok=True)
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def _is_alive(process: int) -> bool:

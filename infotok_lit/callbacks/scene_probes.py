@@ -14,6 +14,7 @@ from infotok_lit.batch import Batch, Branch, BranchOutput
 from infotok_lit.data.datamodule import UnifiedDataModule
 from infotok_lit.errors import SettingsError
 from infotok_lit.models.unified import UnifiedModel
+from infotok_lit.modules.sharding import is_sharded
 from infotok_lit.objective.infotok import InfoTok
 from infotok_lit.scenes import Scenes
 from infotok_lit.scenes.probe import (
@@ -83,7 +84,8 @@ class SceneProbes(pl.Callback):
         last = trainer.state.fn == "validate" or trainer.global_step >= trainer.max_steps
         if trainer.sanity_checking or not last:
             return
-        rows = self._measure(pl_module) if trainer.is_global_zero else []
+        # Where processes share the model out, none can compute without the others.
+        rows = self._measure(pl_module) if trainer.is_global_zero or is_sharded(pl_module) else []
         for row in trainer.strategy.broadcast(rows):
             for name, bits in (("structure", row.information.structure), ("texture", row.information.texture)):
                 prefix = f"val/{row.branch}/{PREFIXES[row.features]}/{name}"

@@ -9,6 +9,8 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
+from infotok_lit.modules.flops import FlopCount
+
 PHASES = ("data", "forward", "backward", "optimiser")
 
 
@@ -19,10 +21,12 @@ class StepTime:
     Args:
         wall: Seconds by PHASES. On a GPU: of its own queue, so that watching does not hold it up.
         cpu: Seconds that all threads of this process computed, by PHASES; workers of the data are not counted.
+        logs: Whether the step is one that logs, which takes longer.
     """
 
     wall: Mapping[str, float]
     cpu: Mapping[str, float]
+    logs: bool = False
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,7 @@ class StepTiming(pl.Callback):
     Attributes:
         steps: The times of the steps after the warm-up, when training has ended.
         samples_per_step: Samples of all branches in an optimiser step of this process.
+        flops_per_step: Floating-point operations of such a step; None without a warm-up, in which they are counted.
         peak_bytes: GPU memory at the worst moment after the warm-up; None on other devices.
     """
 
@@ -60,7 +65,9 @@ class StepTiming(pl.Callback):
         self.warmup = warmup
         self.steps: list[StepTime] = []
         self.samples_per_step = 0
+        self.flops_per_step: int | None = None
         self.peak_bytes: int | None = None
+        self._counting = FlopCount() if warmup else None
         self._moments: list[list[Moment]] = [[]]
         self._samples = 0
 
@@ -72,6 +79,8 @@ class StepTiming(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """The batch is there."""
+        if self._counting is not None and batch_idx == 0:
+            self._counting.__enter__()
         self._samples += sum(len(part.names) for part in batch.values())
         self._mark("data", pl_module)
 
@@ -88,6 +97,10 @@ class StepTiming(pl.Callback):
     ) -> None:
         """The weights have moved, unless gradients go on accumulating."""
         self._mark("optimiser", pl_module)
+        if self._counting is not None and self.flops_per_step is None:
+            self._counting.__exit__(None, None, None)
+            # Of the first batch: the others are as large, up to the length of texts.
+            self.flops_per_step = self._counting.total * trainer.accumulate_grad_batches
         if trainer.global_step == len(self._moments):
             self.samples_per_step, self._samples = self._samples, 0
             self._moments.append([self._moments[-1][-1]])
@@ -100,7 +113,11 @@ class StepTiming(pl.Callback):
             torch.cuda.synchronize(pl_module.device)
             self.peak_bytes = torch.cuda.max_memory_allocated(pl_module.device)
         # The last step is not followed by another, and so not begun.
-        self.steps = [_step_time(moments) for moments in self._moments[self.warmup : -1]]
+        every = trainer.log_every_n_steps
+        self.steps = [
+            _step_time(moments, logs=every > 0 and number % every == 0)
+            for number, moments in enumerate(self._moments[:-1], start=1)
+        ][self.warmup :]
 
     def _mark(self, phase: str, pl_module: pl.LightningModule) -> None:
         queued = None
@@ -110,9 +127,9 @@ class StepTiming(pl.Callback):
         self._moments[-1].append(Moment(phase, perf_counter(), process_time(), queued))
 
 
-def _step_time(moments: list[Moment]) -> StepTime:
+def _step_time(moments: list[Moment], logs: bool) -> StepTime:
     wall, cpu = dict.fromkeys(PHASES, 0.0), dict.fromkeys(PHASES, 0.0)
     for before, after in zip(moments, moments[1:], strict=False):
         wall[after.phase] += after.seconds_after(before)
         cpu[after.phase] += after.cpu - before.cpu
-    return StepTime(wall, cpu)
+    return StepTime(wall, cpu, logs)

@@ -1,7 +1,8 @@
 """During training: a small part of any benchmark against the model as it was before; a warning when a task falls."""
 
 import tempfile
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,39 @@ import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from infotok_lit.errors import SettingsError
-from infotok_lit.evaluation.benchmark import Benchmark
+from infotok_lit.evaluation.benchmark import Benchmark, Grader
 from infotok_lit.evaluation.catalogue import Options, check_names, make_benchmarks
+from infotok_lit.evaluation.judge import Endpoint, JudgeError, JudgeGrader
 from infotok_lit.evaluation.models import OwnModel
 from infotok_lit.evaluation.records import Row
 from infotok_lit.evaluation.results import change
 from infotok_lit.evaluation.running import Evaluation, World
 from infotok_lit.inference import InferenceModel
 from infotok_lit.seeding import isolated_rng
+
+JUDGE_TRIES = 3
+"""How often a judge is asked for a verdict while training waits."""
+
+
+class PatientGrader:
+    """A grader whose failures are told and not raised: what it did not judge has no verdict."""
+
+    def __init__(self, grader: Grader) -> None:
+        self.grader, self.name, self.batch_size = grader, grader.name, grader.batch_size
+
+    def verdicts(self, rows: Sequence[Row], folder: Path) -> list[Row]:
+        """The verdicts that came."""
+        try:
+            return self.grader.verdicts(rows, folder)
+        except JudgeError as error:
+            warnings.warn(
+                f"TradeOff: {len(rows) - len(error.kept)} of {len(rows)} rows have no verdict: {error}", stacklevel=2
+            )
+            return error.kept
+
+    def facts(self, verdicts: Sequence[Row]) -> dict[str, Any]:
+        """What they cost."""
+        return self.grader.facts(verdicts)
 
 
 class TradeOff(pl.Callback):
@@ -38,6 +64,10 @@ class TradeOff(pl.Callback):
         batch_size: images or questions at a time.
         rules: how answers are read, as for `evaluate`.
         detector: GenEval's two models, as for `evaluate`; classifier likewise. Without them it is left out of scores.
+        judge: URL of an OpenAI-compatible endpoint, .../v1, for the benchmarks that have a judge; without it they are
+            left out of scores. Where it fails, that is said, training goes on, and those images have no score.
+        judge_model: the judge's name there.
+        judge_key: the environment variable that holds its key.
         errors: how many standard errors are a fall.
     """
 
@@ -51,13 +81,19 @@ class TradeOff(pl.Callback):
         rules: str = "official",
         detector: str | None = None,
         classifier: str | None = None,
+        judge: str | None = None,
+        judge_model: str | None = None,
+        judge_key: str = "OPENAI_API_KEY",
         errors: float = 2.0,
     ) -> None:
         if every_n_steps < 1 or batch_size < 1 or (limit is not None and limit < 2):
             raise SettingsError("TradeOff: every_n_steps and batch_size must be 1 or more, and limit 2 or more")
         folders = {"data": data, "detector": detector, "classifier": classifier}
         given = {name: Path(folder) for name, folder in folders.items() if folder is not None}
-        self.names, self.options = tuple(benchmarks), Options(**given, rules=rules)
+        if judge is not None and judge_model is None:
+            raise SettingsError("TradeOff: say which model judges there: judge_model")
+        endpoint = None if judge is None else Endpoint(judge, judge_model, judge_key, tries=JUDGE_TRIES)
+        self.names, self.options = tuple(benchmarks), Options(**given, rules=rules, endpoint=endpoint)
         check_names(self.names)
         self.benchmarks: list[Benchmark] = []
         self.every_n_steps, self.limit, self.batch_size, self.errors = every_n_steps, limit, batch_size, errors
@@ -69,6 +105,9 @@ class TradeOff(pl.Callback):
         if isinstance(trainer.strategy, pl.strategies.FSDPStrategy | pl.strategies.ModelParallelStrategy):
             raise SettingsError("TradeOff: the processes work apart, which a sharded model does not allow: use DDP")
         self.benchmarks = make_benchmarks(self.names, self.options)
+        for benchmark in self.benchmarks:
+            if isinstance(benchmark.grader, JudgeGrader):
+                benchmark.grader = PatientGrader(benchmark.grader)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Measure the model as it is before the first step."""

@@ -1,4 +1,4 @@
-"""`bench`: how long training takes, per term of the objective; `bench inference`: answering and drawing."""
+"""`bench`: how long training takes, and where its time goes, per term of the objective."""
 
 import json
 import logging
@@ -9,22 +9,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
-from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from infotok_lit import __version__
 from infotok_lit.commands import bench_evaluate, bench_reading
+from infotok_lit.commands.bench_inference import bench_inference, plain_table, write_numbers
 from infotok_lit.commands.parsing import run
 from infotok_lit.commands.progress import progress_bar
-from infotok_lit.files import write_whole
+from infotok_lit.errors import SettingsError
 
 if TYPE_CHECKING:
+    import lightning.pytorch as pl
     from rich.table import Table
 
+    from infotok_lit.callbacks.timing import StepTime, StepTiming
     from infotok_lit.commands.fit import InfoTokCLI
-    from infotok_lit.models.unified import UnifiedModel
 
 TERM_SETS = (
     (),
@@ -33,15 +34,13 @@ TERM_SETS = (
     ("compactness", "sufficiency", "alignment"),
 )
 """Plain fine-tuning, and each term added."""
-NEVER = -1
-"""The id of no token."""
-PHRASE = "a red circle and "
-
+PHASES = ("data", "forward", "backward", "optimiser")
+"""What callbacks/timing.py tells apart; not imported, as help must not wait for torch."""
 Result = dict[str, Any]
 
 
 def main(argv: Sequence[str]) -> int:
-    """`bench --config FILE ... [overrides] [--steps N]`, `bench inference ...`, `bench evaluate ...`, ..."""
+    """`bench --config FILE ... [overrides] [--steps N]`, `bench inference ...`, or `bench evaluate ...`, ..."""
     if list(argv[1:2]) == ["reading"]:
         return bench_reading.main(["bench reading", *argv[2:]])
     if list(argv[1:2]) == ["evaluate"]:
@@ -56,12 +55,14 @@ def bench(
     steps: PositiveInt = 20,
     warmup: NonNegativeInt = 3,
     rounds: PositiveInt = 3,
+    variants: list[str] | None = None,
     out: Path | None = None,
 ) -> None:
     """Time the training of a configuration, without any term of the objective and with each one added.
 
-    Each variant is a real `fit` of so many steps, in one process on one device, without validation, logs and
-    checkpoints. The variants take turns for some rounds, and ratios are taken round by round, as machines have moods.
+    Each variant is a real `fit` of so many steps, with the configuration's callbacks and with logs, in one process on
+    one device, without validation, checkpoints and a bar. Steps that log count as often as they come in a long run. The
+    variants take turns for some rounds, and ratios are taken round by round, as machines have moods.
     Every option that is not listed here is one of fit's, such as --config FILE; without --config the quickstart is
     timed. `bench inference` times answering and drawing with and without their caches, `bench evaluate`
     what `evaluate` does, and `bench reading` counts what a token budget saves.
@@ -71,71 +72,51 @@ def bench(
         steps: Optimiser steps that count, in each round.
         warmup: Steps before them.
         rounds: How often each variant has its turn.
+        variants: Which of them are timed beside `plain`, such as C&S or C&S&A; default: all.
         out: Also write the numbers to this JSON file.
     """
     from rich.console import Console
 
     from infotok_lit.commands.fit import InfoTokCLI
 
-    terms = InfoTokCLI(["fit", *fit_arguments, *_overrides(1, 0)], run=False).model.objective_config.terms
-    sets = [*TERM_SETS, *([] if set(terms) in map(set, TERM_SETS) else [tuple(terms)])]
-    variants: dict[str, list[Result]] = {name_of(terms): [] for terms in sets}
+    configured = ["--trainer.logger=false", "--trainer.devices=1"]
+    terms = InfoTokCLI(["fit", *fit_arguments, *configured], run=False).model.objective_config.terms
+    sets = chosen_sets(terms, variants)
+    rounds_of: dict[str, list[Result]] = {name_of(terms): [] for terms in sets}
     circumstances: Result = {}
     with progress_bar(rounds * len(sets)) as bar, _quiet(), TemporaryDirectory() as folder:
         for i in range(rounds):
             for place, terms in enumerate(sets):
                 bar.show(i * len(sets) + place, f"round {i + 1}: {name_of(terms)}")
-                # Without a logger, a fit leaves its configuration in this folder.
-                root = f"--trainer.default_root_dir={folder}"
-                fit = InfoTokCLI(["fit", *fit_arguments, *_overrides(steps, warmup, terms), root])
-                circumstances = circumstances or _circumstances(fit)
-                variants[name_of(terms)].append(_measured(fit))
+                settings = [*_overrides(steps, warmup, terms), *_logs_in(folder)]
+                fit = InfoTokCLI(["fit", *fit_arguments, *settings], run=False)
+                timing = _with_timing(fit.trainer, warmup)
+                fit.start()
+                circumstances = circumstances or _circumstances(fit, timing)
+                rounds_of[name_of(terms)].append(_measured(fit, timing))
     result = circumstances | {"arguments": fit_arguments, "steps": steps, "warmup": warmup, "rounds": rounds}
-    result["variants"] = [{"name": name} | summarise(own, variants["plain"]) for name, own in variants.items()]
-    _write(out, result)
+    most = circumstances["most_flops"]
+    result["variants"] = [{"name": name} | summarise(own, rounds_of["plain"], most) for name, own in rounds_of.items()]
+    write_numbers(out, result)
     Console().print(table(result))
 
 
-def bench_inference(
-    fit_arguments: list[str],
-    new_tokens: PositiveInt = 128,
-    prompt_tokens: PositiveInt = 64,
-    batch_size: PositiveInt = 1,
-    rounds: PositiveInt = 3,
-    out: Path | None = None,
-) -> None:
-    """Time answering and drawing with and without the caches of keys and values.
-
-    Both kinds take turns in one process on the same weights and inputs. Every option that is not listed here is one of
-    fit's, such as --config FILE or --model.init_args.settings.
-
-    Args:
-        fit_arguments: What `fit` is given; only its model and device count.
-        new_tokens: Length of each answer.
-        prompt_tokens: Length of each caption.
-        batch_size: Images at a time.
-        rounds: How often each kind has its turn.
-        out: Also write the numbers to this JSON file.
-    """
-    from rich.console import Console
-
-    from infotok_lit.commands.fit import InfoTokCLI
-
-    fit = InfoTokCLI(["validate", *fit_arguments, *_overrides(1, 0)], run=False)
-    fit.model.configure_model()
-    model = fit.model.base.to(fit.trainer.strategy.root_device).eval()
-    jobs = {
-        "answering, tokens/s": (answering(model, batch_size, new_tokens), batch_size * new_tokens),
-        "drawing, images/s": (drawing(model, batch_size, prompt_tokens), batch_size),
-    }
-    result = {name: compare_caches(job, amount, rounds, name) for name, (job, amount) in jobs.items()}
-    _write(out, result)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    lines = [[name, *(f"{own[of]:.2f}" for of in ("cached", "uncached", "ratio"))] for name, own in result.items()]
-    Console().print(_table(f"{model.title}, {parameters:,} parameters", ["with cache", "without", "ratio"], lines))
-
-
 # Training
+
+
+def chosen_sets(terms: Sequence[str], variants: Sequence[str] | None) -> list[Sequence[str]]:
+    """The sets of terms to time: plain fine-tuning, each term added, and a configuration's own; or those of some names.
+
+    Raises:
+        SettingsError: for a name that there is not.
+    """
+    sets = [*TERM_SETS, *([] if set(terms) in map(set, TERM_SETS) else [tuple(terms)])]
+    names = [name_of(terms) for terms in sets]
+    unknown = [name for name in variants or () if name not in names]
+    if unknown:
+        raise SettingsError(f"variants: there is no {', '.join(unknown)}; choose from {', '.join(names)}")
+    wanted = names if variants is None else ["plain", *variants]
+    return [terms for name, terms in zip(names, sets, strict=True) if name in wanted]
 
 
 def name_of(terms: Sequence[str]) -> str:
@@ -143,31 +124,43 @@ def name_of(terms: Sequence[str]) -> str:
     return "&".join(term[0].upper() for term in terms) or "plain"
 
 
-def summarise(own: Sequence[Result], plain: Sequence[Result]) -> Result:
-    """What is reported of a variant: medians over all steps, and its rounds' ratios to those of plain fine-tuning.
+def summarise(own: Sequence[Result], plain: Sequence[Result], most_flops: float | None = None) -> Result:
+    """What is reported of a variant: of a typical step, and its rounds' ratios to those of plain fine-tuning.
 
     Args:
         own: Its rounds, as `_measured` leaves them.
         plain: Those of plain fine-tuning.
+        most_flops: What the device can compute in a second, where it is known.
     """
-    steps = [step for each in own for step in each["steps"]]
-    seconds = median(sum(step.wall.values()) for step in steps)
+    steps, log_share = [step for each in own for step in each["steps"]], own[0]["log_share"]
+    seconds, cpu_seconds = (
+        typical(steps, log_share, lambda step, kind=kind: sum(getattr(step, kind).values())) for kind in ("wall", "cpu")
+    )
+    phases = {
+        kind: {
+            phase: typical(steps, log_share, lambda step, kind=kind, phase=phase: getattr(step, kind)[phase])
+            for phase in steps[0].wall
+        }
+        for kind in ("wall", "cpu")
+    }
     ratios = {
-        kind: [_step_median(each, kind) / _step_median(other, kind) for each, other in zip(own, plain, strict=True)]
+        kind: [_step_seconds(each, kind) / _step_seconds(other, kind) for each, other in zip(own, plain, strict=True)]
         for kind in ("wall", "cpu")
     }
     peaks = [each["peak_bytes"] for each in own]
     return {
         "head_parameters": own[0]["head_parameters"],
         "step_seconds": seconds,
-        "step_cpu_seconds": median(sum(step.cpu.values()) for step in steps),
+        "step_cpu_seconds": cpu_seconds,
         "ratio": median(ratios["wall"]),
         "ratio_range": [min(ratios["wall"]), max(ratios["wall"])],
         "cpu_ratio": median(ratios["cpu"]),
         "samples_per_second": own[0]["samples_per_step"] / seconds,
         "peak_memory_bytes": None if None in peaks else max(peaks),
-        "phase_seconds": {phase: median(step.wall[phase] for step in steps) for phase in steps[0].wall},
-        "phase_cpu_seconds": {phase: median(step.cpu[phase] for step in steps) for phase in steps[0].cpu},
+        "flops": own[0]["flops"],
+        "mfu": None if None in (own[0]["flops"], most_flops) else own[0]["flops"] / seconds / most_flops,
+        "phase_seconds": phases["wall"],
+        "phase_cpu_seconds": phases["cpu"],
     }
 
 
@@ -175,44 +168,78 @@ def table(result: Result) -> "Table":
     """The result for people: a column per variant."""
     title = f"One training step: {result['samples_per_step']} samples on {result['device']}, {result['precision']}"
     lines = [[label, *(cell(variant) for variant in result["variants"])] for label, cell in _ROWS.items()]
-    shown = _table(title, [variant["name"] for variant in result["variants"]], lines)
-    shown.caption = f"medians of {result['rounds']} x {result['steps']} steps; ratios to plain are taken round by round"
+    shown = plain_table(title, [variant["name"] for variant in result["variants"]], lines)
+    shown.caption = (
+        f"medians of {result['rounds']} x {result['steps']} steps, those that log weighed as in a long run; ratios to "
+        "plain are taken round by round"
+    )
     return shown
 
 
-def _overrides(steps: int, warmup: int, terms: Sequence[str] | None = None) -> list[str]:
-    """What turns a configuration into a short fit that measures itself, with some terms or those that it has."""
-    timing = {"class_path": "infotok_lit.callbacks.timing.StepTiming", "init_args": {"warmup": warmup}}
+def _overrides(steps: int, warmup: int, terms: Sequence[str]) -> list[str]:
+    """What turns a configuration into a short fit with some terms."""
     settings = {"max_steps": warmup + steps, "max_epochs": -1, "limit_val_batches": 0, "num_sanity_val_steps": 0}
-    settings |= {"devices": 1, "num_nodes": 1, "logger": False, "callbacks": [timing]}
+    settings |= {"devices": 1, "num_nodes": 1}
     settings |= dict.fromkeys(("enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
-    chosen = [] if terms is None else [f"--model.init_args.objective.terms={json.dumps(terms)}"]
     return [
         "--trainer.strategy=auto",
         *(f"--trainer.{name}={json.dumps(of)}" for name, of in settings.items()),
-        *chosen,
+        f"--model.init_args.objective.terms={json.dumps(terms)}",
     ]
 
 
-def _measured(fit: "InfoTokCLI") -> Result:
-    """What is kept of a fit: its steps, its memory, and the size of its heads."""
+def _logs_in(folder: str) -> list[str]:
+    """What lets a fit write its logs, and nothing else, into a folder."""
+    logger = {"class_path": "lightning.pytorch.loggers.TensorBoardLogger", "init_args": {"save_dir": folder}}
+    return [f"--trainer.logger={json.dumps(logger)}", f"--trainer.default_root_dir={folder}"]
+
+
+def _with_timing(trainer: "pl.Trainer", warmup: int) -> "StepTiming":
+    """The callback that times a trainer's steps, behind its others, without what acts at the end or times steps too."""
+    from infotok_lit.callbacks import ExportInference, FinalReport, Throughput
     from infotok_lit.callbacks.timing import StepTiming
 
-    (timing,) = (callback for callback in fit.trainer.callbacks if isinstance(callback, StepTiming))
+    timing = StepTiming(warmup)
+    others = ExportInference | FinalReport | Throughput
+    trainer.callbacks = [one for one in trainer.callbacks if not isinstance(one, others)]
+    trainer.callbacks.append(timing)
+    return timing
+
+
+def _measured(fit: "InfoTokCLI", timing: "StepTiming") -> Result:
+    """What is kept of a fit: its steps, its memory, and the size of its heads."""
+    every = fit.trainer.log_every_n_steps
     return {
         "steps": timing.steps,
+        "log_share": 1 / every if every > 0 else 0.0,
         "samples_per_step": timing.samples_per_step,
+        "flops": timing.flops_per_step,
         "peak_bytes": timing.peak_bytes,
         "head_parameters": sum(parameter.numel() for parameter in fit.model.infotok.parameters()),
     }
 
 
-def _step_median(measured: Result, kind: str) -> float:
-    return median(sum(getattr(step, kind).values()) for step in measured["steps"])
+def typical(steps: "Sequence[StepTime]", log_share: float, of: "Callable[[StepTime], float]") -> float:
+    """The mean over a long run of a number of a step, by the medians of steps that log and of steps that do not.
+
+    Args:
+        log_share: which share of the steps of a long run logs.
+    """
+    kinds = [[of(step) for step in steps if step.logs == logs] for logs in (False, True)]
+    silent, logging_ = (median(kind) if kind else None for kind in kinds)
+    if silent is None or logging_ is None:
+        return logging_ if silent is None else silent
+    return (1 - log_share) * silent + log_share * logging_
 
 
-def _circumstances(fit: "InfoTokCLI") -> Result:
+def _step_seconds(measured: Result, kind: str) -> float:
+    return typical(measured["steps"], measured["log_share"], lambda step: sum(getattr(step, kind).values()))
+
+
+def _circumstances(fit: "InfoTokCLI", timing: "StepTiming") -> Result:
     import torch
+
+    from infotok_lit.modules.flops import most_flops
 
     device = fit.trainer.strategy.root_device
     threads = torch.get_num_threads()
@@ -222,17 +249,26 @@ def _circumstances(fit: "InfoTokCLI") -> Result:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type}, {threads} threads",
         "cpu_cores": os.cpu_count(),
         "precision": str(fit.trainer.precision),
-        "samples_per_step": _measured(fit)["samples_per_step"],
+        "most_flops": most_flops(device, fit.trainer.precision),
+        "samples_per_step": timing.samples_per_step,
         "base_parameters": sum(parameter.numel() for parameter in fit.model.base.parameters()),
     }
 
 
-def _phase(name: str) -> Callable[[Result], str]:
+def _phase(name: str, kind: str = "phase_seconds") -> Callable[[Result], str]:
     def cell(variant: Result) -> str:
-        seconds = variant["phase_seconds"][name]
-        return f"{1000 * seconds:.1f} ({100 * seconds / sum(variant['phase_seconds'].values()):.0f} %)"
+        seconds = variant[kind][name]
+        return f"{1000 * seconds:.1f} ({100 * seconds / sum(variant[kind].values()):.0f} %)"
 
     return cell
+
+
+def _mfu(variant: Result) -> str:
+    return "-" if variant["mfu"] is None else f"{100 * variant['mfu']:.1f} %"
+
+
+def _rate(variant: Result) -> str:
+    return "-" if variant["flops"] is None else f"{variant['flops'] / variant['step_seconds'] / 1e12:.4g}"
 
 
 def _memory(variant: Result) -> str:
@@ -248,54 +284,12 @@ _ROWS: dict[str, Callable[[Result], str]] = {
     "  ratio to plain (CPU)": lambda variant: f"{variant['cpu_ratio']:.3f}",
     "samples/s": lambda variant: f"{variant['samples_per_second']:.1f}",
     "peak memory, GiB": _memory,
-    "data, ms": _phase("data"),
-    "forward, ms": _phase("forward"),
-    "backward, ms": _phase("backward"),
-    "optimiser, ms": _phase("optimiser"),
+    "TFLOP/s": _rate,
+    "MFU": _mfu,
+    **{f"{phase}, ms": _phase(phase) for phase in PHASES},
+    **{f"{phase}, CPU ms": _phase(phase, "phase_cpu_seconds") for phase in PHASES},
     "head parameters": lambda variant: f"{variant['head_parameters']:,}",
 }
-
-
-# Inference
-
-
-def compare_caches(job: Callable[[bool], None], amount: int, rounds: int, name: str) -> dict[str, float]:
-    """What a job does per second with and without cache, and the median of the rounds' ratios."""
-    seconds: dict[bool, list[float]] = {True: [], False: []}
-    job(True)
-    with progress_bar(rounds) as bar:
-        for i in range(rounds):
-            for use_cache in (True, False):
-                start = perf_counter()
-                job(use_cache)
-                seconds[use_cache].append(perf_counter() - start)
-            bar.show(i + 1, name)
-    ratios = [slow / fast for fast, slow in zip(seconds[True], seconds[False], strict=True)]
-    rates = {use_cache: amount / median(taken) for use_cache, taken in seconds.items()}
-    return {"cached": rates[True], "uncached": rates[False], "ratio": median(ratios)}
-
-
-def answering(model: "UnifiedModel", batch_size: int, new_tokens: int) -> Callable[[bool], None]:
-    """Answers of exactly `new_tokens` tokens."""
-    import torch
-
-    size = model.config.image_size
-    images = torch.zeros(batch_size, 3, size, size, device=next(model.parameters()).device)
-    prompts = ["what is in the image?"] * batch_size
-
-    def job(use_cache: bool) -> None:
-        with never_ending(model):
-            model.describe(images, prompts, new_tokens, use_cache)
-
-    return job
-
-
-def drawing(model: "UnifiedModel", batch_size: int, prompt_tokens: int) -> Callable[[bool], None]:
-    """Images from prompts of `prompt_tokens` tokens, by the model's own drawing settings."""
-    tokenizer = model.processor.tokenizer
-    ids = tokenizer.encode(PHRASE * prompt_tokens, add_special_tokens=False)[:prompt_tokens]
-    prompts = [tokenizer.decode(ids)] * batch_size
-    return lambda use_cache: model.generate(prompts, use_cache=use_cache)
 
 
 @contextmanager
@@ -312,36 +306,3 @@ def _quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-
-
-@contextmanager
-def never_ending(model: "UnifiedModel") -> Iterator[None]:
-    """Inside, no answer ends before its longest length."""
-    end = model.processor.end_id
-    model.processor.end_id = NEVER
-    try:
-        yield
-    finally:
-        model.processor.end_id = end
-
-
-# Both
-
-
-def _table(title: str, columns: Sequence[str], lines: Sequence[Sequence[str]]) -> "Table":
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    shown = Table(box=SIMPLE_HEAD, title=title)
-    shown.add_column("", no_wrap=True)
-    for column in columns:
-        shown.add_column(column, justify="right", no_wrap=True)
-    for line in lines:
-        shown.add_row(*line)
-    return shown
-
-
-def _write(out: Path | None, result: Result) -> None:
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(out, (json.dumps(result, indent=2) + "\n").encode())

@@ -71,10 +71,11 @@ def export(
 def _checkpoint(ckpt: str) -> tuple[Path, dict[str, Any]]:
     """The file that `--ckpt` means, and what it holds."""
     from infotok_lit.checkpoints import find_checkpoint, local_checkpoint, read_run
+    from infotok_lit.sharded_checkpoints import is_sharded_checkpoint
 
     given = local_checkpoint(ckpt)
     path = find_checkpoint(given) or given
-    if path.is_dir() or not path.exists():
+    if not path.exists() or (path.is_dir() and not is_sharded_checkpoint(path)):
         raise MissingFileError(f"there is no checkpoint of a run at {path}")
     return path, read_run(path)
 

@@ -9,9 +9,16 @@ from typing import Any
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from infotok_lit.checkpoints import CheckpointError, newest_checkpoint, read_pickle
+from infotok_lit.checkpoints import (
+    CheckpointError,
+    check_checkpoint,
+    checkpoints_below,
+    newest_checkpoint,
+    read_settings,
+)
 from infotok_lit.errors import MissingFileError
-from infotok_lit.weight_files import check_checksums, local_checkpoint
+from infotok_lit.sharded_checkpoints import is_sharded_checkpoint
+from infotok_lit.weight_files import local_checkpoint
 
 SHOWN = 8
 """How many differences a message lists."""
@@ -75,7 +82,7 @@ def last_checkpoint(trainer: Trainer, wanted: Settings) -> Path:
         CheckpointError: if all are of other configurations; the message names what differs from the newest.
     """
     folders = run_folders(trainer)
-    files = sorted((path for folder in folders for path in folder.rglob("*.ckpt")), key=_age)
+    files = sorted(checkpoints_below(folders), key=_age)
     changed: dict[Path, list[str]] = {}
     for folder in dict.fromkeys(path.parent for path in files):
         found = newest_checkpoint([folder])
@@ -111,11 +118,11 @@ def explain_misfit(error: Exception, checkpoint: Path, config: Settings) -> None
 
 def _checked(given: str) -> Path:
     path = local_checkpoint(given)
-    if path.is_dir():
+    if path.is_dir() and not is_sharded_checkpoint(path):
         raise CheckpointError(f"--ckpt_path {path} is a folder: name a checkpoint in it, such as checkpoints/last.ckpt")
     if not path.exists():
         raise MissingFileError(f"--ckpt_path {path}: there is no such file")
-    check_checksums(path)
+    check_checkpoint(path)
     if _content(path) is None:
         raise CheckpointError(f"--ckpt_path {path} is truncated, or is not a checkpoint of a run")
     return path
@@ -123,7 +130,7 @@ def _checked(given: str) -> Path:
 
 def _content(path: Path) -> dict[str, Any] | None:
     try:
-        content = read_pickle(path, mmap=True)
+        content = read_settings(path)
     except CheckpointError:
         return None
     return content if isinstance(content, dict) and "state_dict" in content else None

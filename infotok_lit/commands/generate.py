@@ -50,6 +50,7 @@ class SamplingOptions:
         guidance_schedule: `linear` goes from 1 up to the scale while drawing.
         iterations: Steps from noise to image.
         negative_prompt: What guidance leads away from.
+        solver_steps: Steps of DPM-Solver++ for each token; 0 samples them as the official code does.
         temperature: Factor on the sampling noise.
         time_shift: Above 1, more of the iterations are near pure noise.
     """
@@ -58,6 +59,7 @@ class SamplingOptions:
     guidance_schedule: Literal["constant", "linear"] | None = None
     iterations: PositiveInt | None = None
     negative_prompt: str | None = None
+    solver_steps: NonNegativeInt | None = None
     temperature: NonNegativeFloat | None = None
     time_shift: NonNegativeFloat | None = None
 

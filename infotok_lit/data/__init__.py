@@ -9,6 +9,7 @@ from typing import Any
 _MODULES = {
     "ImageTextFolder": "image_text",
     "ImageTextShards": "shards",
+    "Mixture": "mixture",
     "UnifiedDataModule": "datamodule",
 }
 

@@ -62,8 +62,8 @@ class Grader(Protocol):
         """One verdict per output row, with its `id`."""
         ...
 
-    def spent(self, verdicts: Sequence[Row]) -> dict[str, Any]:
-        """What verdicts cost, for the report."""
+    def facts(self, verdicts: Sequence[Row]) -> dict[str, Any]:
+        """What a reader of its verdicts must know: what they cost, how often it is right."""
         ...
 
 

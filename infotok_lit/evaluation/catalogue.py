@@ -18,7 +18,7 @@ from infotok_lit.evaluation.mm_vet import MmVet, MmVetV2
 from infotok_lit.evaluation.mme import Mme
 from infotok_lit.evaluation.mmmu import Mmmu
 from infotok_lit.evaluation.pope import Pope
-from infotok_lit.evaluation.scenes import Scenes64Benchmark, ScenesBenchmark
+from infotok_lit.evaluation.scenes import GarmentsBenchmark, Scenes64Benchmark, ScenesBenchmark
 from infotok_lit.evaluation.seed_bench import SeedBench, SeedBenchLikelihood
 from infotok_lit.evaluation.unibench import UniBench
 from infotok_lit.evaluation.wise import Wise, WiseVerified
@@ -69,6 +69,7 @@ class Options:
 BENCHMARKS: dict[str, Callable[[Options], Benchmark]] = {
     "scenes32": lambda o: ScenesBenchmark(o.seed),
     "scenes64": lambda o: Scenes64Benchmark(o.seed),
+    "garments32": lambda o: GarmentsBenchmark(o.seed),
     "geneval": lambda o: GenEval(o.seed, image_judge=o.image_judge, **o.images),
     "geneval_rewritten": lambda o: RewrittenGenEval(o.seed, image_judge=o.image_judge, **o.images),
     "geneval++": lambda o: GenEvalPlusPlus(o.seed, o.endpoint),

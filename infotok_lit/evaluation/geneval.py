@@ -151,7 +151,7 @@ class DetectorGrader:
             )
         return verdicts
 
-    def spent(self, verdicts: Sequence[Row]) -> dict[str, Any]:
+    def facts(self, verdicts: Sequence[Row]) -> dict[str, Any]:
         """Nothing but time."""
         return {}
 

@@ -22,6 +22,8 @@ TAGS = (
 )  # fmt: skip
 FILE = BENCHMARKS / "geneval_plus_plus" / "Geneval++.jsonl"
 
+KEY = "overall_results"
+"""Where the official Output.json has its entries."""
 INSTRUCTIONS = """You check whether an image shows what a text asked for.
 
 Text: "{prompt}"
@@ -90,15 +92,26 @@ class GenEvalPlusPlus(Benchmark):
         return overall | {tag: tags[tag] for tag in TAGS if tag in tags}
 
     def aggregate(self, files: Sequence[Path]) -> list[Row]:
-        """From the official Output.json: one entry per image, with `tag` and `correct` (1, 0, or -1 for unread)."""
-        entries = [entry for file in files for entry in read_json(file)]
+        """From the official Output.json: one entry per image, under `overall_results` or in a plain list.
+
+        An entry says `correct` (1, 0, or -1 for unread), itself or in its `result`, and which image it is: by its `id`,
+        the number of the prompt from 1, or by its place.
+        """
+        contents = [read_json(file) for file in files]
         try:
+            entries = [one for content in contents for one in (content if isinstance(content, list) else content[KEY])]
+            numbers = [int(entry.get("id", place)) for place, entry in enumerate(entries, 1)]
             return [
-                {"id": str(number), "group": str(number), "tag": entry["tag"], "score": float(entry["correct"] == 1)}
-                for number, entry in enumerate(entries, 1)
+                {
+                    "id": str(number),
+                    "group": str(number),
+                    "tag": self.metadata[number - 1]["tag"],
+                    "score": float(entry.get("result", entry)["correct"] == 1),
+                }
+                for number, entry in zip(numbers, entries, strict=True)
             ]
-        except (KeyError, TypeError) as error:
-            raise DataError("each entry of Output.json needs `tag` and `correct`") from error
+        except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
+            raise DataError("each entry of Output.json needs `correct`, and an `id` from 1 to 280 if any") from error
 
 
 def checklist(metadata: Row) -> str:

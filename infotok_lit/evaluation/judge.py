@@ -177,7 +177,7 @@ class JudgeGrader:
             failures[0].kept = [call.result() for call in calls if call.exception() is None]
         raise failures[0]
 
-    def spent(self, verdicts: Sequence[Row]) -> dict[str, Any]:
+    def facts(self, verdicts: Sequence[Row]) -> dict[str, Any]:
         """What some verdicts took."""
         tokens_in, tokens_out = (sum(one[key] for one in verdicts) for key in ("tokens_in", "tokens_out"))
         cost = self.endpoint.cost(tokens_in, tokens_out)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lmms_eval.api.instance import Instance
+from lmms_eval.api.instance import GenerationResult, Instance
 from lmms_eval.api.model import lmms
 from PIL import Image
 
@@ -69,15 +69,17 @@ class InfoTok(lmms):
                 answers |= {n: _until(text, requests[n]) for n, text in zip(batch, found, strict=True)}
         return [answers[number] for number in range(len(requests))]
 
-    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+    def loglikelihood(self, requests: list[Instance]) -> list[GenerationResult]:
         """(loss in nats per token, False): lmms-eval takes the lowest, whatever the name says, and no task of
-        pictures asks whether the option is the greedy one."""
+        pictures asks whether the option is the greedy one. As the text of a result, since 0.7.3 makes strings of
+        bare pairs, which its scoring cannot read."""
         losses = []
         for request in requests:
             context, target = request.args[:2]
             option = target if isinstance(target, str) else target(self._document(request))
-            ((likelihood,),) = self.own.likelihoods([self._image(request)], [context], [[option]])
-            losses.append((-likelihood, False))
+            # The delimiter is for texts that follow one another; here an answer follows a template.
+            ((likelihood,),) = self.own.likelihoods([self._image(request)], [context], [[option.lstrip()]])
+            losses.append(GenerationResult((-likelihood, False)))
         return losses
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from infotok_lit import __version__
 from infotok_lit.evaluation.benchmark import Benchmark
-from infotok_lit.evaluation.paper import SOURCE, impossible, paper_rows
+from infotok_lit.evaluation.paper import IMPOSSIBLE, SOURCE, paper_rows, printed
 from infotok_lit.evaluation.records import Row, to_lines
 from infotok_lit.evaluation.running import Progress
 from infotok_lit.files import write_whole
@@ -58,7 +58,7 @@ def summarise(
         "graded": graded,
         "complete": len(rows) == planned and graded == planned,
         "unparsed": sum(row["parsed"] is None for row in answered) / len(answered) if answered else None,
-        "grader": None if grader is None else {"name": grader.name, **grader.spent(verdicts)},
+        "grader": None if grader is None else {"name": grader.name, **grader.facts(verdicts)},
         **benchmark.facts,
         "model": dict(model),
         "per_second": {stage: made / progress.seconds[stage] for stage, made in progress.made.items()},
@@ -138,11 +138,8 @@ def table(results: Sequence[Result]) -> str:
     marked = False
     for row in paper_rows(column for column in columns if column):
         values = [row.scores.get(column) if column else None for column in columns]
-        cells = []
-        for column, value in zip(columns, values, strict=True):
-            wrong = value is not None and impossible(column, value)
-            marked |= wrong
-            cells.append("" if value is None else f"{value:g}{' †' if wrong else ''}")
+        cells = [printed(column, value) for column, value in zip(columns, values, strict=True)]
+        marked |= any(cell.endswith("†") for cell in cells)
         lines.append(_line([f"{row.model}{f' {row.size}' if row.size else ''}, {row.variant} (paper)", *cells]))
     lines += ["", *_notes(results, marked)]
     return "\n".join(lines) + "\n"
@@ -154,7 +151,7 @@ def _notes(results: Sequence[Result], marked: bool) -> list[str]:
     if benchmark.paper:
         notes[0] += f" Rows marked (paper) are printed in {SOURCE}; prompts, seeds and scorer are not all stated there."
     if marked:
-        notes.append("† cannot come from 40 prompts with one image each.")
+        notes.append(IMPOSSIBLE)
     for result in results:
         content = result.content
         if not content["complete"]:
@@ -163,6 +160,11 @@ def _notes(results: Sequence[Result], marked: bool) -> list[str]:
         if content["unparsed"] is not None:
             share = f"{content['unparsed']:.1%}"
             notes.append(f"{result.model}: {share} of the answers could not be read ({benchmark.rules} rules).")
+    accuracy = (results[0].content["grader"] or {}).get("accuracy")
+    if accuracy is not None:
+        notes.append(
+            f"The images are judged by a program that names {accuracy:.1%} of the objects in true ones rightly."
+        )
     return notes
 
 

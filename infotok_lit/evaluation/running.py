@@ -164,7 +164,7 @@ class Evaluation:
         if not self._judged:
             return None
         verdicts = list(self._done(self.folder / f"{self._judged}.jsonl").values())
-        cost = self.benchmark.grader.spent(verdicts).get("cost")
+        cost = self.benchmark.grader.facts(verdicts).get("cost")
         return None if cost is None or not verdicts else cost / len(verdicts) * self.left()[self._judged]
 
     def graded(self, most: int | None = None) -> list[Row]:

@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from infotok_lit import models
+from infotok_lit.assets import SCENES_TOKENIZER
 from infotok_lit.errors import SettingsError
 from infotok_lit.models.common.model_config import ModelConfig
 
@@ -134,6 +135,9 @@ class Family(ABC):
             SettingsError: if there is no such tokenizer, or it has more tokens than the language model.
         """
         loaded = self.load_tokenizer(self.tokenizers.get(tokenizer, tokenizer))
+        if len(loaded) > config.llm.vocab_size and tokenizer in self.tokenizers:
+            # Runs from before the words of garments were tokens have no rows for them.
+            loaded = self.load_tokenizer(str(SCENES_TOKENIZER))
         if len(loaded) > config.llm.vocab_size:
             raise SettingsError(
                 f"the tokenizer has {len(loaded)} tokens, the language model only {config.llm.vocab_size}"

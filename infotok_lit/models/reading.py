@@ -30,6 +30,8 @@ class ImageReader(nn.Module, ABC):
     processor: Processor
     reads_causally = True
     """Whether the language model reads image tokens one after another, so that it can do without some of them."""
+    in_step = False
+    """Whether processes compute with weights that they share out, so that none may stop before the others."""
 
     @property
     def language_model(self) -> PreTrainedModel:
@@ -158,13 +160,17 @@ class ImageReader(nn.Module, ABC):
     def answer(self, embeds: Tensor, mask: Tensor, max_new_tokens: int, use_cache: bool = True) -> Tensor:
         """Greedy continuation ids (B, at most max_new_tokens) of left-padded embeddings (B, T, H)."""
         adjust = self.adjust_logits
-        return answer_greedily(self.language_model, embeds, mask, self.processor, max_new_tokens, use_cache, adjust)
+        return answer_greedily(
+            self.language_model, embeds, mask, self.processor, max_new_tokens, use_cache, adjust, self.in_step
+        )
 
     @property
     def language_parts(self) -> LanguageParts:
         """The language model, in the parts that decoding needs."""
         head = self.language_model.lm_head
-        return LanguageParts(self.text_body, head, self.text_embedding, self.processor, self.adjust_logits)
+        return LanguageParts(
+            self.text_body, head, self.text_embedding, self.processor, self.adjust_logits, self.in_step
+        )
 
     @property
     def adjust_logits(self) -> LogitsProcessor | None:

@@ -28,6 +28,7 @@ from infotok_lit.batch import (
     UnderstandingBatch,
 )
 from infotok_lit.checkpoints import OfficialPart
+from infotok_lit.models.common.language_model import CAUSAL, text_nats
 from infotok_lit.models.common.model_config import Grid, token_grid
 from infotok_lit.models.common.reconstruction import (
     RandomTemplates,
@@ -59,6 +60,8 @@ class UnifiedModel(ImageReader):
     """Name for people -> prefixes of parameter names; gradient norms are logged for each."""
     token_parts: Mapping[Branch, tuple[str, ...]]
     """Which parts make the shared tokens of each branch."""
+    understanding_prefixes: tuple[str, ...] = ("",)
+    """Beginnings of the names of all parameters that the loss of understanding can train."""
     reconstruction_defaults = ReconstructionConfig(condition="same_res", gradient_scale=0.1, template_swap=0.1)
     """How the family is trained to reconstruct, unless a call says otherwise."""
 
@@ -81,6 +84,25 @@ class UnifiedModel(ImageReader):
     @abstractmethod
     def generation(self, batch: GenerationBatch, transform: TokenTransform | None = None) -> BranchOutput:
         """Text-to-image loss of the base model, summed over the elements that it predicts."""
+
+    def caption_nats(self, tokens: Tensor, output: BranchOutput, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """What captions cost the language model where it reads generation's shared tokens as it reads an image.
+
+        Args:
+            tokens: (B, N, D): those of `output`, or a copy of them.
+            output: what the generation pass gave.
+
+        Returns:
+            Nats of each caption (B,), with their graph, and its number of tokens (B,).
+
+        Raises:
+            SettingsError: generation's tokens are not made from the image.
+        """
+        visual = self.project_for_llm(tokens)
+        ids, labels = (part.to(visual.device) for part in self.processor.caption_answers(captions, visual.shape[1]))
+        embeds = self.embed_with_images(ids, visual)
+        hidden = self.text_body(inputs_embeds=embeds, attention_mask=CAUSAL, use_cache=False).last_hidden_state
+        return text_nats(self.language_model.lm_head, hidden, labels)
 
     def reconstruction(
         self,

@@ -12,11 +12,13 @@ from torch import nn
 from infotok_lit import hub
 from infotok_lit.assets import EMBEDDED, embedded_base
 from infotok_lit.checkpoints import CHECKPOINT_KEY, CheckpointError, KeyMap, exported_family, find_checkpoint, read_run
-from infotok_lit.errors import SettingsError
+from infotok_lit.errors import ExplainedError, SettingsError
 from infotok_lit.models.export import Weights
 from infotok_lit.models.family import Family, family
 from infotok_lit.models.unified import UnifiedModel
 from infotok_lit.modules.lora import LoraConfig, merged_state
+from infotok_lit.modules.run_checkpoint import completed
+from infotok_lit.modules.sharding import gathered_state
 from infotok_lit.objective.config import ObjectiveConfig
 from infotok_lit.objective.infotok import InfoTok
 from infotok_lit.objective.term import Widths
@@ -93,6 +95,17 @@ class InitialModel:
         init_from = None if self.init_from is None else hub.full_name(self.init_from)
         return {"tokenizer": self._tokenizer_source, "init_from": init_from}
 
+    def recipe(self) -> dict[str, Any]:
+        """What makes the same InitialModel again, wherever it is read; primitives only."""
+        return {
+            "family": self.family,
+            "size": self.size,
+            "init_from": None if self.init_from is None else _lasting(self.init_from),
+            "parts": {name: _lasting(path) for name, path in self.parts.items()},
+            "tokenizer": self.tokenizer,
+            "settings": dict(self.settings),
+        }
+
     @cached_property
     def _source(self) -> Path:
         """Where the initial weights lie; fetched once, not again at each checkpoint."""
@@ -131,7 +144,7 @@ def base_weights(checkpoint: dict[str, Any], weights: Weights = "averaged") -> d
     Args:
         weights: `raw` leaves out the averaging of a run that averages its weights; elsewhere the two are the same.
     """
-    state = _state(checkpoint, weights)
+    state = _with_frozen(_state(checkpoint, weights), checkpoint[CHECKPOINT_KEY])
     base = {name.removeprefix(BASE_PREFIX): value for name, value in state.items() if name.startswith(BASE_PREFIX)}
     lora = checkpoint[CHECKPOINT_KEY].get("lora")
     return base if lora is None else merged_state(base, LoraConfig(**lora))
@@ -139,6 +152,30 @@ def base_weights(checkpoint: dict[str, Any], weights: Weights = "averaged") -> d
 
 def _state(checkpoint: Mapping[str, Any], weights: Weights) -> Mapping[str, torch.Tensor]:
     return checkpoint[RAW] if weights == "raw" and RAW in checkpoint else checkpoint[AVERAGED]
+
+
+def _with_frozen(state: dict[str, torch.Tensor], saved: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """A run's state dict with the weights that its checkpoints leave out; CheckpointError names what is missing."""
+    recorded = {name: found for name, found in saved.get("frozen", {}).items() if f"{BASE_PREFIX}{name}" not in state}
+    if not recorded:
+        return state
+    initial = saved["initial"]
+    source = ", ".join([f"model.init_from {initial['init_from']}", *(f"{k} {v}" for k, v in initial["parts"].items())])
+    try:
+        base = InitialModel(**initial).build()
+    except ExplainedError as error:
+        raise CheckpointError(
+            f"the checkpoint leaves out {len(recorded)} weights that its run did not train ({next(iter(recorded))}, "
+            f"...) and takes them from {source}. {error}"
+        ) from error
+    return completed(state, base.state_dict(), recorded, source)
+
+
+def _lasting(source: str) -> str:
+    """A name on the hub or a path, so that it means the same from another folder."""
+    if source == EMBEDDED or hub.is_on_hub(source):
+        return hub.full_name(source) if source != EMBEDDED else source
+    return str(Path(source).absolute())
 
 
 def average_updates(checkpoint: Mapping[str, Any]) -> int | None:
@@ -161,6 +198,15 @@ def rebuild_base(checkpoint: dict[str, Any], weights: Weights = "averaged") -> U
         return family(saved["family"]).rebuild(saved["config"], saved["tokenizer"], base_weights(checkpoint, weights))
     except (KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise CheckpointError(f"the checkpoint does not hold the model that it describes: {error}") from error
+
+
+def collect_base(base: UnifiedModel, initial: InitialModel, lora: LoraConfig | None) -> UnifiedModel | None:
+    """On the first process a whole copy of a sharded base model, with adapters merged in; collective."""
+    state = gathered_state(base)
+    if not state:
+        return None
+    state = state if lora is None else merged_state(state, lora)
+    return family(base.family).rebuild(base.config.to_dict(), initial.reference()["tokenizer"], state)
 
 
 def load_base_weights(base: nn.Module, path: Path) -> None:

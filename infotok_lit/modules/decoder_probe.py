@@ -4,14 +4,14 @@ The paper trains the decoder on ImageNet and reports the Frechet distance of rec
 leaves decoder, size and training open, so each is a setting here and stands in the result.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import move_data_to_device, rank_zero_info
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -64,6 +64,47 @@ class TokenDecoder(nn.Module):
         return patches.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
 
 
+class Reconstructions:
+    """Measures of images beside what was made of them: the Frechet distance, PSNR (dB), SSIM, the error of pixels.
+
+    Both sides are rounded to 8 bits, as image files would be, but for the error.
+
+    Args:
+        frechet: makes the distance.
+        alone: whether this process measures while the others wait.
+    """
+
+    def __init__(
+        self, frechet: Callable[..., FrechetInceptionDistance], device: torch.device, alone: bool = False
+    ) -> None:
+        shared = {"sync_on_compute": not alone}
+        measures: dict[str, Metric] = {
+            "frechet_distance": frechet(**shared),
+            "psnr": PeakSignalNoiseRatio(data_range=255.0, **shared),
+            "ssim": StructuralSimilarityIndexMeasure(data_range=255.0, **shared),
+            "loss": MeanMetric(**shared),
+            "images": SumMetric(**shared),
+        }
+        self.device = device
+        self.measures = {name: measure.to(device) for name, measure in measures.items()}
+
+    def update(self, images: Tensor, rebuilt: Tensor) -> None:
+        """Add images and their reconstructions, both (B, 3, height, width) in [-1, 1]."""
+        self.measures["loss"].update(F.mse_loss(rebuilt, images), weight=len(rebuilt))
+        self.measures["images"].update(len(rebuilt))
+        real, rebuilt = _levels(images), _levels(rebuilt)
+        with torch.autocast(self.device.type, enabled=False):
+            self.measures["frechet_distance"].update(real, real=True)
+            self.measures["frechet_distance"].update(rebuilt, real=False)
+            self.measures["psnr"].update(rebuilt.float(), real.float())
+            self.measures["ssim"].update(rebuilt.float(), real.float())
+
+    def compute(self) -> dict[str, Tensor]:
+        """`val/probe/frechet_distance`, `psnr`, `ssim`, `loss` and the number of `images`, over all processes."""
+        values = {name: measure.compute() for name, measure in self.measures.items()}
+        return {f"val/probe/{name}": value.float().to(self.device) for name, value in values.items()}
+
+
 class DecoderProbe(pl.LightningModule):
     """Trains a light decoder on the understanding tokens of a frozen model, and measures its reconstructions.
 
@@ -103,10 +144,10 @@ class DecoderProbe(pl.LightningModule):
         self.initial_model = InitialModel(family, size, init_from, dict(parts or {}), tokenizer, dict(settings or {}))
         self.decoder_options = {"width": width, "depth": depth, "heads": heads}
         self.optimiser_config = optimiser
-        self._frechet = partial(_frechet, feature_network, inception, antialias)
+        self._frechet = partial(frechet_distance, feature_network, inception, antialias)
         self._frechet()
-        # In a dict, outside the module tree: the network of a metric has no place in checkpoints, and is never trained.
-        self._measures: dict[str, Metric] = {}
+        # Outside the module tree: the network of a metric has no place in checkpoints, and is never trained.
+        self._measures: Reconstructions | None = None
         # The frozen model is not in the checkpoint.
         self.strict_loading = False
 
@@ -115,10 +156,7 @@ class DecoderProbe(pl.LightningModule):
         if hasattr(self, "base"):
             return
         self.base = self.initial_model.build().requires_grad_(False).eval()
-        side = self.base.config.image_size
-        with torch.no_grad(), isolated_rng(0, torch.device("cpu")):
-            output = self.base.understanding(_blank(self.base, side))
-        self.decoder = TokenDecoder(output.tokens.shape[2], output.layout, (side, side), **self.decoder_options)
+        self.decoder = decoder_for(self.base, **self.decoder_options)
         trained = sum(parameter.numel() for parameter in self.decoder.parameters())
         rank_zero_info(f"A decoder of {trained:,} parameters reads the tokens of a frozen {self.base.title}.")
 
@@ -152,34 +190,18 @@ class DecoderProbe(pl.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Start anew."""
-        measures = {
-            "frechet_distance": self._frechet(),
-            "psnr": PeakSignalNoiseRatio(data_range=255.0),
-            "ssim": StructuralSimilarityIndexMeasure(data_range=255.0),
-            "loss": MeanMetric(),
-            "images": SumMetric(),
-        }
-        self._measures = {name: measure.to(self.device) for name, measure in measures.items()}
+        self._measures = Reconstructions(self._frechet, self.device)
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Compare images with their reconstructions, both in 8 bits; generation batches are not looked at."""
         if dataloader_idx != UNDERSTANDING:
             return
         with isolated_rng(batch_idx, self.device):
-            rebuilt = self.reconstruct(batch)
-        self._measures["loss"].update(F.mse_loss(rebuilt, batch.pixel_values), weight=len(rebuilt))
-        self._measures["images"].update(len(rebuilt))
-        real, rebuilt = _levels(batch.pixel_values), _levels(rebuilt)
-        with torch.autocast(self.device.type, enabled=False):
-            self._measures["frechet_distance"].update(real, real=True)
-            self._measures["frechet_distance"].update(rebuilt, real=False)
-            self._measures["psnr"].update(rebuilt.float(), real.float())
-            self._measures["ssim"].update(rebuilt.float(), real.float())
+            self._measures.update(batch.pixel_values, self.reconstruct(batch))
 
     def on_validation_epoch_end(self) -> None:
         """Log everything, over all processes."""
-        values = {name: measure.compute() for name, measure in self._measures.items()}
-        self.log_dict({f"val/probe/{name}": value.float().to(self.device) for name, value in values.items()})
+        self.log_dict(self._measures.compute())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the decoder only: the frozen model is where it was read from."""
@@ -196,9 +218,14 @@ class DecoderProbe(pl.LightningModule):
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def _blank(base: UnifiedModel, side: int) -> UnderstandingBatch:
-    image = Image.new("RGB", (side, side))
-    return base.processor.understanding([UnderstandingSample(image, question="", answer="", name="blank")])
+def decoder_for(base: UnifiedModel, width: int, depth: int, heads: int) -> TokenDecoder:
+    """A fresh decoder, on the CPU, of the understanding tokens of a model; its shape is that of a blank image's."""
+    side = base.config.image_size
+    blank = UnderstandingSample(Image.new("RGB", (side, side)), question="", answer="", name="blank")
+    batch = move_data_to_device(base.processor.understanding([blank]), next(base.parameters()).device)
+    with torch.no_grad(), isolated_rng(0, batch.pixel_values.device):
+        output = base.understanding(batch)
+    return TokenDecoder(output.tokens.shape[2], output.layout, (side, side), width, depth, heads)
 
 
 def _levels(images: Tensor) -> Tensor:
@@ -206,15 +233,19 @@ def _levels(images: Tensor) -> Tensor:
     return ((images.detach().float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
-def _frechet(network: nn.Module | None, inception: str | None, antialias: bool) -> FrechetInceptionDistance:
+def frechet_distance(
+    network: nn.Module | None, inception: str | None, antialias: bool, sync_on_compute: bool = True
+) -> FrechetInceptionDistance:
     """The distance over a network's features; SettingsError if the Inception cannot be had."""
     if network is not None:
-        return FrechetInceptionDistance(feature=network)
+        return FrechetInceptionDistance(feature=network, sync_on_compute=sync_on_compute)
     if inception is not None:
         # torch-fidelity unpickles whatever it is given; this refuses a file that holds more than tensors.
         read_pickle(Path(inception))
     try:
-        return FrechetInceptionDistance(2048, feature_extractor_weights_path=inception, antialias=antialias)
+        return FrechetInceptionDistance(
+            2048, feature_extractor_weights_path=inception, antialias=antialias, sync_on_compute=sync_on_compute
+        )
     except ModuleNotFoundError as error:
         raise SettingsError(
             "model.feature_network: null means the Inception of torch-fidelity, which is not installed: "

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from infotok_lit.batch import Batch
 from infotok_lit.errors import ExplainedError
+from infotok_lit.modules.sharding import own_share
 from infotok_lit.objective.distributed import global_sum
 
 SHOWN = 8
@@ -95,7 +96,7 @@ def _named(bad: Mapping[str, float], samples: Mapping[str, list[str]]) -> Iterat
 
 
 def _way_back(module: nn.Module, trainer: pl.Trainer) -> str:
-    broken = [name for name, parameter in module.named_parameters() if not parameter.isfinite().all()]
+    broken = [name for name, parameter in module.named_parameters() if not own_share(parameter).isfinite().all()]
     if broken:
         return (
             f"The weights themselves are not finite ({broken[0]}, {len(broken)} in all): what model.init_from or "

@@ -1,10 +1,11 @@
 """How far the losses reach: norms and cosines of gradients, for the steps that log.
 
-Everything keeps the graph for the step's own backward pass and is over this process's batch. Alignment is collective:
-with several processes, all of them must call these at the same step.
+Everything keeps the graph for the step's own backward pass and is over this process's batch; what is at parameters that
+processes share out is over all processes' batches. Alignment is collective: with several processes, all of them must
+call these at the same step.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from infotok_lit.batch import Branch
 from infotok_lit.models.unified import UnifiedModel
 from infotok_lit.modules.losses import BranchResult
+from infotok_lit.modules.sharding import gradients_aside, is_sharded, own_share, sum_of_shares, total_norm
 from infotok_lit.objective.report import gradient_norms
 from infotok_lit.objective.term import BranchObjective
 
@@ -22,7 +24,7 @@ class GradientWatch:
     def __init__(self) -> None:
         self._found: dict[str, Tensor] = {}
 
-    def watch(self, branch: Branch, base: UnifiedModel, result: BranchResult, scale: float) -> None:
+    def watch(self, branch: Branch, base: UnifiedModel, heads: nn.Module, result: BranchResult, scale: float) -> None:
         """Norms of d loss / d Z, of each term and of all; and norms at the parts of the model.
 
         Args:
@@ -32,18 +34,21 @@ class GradientWatch:
         if objective.terms:
             for term, norm in gradient_norms(objective.terms, objective.tokens).items():
                 found[f"train/{branch}/token_gradient/{term}"] = norm
-            for part, norm in part_gradient_norms(objective.loss, base, base.parts).items():
+            for part, norm in part_gradient_norms(objective.loss, base, heads, base.parts).items():
                 found[f"train/{branch}/part_gradient/{part}"] = norm
         if tokens.requires_grad:
             total = f"train/{branch}/token_gradient/total"
             tokens.register_hook(lambda gradient: found.update({total: scale * gradient.float().norm()}))
 
-    def watch_encoder(self, branch: Branch, base: UnifiedModel, result: BranchResult, task: Tensor) -> None:
+    def watch_encoder(
+        self, branch: Branch, base: UnifiedModel, heads: nn.Module, result: BranchResult, task: Tensor
+    ) -> None:
         """What the terms ask of the encoder against the task's weighted loss; costs a backward pass of the task."""
         if result.objective.terms:
-            prefixes = tuple(prefix for part in base.token_parts[branch] for prefix in base.parts[part])
-            encoder = [parameter for name, parameter in base.named_parameters() if name.startswith(prefixes)]
-            for name, value in encoder_pulls(task, result.output.tokens, result.objective, encoder).items():
+            encoder = tuple(prefix for part in base.token_parts[branch] for prefix in base.parts[part])
+            for name, value in encoder_pulls(
+                task, result.output.tokens, result.objective, base, heads, encoder
+            ).items():
                 self._found[f"train/{branch}/encoder_{name}"] = value
 
     def take(self) -> dict[str, Tensor]:
@@ -66,34 +71,36 @@ def frozen_tokens_message(branch: Branch, base: UnifiedModel, result: BranchResu
     )
 
 
-def part_gradient_norms(loss: Tensor, model: nn.Module, parts: Mapping[str, tuple[str, ...]]) -> dict[str, Tensor]:
+def part_gradient_norms(
+    loss: Tensor, base: nn.Module, heads: nn.Module, parts: Mapping[str, tuple[str, ...]]
+) -> dict[str, Tensor]:
     """|| d loss / d part ||: one more backward pass through what lies before the loss.
 
     Args:
         loss: scalar with its graph.
+        heads: what else lies before it.
         parts: name -> prefixes of parameter names.
 
     Returns:
         part -> scalar, for the parts that the loss reaches: none for one that is frozen, or that lies elsewhere.
     """
-    named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    found: list[Tensor | None] = [None] * len(named)
-    if named and loss.requires_grad:
-        found = list(torch.autograd.grad(loss, list(named.values()), retain_graph=True, allow_unused=True))
-    norms = {}
-    for part, prefixes in parts.items():
-        reached = [
-            gradient
-            for name, gradient in zip(named, found, strict=True)
-            if gradient is not None and name.startswith(prefixes)
-        ]
-        if reached:
-            norms[part] = torch.nn.utils.get_total_norm(reached).to(loss.device)
-    return norms
+    if not loss.requires_grad:
+        return {}
+    found = _gradients(loss, base, heads, prefixes=("",))
+    reached = {
+        part: [gradient for name, gradient in found.items() if name.startswith(prefixes)]
+        for part, prefixes in parts.items()
+    }
+    return {part: total_norm(gradients).to(loss.device) for part, gradients in reached.items() if gradients}
 
 
 def encoder_pulls(
-    task: Tensor, tokens: Tensor, objective: BranchObjective, encoder: Sequence[nn.Parameter]
+    task: Tensor,
+    tokens: Tensor,
+    objective: BranchObjective,
+    base: nn.Module,
+    heads: nn.Module,
+    encoder: tuple[str, ...],
 ) -> dict[str, Tensor]:
     """What each term asks of the visual encoder, against what the task asks, at the encoder's parameters.
 
@@ -103,27 +110,59 @@ def encoder_pulls(
     Args:
         task: the task's loss, weighted, with its graph.
         tokens: (B, N, D), as the encoder gave them.
-        encoder: what makes the tokens.
+        encoder: prefixes of the names in `base` of what makes the tokens.
 
     Returns:
         `rho/<term>`: |d term| / |d task|; `cosine/<term>`: of the two; nothing where the encoder is frozen.
     """
-    encoder = [parameter for parameter in encoder if parameter.requires_grad]
-    if not encoder or not tokens.requires_grad or not task.requires_grad:
+    if not tokens.requires_grad or not task.requires_grad:
         return {}
-    wanted = _flat(torch.autograd.grad(task, encoder, retain_graph=True, allow_unused=True), encoder)
+    wanted = _gradients(task, base, heads, encoder)
+    if not wanted:
+        return {}
     found = {}
     for term, value in objective.terms.items():
         (pull,) = torch.autograd.grad(value, objective.tokens, retain_graph=True, allow_unused=True)
         if pull is None:
             continue
-        asked = torch.autograd.grad(tokens, encoder, pull.to(tokens.dtype), retain_graph=True, allow_unused=True)
-        asked = _flat(asked, encoder)
-        found[f"rho/{term}"] = asked.norm() / wanted.norm().clamp(min=torch.finfo(wanted.dtype).tiny)
-        found[f"cosine/{term}"] = torch.cosine_similarity(asked, wanted, dim=0)
+        asked = _gradients(tokens, base, heads, encoder, pull.to(tokens.dtype))
+        if not asked:
+            continue
+        tiny = torch.finfo(torch.float32).tiny
+        wanted_norm, asked_norm = (_inner(gradients, gradients).sqrt() for gradients in (wanted, asked))
+        found[f"rho/{term}"] = asked_norm / wanted_norm.clamp(min=tiny)
+        found[f"cosine/{term}"] = _inner(asked, wanted) / (asked_norm * wanted_norm).clamp(min=tiny)
     return found
 
 
-def _flat(gradients: Sequence[Tensor | None], parameters: Sequence[nn.Parameter]) -> Tensor:
-    pairs = zip(gradients, parameters, strict=True)
-    return torch.cat([(torch.zeros_like(p) if g is None else g).float().flatten() for g, p in pairs])
+def _gradients(
+    value: Tensor, base: nn.Module, heads: nn.Module, prefixes: tuple[str, ...], pull: Tensor | None = None
+) -> dict[str, Tensor]:
+    """d value / d parameter for the trained parameters of `base` that begin so and are reached; keeps the graph.
+
+    Of parameters that processes share out it is the mean over processes, and each has its share of it.
+
+    Args:
+        heads: what else lies before the value.
+        pull: the gradient of the value, where it is no scalar.
+    """
+    if is_sharded(base):
+        # The graph knows the gathered parameters only, whose gradients are handed on where they are shared out.
+        with gradients_aside(base, heads):
+            value.backward(pull, retain_graph=True)
+            found = {name: parameter.grad for name, parameter in base.named_parameters()}
+    else:
+        named = {name: parameter for name, parameter in base.named_parameters() if parameter.requires_grad}
+        named = {name: parameter for name, parameter in named.items() if name.startswith(prefixes)}
+        if not named:
+            return {}
+        gradients = torch.autograd.grad(value, list(named.values()), pull, retain_graph=True, allow_unused=True)
+        found = dict(zip(named, gradients, strict=True))
+    return {name: value for name, value in found.items() if value is not None and name.startswith(prefixes)}
+
+
+def _inner(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> Tensor:
+    """The sum of products of what both have, a scalar; a collective call where parameters are shared out."""
+    pairs = [(own_share(first[name]).float(), own_share(second[name]).float()) for name in first.keys() & second.keys()]
+    total = torch.stack([(one * other).sum() for one, other in pairs]).sum()
+    return sum_of_shares(total, next(iter(second.values())))

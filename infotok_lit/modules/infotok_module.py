@@ -14,11 +14,12 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from infotok_lit.batch import BRANCHES, Batch, Branch, GenerationBatch
-from infotok_lit.checkpoints import CHECKPOINT_KEY, CheckpointError
+from infotok_lit.checkpoints import CHECKPOINT_KEY
 from infotok_lit.errors import SettingsError
+from infotok_lit.models.common.language_model import compile_blocks
 from infotok_lit.models.common.reconstruction import ReconstructionConfig
 from infotok_lit.models.unified import UnifiedModel
-from infotok_lit.modules.base_model import HOW_TO_LOAD, InitialModel, build_heads
+from infotok_lit.modules.base_model import HOW_TO_LOAD, InitialModel, build_heads, collect_base
 from infotok_lit.modules.finite import FiniteGuard
 from infotok_lit.modules.gradients import GradientWatch, frozen_tokens_message
 from infotok_lit.modules.lora import LoraConfig, add_adapters, merged
@@ -27,6 +28,8 @@ from infotok_lit.modules.losses import (
     ReconstructionResult,
     TaskWeights,
     check_trainable,
+    idle_branches,
+    idle_message,
     loss_parts,
     read_with_fewer,
     task_loss,
@@ -41,6 +44,8 @@ from infotok_lit.modules.optimiser import (
     warmup_cosine,
 )
 from infotok_lit.modules.run_callbacks import DataConnection, StepSeed
+from infotok_lit.modules.run_checkpoint import FrozenWeights, check_resumed
+from infotok_lit.modules.sharding import is_sharded, reshard, shard
 from infotok_lit.modules.validation import Validation, finite_only
 from infotok_lit.objective.config import ObjectiveConfig
 from infotok_lit.objective.infotok import InfoTok
@@ -65,6 +70,8 @@ class InfoTokModule(pl.LightningModule):
             folders and runs bring their own.
         tokenizer: Folder or hub name of the tokenizer; default: the one that init_from brings, or that of the size.
         image_size: Side of the images in pixels; default: that of the size.
+        capacity_bits: The most bits that the shared tokens of an image may carry in training, in each branch: they are
+            normalised without a gain, then noise of a fixed strength is added (docs/objective.md). Null for no limit.
         reading_gradient_scale: Factor on the gradient that the image-to-text loss sends into the visual encoder;
             default: that of the size.
         settings: Other entries of the model's configuration that differ from the size's, nested as in an exported
@@ -77,6 +84,7 @@ class InfoTokModule(pl.LightningModule):
         unfreeze: Prefixes of parameters that are trained although `freeze` names them.
         lora: Low-rank adapters, trained whatever `freeze` says; export merges them into the weights. None for none.
         activation_checkpointing: Save memory by recomputing activations in the backward pass.
+        compile_blocks: Compile the layers with torch.compile; the first steps take minutes, later ones less time.
         answer_tokens: The longest answer that validation generates, in tokens.
     """
 
@@ -91,6 +99,7 @@ class InfoTokModule(pl.LightningModule):
         parts: dict[str, str] | None = None,
         tokenizer: str | None = None,
         image_size: int | None = None,
+        capacity_bits: float | None = None,
         reading_gradient_scale: float | None = None,
         settings: dict[str, Any] | None = None,
         objective: ObjectiveConfig = ObjectiveConfig(),  # noqa: B008 - frozen
@@ -101,10 +110,11 @@ class InfoTokModule(pl.LightningModule):
         unfreeze: tuple[str, ...] = (),
         lora: LoraConfig | None = None,
         activation_checkpointing: bool = False,
+        compile_blocks: bool = False,
         answer_tokens: int = 32,
     ) -> None:
         super().__init__()
-        named = {"image_size": image_size, "grad_scale": reading_gradient_scale}
+        named = {"image_size": image_size, "capacity_bits": capacity_bits, "grad_scale": reading_gradient_scale}
         settings = dict(settings or {}) | {name: value for name, value in named.items() if value is not None}
         self.initial_model = InitialModel(self.family, size, init_from, dict(parts or {}), tokenizer, settings)
         self.objective_config = objective
@@ -118,6 +128,7 @@ class InfoTokModule(pl.LightningModule):
         self.unfrozen = tuple(unfreeze)
         self.lora = lora
         self.activation_checkpointing = activation_checkpointing
+        self.compile_blocks = compile_blocks
         self.answer_tokens = answer_tokens
         self.guard = FiniteGuard()
         self.validation: Validation | None = None
@@ -144,17 +155,37 @@ class InfoTokModule(pl.LightningModule):
         """Build the base model and the heads once; a resumed run then overwrites their weights."""
         if hasattr(self, "base"):
             return
+        strategy = None if self.device_mesh is None else self.trainer.strategy
+        if strategy is not None:
+            # Each process cuts its share out of what it has built: all must build the same.
+            torch.set_rng_state(strategy.broadcast(torch.get_rng_state()))
         self.base = self.build_base()
         freeze(self.base, self.frozen, self.unfrozen)
         if self.lora is not None:
             add_adapters(self.base, self.lora)
         if self.activation_checkpointing:
             self.base.recompute_activations()
+        if self.compile_blocks:
+            compile_blocks(self.base)
+        if strategy is not None and "captioning" in self.objective_config.active_terms("generation"):
+            raise SettingsError(
+                "captioning runs the language model backward within the forward pass, which a sharded model does not "
+                "allow: take captioning out of objective.terms, or leave out --config trainer/fsdp"
+            )
         self.infotok = self.build_heads(self.objective_config)
+        self.frozen_weights = FrozenWeights(self.base, self.initial_model.init_from, strategy)
+        if strategy is not None:
+            shard(self.base, self.infotok, self.device_mesh)
 
     @contextmanager
-    def plain_base(self) -> Iterator[UnifiedModel]:
-        """The base model as it is exported: adapters are merged for as long as the context lasts."""
+    def plain_base(self) -> Iterator[UnifiedModel | None]:
+        """The base model as it is exported: adapters are merged for as long as the context lasts.
+
+        Of a sharded model it is a copy, on the first process alone; a collective call.
+        """
+        if is_sharded(self.base):
+            yield collect_base(self.base, self.initial_model, self.lora)
+            return
         with nullcontext() if self.lora is None else merged(self.base, self.lora):
             yield self.base
 
@@ -174,9 +205,12 @@ class InfoTokModule(pl.LightningModule):
 
     @property
     def trained_branches(self) -> tuple[Branch, ...]:
-        """The branches that a training step computes: their own loss has a weight, or a term regularises them."""
+        """The branches that a training step computes: a term regularises them, or their own loss trains something."""
+        heads, idle = self.infotok.heads, idle_branches(self.base)
         return tuple(
-            branch for branch in BRANCHES if getattr(self.task_weights, branch) > 0 or branch in self.infotok.heads
+            branch
+            for branch in BRANCHES
+            if branch in heads or (getattr(self.task_weights, branch) > 0 and branch not in idle)
         )
 
     def run_branch(self, branch: Branch, batch: Batch) -> BranchResult:
@@ -188,8 +222,16 @@ class InfoTokModule(pl.LightningModule):
         if self.infotok.needs_understood(branch):
             with torch.no_grad():
                 understood = self.base.understood_tokens(batch.pixel_values)
+        # Without the graph of the model's own loss, through which zeros would go back from the heads under FSDP.
+        seen = replace(output, loss_sum=output.loss_sum.detach())
         objective = self.infotok(
-            branch, output, self.global_step, path=path, pixel_values=batch.pixel_values, understood=understood
+            branch,
+            seen,
+            self.global_step,
+            path=path,
+            pixel_values=batch.pixel_values,
+            understood=understood,
+            read_caption=lambda tokens: self.base.caption_nats(tokens, output, batch.captions),
         )
         fewer = None
         if branch == "understanding" and self.infotok.budget is not None:
@@ -216,7 +258,9 @@ class InfoTokModule(pl.LightningModule):
         # What one branch draws must not shift another's: runs that differ in their terms alone share their noise.
         seeds = dict(zip((*BRANCHES, "reconstruction"), torch.randint(2**31, (3,)).tolist(), strict=True))
         results, reconstruction = {}, None
-        for branch in self.trained_branches:
+        branches = self.trained_branches
+        self._say_once("idle", "understanding", idle_message(self.base, self.task_weights, branches))
+        for branch in branches:
             with isolated_rng(seeds[branch], self.device):
                 results[branch] = self.run_branch(branch, batch[branch])
             self._say_once("frozen", branch, frozen_tokens_message(branch, self.base, results[branch]))
@@ -262,9 +306,9 @@ class InfoTokModule(pl.LightningModule):
         self.log(f"train/{branch}/loss", result.task_loss.detach(), prog_bar=True, sync_dist=True)
         report = finite_only(result.report().items())
         self.log_dict({f"train/{branch}/{name}": value for name, value in report.items()})
-        self.gradients.watch(branch, self.base, result, scale=self.trainer.accumulate_grad_batches)
+        self.gradients.watch(branch, self.base, self.infotok, result, scale=self.trainer.accumulate_grad_batches)
         if (self.global_step + 1) % (ENCODER_EVERY * self.trainer.log_every_n_steps) == 0:
-            self.gradients.watch_encoder(branch, self.base, result, task)
+            self.gradients.watch_encoder(branch, self.base, self.infotok, result, task)
         self._say_once("collapse", branch, collapse_message(branch, report))
         if branch in self.infotok.balances:
             self._say_once("silent task", branch, self.infotok.balances[branch].silent_task_message(branch))
@@ -300,9 +344,12 @@ class InfoTokModule(pl.LightningModule):
         # Logged here, not in each step: Lightning drops what a step logs while it checks sanity, our "before".
         values, warnings = self.validation.finish()
         self.log_dict(values)
-        # Untrained heads use nothing yet.
-        for warning in warnings if self.global_step else ():
+        for warning in warnings if self.global_step else ():  # untrained heads use nothing yet
             rank_zero_warn(f"step {self.global_step}: {warning}")
+
+    def on_validation_end(self) -> None:
+        """Keep no more of a sharded model than this process's share of it."""
+        reshard(self.base, self.infotok)
 
     # Optimiser and checkpoints
 
@@ -313,11 +360,13 @@ class InfoTokModule(pl.LightningModule):
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what rebuilds the model without this class, and the settings that resuming restores; primitives only."""
+        """Say what rebuilds the model without this class, and leave out what can be read again; primitives only."""
         checkpoint[CHECKPOINT_KEY] = {
             "family": self.base.family,
             "config": self.base.config.to_dict(),
             **self.initial_model.reference(),
+            "initial": self.initial_model.recipe(),
+            "frozen": self.frozen_weights.leave_out(checkpoint["state_dict"]),
             "step": self.global_step,
             "restored_settings": self.optimiser_config.restored(),
             "lora": None if self.lora is None else asdict(self.lora) | {"targets": list(self.lora.targets)},
@@ -326,18 +375,7 @@ class InfoTokModule(pl.LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse other adapters than the run's; warn about settings that resuming overrides with the checkpoint's."""
+        """Put in what was left out; refuse other adapters than the run's, and warn of settings that are overridden."""
         run = checkpoint.get(CHECKPOINT_KEY, {})
-        lora = None if run.get("lora") is None else LoraConfig(**run["lora"])
-        if lora != self.lora:
-            raise CheckpointError(
-                f"model.lora is {self.lora} in the config, but the run to resume has {lora}. Set it to the run's, or "
-                "start anew from its weights, into which its adapters are merged, with model.init_from"
-            )
-        saved = run.get("restored_settings", {})
-        for name, now in self.optimiser_config.restored().items():
-            if name in saved and saved[name] != now:
-                rank_zero_warn(
-                    f"{name} is {now} in the config, but resuming goes on with the checkpoint's {saved[name]}. "
-                    "To start anew from its weights with the new setting, use model.init_from instead of --ckpt_path."
-                )
+        check_resumed(run, self.lora, self.optimiser_config)
+        self.frozen_weights.fill_in(checkpoint, run.get("frozen", {}))

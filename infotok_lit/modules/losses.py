@@ -1,6 +1,6 @@
 """What one branch of a step gives, and the summands of the total loss."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
@@ -57,6 +57,31 @@ class ReadWithFewer(NamedTuple):
     """KL to the answers from all tokens in nats per answer token, weighted: this rank's share of the global mean."""
     report: dict[str, Tensor]
     """Raw numbers, detached and global."""
+
+
+def idle_branches(base: UnifiedModel) -> tuple[Branch, ...]:
+    """The branches whose own loss reaches no parameter that is trained."""
+    trained = [name for name, parameter in base.named_parameters() if parameter.requires_grad]
+    return () if any(name.startswith(base.understanding_prefixes) for name in trained) else ("understanding",)
+
+
+def idle_message(base: UnifiedModel, weights: TaskWeights, computed: Sequence[Branch]) -> str | None:
+    """Says that training skips understanding; None where it does not, or was asked to.
+
+    Raises:
+        SettingsError: if nothing else is trained.
+    """
+    if not weights.understanding or "understanding" in computed:
+        return None
+    if not computed and not weights.reconstruction:
+        raise SettingsError(
+            "nothing to train: all that understanding computes with is frozen, and nothing else has a weight. Take a "
+            "part out of model.freeze, or give generation a weight in task_weights"
+        )
+    return (
+        "Training skips the understanding branch: all that it computes with is frozen and no term regularises it, so "
+        "its loss would train nothing. Validation measures it all the same"
+    )
 
 
 @dataclass(frozen=True)

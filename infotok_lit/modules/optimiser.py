@@ -6,16 +6,17 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy, Strategy
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, Strategy
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from infotok_lit.errors import SettingsError
+from infotok_lit.modules.sharding import total_norm
 
 WARMUP_START = 1e-5
 """The warm-up begins at this fraction of the learning rate."""
-SHARDING_STRATEGIES = (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)
+SHARDING_STRATEGIES = (DeepSpeedStrategy, FSDPStrategy)
 HALF_PRECISIONS = ("bf16-true", "16-true", "transformer-engine", "transformer-engine-float16")
 
 
@@ -101,7 +102,7 @@ def clip_apart(
         trained = [parameter for parameter in parameters if parameter.grad is not None]
         if not trained:
             continue
-        norms[name] = torch.nn.utils.get_total_norm([parameter.grad for parameter in trained])
+        norms[name] = total_norm([parameter.grad for parameter in trained])
         if most and algorithm == "value":
             torch.nn.utils.clip_grad_value_(trained, most)
         elif most:
@@ -166,8 +167,8 @@ def refuse_trainer(precision: str, strategy: Strategy) -> None:
     """
     if isinstance(strategy, SHARDING_STRATEGIES):
         raise SettingsError(
-            f"trainer.strategy: {type(strategy).__name__} shards the model, which the objective's "
-            "collectives do not support, so its processes would drift apart: set it to ddp"
+            f"trainer.strategy: {type(strategy).__name__} shards the model in a way that the objective's "
+            "collectives do not support, so its processes would drift apart: to shard it, add --config trainer/fsdp"
         )
     if precision in HALF_PRECISIONS:
         raise SettingsError(

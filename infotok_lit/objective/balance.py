@@ -26,12 +26,14 @@ class Shares:
         sufficiency: rho of S; null leaves it to lambda and beta.
         alignment: rho of A; null leaves it to lambda and alpha.
         self_alignment: rho of self-alignment, in generation; null leaves it to lambda and gamma.
+        captioning: rho of captioning, in generation; null leaves it to lambda and delta.
     """
 
     compactness: float | None = None
     sufficiency: float | None = None
     alignment: float | None = None
     self_alignment: float | None = None
+    captioning: float | None = None
 
     def __post_init__(self) -> None:
         for term, share in vars(self).items():

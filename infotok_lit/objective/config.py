@@ -18,6 +18,9 @@ from infotok_lit.objective.sufficiency import DecoderConfig
 from infotok_lit.objective.term import Reduction, Term
 from infotok_lit.objective.token_budget import TokenBudgetConfig
 
+RIVALS: tuple[Term, ...] = ("self_alignment", "captioning")
+"""Terms that are not of the paper, and act in generation only."""
+
 
 @dataclass(frozen=True)
 class BranchWeights:
@@ -29,6 +32,7 @@ class BranchWeights:
         beta: Weight of sufficiency, in nats of rate per nat of S. 0 switches sufficiency off in this branch. Below 1 a
             token pays more for what it carries than the target gains, and the posterior collapses.
         gamma: Weight of self-alignment, which acts in generation only, in nats of rate per 1 - cosine.
+        delta: Weight of captioning, which acts in generation only, in nats of rate per nat of the caption.
         rate_budget_bits: Bits per token that the posterior may use. Given, the factor of compactness is not 1 but
             found by dual ascent: it starts at 1, rises while the rate is above the budget and falls below it. Acts
             where compactness is on.
@@ -41,11 +45,12 @@ class BranchWeights:
     alpha: float = 10.0
     beta: float = 10.0
     gamma: float = 10.0
+    delta: float = 10.0
     rate_budget_bits: float | None = None
     sufficiency_target_nats: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("lambda_", "alpha", "beta", "gamma"):
+        for name in ("lambda_", "alpha", "beta", "gamma", "delta"):
             if getattr(self, name) < 0:
                 raise SettingsError(f"{name} is {getattr(self, name)}; a weight must be 0 (off) or positive.")
         if self.rate_budget_bits is not None and self.rate_budget_bits <= 0:
@@ -56,9 +61,14 @@ class BranchWeights:
             raise SettingsError("sufficiency_target_nats needs a beta above 0 to start from.")
 
     def factor(self, term: Term) -> float:
-        """The factor of a term in Eq. 10: 1 for C, beta for S, alpha for A; gamma for self-alignment."""
-        factors = {"compactness": 1.0, "sufficiency": self.beta, "alignment": self.alpha, "self_alignment": self.gamma}
-        return factors[term]
+        """The factor of a term in Eq. 10: 1 for C, beta for S, alpha for A; gamma and delta for the rivals."""
+        return {
+            "compactness": 1.0,
+            "sufficiency": self.beta,
+            "alignment": self.alpha,
+            "self_alignment": self.gamma,
+            "captioning": self.delta,
+        }[term]
 
     @property
     def constrained(self) -> Term | None:
@@ -73,8 +83,9 @@ class ObjectiveConfig:
     """The InfoTok objective: L = L_i2t + L_t2i + sum over branches of lambda (C + beta S + alpha A).
 
     Args:
-        terms: Which terms are on. `[]` is plain fine-tuning: no heads, no cost. `self_alignment` is a rival of the
-            paper's three: generation's tokens are to resemble the model's own tokens of the clean images.
+        terms: Which terms are on. `[]` is plain fine-tuning: no heads, no cost. Two are rivals of the paper's three,
+            and act in generation: `self_alignment`, whose tokens are to resemble the model's own of the clean images,
+            and `captioning`, where the language model is to read the caption off them.
         branches: Which branches are regularised.
         balance: How strongly each term may pull on the shared tokens, as a share of the task's own pull; takes the
             place of lambda, alpha and beta for the terms that it names.
@@ -156,8 +167,9 @@ class ObjectiveConfig:
         inline = self.bottleneck == "inline"
         if self.estimator == "hsic" and inline:
             raise SettingsError("estimator hsic has no noise to put on the tokens; set bottleneck to projected.")
-        if self.estimator == "hsic" and "self_alignment" in self.terms:
-            raise SettingsError("estimator hsic has no head for self_alignment; take it out of terms.")
+        for term in RIVALS if self.estimator == "hsic" else ():
+            if term in self.terms:
+                raise SettingsError(f"estimator hsic does not measure {term}; take it out of terms.")
         if self.placebo and inline:
             raise SettingsError("bottleneck inline changes the model's own loss; a placebo needs bottleneck projected.")
         for branch in get_args(Branch):
@@ -211,7 +223,7 @@ class ObjectiveConfig:
             return ()
 
         def acts(term: Term) -> bool:
-            if term == "self_alignment" and branch == "understanding":
+            if term in RIVALS and branch == "understanding":
                 return False
             share, weights = self.balance.share(branch, term), self.weights(branch)
             return weights.lambda_ * weights.factor(term) > 0 if share is None else share > 0

@@ -40,7 +40,8 @@ def global_mean(total: Tensor, count: Tensor | int) -> Tensor:
         total: scalar, the local sum, with its graph.
         count: how many elements were summed here.
     """
-    count = torch.as_tensor(count, dtype=total.dtype, device=total.device)
+    # Filled in on the device: a number that is copied there would be waited for.
+    count = count.to(total.dtype) if isinstance(count, Tensor) else total.new_full((), count)
     return total * world_size() / global_sum(count).clamp(min=1)
 
 

@@ -12,6 +12,7 @@ from infotok_lit.objective.compactness import Posterior, Projection, compactness
 from infotok_lit.objective.config import ObjectiveConfig
 from infotok_lit.objective.report import (
     alignment_report,
+    captioning_report,
     noise_band_report,
     rate_report,
     self_alignment_report,
@@ -53,6 +54,7 @@ class BranchHeads(nn.Module):
         output: BranchOutput,
         noise: Tensor | None,
         understood: Tensor | None,
+        caption: TermNats | None,
     ) -> BranchObjective:
         """The terms, not yet weighted, and what is measured on the way; a collective call.
 
@@ -61,6 +63,7 @@ class BranchHeads(nn.Module):
             posterior: of these tokens; None without a projection.
             noise: for the posterior's sample; drawn if None.
             understood: (B, N', D'): the understanding tokens of the same images, for self-alignment.
+            caption: captioning, which was measured by the model; None where it is off.
         """
         terms: dict[Term, TermNats] = {}
         report: dict[str, Tensor] = {}
@@ -85,6 +88,9 @@ class BranchHeads(nn.Module):
         if self.self_alignment is not None:
             terms["self_alignment"] = self.self_alignment(tokens, output, understood)
             report |= self_alignment_report(terms["self_alignment"])
+        if caption is not None:
+            terms["captioning"] = caption
+            report |= captioning_report(caption)
         if output.noise_level is not None:
             report |= noise_band_report(output.noise_level, rates.get("token_rates"), terms)
         reduced = {name: term.reduce(self.reduction, output.layout.num_tokens) for name, term in terms.items()}

@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 from infotok_lit.batch import Branch, BranchOutput
 from infotok_lit.objective.balance import Balance, finish_step
+from infotok_lit.objective.captioning import CaptionReader, captioning
 from infotok_lit.objective.compactness import InlineBottleneck, Posterior
 from infotok_lit.objective.config import ObjectiveConfig
 from infotok_lit.objective.constraint import RATE, SUFFICIENCY, Constraint
 from infotok_lit.objective.heads import BranchHeads
 from infotok_lit.objective.hsic import DependenceTerms
 from infotok_lit.objective.report import balance_report, equivalent_weights, weight_report
-from infotok_lit.objective.term import BranchObjective, Term, Widths
+from infotok_lit.objective.term import BranchObjective, Term, TermNats, Widths
 from infotok_lit.objective.token_budget import TokenBudget
 
 
@@ -114,6 +115,7 @@ class InfoTok(nn.Module):
         path: TokenPath | None = None,
         pixel_values: Tensor | None = None,
         understood: Tensor | None = None,
+        read_caption: CaptionReader | None = None,
         noise: Tensor | None = None,
     ) -> BranchObjective:
         """The weighted terms and the report of one branch; collective where several ranks train together.
@@ -125,6 +127,7 @@ class InfoTok(nn.Module):
             path: what that pass was given, of `path`.
             pixel_values: (B, 3, height, width), for `estimator: hsic`.
             understood: (B, N', D'): the understanding tokens of the same images, where `needs_understood` says so.
+            read_caption: the model as the reader of the captions, for captioning.
             noise: (B, N, d) standard normal for the posterior sample; drawn if not given. Projected bottleneck only.
 
         Raises:
@@ -136,8 +139,10 @@ class InfoTok(nn.Module):
         tokens = output.tokens
         if self.config.placebo:
             tokens = tokens.detach().requires_grad_(torch.is_grad_enabled())
+        # Outside the block below: the model reads at the precision that it trains with.
+        caption = self._caption(branch, tokens, read_caption)
         with torch.autocast(tokens.device.type, enabled=False):
-            measured = self._measure(branch, tokens, output, path, pixel_values, understood, noise)
+            measured = self._measure(branch, tokens, output, path, pixel_values, understood, caption, noise)
             weights = self._weights(branch, step)
             weights = {term: weights[term] for term in measured.terms}
             terms = {term: weights[term] * cost for term, cost in measured.terms.items()}
@@ -191,6 +196,7 @@ class InfoTok(nn.Module):
         path: TokenPath | None,
         pixel_values: Tensor | None,
         understood: Tensor | None,
+        caption: TermNats | None,
         noise: Tensor | None,
     ) -> BranchObjective:
         head = self.heads[branch]
@@ -198,10 +204,17 @@ class InfoTok(nn.Module):
             return head(tokens, output, pixel_values)
         if self.config.bottleneck == "projected":
             posterior = None if head.projection is None else head.projection(tokens)
-            return head(tokens, posterior, output, noise, understood)
+            return head(tokens, posterior, output, noise, understood, caption)
         if noise is not None:
             raise ValueError("The inline bottleneck draws its noise in the model; give noise to path() instead.")
-        return head(tokens, _inline_posterior(branch, output, path), output, None, understood)
+        return head(tokens, _inline_posterior(branch, output, path), output, None, understood, caption)
+
+    def _caption(self, branch: Branch, tokens: Tensor, read: CaptionReader | None) -> TermNats | None:
+        if "captioning" not in self.config.active_terms(branch):
+            return None
+        if read is None:
+            raise ValueError("captioning asks the model for its captions; give read_caption.")
+        return captioning(tokens, read)
 
     def _weights(self, branch: Branch, step: int) -> dict[Term, Tensor | float]:
         """The factor of each active term in the total loss at a step, which may move a constraint's."""

@@ -32,7 +32,7 @@ INERT_NATS = 0.01
 def rate_report(kl: Tensor) -> dict[str, Tensor]:
     """(B, N, d) nats -> rate and active units."""
     images, tokens, width = kl.shape
-    counts = kl.new_tensor([images, images * tokens])
+    counts = torch.stack([kl.new_full((), images), kl.new_full((), images * tokens)])
     sums = global_sum(torch.cat([kl.sum((0, 1)), counts]))
     per_dim, images, tokens = sums[:-2], sums[-2], sums[-1]
     bits = per_dim.sum() / math.log(2)
@@ -74,10 +74,16 @@ def self_alignment_report(term: TermNats) -> dict[str, Tensor]:
     return {"self_alignment_cosine": 1 - distance / tokens.clamp(min=1)}
 
 
+def captioning_report(term: TermNats) -> dict[str, Tensor]:
+    """Nats per caption token; 0 where no image has a caption."""
+    nats, words = _totals(term.per_image.detach().sum(), term.elements.sum())
+    return {"captioning_nats_per_token": nats / words.clamp(min=1)}
+
+
 def noise_band_report(
     noise_level: Tensor, token_rates: Tensor | None, terms: Mapping[Term, TermNats]
 ) -> dict[str, Tensor]:
-    """Rate, sufficiency and alignment per band of the time t; NaN for a band that no image of the global batch is in.
+    """Rate and terms per band of the time t; NaN for a band that no image of the global batch is in.
 
     Args:
         noise_level: (B,) t in [0, 1].
@@ -90,7 +96,12 @@ def noise_band_report(
             token_rates.sum(1),
             token_rates.new_full(noise_level.shape, token_rates.shape[1]),
         )
-    for term, name in (("sufficiency", "sufficiency_nats_per_element"), ("alignment", "alignment_nats")):
+    named: dict[Term, str] = {
+        "sufficiency": "sufficiency_nats_per_element",
+        "alignment": "alignment_nats",
+        "captioning": "captioning_nats_per_token",
+    }
+    for term, name in named.items():
         if term in terms:
             ratios[name] = (terms[term].per_image.detach(), terms[term].elements)
     if not ratios:
@@ -132,7 +143,8 @@ def equivalent_weights(weights: Mapping[Term, Number], lambda_: Number) -> dict[
         lambda_: the configured one, which is taken without compactness, as nothing else fixes it then.
     """
     found = {"lambda": weights.get("compactness", lambda_)}
-    for name, term in (("alpha", "alignment"), ("beta", "sufficiency"), ("gamma", "self_alignment")):
+    names = {"alpha": "alignment", "beta": "sufficiency", "gamma": "self_alignment", "delta": "captioning"}
+    for name, term in names.items():
         if term in weights:
             found[name] = weights[term] / (found["lambda"] + 1e-30)
     return found
@@ -195,5 +207,5 @@ def gradient_norms(terms: Mapping[str, Tensor], tokens: Tensor) -> dict[str, Ten
 
 def _totals(*local: Tensor | int) -> Tensor:
     """Local scalars -> their sums over ranks, in one collective."""
-    device = next(value.device for value in local if isinstance(value, Tensor))
-    return global_sum(torch.stack([torch.as_tensor(v, dtype=torch.float32, device=device) for v in local]))
+    some = next(value for value in local if isinstance(value, Tensor)).detach().float()
+    return global_sum(torch.stack([v.float() if isinstance(v, Tensor) else some.new_full((), v) for v in local]))

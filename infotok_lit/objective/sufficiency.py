@@ -107,7 +107,10 @@ class TextDecoder(nn.Module):
         queries = queries + text_positions(queries.shape[1], self.width, sample.device)
         # Padding is on the right, so a causal mask already hides it from every answer token.
         hidden = self.reader(queries, self.memory(sample, output), causal=True)
-        nats = self._nats(hidden[targets], output.text.ids[targets], output.text_embedding.weight.detach())
+        places = output.text.target_places
+        places = targets.flatten().nonzero()[:, 0] if places is None else places
+        ids = output.text.ids.flatten()[places]
+        nats = self._nats(hidden.flatten(0, 1)[places], ids, output.text_embedding.weight.detach())
         return torch.zeros_like(targets, dtype=nats.dtype).masked_scatter(targets, nats)
 
     def _nats(self, hidden: Tensor, ids: Tensor, table: Tensor) -> Tensor:

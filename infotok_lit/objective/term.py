@@ -13,7 +13,7 @@ from torch import Tensor
 from infotok_lit.batch import BranchOutput
 from infotok_lit.objective.distributed import global_mean
 
-Term = Literal["compactness", "sufficiency", "alignment", "self_alignment"]
+Term = Literal["compactness", "sufficiency", "alignment", "self_alignment", "captioning"]
 Reduction = Literal["tokens", "mean"]
 
 
@@ -37,7 +37,7 @@ class TermNats:
     Attributes:
         per_image: (B,) float32 nats per image, with its graph.
         elements: (B,) integers: how many elements of its own the term summed per image: tokens x dimensions for C,
-            answer tokens or latent numbers for S, 1 (or 0 without a text) for A.
+            answer tokens or latent numbers for S, 1 (or 0 without a text) for A, caption tokens for captioning.
     """
 
     per_image: Tensor

@@ -1,8 +1,10 @@
-"""A small network that recognises what Scenes show; its features are the embedded ones for Frechet distances.
+"""Small networks that know what Scenes and Garments show; their features are those of the embedded Frechet distances.
 
-`python -m infotok_lit.scenes.features` trains it again and writes the weights that ship (a few minutes on a CPU).
+`python -m infotok_lit.scenes.features` trains that of Scenes again and writes the weights that ship (a few minutes on a
+CPU); that of Garments is their judge.
 """
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +15,9 @@ from torch.nn import functional as F
 
 from infotok_lit.assets import SCENES_FEATURES
 from infotok_lit.scenes.generator import Scene
+from infotok_lit.scenes.judge import cells_of, shipped_judge
 from infotok_lit.scenes.source import Scenes
-from infotok_lit.scenes.spec import COLOURS, SHAPES
+from infotok_lit.scenes.spec import COLOURS, SHAPES, SPECS
 
 KINDS = len(SHAPES.kinds) * len(COLOURS)
 CELLS = 4
@@ -61,6 +64,25 @@ class SceneFeatures(nn.Module):
         if pixels.shape[2:] != (32, 32):
             pixels = F.interpolate(pixels, (32, 32), mode="bilinear", antialias=True)
         return self.body(pixels)
+
+
+class GarmentFeatures(nn.Module):
+    """Images (B, 3, H, W) uint8 -> features (B, 64) float32: the judge of garments, its last layer, mean over cells."""
+
+    num_features = 64
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = copy.deepcopy(shipped_judge().features).requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> "GarmentFeatures":
+        """It is not trained any more, whatever a metric or module around it asks for."""
+        return super().train(False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The judge looks at each place for itself."""
+        cells = cells_of(images.float() / 127.5 - 1, SPECS["garments32"])
+        return self.body(cells).unflatten(0, (len(images), -1)).mean(1)
 
 
 def contents(scene: Scene) -> Tensor:

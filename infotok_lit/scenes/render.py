@@ -15,7 +15,7 @@ _TRIANGLE_BASE = 0.85  # distance of the base below the centre over radius; the 
 NUM_WAVES = 4
 MAX_FREQUENCY = np.pi / 2
 """Of a wave of the background, on each axis, in radians per pixel: half of what pixels can hold."""
-_BLOB = 0.5
+_BLOB = 0.35
 """Standard deviation of a distractor, in cells."""
 _WAVE_SHARE = 0.6  # of the texture's amplitude; the rest is independent noise per pixel
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from infotok_lit.errors import SettingsError
+from infotok_lit.evaluation.paper import paper_columns, paper_scores
 
 NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
 
@@ -19,6 +20,7 @@ class Row:
         train: False measures the model as it is, with `validate` instead of `fit`.
         seeds: Seeds of this row alone, such as `[0]` for a control; null takes those of the study.
         control_of: A row that this one must equal in every judged metric; the report says whether it does.
+        paper: Which of the paper's models it repeats, such as `Harmon/finetune`; its numbers stand in the report.
     """
 
     configs: list[str] = field(default_factory=list)
@@ -26,8 +28,11 @@ class Row:
     train: bool = True
     seeds: list[int] | None = None
     control_of: str | None = None
+    paper: str | None = None
 
     def __post_init__(self) -> None:
+        if self.paper is not None:
+            paper_scores(self.paper)
         if self.seeds is not None and not self.seeds:
             raise SettingsError("seeds of a row is empty; leave it out, or name at least one")
         _check_seeds(self.seeds or [])
@@ -42,11 +47,17 @@ class Metric:
         better: Whether more is better, less, or neither (`none`: reported, not judged).
         optional: True where some rows have no such number, such as a rate without compactness. A run that lacks any
             other metric has failed.
+        paper: The column of the paper's tables that it repeats, such as `GenEval/overall`.
     """
 
     tag: str
     better: Literal["higher", "lower", "none"] = "higher"
     optional: bool = False
+    paper: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.paper is not None and self.paper not in paper_columns():
+            raise SettingsError(f"the paper has no column {self.paper}; it has {', '.join(sorted(paper_columns()))}")
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from infotok_lit.evaluation.paper import IMPOSSIBLE, SOURCE
 from infotok_lit.files import write_whole
 from infotok_lit.study.cells import Job, row_cells
 from infotok_lit.study.config import Study
@@ -29,6 +30,7 @@ from infotok_lit.study.table import (
     full_table,
     means_table,
     number,
+    paper_table,
 )
 
 REPORT_FILE = "report.md"
@@ -104,7 +106,19 @@ def _write_rows(summary: Summary, results: Sequence[CellResult], out: Path) -> l
             _write_figure(out / "curves" / f"{row}.png", curves_figure(by_seed, tags, title=row))
     shown = [f"## {table.title}\n\n{markdown(table)}" for table in [means_table(summary, emphasis="**"), *others]]
     pictures = ["![Means](means.png)", *(["![Learning curves](curves.png)"] if tags else [])]
-    return [*shown, _reading(study), *controls(summary), *pictures]
+    return [*shown, _reading(study), *_beside_the_paper(summary), *controls(summary), *pictures]
+
+
+def _beside_the_paper(summary: Summary) -> list[str]:
+    table = paper_table(summary)
+    if not table.lines:
+        return []
+    note = (
+        f"Rows marked (paper) are printed in {SOURCE}. Its data, steps, seeds and scorers are not all stated there, "
+        "and a metric here may be another measure of the same thing."
+    )
+    marked = any(str(cell).endswith("†") for line in table.lines for cell in line)
+    return [f"## {table.title}\n\n{markdown(table)}", note + (f" {IMPOSSIBLE}" if marked else "")]
 
 
 def _reading(study: Study) -> str:

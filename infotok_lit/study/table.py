@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
 
+from infotok_lit.evaluation.paper import paper_scores, printed
 from infotok_lit.study.config import Metric, Study
 from infotok_lit.study.record import CellResult, Curve
 from infotok_lit.study.statistics import Comparison, Decision, Estimate, Seeds, compare, decide, estimate, steps_to
@@ -104,6 +105,18 @@ def means_table(summary: Summary, emphasis: str = "") -> Table:
         means = [f"{marks[name]}{_shown(summary.estimate(row, name))}{marks[name]}" for name in study.metrics]
         lines.append([row, f"{len(summary.results[row])}/{len(study.seeds_of(row))}", *means])
     return Table("Means over seeds", ["row", "seeds", *_titles(study.metrics)], lines)
+
+
+def paper_table(summary: Summary) -> Table:
+    """Means of the rows and metrics that repeat the paper's, each row above what the paper prints of it."""
+    metrics = {name: metric.paper for name, metric in summary.study.metrics.items() if metric.paper is not None}
+    lines: list[list[object]] = []
+    for name, row in summary.study.rows.items():
+        if row.paper is not None and metrics:
+            theirs = paper_scores(row.paper)
+            lines.append([name, *(_shown(summary.estimate(name, metric)) for metric in metrics)])
+            lines.append([f"{row.paper} (paper)", *(printed(of, theirs.get(of)) for of in metrics.values())])
+    return Table("Beside the paper's numbers", ["row", *metrics], lines)
 
 
 def difference_table(summary: Summary, reference: str) -> Table:

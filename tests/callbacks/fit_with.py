@@ -78,18 +78,22 @@ def validate_in_one_and_two_processes(
 ) -> tuple[Logged, Logged, Logged]:
     """What one process logs under `part` of a name, and the first and the second of two."""
     for processes in (1, 2):
-        callback, module = make()
-        trainer = pl.Trainer(
-            default_root_dir=folder,
-            accelerator="cpu",
-            devices=processes,
-            strategy="ddp_fork" if processes > 1 else "auto",
-            callbacks=[callback, Keep(folder, part)],
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
-        trainer.validate(module, scenes_data(val_samples=8), verbose=False)
-    names = ("0_of_1", "0_of_2", "1_of_2")
-    return tuple(torch.load(folder / f"{name}.pt", weights_only=True) for name in names)
+        validate_in(folder, processes, make, part)
+    return tuple(torch.load(folder / f"{name}.pt", weights_only=True) for name in ("0_of_1", "0_of_2", "1_of_2"))
+
+
+def validate_in(folder: Path, processes: int, make: Callable[[], tuple[pl.Callback, TinyModule]], part: str) -> None:
+    """Validate in so many processes; each leaves in the folder what it has logged under `part` of a name."""
+    callback, module = make()
+    trainer = pl.Trainer(
+        default_root_dir=folder,
+        accelerator="cpu",
+        devices=processes,
+        strategy="ddp_fork" if processes > 1 else "auto",
+        callbacks=[callback, Keep(folder, part)],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.validate(module, scenes_data(val_samples=8), verbose=False)

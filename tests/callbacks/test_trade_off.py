@@ -7,6 +7,7 @@ from pathlib import Path
 import lightning.pytorch as pl
 import pytest
 import torch
+from evaluation.judge_server import Server, fails, says
 from fit_with import events, fit
 from tiny import TinyModule, scenes_data
 
@@ -88,9 +89,24 @@ def test_the_error_of_a_change_leaves_out_what_both_runs_share():
     assert change(benchmark, before, before)["understanding"] == (0, 0)
 
 
+def test_a_judge_that_breaks_down_costs_scores_and_not_the_run(tmp_path, monkeypatch):
+    monkeypatch.setattr("infotok_lit.callbacks.trade_off.JUDGE_TRIES", 1)
+    server = Server()
+    server.behaviours = [says('{"correct": 1}')] * 3 + [says('{"correct": 0}'), fails(500)]
+    options = {"benchmarks": ("geneval++",), "limit": 3, "judge": server.endpoint.url, "judge_model": "judge-1"}
+    with pytest.warns(UserWarning, match="2 of 3 rows have no verdict"):
+        trainer = fit(tmp_path, [trade_off(**options)], steps=2)
+    server.server.shutdown()
+    assert trainer.global_step == 2 and len(server.calls) == 6
+    found = [(event.step, event.value) for event in events(trainer).Scalars("benchmark/geneval++/overall")]
+    assert found == [(0, 1), (2, 0)]
+
+
 def test_mistakes_are_said_at_once():
     with pytest.raises(SettingsError, match="limit 2 or more"):
         TradeOff(limit=1)
+    with pytest.raises(SettingsError, match="which model judges"):
+        TradeOff(judge="http://localhost/v1")
     with pytest.raises(SettingsError, match="did you mean geneval"):
         TradeOff(benchmarks=("genevall",))
     with pytest.raises(ExplainedError, match="mme: the files do not ship"):

@@ -12,8 +12,9 @@ from tiny import TinyModule, scenes_data
 from infotok_lit import cli
 from infotok_lit.callbacks import timing
 from infotok_lit.callbacks.timing import PHASES, StepTime, StepTiming
-from infotok_lit.commands import bench as bench_command
-from infotok_lit.commands.bench import bench, bench_inference, compare_caches, main, never_ending, summarise, table
+from infotok_lit.commands import bench_inference as inference_command
+from infotok_lit.commands.bench import bench, main, summarise, table, typical
+from infotok_lit.commands.bench_inference import bench_inference, compare_caches, never_ending
 from infotok_lit.errors import SettingsError
 from infotok_lit.objective.config import ObjectiveConfig
 
@@ -135,7 +136,8 @@ def test_every_variant_is_a_fit_and_is_compared_with_plain_fine_tuning(config, t
     heads = [variants[name]["head_parameters"] for name in NAMES]
     assert heads[0] == 0 and heads == sorted(set(heads))
     shown = capsys.readouterr().out
-    assert all(name in shown for name in [*NAMES, "C&A", "ratio to plain", "CPU ms", "optimiser, ms"])
+    assert all(name in shown for name in [*NAMES, "C&A", "ratio to plain", "CPU ms", "optimiser, ms", "MFU"])
+    assert variants["C&S&A"]["flops"] > variants["C"]["flops"] > variants["plain"]["flops"] > 0
     assert [path.name for path in tmp_path.iterdir()] == ["new"], "and nothing else is left where it is called"
 
 
@@ -152,20 +154,30 @@ def test_ratios_are_taken_round_by_round() -> None:
 
     def measured(*totals: float) -> dict:
         steps = [StepTime(dict.fromkeys(PHASES, t / 4), dict.fromkeys(PHASES, t / 2)) for t in totals]
-        return {"steps": steps, "samples_per_step": 11, "peak_bytes": 1000, "head_parameters": 9}
+        kept = {"samples_per_step": 11, "peak_bytes": 1000, "head_parameters": 9, "flops": 3e12}
+        return {"steps": steps, "log_share": 0.1} | kept
 
     plain = [measured(1.0, 1.0, 1.0), measured(2.0, 2.0, 2.0)]
     other = [measured(1.1, 1.1, 40.0), measured(2.2, 2.2, 2.2)]
-    found = summarise(other, plain)
+    found = summarise(other, plain, most_flops=10e12)
     assert (found["ratio"], found["cpu_ratio"]) == pytest.approx((1.1, 1.1))
     assert found["ratio_range"] == pytest.approx([1.1, 1.1]) and found["peak_memory_bytes"] == 1000
     assert found["step_seconds"] == pytest.approx(2.2) and found["step_cpu_seconds"] == pytest.approx(4.4)
     assert found["phase_seconds"]["data"] == pytest.approx(0.55)
     assert found["samples_per_second"] == pytest.approx(11 / 2.2)
+    assert found["mfu"] == pytest.approx(3 / 2.2 / 10)
     circumstances = {"samples_per_step": 11, "device": "cpu", "precision": "32", "steps": 3, "rounds": 2}
     shown = table(circumstances | {"variants": [{"name": "C"} | found]})
     cells = dict(zip(*(list(column.cells) for column in shown.columns), strict=True))
     assert cells["step, ms"] == "2200.0" and cells["data, ms"] == "550.0 (25 %)"
+
+
+def test_steps_that_log_count_as_often_as_they_come() -> None:
+    """Nine steps of 1 s for one of 3 s are 1.2 s a step, however many of each were timed."""
+    steps = [StepTime({"forward": 3.0 if logs else 1.0}, {}, logs) for logs in (False, True, False, True, False)]
+    assert typical(steps, 0.1, lambda step: step.wall["forward"]) == pytest.approx(1.2)
+    assert typical(steps[:1], 0.1, lambda step: step.wall["forward"]) == 1.0
+    assert typical(steps[1:2], 0.1, lambda step: step.wall["forward"]) == 3.0
 
 
 def test_answering_and_drawing_are_timed_with_and_without_caches(tmp_path, capsys) -> None:
@@ -186,7 +198,7 @@ def test_a_slower_job_has_its_ratio(monkeypatch) -> None:
         place = next(jobs)
         clock[0] += 1.0 if use_cache else 60.0 if place == 4 else 6.0
 
-    monkeypatch.setattr(bench_command, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(inference_command, "perf_counter", lambda: clock[0])
     found = compare_caches(job, amount=5, rounds=3, name="job")
     assert found == {"cached": 5.0, "uncached": pytest.approx(5 / 6), "ratio": 6.0}
 

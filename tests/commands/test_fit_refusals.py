@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies import FSDPStrategy
 
 from infotok_lit.cli import main
 from infotok_lit.commands.fit import InfoTokCLI
 from infotok_lit.errors import SettingsError
-from infotok_lit.modules import HarmonModule
+from infotok_lit.modules.optimiser import refuse_trainer
 
 FRESH = ["--model.init_args.init_from=null", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
 TINY = [
@@ -116,12 +116,10 @@ def test_what_is_hardly_meant_is_warned_of(here, arguments, words) -> None:
         InfoTokCLI(["fit", *FRESH, *TINY, *arguments])
 
 
-def test_a_sharding_strategy_is_refused_by_name(here) -> None:
+def test_a_sharding_strategy_is_refused_by_name() -> None:
     """It would run, and its processes would diverge."""
-    module = HarmonModule()
-    module.trainer = Trainer(accelerator="cpu", strategy=ModelParallelStrategy(), logger=False)
-    with pytest.raises(SettingsError, match="ModelParallelStrategy shards the model.*set it to ddp"):
-        module.setup("fit")
+    with pytest.raises(SettingsError, match="FSDPStrategy shards the model.*add --config trainer/fsdp"):
+        refuse_trainer("32-true", FSDPStrategy())
 
 
 def test_a_file_system_that_refuses_is_one_message(here, capsys, monkeypatch) -> None:

@@ -1,49 +1,17 @@
 """A judge behind an endpoint that fails, stalls and lies."""
 
-import json
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import pytest
 from evaluation.fakes import FakeModel
+from evaluation.judge_server import Server, fails, says, send
 
 from infotok_lit.evaluation.geneval_plus_plus import GenEvalPlusPlus
 from infotok_lit.evaluation.judge import Endpoint, JudgeError, JudgeGrader, Refusal
 from infotok_lit.evaluation.running import Evaluation
-
-Behaviour = Callable[[BaseHTTPRequestHandler, dict], None]
-
-
-class Server:
-    """An endpoint that treats the n-th call as the n-th behaviour says, and every later one as the last does."""
-
-    def __init__(self) -> None:
-        self.behaviours: list[Behaviour] = []
-        self.calls: list[dict] = []
-        self.keys: list[str | None] = []
-        self._lock = threading.Lock()
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                with outer._lock:
-                    number = len(outer.calls)
-                    outer.calls.append(body)
-                    outer.keys.append(self.headers["Authorization"])
-                outer.behaviours[min(number, len(outer.behaviours) - 1)](self, body)
-
-            def log_message(self, *arguments) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = True
-        threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
-        url = f"http://127.0.0.1:{self.server.server_port}/v1"
-        self.endpoint = Endpoint(url, "judge-1", "NO_KEY_HERE", timeout=0.4, tries=4, wait=0.01, workers=2)
 
 
 @pytest.fixture
@@ -52,22 +20,6 @@ def server() -> Iterator[Server]:
     yield running
     running.server.shutdown()
     running.server.server_close()
-
-
-def send(handler: BaseHTTPRequestHandler, status: int, body: bytes) -> None:
-    handler.send_response(status)
-    handler.send_header("Content-Length", str(len(body)))
-    handler.end_headers()
-    handler.wfile.write(body)
-
-
-def says(text: object, usage: object = None) -> Behaviour:
-    completion = {"choices": [{"message": {"content": text}}], "usage": usage}
-    return lambda handler, body: send(handler, 200, json.dumps(completion).encode())
-
-
-def fails(status: int) -> Behaviour:
-    return lambda handler, body: send(handler, status, b"sorry")
 
 
 def stalls(handler: BaseHTTPRequestHandler, body: dict) -> None:
@@ -188,7 +140,7 @@ def test_verdicts_survive_a_judge_that_breaks_down(server, tmp_path):
     server.calls.clear()
     benchmark, more = judged(tmp_path, endpoint, FakeModel(most=0), limit=8)
     assert len(more) == 8 and len(server.calls) == 1
-    assert benchmark.grader.spent([row["verdict"] for row in more])["tokens_in"] == 6000
+    assert benchmark.grader.facts([row["verdict"] for row in more])["tokens_in"] == 6000
 
 
 def test_the_judge_sees_the_image_the_prompt_and_the_checklist(server, tmp_path):

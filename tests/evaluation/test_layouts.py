@@ -100,15 +100,24 @@ def test_geneval_plus_plus(tmp_path):
 
 
 def test_geneval_plus_plus_counts_an_unread_verdict_as_wrong(tmp_path):
-    entries = [{"tag": tag, "correct": 1} for tag in TAGS] + [{"tag": "counting", "correct": -1}]
-    file = tmp_path / "Output.json"
-    file.write_text(json.dumps(entries))
     benchmark = GenEvalPlusPlus()
+    tags = [line["tag"] for line in benchmark.metadata]
+    first = [tags.index(tag) + 1 for tag in TAGS]
+    unread = len(tags) - tags[::-1].index("counting")
+    verdicts = {**dict.fromkeys(first, 1), unread: -1}
+    file = tmp_path / "Output.json"
+    nested = [{"id": number, "prompt": "", "result": {"correct": correct}} for number, correct in verdicts.items()]
+    plain = [{"tag": tags[number], "correct": int(verdicts.get(number + 1, 0) == 1)} for number in range(len(tags))]
+    file.write_text(json.dumps({"overall_results": nested}))
     found = scores(benchmark, benchmark.aggregate([file]))
     assert found["counting"] == 0.5 and found["overall"] == pytest.approx((6 + 0.5) / 7)
-    file.write_text('[{"verdict": 1}]')
-    with pytest.raises(DataError, match="`tag` and `correct`"):
-        benchmark.aggregate([file])
+    file.write_text(json.dumps(plain))
+    found = scores(benchmark, benchmark.aggregate([file]))
+    assert (found["counting"], found["overall"]) == pytest.approx((1 / 40, 1 / 40))
+    for wrong in ('[{"verdict": 1}]', '{"results": []}', '[{"id": 281, "correct": 1}]'):
+        file.write_text(wrong)
+        with pytest.raises(DataError, match="needs `correct`, and an `id` from 1 to 280"):
+            benchmark.aggregate([file])
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,19 @@ generation_kwargs: {{max_new_tokens: 8, until: ["\\n"]}}
 metric_list:
   - {{metric: exact_match, aggregation: mean, higher_is_better: true, ignore_case: true}}
 """
+CHOICES = """
+task: scenes_choices
+dataset_path: parquet
+dataset_kwargs: {{data_files: {{test: {parquet}}}, token: false}}
+test_split: test
+output_type: multiple_choice
+doc_to_visual: !function helpers.picture
+doc_to_text: "{{{{question}}}}"
+doc_to_choice: ["purple", "yes", "7", "no"]
+doc_to_target: "{{{{answer}}}}"
+metric_list:
+  - {{metric: acc, aggregation: mean, higher_is_better: true}}
+"""
 HELPERS = "def picture(doc):\n    return [doc['image'].convert('RGB')]\n"
 COUNT = 12
 
@@ -32,7 +45,7 @@ COUNT = 12
 def task_folder(tmp_path) -> Path:
     from infotok_lit.scenes import Scenes
 
-    scenes = Scenes(split="val", num_samples=COUNT, question_kinds=("existence", "counting"))
+    scenes = Scenes(split="val", num_samples=COUNT, question_kinds=("existence",))
     columns: dict[str, list] = {"image": [], "question": [], "answer": []}
     for number in range(COUNT):
         sample = scenes.sample("understanding", number)
@@ -41,15 +54,18 @@ def task_folder(tmp_path) -> Path:
         columns["image"].append({"bytes": content.getvalue(), "path": None})
         columns["question"].append(sample.question)
         # Every third truth is false, so that the score is not 1.
-        columns["answer"].append(sample.answer if number % 3 else "something else")
+        columns["answer"].append(sample.answer if number % 3 else "purple")
     table = datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image())
     table.to_parquet(tmp_path / "test.parquet")
     (tmp_path / "helpers.py").write_text(HELPERS)
     (tmp_path / "scenes_answers.yaml").write_text(TASK.format(parquet=tmp_path / "test.parquet"))
+    (tmp_path / "scenes_choices.yaml").write_text(CHOICES.format(parquet=tmp_path / "test.parquet"))
     return tmp_path
 
 
-def test_a_task_of_local_files_is_scored_as_expected(task_folder, monkeypatch):
+@pytest.mark.parametrize(("task", "metric"), [("scenes_answers", "exact_match,none"), ("scenes_choices", "acc,none")])
+def test_a_task_of_local_files_is_scored_as_expected(task_folder, monkeypatch, task, metric):
+    """By what is generated, and by the likelihood of each option."""
     from lmms_eval.evaluator import simple_evaluate
     from lmms_eval.tasks import TaskManager
 
@@ -60,12 +76,12 @@ def test_a_task_of_local_files_is_scored_as_expected(task_folder, monkeypatch):
     model = InfoTok(str(embedded_base("harmon", "scenes32")), batch_size=5)
     result = simple_evaluate(
         model=model,
-        tasks=["scenes_answers"],
+        tasks=[task],
         task_manager=TaskManager(include_path=str(task_folder), include_defaults=False),
         batch_size=5,
     )
     # The embedded base answers these kinds without a mistake.
-    assert result["results"]["scenes_answers"]["exact_match,none"] == pytest.approx(8 / 12, abs=1 / 12)
+    assert result["results"][task][metric] == pytest.approx(8 / 12, abs=1 / 12)
 
 
 def test_the_entry_point_names_a_class_that_exists():

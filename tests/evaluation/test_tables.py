@@ -20,7 +20,7 @@ def png(seed: int) -> bytes:
 
 @pytest.fixture
 def parquet():
-    pytest.importorskip("pyarrow", reason="Parquet needs pyarrow, which is not a dependency")
+    pytest.importorskip("pyarrow", reason="Parquet needs pyarrow, which is for tests alone")
     from pyarrow import Table as Columns
     from pyarrow import parquet
 

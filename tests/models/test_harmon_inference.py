@@ -129,7 +129,7 @@ def test_any_grid(model, size, guidance) -> None:
 def test_without_guidance_no_unconditional_prompt_is_encoded(model, monkeypatch) -> None:
     rows = []
     original = model.text_cache
-    monkeypatch.setattr(model, "text_cache", lambda ids, mask: rows.append(len(ids)) or original(ids, mask))
+    monkeypatch.setattr(model, "text_cache", lambda ids: rows.append(len(ids)) or original(ids))
     for guidance in (1.0, 3.0):
         draw(model, CAPTIONS, guidance=guidance, iterations=1)
     assert rows == [3, 6]
@@ -152,12 +152,12 @@ def test_cached_prompts_change_nothing(model) -> None:
     ids, mask = model.processor.generation_prompts(CAPTIONS, negative="")
     assert not mask.all()
     with torch.no_grad():
-        cache = model.text_cache(ids, mask)
+        cache = model.text_cache(ids)
         for num_visible in (3, 16, 0):
             hidden = torch.ones(len(ids), 16, dtype=torch.bool)
             hidden[:, :num_visible] = False
             latents = torch.randn(len(ids), 16, model.latent_width, generator=random)
-            tokens = model.encoder(latents, (4, 4), places_where(~hidden))
+            tokens = model.encoder(latents, (4, 4), places_where(~hidden, num_visible))
             torch.testing.assert_close(
                 model.condition_on_cache(tokens, cache, mask),
                 model.condition_on_text(tokens, ids, mask),

@@ -7,6 +7,7 @@ import torch
 from tiny import FAMILIES, TINY_CONFIGS
 
 from infotok_lit.assets import SCENES_TOKENIZER
+from infotok_lit.batch import IMAGE_TOKEN_ID
 from infotok_lit.models.common.answering import split_after_image
 from infotok_lit.models.family import family as family_called
 
@@ -16,8 +17,11 @@ QUESTIONS = [
     "where is the small blue square?",
     "what colour is the triangle?",
     "is it?",
+    "is there a red square?",
+    "is there a red circle?",
+    "is there",
 ]
-IMAGE_OF = [0, 2, 0, 1, 2]
+IMAGE_OF = [0, 2, 0, 1, 2, 0, 0, 0]
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -62,6 +66,20 @@ def test_an_image_is_encoded_once(model, images, monkeypatch):
     monkeypatch.setattr(model, encode, lambda pixels, *rest: seen.append(len(pixels)) or real(pixels, *rest))
     model.describe(images, QUESTIONS, 2, image_of=IMAGE_OF)
     assert seen == [3]
+
+
+def test_what_questions_about_an_image_begin_with_alike_is_read_once(model, images):
+    asked = ["is there a red circle?", "is there a red square?", "is there a red circle?"]
+    ids, _ = model.processor.understanding_prompts(asked, num_image_tokens=1)
+    tails = [row[row.index(IMAGE_TOKEN_ID) :] for row in ids.tolist()]
+    begins = {tuple(tail[:length]) for tail in tails for length in range(2, len(tail) + 1)}
+    read = []
+    hook = model.text_body.register_forward_pre_hook(
+        lambda body, args, kwargs: read.append(tuple(kwargs["inputs_embeds"].shape[:2])), with_kwargs=True
+    )
+    with hook:
+        model.describe(images[:1], asked, 1, image_of=[0, 0, 0])
+    assert read[1:] == [(1, len(begins))] and len(begins) < sum(len(tail) - 1 for tail in tails)
 
 
 def test_prompts_that_differ_before_the_image_share_nothing():

@@ -110,6 +110,15 @@ def test_regions_are_runs_of_image_slots() -> None:
     ids = torch.tensor([[1, X, X, 2, X, X, X], [X, X, 5, 6, 7, 8, 9], [1, 2, 3, 4, 5, 6, 7]])
     assert find_regions(ids).tolist() == [[[1, 2], [4, 3]], [[0, 2], [0, 0]], [[0, 0], [0, 0]]]
     assert find_regions(ids[2:]).tolist() == [[[0, 0]]]
+    # Without reading the ids: who knows how many images there are, says so.
+    assert torch.equal(find_regions(ids, 2), find_regions(ids))
+    assert find_regions(ids, 1).tolist() == [[[1, -1]], [[0, 2]], [[0, 0]]]
+
+
+def test_more_images_than_announced_are_refused() -> None:
+    ids = torch.tensor([[1, X, X, 2, X, X]])
+    with pytest.raises(ValueError, match="2 positions with its time"):
+        insert_images(torch.zeros(1, 6, 1), find_regions(ids, 1), torch.zeros(1, 1), torch.zeros(1, 1, 1))
 
 
 def test_images_stand_where_their_slots_are() -> None:
@@ -143,6 +152,17 @@ def test_both_kinds_of_attention_agree(kv_heads) -> None:
     dense = attend(query, key, value, build_mask(regions, 32, flex=False), 0.25)
     blocks = attend(query, key, value, build_mask(regions, 32, flex=True), 0.25)
     torch.testing.assert_close(blocks, dense, rtol=1e-5, atol=1e-5)
+
+
+def test_attention_takes_what_autocast_makes_of_norms() -> None:
+    """Queries and keys in float32 beside values in bfloat16: kernels refuse two types."""
+    torch.manual_seed(0)
+    mask = build_mask(torch.tensor([[[1, 9]]]), 16, flex=True)
+    query, key, value = torch.randn(3, 1, 2, 16, 16).unbind()
+    expected = attend(query, key, value, dense_mask(torch.tensor([[[1, 9]]]), 16), 0.25)
+    found = attend(query, key, value.bfloat16(), mask, 0.25)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), expected, rtol=0, atol=0.05)
 
 
 def test_a_token_predicts_a_run_of_four_latent_pixels() -> None:

@@ -19,7 +19,8 @@ from infotok_lit.models.unified import UnifiedModel
 from infotok_lit.modules.decoder_probe import DecoderProbe, TokenDecoder
 from infotok_lit.modules.optimiser import OptimiserConfig
 from infotok_lit.scenes import Scenes
-from infotok_lit.scenes.features import SceneFeatures, batch_of
+from infotok_lit.scenes.features import GarmentFeatures, SceneFeatures, batch_of
+from infotok_lit.scenes.judge import shipped_judge
 
 
 def probe_of(base: UnifiedModel) -> DecoderProbe:
@@ -117,3 +118,18 @@ def test_the_shipped_features_know_what_scenes_show():
     images, kinds = batch_of(Scenes(split="val", num_samples=300), range(300))
     assert (network.recognise(images).argmax(-1) == kinds).float().mean() > 0.9
     assert network(images).shape == (300, network.num_features) and not network.training
+
+
+def test_the_features_of_garments_are_their_judges():
+    network = GarmentFeatures().train()
+    scenes = Scenes("garments32", split="val", num_samples=3)
+    images = np.stack([np.asarray(scenes.sample("generation", number).image) for number in range(3)])
+    images = torch.from_numpy(images).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        places = [images[:, :, top : top + 16, left : left + 16] for top in (0, 16) for left in (0, 16)]
+        expected = sum(shipped_judge().features(place.float() / 127.5 - 1) for place in places) / 4
+    torch.testing.assert_close(network(images), expected)
+    # Larger images are looked at with the same eyes.
+    torch.testing.assert_close(
+        network(images.repeat_interleave(2, 2).repeat_interleave(2, 3)), expected, atol=0.2, rtol=0.1
+    )

@@ -1,5 +1,6 @@
 """Rows of a study differ in their terms and in nothing else: the placebo, and clipping by part."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -80,6 +81,19 @@ def test_a_placebo_ends_with_the_weights_of_plain_fine_tuning(tmp_path, family, 
         for name in ("compactness", "sufficiency", "alignment"):
             assert logged[f"train/{branch}/token_gradient/{name}"] > 0, "measured, though it goes nowhere"
             assert f"train/{branch}/weighted_{name}" in logged
+
+
+@pytest.mark.parametrize("family", ["harmon", "showo2"])
+def test_captioning_trains_the_encoder_and_as_a_placebo_nothing(tmp_path, family) -> None:
+    plain, _ = fit(tmp_path, (), family)
+    balance = BalanceConfig(generation=Shares(captioning=0.3))
+    placebo, logged = fit(tmp_path, ("captioning",), family, placebo=True, balance=balance)
+    term, _ = fit(tmp_path, ("captioning",), family, balance=balance)
+    torch.testing.assert_close(base_of(placebo), base_of(plain), rtol=0, atol=0)
+    assert any(not torch.equal(term[name], plain[name]) for name in plain if name.startswith("base.encoder."))
+    assert logged["train/generation/token_gradient/captioning"] > 0
+    assert logged["train/generation/rho_captioning"] == pytest.approx(0.3, rel=0.3)
+    assert logged["train/generation/captioning_nats_per_token"] == pytest.approx(math.log(448), rel=0.1)
 
 
 def test_base_and_heads_are_clipped_by_their_own_norms(tmp_path) -> None:

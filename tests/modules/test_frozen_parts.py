@@ -8,7 +8,10 @@ import torch
 from tiny import FAMILIES, TinyModule, scenes_data
 
 from infotok_lit.batch import BRANCHES
+from infotok_lit.errors import SettingsError
+from infotok_lit.modules import infotok_module
 from infotok_lit.modules.lora import LoraConfig
+from infotok_lit.modules.losses import TaskWeights, idle_message
 
 TERMS = ("compactness", "sufficiency", "alignment")
 TOWER, TOWER_PROJECTOR = "vlm.model.vision_tower.", "vlm.model.multi_modal_projector."
@@ -144,3 +147,42 @@ def test_an_exception_that_excepts_nothing_is_refused(prefix) -> None:
     module = TinyModule(family="openuni", freeze=("vlm.",), unfreeze=(prefix,))
     with pytest.raises(ValueError, match=f"unfreeze: no parameter that `freeze` names starts with '{prefix}'"):
         module.configure_model()
+
+
+def test_understanding_that_trains_nothing_is_skipped_with_a_message(tmp_path, monkeypatch) -> None:
+    """And what is trained is trained as if it had been computed."""
+    frozen = {"family": "openuni", "terms": (), "freeze": ("vlm.",)}
+    module = TinyModule(**frozen)
+    trainer, said = fit(module, tmp_path, steps=2)
+    assert [text for text in said if "skips the understanding branch" in text] and len(said) == len(set(said))
+    assert "train/understanding/loss" not in trainer.callback_metrics
+    computed = TinyModule(**frozen)
+    monkeypatch.setattr(infotok_module, "idle_branches", lambda base: ())
+    trainer, said = fit(computed, tmp_path, steps=2)
+    assert "train/understanding/loss" in trainer.callback_metrics
+    assert not [text for text in said if "skips" in text]
+    weights, others = module.base.state_dict(), computed.base.state_dict()
+    assert all(torch.equal(weights[name], others[name]) for name in weights)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"family": "openuni", "terms": ()},
+        {"family": "openuni", "freeze": ("vlm.",)},
+        {"family": "openuni", "terms": (), "freeze": ("vlm.",), "unfreeze": ("vlm.model.multi_modal_projector.",)},
+        {"family": "openuni", "terms": (), "freeze": ("vlm.",), "lora": LoraConfig(targets=("vlm.model.*",))},
+        {"family": "harmon", "terms": (), "freeze": ("llm.",)},
+    ],
+)
+def test_understanding_that_trains_something_is_not_skipped(options) -> None:
+    module = TinyModule(**options)
+    module.configure_model()
+    assert module.trained_branches == BRANCHES
+
+
+def test_a_run_that_would_train_nothing_is_refused() -> None:
+    module = TinyModule(family="openuni", terms=(), freeze=("vlm.",), task_weights=TaskWeights(generation=0.0))
+    module.configure_model()
+    with pytest.raises(SettingsError, match="nothing to train"):
+        idle_message(module.base, module.task_weights, module.trained_branches)

@@ -61,5 +61,5 @@ def test_it_is_balanced_like_the_others(make_infotok, make_inputs):
 def test_the_target_must_be_given(make_infotok, make_inputs):
     with pytest.raises(ValueError, match="give understood"):
         make_infotok(CONFIG)("generation", make_inputs(), step=0)
-    with pytest.raises(ValueError, match="hsic has no head for self_alignment"):
+    with pytest.raises(ValueError, match="hsic does not measure self_alignment"):
         ObjectiveConfig(terms=("compactness", "self_alignment"), estimator="hsic")

@@ -116,7 +116,7 @@ def joint_norm(model: Harmon, *prefixes: str) -> Tensor:
 
 
 class RecordedNoise:
-    """Replays the draws of a recorded `sample*` case; the sampler asks for one guidance half at a time."""
+    """Replays the draws of a recorded `sample*` case; the sampler asks for those of the conditional half."""
 
     def __init__(self, golden: Golden, case: str, guided: bool) -> None:
         self.stored = golden.input(case, "orders")
@@ -133,5 +133,5 @@ class RecordedNoise:
     def orders(self, places: int) -> Tensor:
         return self.stored[: len(self.stored) // self.halves]
 
-    def normal(self, per_image: int, channels: int) -> Tensor:
-        return self.queue.pop(0).unflatten(0, (-1, per_image))
+    def normals(self, count: int, per_image: int, channels: int) -> Tensor:
+        return torch.stack([self.queue.pop(0).unflatten(0, (-1, per_image)) for _ in range(count)])

@@ -13,6 +13,7 @@ from harmon_replay import (
     joint_norm,
     no_text,
 )
+from torch import Tensor
 
 from infotok_lit.batch import GenerationBatch, UnderstandingBatch
 from infotok_lit.models.common.autoencoders import from_tokens, to_tokens
@@ -31,6 +32,11 @@ def golden(harmon_golden: Golden) -> Golden:
 @pytest.fixture(scope="module")
 def model(golden: Golden) -> Harmon:
     return build(golden)
+
+
+def shown(golden: Golden, case: str) -> Tensor:
+    mask = golden.input(case, "mask") == 0
+    return places_where(mask, int(mask[0].sum()))
 
 
 @torch.no_grad()
@@ -57,7 +63,7 @@ def test_latent_tokens(golden: Golden, model: Harmon, patch_size: int) -> None:
 @pytest.mark.parametrize("case", ["visual", "visual_grid", "visual_small", "visual_masked"])
 def test_visual_feature(golden: Golden, model: Harmon, case: str) -> None:
     latents = golden.input(case, "latents").flatten(1, 2)
-    visible = places_where(golden.input(case, "mask") == 0) if case == "visual_masked" else None
+    visible = shown(golden, case) if case == "visual_masked" else None
     tokens = model.encoder(latents, grid_of(golden, case, model), visible)
     golden.check(case, "x_enc", tokens)
     golden.check(case, "z_enc", model.project_for_llm(tokens))
@@ -68,13 +74,13 @@ def test_visual_feature(golden: Golden, model: Harmon, case: str) -> None:
 @pytest.mark.parametrize("cached", [False, True])
 def test_text_conditioned_passes(golden: Golden, model: Harmon, case: str, cached: bool) -> None:
     grid = grid_of(golden, case, model)
-    visible = places_where(golden.input(case, "mask") == 0)
+    visible = shown(golden, case)
     tokens = model.encoder(golden.input(case, "latents").flatten(1, 2), grid, visible)
     golden.check(case, "x_enc_pre", tokens)
     golden.check(case, "z_enc", model.project_for_llm(tokens))
     ids, mask = golden.input(case, "input_ids"), golden.input(case, "attention_mask")
     if cached:
-        conditioned = model.condition_on_cache(tokens, model.text_cache(ids, mask), mask)
+        conditioned = model.condition_on_cache(tokens, model.text_cache(ids), mask)
     else:
         conditioned = model.condition_on_text(tokens, ids, mask)
     golden.check(case, "x_enc", conditioned)
@@ -121,7 +127,7 @@ def test_generation_loss(golden: Golden, model: Harmon, case: str) -> None:
     output = model.generation(batch, random=draws)
     golden.check(case, "latents", output.latents)
     golden.check(case, "loss", output.loss_sum / output.loss_count)
-    visible = places_where(~hidden)
+    visible = places_where(~hidden, int((~hidden[0]).sum()))
     conditioned = model.condition_on_text(output.tokens, ids, batch.attention_mask)
     golden.check(case, "x_enc", conditioned)
     golden.check(case, "z", model.decoder(conditioned, output.layout.grid, visible))

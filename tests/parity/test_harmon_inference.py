@@ -10,8 +10,11 @@ from harmon_replay import (
 )
 from torch import Tensor
 
+from infotok_lit.models.harmon import model as harmon_model
+from infotok_lit.models.harmon.diffusion import make_schedule
 from infotok_lit.models.harmon.family import HarmonConfig, SamplingConfig
 from infotok_lit.models.harmon.model import Harmon
+from infotok_lit.models.harmon.token_sampling import sample_tokens
 
 
 @pytest.fixture(scope="module")
@@ -30,17 +33,22 @@ def test_token_sampling(golden: Golden, model: Harmon, name: str) -> None:
     guidance = golden.argument(case, "cfg")
     initial, noise = golden.input(case, "noise_init"), golden.input(case, "noise")
     visited: list[Tensor] = []
-    sampled = model.token_diffusion.sample(
-        golden.input(case, "z"),
-        initial if guidance == 1 else torch.cat([initial, initial]),
-        lambda step: noise[step],
-        golden.argument(case, "timestep_respacing"),
+    sampled = sample_tokens(
+        model.token_diffusion.given(golden.input(case, "z")),
+        lambda count: torch.cat([initial[None], noise[:, : len(initial)]])[:count],
+        make_schedule(golden.argument(case, "timestep_respacing")),
         golden.argument(case, "temperature"),
         guidance,
         visited.append,
     )
-    golden.check(case, "x_steps", torch.stack(visited), SAMPLING_CHAIN)
-    golden.check(case, "sample", sampled, SAMPLING_CHAIN)
+    check_conditional(torch.stack(visited), golden.output(case, "x_steps")[:, : len(initial)])
+    check_conditional(sampled, golden.output(case, "sample")[: len(initial)])
+
+
+def check_conditional(actual: Tensor, expected: Tensor) -> None:
+    """Under guidance the recorded unconditional half ends with other step noise, and nothing reads it."""
+    assert actual.shape == expected.shape
+    assert (actual - expected).abs().max() <= SAMPLING_CHAIN * max(1, float(expected.abs().max()))
 
 
 @pytest.mark.parametrize("name", ["cfg1", "cfg3", "cfg3_linear_grid", "std5_cfg3"])
@@ -69,15 +77,14 @@ def test_image_sampling(golden: Golden, model: Harmon, name: str, monkeypatch: p
     )
     assert not noise.queue
     for iteration in range(drawing.iterations):
-        golden.check(case, f"step{iteration}_tokens", seen["tokens"][iteration].unflatten(1, grid), SAMPLING_CHAIN)
+        # Both halves see the same tokens, which are encoded once.
+        seen_tokens = seen["tokens"][iteration].unflatten(1, grid).repeat(noise.halves, 1, 1, 1)
+        golden.check(case, f"step{iteration}_tokens", seen_tokens, SAMPLING_CHAIN)
         golden.check(case, f"step{iteration}_x_enc", seen["x_enc"][iteration], SAMPLING_CHAIN)
         golden.check(case, f"step{iteration}_z", seen["z"][iteration], SAMPLING_CHAIN)
         golden.check(case, f"step{iteration}_cfg", seen["scale"][iteration], SAMPLING_CHAIN)
-        # The unconditional half ends with other step noise, and nothing reads it.
-        half = len(seen["sampled"][iteration]) // noise.halves
-        expected = golden.output(case, f"step{iteration}_sampled")[:half]
-        error = (seen["sampled"][iteration][:half] - expected).abs().max()
-        assert error <= SAMPLING_CHAIN * max(1, float(expected.abs().max()))
+        sampled = seen["sampled"][iteration]
+        check_conditional(sampled, golden.output(case, f"step{iteration}_sampled")[: len(sampled)])
     latents = torch.cat([tokens] * noise.halves).unflatten(1, grid)
     golden.check(case, "latents", latents, SAMPLING_CHAIN)
     if "image" in golden.outputs(case):
@@ -89,7 +96,7 @@ def test_image_sampling(golden: Golden, model: Harmon, name: str, monkeypatch: p
 
 def watch_sampling(model: Harmon, seen: dict[str, list[Tensor]], monkeypatch: pytest.MonkeyPatch) -> None:
     """Record what passes between the parts while an image is drawn."""
-    encode, decode, sample = model.encoder.forward, model.decoder.forward, model.token_diffusion.sample
+    encode, decode, given = model.encoder.forward, model.decoder.forward, model.token_diffusion.given
 
     def watched_encoder(latents, grid, visible=None):
         seen["tokens"].append(latents.clone())
@@ -99,15 +106,19 @@ def watch_sampling(model: Harmon, seen: dict[str, list[Tensor]], monkeypatch: py
         seen["x_enc"].append(tokens)
         return decode(tokens, grid, visible)
 
-    def watched_sample(z, initial, step_noise, respacing, temperature, guidance):
+    def watched_given(z):
         seen["z"].append(z)
+        return given(z)
+
+    def watched_sample(network, draw, schedule, temperature, guidance):
         seen["scale"].append(torch.tensor(float(guidance)))
-        seen["sampled"].append(sample(z, initial, step_noise, respacing, temperature, guidance))
+        seen["sampled"].append(sample_tokens(network, draw, schedule, temperature, guidance))
         return seen["sampled"][-1]
 
     monkeypatch.setattr(model.encoder, "forward", watched_encoder)
     monkeypatch.setattr(model.decoder, "forward", watched_decoder)
-    monkeypatch.setattr(model.token_diffusion, "sample", watched_sample)
+    monkeypatch.setattr(model.token_diffusion, "given", watched_given)
+    monkeypatch.setattr(harmon_model, "sample_tokens", watched_sample)
 
 
 @pytest.mark.parametrize(("name", "penalty"), [("tokens", 1.0), ("tokens_rep_penalty", None)])

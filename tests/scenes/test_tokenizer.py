@@ -1,10 +1,10 @@
-import shutil
 from pathlib import Path
 
 import pytest
 from transformers import AutoTokenizer
 
 import infotok_lit
+from infotok_lit.models.family import family
 from infotok_lit.scenes import Scenes
 from infotok_lit.scenes.build_tokenizer import extend_tokenizer, save_tokenizer
 
@@ -62,11 +62,10 @@ def test_every_word_of_the_grammar_is_one_token(tokenizer):
             assert len(tokenizer.encode(answer)) == len(answer.split())
 
 
-@pytest.mark.parametrize("base", ["scenes_tokenizer", "harmon_scenes32", "showo2_scenes32", "openuni_scenes32"])
-def test_words_of_garments_become_tokens_and_old_ids_keep_their_meaning(base, tmp_path):
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(FOLDER.parent / base / name, tmp_path / name)
-    before = AutoTokenizer.from_pretrained(tmp_path)
+@pytest.mark.parametrize("name", ["harmon", "showo2", "openuni"])
+def test_words_of_garments_become_tokens_and_old_ids_keep_their_meaning(name, tmp_path):
+    before = family(name).load_tokenizer(str(FOLDER))
+    before.save_pretrained(tmp_path)
     old, rows = before.get_vocab(), len(before)
     texts = [PROMPT, "naïve 😀👩‍🚀 日本\n\n\ttabs  and   spaces "]
     for index in range(50):
@@ -74,15 +73,28 @@ def test_words_of_garments_become_tokens_and_old_ids_keep_their_meaning(base, tm
         texts += [source.draw("generation", index)[1], " ".join(source.draw("understanding", index)[1:])]
     encoded = [before.encode(text) for text in texts]
     assert extend_tokenizer(tmp_path) == extend_tokenizer(tmp_path) == rows + 19
-    after = AutoTokenizer.from_pretrained(tmp_path)
-    assert old.items() <= after.get_vocab().items()
-    assert [after.encode(text) for text in texts] == encoded
+    shipped = family(name).load_tokenizer(str(FOLDER.parent / f"{name}_scenes32"))
+    assert len(shipped) == rows + 19 <= family(name).config_of_size("scenes32").llm.vocab_size
+    for after in (AutoTokenizer.from_pretrained(tmp_path), shipped):
+        assert old.items() <= after.get_vocab().items()
+        assert [after.encode(text) for text in texts] == encoded
+        check_garments(after)
+
+
+def check_garments(tokenizer) -> None:
     garments = Scenes("garments32", "held_out")
     for index in range(300):
         _, caption, _ = garments.draw("generation", index)
-        assert len(after.encode(f" {caption}")) == len(caption.split())
+        assert len(tokenizer.encode(f" {caption}")) == len(caption.split())
         _, question, answer = garments.draw("understanding", index)
-        assert len(after.encode(f"\n{question}")) == len(question.split()) + 1
-        assert len(after.encode(answer)) == len(answer.split())
+        assert len(tokenizer.encode(f"\n{question}")) == len(question.split()) + 1
+        assert len(tokenizer.encode(answer)) == len(answer.split())
         for text in (caption, question, answer, "addresses and rebooted shirting"):
-            assert after.decode(after.encode(text)) == text
+            assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_a_run_from_before_the_words_of_garments_finds_the_tokenizer_that_it_was_trained_with():
+    harmon = family("harmon")
+    old = harmon.config_of_size("scenes32").with_settings({"llm": {"vocab_size": 440}})
+    tokens = harmon.build(old, "scenes32").processor.tokenizer
+    assert tokens.get_vocab() == AutoTokenizer.from_pretrained(FOLDER).get_vocab()

@@ -14,9 +14,10 @@ from PIL import Image
 from scipy import stats
 from study.studies import METRICS, STEPS, Bench, known_values
 
+from infotok_lit.errors import SettingsError
 from infotok_lit.study import report
 from infotok_lit.study.cells import row_cells
-from infotok_lit.study.config import Analysis, Row
+from infotok_lit.study.config import Analysis, Metric, Row
 from infotok_lit.study.report import write_report
 
 ROWS, SEEDS = ["plain", "a", "b"], (0, 1, 2)
@@ -249,3 +250,32 @@ def test_a_result_that_is_not_finite_is_no_value(bench, undrawn) -> None:
     assert content["validation"][-1]["step"] == STEPS
     line = next(line for line in read(write_report(study).parent / "cells.csv"))
     assert line["rate"] == "nan" and line["answers"]
+
+
+def test_the_papers_numbers_stand_below_ours_and_the_impossible_are_marked(tmp_path) -> None:
+    bench = Bench(tmp_path)
+    metrics = METRICS | {
+        "answers": Metric(METRICS["answers"].tag, paper="MME"),
+        "loss": Metric(METRICS["loss"].tag, better="lower", paper="GenEval++/color_attr"),
+    }
+    study = bench.study(["plain", "a"], (0, 1), metrics=metrics)
+    full = "Show-o2/infotok_compactness_sufficiency_alignment"
+    rows = {"plain": replace(study.rows["plain"], paper="Show-o2/baseline"), "a": replace(study.rows["a"], paper=full)}
+    study = replace(study, rows=rows)
+    bench.run(study)
+    _, _, said = write_report(study).read_text().partition("## Beside the paper's numbers\n\n")
+    header, _, *lines = said.splitlines()[:6]
+    assert header == "| row | answers | loss |"
+    assert lines[1] == "| Show-o2/baseline (paper) | 1714 | 0.28 |"
+    # 40 images give fortieths, which 0.39 is not.
+    assert lines[3] == f"| {full} (paper) | 1823 | 0.39 † |" and "† cannot come from 40 prompts" in said
+    for line, row in ((lines[0], "plain"), (lines[2], "a")):
+        mean = np.mean([known_values(row, seed)[METRICS["answers"].tag] for seed in (0, 1)])
+        assert float(line.split("|")[2].split("±")[0]) == pytest.approx(mean, abs=5e-4)
+
+
+def test_what_the_paper_does_not_have_is_said() -> None:
+    with pytest.raises(SettingsError, match="the paper has no column GenEval/all; it has .*GenEval/overall"):
+        Metric("x", paper="GenEval/all")
+    with pytest.raises(SettingsError, match="the paper reports no Harmon/C; it has .*Harmon/finetune"):
+        Row(paper="Harmon/C")

@@ -1,23 +1,21 @@
 """Greedy answers to many questions about few images: what comes before the questions is computed once per image.
 
-All questions about an image lie in one sequence after it, each hidden from the others. Shapes: I images, P positions
-up to the end of the image, M the most questions about one image, S positions of the longest, H width, A new tokens,
-V vocabulary.
+All questions about an image lie in one sequence after it, hidden from one another; where they begin with the same
+words, these are there once. Shapes: I images, P positions up to the end of the image, M the most questions about one
+image, S the most positions that the questions about one take, H width, A new tokens, V vocabulary.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from transformers import DynamicCache
 
 from infotok_lit.batch import IMAGE_TOKEN_ID, Processor
-from infotok_lit.models.common.fewer_tokens import Shortened, read_prefix
-
-SHARED = -1
-"""The segment of what all questions see."""
+from infotok_lit.models.common.fewer_tokens import read_prefix
 
 
 class LanguageParts(NamedTuple):
@@ -32,6 +30,8 @@ class LanguageParts(NamedTuple):
     """Which ids end an answer and pad it."""
     adjust: Callable[[Tensor, Tensor], Tensor] | None = None
     """(new ids (B, a), logits (B, V)) -> logits to choose by."""
+    in_step: bool = False
+    """Whether no process may stop before the others."""
 
     def logits(self, states: Tensor, new: Sequence[Tensor]) -> Tensor:
         """Last states (B, H), and the ids that were chosen so far, (B,) each -> the logits to choose by (B, V)."""
@@ -40,6 +40,15 @@ class LanguageParts(NamedTuple):
             return logits
         nothing = torch.empty(len(states), 0, dtype=torch.int64, device=states.device)
         return self.adjust(torch.stack(list(new), dim=1) if new else nothing, logits)
+
+
+def all_ended(ended: Tensor, in_step: bool) -> bool:
+    """Whether all answers have ended, (B,) bool; with `in_step` those of all processes, a collective call."""
+    done = ended.all()
+    if in_step:
+        done = done.int()
+        dist.all_reduce(done, op=dist.ReduceOp.MIN)
+    return bool(done)
 
 
 class SharedPrompts(NamedTuple):
@@ -81,83 +90,71 @@ def answer_after_prefix(
     """
     images, length, processor = *prefix.shape[:2], language.processor
     cache = DynamicCache(config=language.body.config)
-    prefix_read = read_prefix(language.body, prefix, cache, prefix_mask, prefix_left)
-    ids, real, slots = _laid_out(images, image_of, questions, processor.pad_id, prefix.device)
-    most, longest = ids.shape[1:]
-    lengths = real.sum(2)
-    sequence = _Sequence.after(prefix_read)
-    sequence.add(
-        torch.arange(most, device=prefix.device).repeat_interleave(longest).expand(images, -1),
-        length + torch.arange(longest, device=prefix.device).repeat(most).expand(images, -1),
-        real.flatten(1),
-    )
-    inputs = language.embedding(ids.flatten(1))
-    # Each question's last position; a slot without a question reads any.
-    rows = (torch.arange(most, device=prefix.device) * longest + lengths - 1).clamp(min=0)
+    read = read_prefix(language.body, prefix, cache, prefix_mask, prefix_left).real
+    trees, slots = _grow(images, image_of, questions, processor.pad_id, prefix.device)
+    most = trees.ends.shape[1]
+    inputs, places, rows = language.embedding(trees.ids), length + trees.places, trees.ends.clamp(min=0)
+    seen = torch.cat([read[:, None].expand(-1, trees.ids.shape[1], -1), trees.sees], dim=2)
     new: list[Tensor] = []
-    ended = lengths.flatten() == 0
-    for step in range(max_new_tokens):
+    ended = trees.ends.flatten() < 0
+    for _ in range(max_new_tokens):
         states = language.body(
             inputs_embeds=inputs,
-            attention_mask=sequence.mask(inputs.shape[1]),
-            position_ids=sequence.places[:, -inputs.shape[1] :],
+            attention_mask=seen[:, None],
+            position_ids=places,
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state
         last = states.gather(1, rows[..., None].expand(-1, -1, states.shape[2])).flatten(0, 1)
         new.append(language.logits(last, new).argmax(dim=-1).masked_fill(ended, processor.pad_id))
         ended = ended | (new[-1] == processor.end_id)
-        if bool(ended.all()):
+        if all_ended(ended, language.in_step):
             break
+        # What follows a position sees what that sees, and itself.
         inputs = language.embedding(new[-1].view(images, most)).to(prefix.dtype)
+        itself = torch.eye(most, dtype=torch.bool, device=prefix.device).expand(images, -1, -1)
+        seen = torch.cat([seen.gather(1, rows[..., None].expand(-1, -1, seen.shape[2])), itself], dim=2)
+        places = places.gather(1, rows) + 1
         rows = torch.arange(most, device=prefix.device).expand(images, -1)
-        sequence.add(rows, length + lengths + step, torch.ones_like(rows, dtype=torch.bool))
     return torch.stack(new, dim=1)[slots]
 
 
-@dataclass
-class _Sequence:
-    """What lies where in each image's sequence; all (I, positions so far)."""
+class _Trees(NamedTuple):
+    """The questions about each image, of which what begins alike is there once."""
 
-    segments: Tensor
-    """Which question a position belongs to; SHARED for the prefix."""
+    ids: Tensor
+    """(I, S) int64."""
     places: Tensor
-    """How many positions of its own prompt come before it."""
-    real: Tensor
-    """False at padding."""
-
-    @classmethod
-    def after(cls, prefix: Shortened) -> "_Sequence":
-        """Of prefixes alone."""
-        return cls(torch.full_like(prefix.source, SHARED), prefix.source, prefix.real)
-
-    def add(self, segments: Tensor, places: Tensor, real: Tensor) -> None:
-        """Append positions."""
-        added = zip((self.segments, self.places, self.real), (segments, places, real), strict=True)
-        self.segments, self.places, self.real = (torch.cat(pair, dim=1) for pair in added)
-
-    def mask(self, count: int) -> Tensor:
-        """(I, 1, count, positions) bool: what each of the last `count` positions sees: the prefix, and what comes no
-        later in its own question."""
-        own = self.segments[:, -count:, None] == self.segments[:, None]
-        earlier = self.places[:, None] <= self.places[:, -count:, None]
-        return (((self.segments == SHARED)[:, None] | own) & earlier & self.real[:, None])[:, None]
+    """(I, S) int64: how many positions of its question come before it."""
+    sees: Tensor
+    """(I, S, S) bool: which positions each one sees: those of its question up to itself; padding none."""
+    ends: Tensor
+    """(I, M) int64: where each question ends; -1 for none."""
 
 
-def _laid_out(
+def _grow(
     images: int, image_of: Sequence[int], questions: Sequence[list[int]], pad_id: int, device: torch.device
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Ids (I, M, S) and what of them is real, image by image; and where in (I M) each question is."""
-    counts = [0] * images
+) -> tuple[_Trees, Tensor]:
+    """The trees, and where in (I M) each question is."""
+    known: list[dict[tuple[int, int], int]] = [{} for _ in range(images)]
+    paths: list[list[list[int]]] = [[] for _ in range(images)]
     slots = []
-    for image in image_of:
-        slots.append((image, counts[image]))
-        counts[image] += 1
-    most, longest = max(counts), max(map(len, questions))
-    ids = torch.full((images, most, longest), pad_id)
-    real = torch.zeros(images, most, longest, dtype=torch.bool)
+    for image, question in zip(image_of, questions, strict=True):
+        path, last = [], -1
+        for token in question:
+            last = known[image].setdefault((last, token), len(known[image]))
+            path.append(last)
+        slots.append((image, len(paths[image])))
+        paths[image].append(path)
+    most, longest = max(map(len, paths)), max(map(len, known))
+    lower = np.tri(longest, dtype=bool)
+    ids, places = np.full((images, longest), pad_id), np.zeros((images, longest), np.int64)
+    sees, ends = np.zeros((images, longest, longest), bool), np.full((images, most), -1)
     for (image, slot), question in zip(slots, questions, strict=True):
-        ids[image, slot, : len(question)] = torch.tensor(question)
-        real[image, slot, : len(question)] = True
-    flat = torch.tensor([image * most + slot for image, slot in slots], device=device)
-    return ids.to(device), real.to(device), flat
+        path = np.array(paths[image][slot])
+        ids[image, path] = question
+        places[image, path] = np.arange(len(path))
+        sees[image, path[:, None], path] = lower[: len(path), : len(path)]
+        ends[image, slot] = path[-1]
+    trees = _Trees(*(torch.from_numpy(part).to(device) for part in (ids, places, sees, ends)))
+    return trees, torch.tensor([image * most + slot for image, slot in slots], device=device)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import Cache
 
 from infotok_lit.batch import IGNORE_INDEX, IMAGE_TOKEN_ID, UnderstandingBatch
-from infotok_lit.models.common.language_model import next_labels
+from infotok_lit.models.common.language_model import CAUSAL, next_labels
 
 
 class Shortened(NamedTuple):
@@ -50,12 +50,13 @@ def answer_logits(
         embeds: (B, T, H), those of the batch with its images in their slots.
         kept: (B, N) bool: the slots of each image that are read; None for all.
     """
-    mask, wanted, places = batch.attention_mask, next_labels(batch.labels), None
+    wanted, places = next_labels(batch.labels), None
     if kept is not None:
-        rows = shorten(left_of(batch.input_ids, mask, kept))
-        embeds, mask, places = rows.take(embeds), rows.real, rows.source
-        wanted = rows.take(wanted).masked_fill(~mask, IGNORE_INDEX)
-    hidden = body(inputs_embeds=embeds, attention_mask=mask, position_ids=places, use_cache=False).last_hidden_state
+        rows = shorten(left_of(batch.input_ids, batch.attention_mask, kept))
+        embeds, places = rows.take(embeds), rows.source
+        wanted = rows.take(wanted).masked_fill(~rows.real, IGNORE_INDEX)
+    # Padding is on the right, so that causal attention alone hides it from every answer.
+    hidden = body(inputs_embeds=embeds, attention_mask=CAUSAL, position_ids=places, use_cache=False).last_hidden_state
     labelled = wanted >= 0
     return head(hidden[labelled]), wanted[labelled]
 

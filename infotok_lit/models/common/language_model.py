@@ -3,7 +3,7 @@
 Shapes: B batch, T text length, H width, V vocabulary.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 
 import torch
@@ -23,17 +23,21 @@ from transformers.models.siglip.modeling_siglip import SiglipEncoder
 from infotok_lit.batch import IGNORE_INDEX, IMAGE_TOKEN_ID, Processor
 from infotok_lit.errors import SettingsError
 from infotok_lit.models.common.model_config import LanguageModelConfig
+from infotok_lit.models.common.text import label_places
+
+CAUSAL = {"full_attention": None}
+"""The attention mask of transformers' Qwen2 for causal attention alone, which needs no mask. With None it would look
+for texts packed into one row, and so wait for the device."""
 
 
-def qwen2_config(config: LanguageModelConfig, attention: str | None = None, **rope: float | str) -> Qwen2Config:
+def qwen2_config(config: LanguageModelConfig, attention: str | None = None) -> Qwen2Config:
     """transformers' configuration of a Qwen2.
 
     Args:
         attention: the name of an attention function that transformers knows.
-        rope: how rotary positions are stretched; by default not at all.
     """
     values = asdict(config)
-    rope = {"rope_type": "default", **rope, "rope_theta": values.pop("rope_theta")}
+    rope = {"rope_type": "default", "rope_theta": values.pop("rope_theta")}
     special_ids = {"bos_token_id": None, "eos_token_id": None}
     return Qwen2Config(**values, **special_ids, rope_parameters=rope, attn_implementation=attention)
 
@@ -50,33 +54,61 @@ def embed_with_images(embedding: nn.Embedding, input_ids: Tensor, visual: Tensor
         SettingsError: if there are not as many slots as tokens.
     """
     slots = input_ids == IMAGE_TOKEN_ID
-    num_slots, num_visual = int(slots.sum()), visual.shape[0] * visual.shape[1]
-    if num_slots != num_visual:
-        raise SettingsError(
-            f"the text has {num_slots} image slots for {num_visual} visual tokens: the image size and the "
-            "processor's disagree"
-        )
-    embeds = embedding(input_ids.masked_fill(slots, 0))
+    num_slots, num_visual = slots.sum(), visual.shape[0] * visual.shape[1]
+    embeds = required(
+        embedding(input_ids.masked_fill(slots, 0)),
+        num_slots == num_visual,
+        lambda: (
+            f"the text has {num_slots} image slots for {num_visual} visual tokens: the image size and the processor's "
+            "disagree"
+        ),
+    )
     return embeds.masked_scatter(slots.unsqueeze(-1), visual.to(embeds.dtype))
 
 
-def text_loss(head: nn.Module, hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def required(values: Tensor, holds: Tensor, message: Callable[[], str]) -> Tensor:
+    """The values, if a condition (a bool scalar) holds; training does not wait for a device to say so.
+
+    Raises:
+        SettingsError: with the message, if it does not. But where training on a device would wait to know, the values
+            become NaN instead, which stops it when it next logs, with the names of the samples.
+    """
+    if not read_at_once(holds):
+        return values.masked_fill(~holds, torch.nan)
+    if not holds:
+        raise SettingsError(message())
+    return values
+
+
+def read_at_once(tensor: Tensor) -> bool:
+    """Whether a tensor may be read: it lies on the host, or no training is going on that would wait for it."""
+    return tensor.is_cpu or not torch.is_grad_enabled()
+
+
+def text_loss(head: nn.Module, hidden: Tensor, labels: Tensor, places: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Next-token cross entropy (nats) summed over labelled tokens, and their number; the head runs on these alone.
 
     Args:
         head: (..., H) -> (..., V) logits.
         hidden: (B, T, H).
         labels: (B, T) int64; negative where no loss is taken.
+        places: those of `label_places`; found here if not given.
     """
-    wanted = next_labels(labels)
-    labelled = wanted >= 0
-    return summed_loss(head(hidden[labelled]), wanted[labelled])
+    if places is None:
+        places = label_places(labels)
+    # The state before a label predicts it.
+    logits = head(hidden.flatten(0, 1)[places - 1])
+    loss = F.cross_entropy(logits.float(), labels.flatten()[places], reduction="sum")
+    return loss, labels.new_full((), len(places))
 
 
-def summed_loss(logits: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-    """Cross entropy (nats) of logits (M, V) for ids (M,), summed, and M."""
-    loss = F.cross_entropy(logits.float(), wanted, reduction="sum")
-    return loss, torch.tensor(len(wanted), device=loss.device)
+def text_nats(head: nn.Module, hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """As `text_loss` for each text by itself: nats (B,) float32, and the number of labelled tokens (B,)."""
+    places = label_places(labels)
+    logits = head(hidden.flatten(0, 1)[places - 1])
+    nats = F.cross_entropy(logits.float(), labels.flatten()[places], reduction="none")
+    rows, none = places // labels.shape[1], nats.new_zeros(len(labels))
+    return none.index_add(0, rows, nats), none.long().index_add(0, rows, torch.ones_like(rows))
 
 
 def next_labels(labels: Tensor) -> Tensor:
@@ -94,6 +126,20 @@ def followed_by_ones(mask: Tensor, count: int) -> Tensor:
     return torch.cat([mask.bool(), mask.new_ones(mask.shape[0], count, dtype=torch.bool)], dim=1)
 
 
+def read_after_text(body: nn.Module, text: Tensor, text_mask: Tensor, visual: Tensor) -> Tensor:
+    """Last hidden states (B, N, H) of visual embeddings (B, N, H) that follow padded texts (B, T, H), causally.
+
+    Padding is moved behind the visual positions, where none of them sees it: so attention needs no mask.
+    """
+    count = visual.shape[1]
+    real = followed_by_ones(text_mask, count)
+    order = real.byte().argsort(dim=1, descending=True, stable=True)
+    embeds = torch.take_along_dim(torch.cat([text, visual.to(text.dtype)], dim=1), order.unsqueeze(2), dim=1)
+    hidden = body(inputs_embeds=embeds, attention_mask=CAUSAL, use_cache=False).last_hidden_state
+    places = text_mask.sum(dim=1, keepdim=True) + torch.arange(count, device=hidden.device)
+    return torch.take_along_dim(hidden, places.unsqueeze(2), dim=1)
+
+
 @torch.no_grad()
 def answer_greedily(
     llm: PreTrainedModel,
@@ -103,14 +149,20 @@ def answer_greedily(
     max_new_tokens: int,
     use_cache: bool = True,
     adjust: LogitsProcessor | None = None,
+    in_step: bool = False,
 ) -> Tensor:
-    """Continuation ids (B, at most max_new_tokens) of left-padded embeddings (B, T, H), the likeliest each time."""
+    """Continuation ids (B, at most max_new_tokens) of left-padded embeddings (B, T, H), the likeliest each time.
+
+    Args:
+        in_step: no process stops before the others.
+    """
     return llm.generate(
         inputs_embeds=embeds,
         attention_mask=mask.long(),
         max_new_tokens=max_new_tokens,
         do_sample=False,
         use_cache=use_cache,
+        synced_gpus=in_step,
         logits_processor=LogitsProcessorList([] if adjust is None else [adjust]),
         eos_token_id=processor.end_id,
         pad_token_id=processor.pad_id,
@@ -127,6 +179,26 @@ def run_layers(layers: Iterable[nn.Module], x: Tensor, *others: object, recomput
         recomputed = recompute and torch.is_grad_enabled()
         x = checkpoint(layer, x, *others, use_reentrant=False) if recomputed else layer(x, *others)
     return x
+
+
+def compile_blocks(model: nn.Module, backend: str = "inductor") -> None:
+    """From now on, run the layers of a model's stacks compiled, but for its autoencoder's; numbers change by rounding.
+
+    Args:
+        backend: of torch.compile.
+    """
+    for name, child in model.named_children():
+        for block in () if name == "autoencoder" else _stacked(child):
+            block.compile(backend=backend)
+
+
+def _stacked(module: nn.Module) -> Iterator[nn.Module]:
+    """The layers of all stacks in a module; what is inside of a layer is compiled with it."""
+    if isinstance(module, nn.ModuleList):
+        yield from module
+    else:
+        for child in module.children():
+            yield from _stacked(child)
 
 
 class SiglipLayers(SiglipEncoder):

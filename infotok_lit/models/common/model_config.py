@@ -95,7 +95,8 @@ SCENES_LLM = LanguageModelConfig(
     num_hidden_layers=4,
     num_attention_heads=4,
     num_key_value_heads=4,
-    vocab_size=448,
+    # The words of Scenes and of garments, and the special tokens of a family.
+    vocab_size=512,
     max_position_embeddings=4096,
     # Sequences have some 40 positions. With 1e6, Show-o2's generation alone had a loss of 0.29 after 600 steps, with
     # 100 of 0.22.

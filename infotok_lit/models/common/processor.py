@@ -27,7 +27,7 @@ from infotok_lit.batch import (
 )
 from infotok_lit.errors import SettingsError
 from infotok_lit.models.common.images import crop_to_square, pad_to_square, to_pixels
-from infotok_lit.models.common.text import Text, pad, paired_text
+from infotok_lit.models.common.text import Text, label_places, pad, paired_text
 
 
 class Words(NamedTuple):
@@ -40,6 +40,8 @@ class Words(NamedTuple):
 
 Prompt = Sequence[list[int] | Words]
 """A template: ids that stay whole, and the user's own words."""
+CAPTION_REQUEST = "describe the image."
+"""What captions answer, in the words that Scenes asks with."""
 
 
 class ChatProcessor(ABC):
@@ -94,9 +96,9 @@ class ChatProcessor(ABC):
             num_image_tokens: slots of the image itself, for families whose prompts hold it.
         """
 
-    def training_question(self, question: str) -> Prompt:
+    def training_question(self, question: str, num_image_tokens: int) -> Prompt:
         """A question as training asks it; here as inference does."""
-        return self.question(question, self.num_image_tokens)
+        return self.question(question, num_image_tokens)
 
     def pixels(self, images: Sequence[Image.Image]) -> Tensor:
         """RGB images to understand -> (B, 3, height, width) float32 in [-1, 1]; here centred on a grey square."""
@@ -115,17 +117,19 @@ class ChatProcessor(ABC):
         ids, mask = pad([ids for ids, _ in rows], self.pad_id)
         texts = [self._exchange(sample.question, sample.answer) for sample in samples]
         negatives = [[self._exchange(*exchange) for exchange in sample.negatives] for sample in samples]
+        labels, _ = pad([labels for _, labels in rows], IGNORE_INDEX)
         return UnderstandingBatch(
             pixel_values=self.pixels([sample.image for sample in samples]),
             input_ids=ids,
             attention_mask=mask,
-            labels=pad([labels for _, labels in rows], IGNORE_INDEX)[0],
+            labels=labels,
             text=self._paired(texts, [f"{sample.question}\n{sample.answer}" for sample in samples], negatives),
             questions=[sample.question for sample in samples],
             answers=[sample.answer for sample in samples],
             names=[sample.name for sample in samples],
             skipped=list(skipped),
             cut=cut,
+            label_places=label_places(labels),
         )
 
     def generation(self, samples: Sequence[GenerationSample], skipped: Sequence[str] = ()) -> GenerationBatch:
@@ -157,9 +161,21 @@ class ChatProcessor(ABC):
     def example(self, sample: UnderstandingSample, cut: list[str]) -> tuple[list[int], list[int]]:
         """Ids and labels of a sample to understand; what is cut off is told to `cut`."""
         answer, after = self.answer(sample.answer), self.encode(self.after_answer)
-        prompt = self.training_question(sample.question)
+        prompt = self.training_question(sample.question, self.num_image_tokens)
         ids = self.fit(prompt, sample.name, reserved=len(answer) + len(after), cut=cut)
         return ids + answer + after, [IGNORE_INDEX] * len(ids) + answer + [IGNORE_INDEX] * len(after)
+
+    def caption_answers(self, captions: Sequence[str], num_image_tokens: int) -> tuple[Tensor, Tensor]:
+        """Right-padded ids and labels (B, T) of a request to describe one image each, answered by its caption.
+
+        An empty caption has no label; one that is too long loses its end.
+        """
+        prompt = self.fit(self.training_question(CAPTION_REQUEST, num_image_tokens), "a caption's request", reserved=1)
+        room = self.max_length - len(prompt)
+        answers = [self.answer(caption)[:room] if caption.strip() else [] for caption in captions]
+        ids, _ = pad([prompt + answer for answer in answers], self.pad_id)
+        labels, _ = pad([[IGNORE_INDEX] * len(prompt) + answer for answer in answers], IGNORE_INDEX)
+        return ids, labels
 
     def understanding_prompts(
         self, prompts: Sequence[str], num_image_tokens: int | None = None, pad_left: bool = True

@@ -19,7 +19,12 @@ class ImageNoise:
 
     def normal(self, *shape: int) -> Tensor:
         """(B, *shape) float32, standard normal."""
-        return torch.stack([torch.randn(shape, generator=generator) for generator in self.generators]).to(self.device)
+        return self.normals(1, *shape)[0]
+
+    def normals(self, count: int, *shape: int) -> Tensor:
+        """(count, B, *shape): what so many calls of `normal` give, with one copy to the device for all of them."""
+        rows = [[torch.randn(shape, generator=generator) for generator in self.generators] for _ in range(count)]
+        return torch.stack([torch.stack(row) for row in rows]).to(self.device)
 
     def orders(self, places: int) -> Tensor:
         """(B, places) int64: for each image, a random order of its places."""

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from huggingface_hub import constants, get_session
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from infotok_lit.batch import NegativeTexts, PairedText
@@ -64,6 +65,11 @@ def pad(rows: Sequence[list[int]], value: int, left: bool = False) -> tuple[Tens
     return ids, mask
 
 
+def label_places(labels: Tensor) -> Tensor:
+    """(n,) int64: where labels (B, T), flattened, are tokens; nothing predicts the first of a row."""
+    return F.pad(labels[:, 1:] >= 0, (1, 0)).flatten().nonzero()[:, 0]
+
+
 def paired_text(
     texts: Sequence[Text],
     raw: Sequence[str],
@@ -84,7 +90,8 @@ def paired_text(
     place = torch.arange(ids.shape[1])
     target_mask = torch.stack([(place >= start) & (place < end) for start, end in lengths])
     keys = torch.tensor([text_key(text) for text in raw])
-    return PairedText(ids, mask, target_mask, keys, _negative_texts(negatives, pad_id, max_length))
+    places = (target_mask & mask).flatten().nonzero()[:, 0]
+    return PairedText(ids, mask, target_mask, keys, _negative_texts(negatives, pad_id, max_length), places)
 
 
 def _negative_texts(negatives: Sequence[Sequence[Text]], pad_id: int, max_length: int) -> NegativeTexts | None:

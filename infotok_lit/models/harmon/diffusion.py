@@ -1,4 +1,4 @@
-"""Gaussian diffusion of one token: schedule, loss, ancestral sampling, and the network that denoises.
+"""Gaussian diffusion of one token: schedule, loss, and the network that denoises.
 
 The loss is that of "Improved Denoising Diffusion Probabilistic Models" (Nichol & Dhariwal 2021) with a learned
 variance range, per token as in MAR (Li et al. 2024). Shapes: M tokens, C channels,
@@ -6,7 +6,7 @@ S sampling steps, E condition width, W network width.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import NamedTuple
@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from infotok_lit.errors import SettingsError
-from infotok_lit.models.common.sampling import TIME_FEATURES, guide, is_guided, sinusoid
+from infotok_lit.models.common.sampling import TIME_FEATURES, sinusoid
 from infotok_lit.models.harmon.mar import LAYER_NORM_EPS, init_linears
 
 TRAINING_STEPS = 1000
 BETA_MAX = 0.999
 
 Network = Callable[[Tensor, Tensor], Tensor]
-"""(x (M, C), timestep (M,)) -> (M, 2C): predicted noise, then the variance interpolation."""
+"""(x (M, C), timestep (M,) or (1,)) -> (M, 2C): predicted noise, then the variance interpolation."""
 
 
 class Coefficients(NamedTuple):
@@ -39,7 +39,7 @@ class Coefficients(NamedTuple):
     posterior_log_variance: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Schedule:
     """A (possibly respaced) chain of S steps."""
 
@@ -64,27 +64,40 @@ class Schedule:
         variance = self.betas * (1 - self.alphas_cumprod_prev) / (1 - self.alphas_cumprod)
         return variance[1:2].log() if len(self) == 1 else torch.cat([variance[1:2], variance[1:]]).log()
 
-    @cached_property
-    def _tables(self) -> Tensor:
-        survived, previous = self.alphas_cumprod, self.alphas_cumprod_prev
-        tables = Coefficients(
-            signal=survived.sqrt(),
-            noise=(1 - survived).sqrt(),
-            inverse_signal=survived.rsqrt(),
-            noise_to_signal=(1 / survived - 1).sqrt(),
-            mean_on_x0=self.betas * previous.sqrt() / (1 - survived),
-            mean_on_x_t=(1 - previous) * (1 - self.betas).sqrt() / (1 - survived),
-            log_beta=self.betas.log(),
-            posterior_log_variance=self.posterior_log_variance,
-        )
-        return torch.stack(tables).float()
-
     def at(self, step: Tensor) -> Coefficients:
         """The coefficients at steps (M,) int64 of this chain, computed in float64 and used in float32."""
-        return Coefficients(*self._tables.to(step.device)[:, step].unsqueeze(-1))
+        return Coefficients(*_tables(self, step.device)[:, step].unsqueeze(-1))
+
+    def descend(self, device: torch.device) -> Iterator[tuple[Tensor, Coefficients]]:
+        """Timestep (1,) and coefficients (1, 1) of each step, last step first: views, so that none is copied."""
+        timesteps, tables = _timesteps(self, device), _tables(self, device)
+        for k in reversed(range(len(self))):
+            yield timesteps[k : k + 1], Coefficients(*tables[:, k, None, None].unbind())
 
     def __len__(self) -> int:
         return len(self.timesteps)
+
+
+@lru_cache(maxsize=16)
+def _tables(schedule: Schedule, device: torch.device) -> Tensor:
+    """(8, S) float32: the coefficients; once per device, as a step should wait for no copy."""
+    survived, previous = schedule.alphas_cumprod, schedule.alphas_cumprod_prev
+    tables = Coefficients(
+        signal=survived.sqrt(),
+        noise=(1 - survived).sqrt(),
+        inverse_signal=survived.rsqrt(),
+        noise_to_signal=(1 / survived - 1).sqrt(),
+        mean_on_x0=schedule.betas * previous.sqrt() / (1 - survived),
+        mean_on_x_t=(1 - previous) * (1 - schedule.betas).sqrt() / (1 - survived),
+        log_beta=schedule.betas.log(),
+        posterior_log_variance=schedule.posterior_log_variance,
+    )
+    return torch.stack(tables).float().to(device)
+
+
+@lru_cache(maxsize=16)
+def _timesteps(schedule: Schedule, device: torch.device) -> Tensor:
+    return schedule.timesteps.to(device)
 
 
 @lru_cache(maxsize=16)
@@ -152,7 +165,7 @@ def token_diffusion_losses(
     predicted_noise, interpolation = network(x_t, t).float().chunk(2, dim=-1)
     squared_error = (noise - predicted_noise).square().mean(dim=-1)
     # Only the variance learns from the bound; the mean learns from the squared error.
-    mean, log_variance = _step_distribution(x_t, predicted_noise.detach(), interpolation, at_t)
+    mean, log_variance = step_distribution(x_t, predicted_noise.detach(), interpolation, at_t)
     true_mean = at_t.mean_on_x0 * x0 + at_t.mean_on_x_t * x_t
     true_log_variance = at_t.posterior_log_variance
     divergence = 0.5 * (
@@ -167,48 +180,7 @@ def token_diffusion_losses(
     return squared_error, bound
 
 
-@torch.no_grad()
-def sample_tokens(
-    network: Network,
-    initial_noise: Tensor,
-    step_noise: Callable[[int], Tensor],
-    schedule: Schedule,
-    temperature: float = 1.0,
-    guidance: float = 1.0,
-    watch: Callable[[Tensor], None] | None = None,
-) -> Tensor:
-    """Ancestral sampling of M tokens, with classifier-free guidance if `guidance` is above 1.
-
-    Args:
-        network: the denoiser, with its condition bound; under guidance its second half is unconditional.
-        initial_noise: (M, C); under guidance the two halves must be equal.
-        step_noise: index of the executed step (0 first) -> (M, C).
-        schedule: the respaced chain.
-        temperature: factor on the step noise.
-        guidance: scale of classifier-free guidance.
-        watch: called with x after every step.
-
-    Returns:
-        (M, C) float32; under guidance the first half is the result.
-    """
-    x = initial_noise
-    for executed, k in enumerate(reversed(range(len(schedule)))):
-        conditional = x[: len(x) // 2]
-        seen = torch.cat([conditional, conditional]) if is_guided(guidance) else x
-        index = torch.full((len(x),), k, device=x.device)
-        output = network(seen, schedule.timesteps.to(x.device)[index]).float()
-        predicted_noise, interpolation = output.chunk(2, dim=-1)
-        if is_guided(guidance):
-            predicted_noise = guide(predicted_noise, guidance).repeat(2, 1)
-        mean, log_variance = _step_distribution(x, predicted_noise, interpolation, schedule.at(index))
-        noise = step_noise(executed)
-        x = mean + (k > 0) * torch.exp(0.5 * log_variance) * noise * temperature
-        if watch is not None:
-            watch(x)
-    return x
-
-
-def _step_distribution(
+def step_distribution(
     x_t: Tensor, predicted_noise: Tensor, interpolation: Tensor, at_t: Coefficients
 ) -> tuple[Tensor, Tensor]:
     """Mean and log variance (M, C) of p(x_{t-1} | x_t)."""
@@ -267,7 +239,7 @@ class TokenDiffusion(nn.Module):
 
         Args:
             x: (M, C) noisy tokens.
-            t: (M,) int64 original timesteps.
+            t: (M,) int64 original timesteps, or (1,) that of all.
             condition: (M, W) embedded by `condition_embed`.
 
         Returns:
@@ -282,32 +254,12 @@ class TokenDiffusion(nn.Module):
 
     def losses(self, targets: Tensor, z: Tensor, t: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Squared error and bound, (M,) each, of tokens (M, C) given z (M, E), at steps t (M,) with noise (M, C)."""
-        condition = self.condition_embed(z)
-        return token_diffusion_losses(
-            lambda x, step: self(x, step, condition), targets.float(), t, noise, make_schedule()
-        )
+        return token_diffusion_losses(self.given(z), targets.float(), t, noise, make_schedule())
 
-    def sample(
-        self,
-        z: Tensor,
-        initial_noise: Tensor,
-        step_noise: Callable[[int], Tensor],
-        respacing: str,
-        temperature: float = 1.0,
-        guidance: float = 1.0,
-        watch: Callable[[Tensor], None] | None = None,
-    ) -> Tensor:
-        """Sample tokens (M, C) given conditions z (M, E); see sample_tokens."""
+    def given(self, z: Tensor) -> Network:
+        """The denoiser of tokens whose conditions are z (M, E)."""
         condition = self.condition_embed(z)
-        return sample_tokens(
-            lambda x, step: self(x, step, condition),
-            initial_noise,
-            step_noise,
-            make_schedule(respacing),
-            temperature,
-            guidance,
-            watch,
-        )
+        return lambda x, t: self(x, t, condition)
 
     def _initialise(self) -> None:
         init_linears(self)

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
-from infotok_lit.assets import SCENES_TOKENIZER
+from infotok_lit.assets import embedded_base
+from infotok_lit.errors import SettingsError
 from infotok_lit.models.common.model_config import QWEN25, SCENES_LLM, KL16Config, LanguageModelConfig, ModelConfig
 from infotok_lit.models.family import Family, Part
 
@@ -47,6 +48,15 @@ class SamplingConfig:
     guidance: float = 3.0
     guidance_schedule: Literal["constant", "linear"] = "constant"
     temperature: float = 1.0
+    solver_steps: int = 0
+    """Steps of DPM-Solver++ for each token; 0: ancestral sampling over the steps of `mar.sampling_steps`."""
+
+    def __post_init__(self) -> None:
+        if self.solver_steps and self.temperature != 1:
+            raise SettingsError(
+                f"temperature is {self.temperature}, but DPM-Solver++ has no noise to scale: set solver_steps to 0, or "
+                "leave temperature at 1"
+            )
 
 
 @dataclass(frozen=True)
@@ -63,6 +73,8 @@ class HarmonConfig(ModelConfig):
     """Latents are multiplied by this, so that they have about unit variance."""
     grad_scale: float | None = 0.1
     """Factor on the gradient that understanding sends into the visual encoder; None leaves it alone."""
+    capacity_bits: float | None = None
+    """The most bits that the shared tokens of an image may carry in training (`Channel`); None for no limit."""
     image_size: int = 512
     """Side of the square images that the processor makes, in pixels."""
     repetition_penalty: float = 1.0
@@ -104,7 +116,7 @@ SIZES: dict[str, HarmonConfig] = {
             num_classes=1,
         ),
         # Sequences have some 60 positions: with 100 or more, generation read its prompt as a bag of words.
-        llm=replace(SCENES_LLM, num_hidden_layers=3, vocab_size=440, rope_theta=10.0),
+        llm=replace(SCENES_LLM, num_hidden_layers=3, rope_theta=10.0),
         sampling=SamplingConfig(iterations=16, guidance=2.0),
         # Objects reach about 1.5, so that their colour drowns in half of the noise levels and text is worth reading.
         latent_scale=0.3,
@@ -134,7 +146,7 @@ class HarmonFamily(Family):
     sampling = SamplingConfig
     sizes = SIZES
     tokenizers: ClassVar[Mapping[str, str]] = {
-        "scenes32": str(SCENES_TOKENIZER),
+        "scenes32": str(embedded_base("harmon", "scenes32")),
         "0.5b": "Qwen/Qwen2.5-0.5B-Instruct",
         "1.5b": "Qwen/Qwen2.5-1.5B-Instruct",
     }
@@ -149,8 +161,9 @@ class HarmonFamily(Family):
     weighted = ("autoencoder", "mar", "llm")
 
     def differing_parts(self, found: HarmonConfig, wanted: HarmonConfig) -> list[str]:
-        """As for all families, but dropout has no weights, and acts in training only."""
-        return super().differing_parts(replace(found, mar=replace(found.mar, dropout=wanted.mar.dropout)), wanted)
+        """As for all families, but no weights depend on dropout, nor on how tokens are sampled."""
+        mar = replace(found.mar, dropout=wanted.mar.dropout, sampling_steps=wanted.mar.sampling_steps)
+        return super().differing_parts(replace(found, mar=mar), wanted)
 
 
 FAMILY = HarmonFamily()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from infotok_lit.models.common.channel import Channel
 from infotok_lit.models.common.language_model import run_layers
 from infotok_lit.models.common.model_config import Grid
 from infotok_lit.models.harmon.family import MARConfig
@@ -19,7 +20,7 @@ LAYER_NORM_EPS = 1e-6
 class MAREncoder(nn.Module):
     """Visible latent tokens and buffers -> shared tokens."""
 
-    def __init__(self, config: MARConfig, channels: int) -> None:
+    def __init__(self, config: MARConfig, channel: Channel, channels: int) -> None:
         super().__init__()
         width = config.encoder_width
         self.num_buffers = config.num_buffers
@@ -31,6 +32,7 @@ class MAREncoder(nn.Module):
         self.transformer = Transformer(
             width, config.encoder_depth, config.encoder_heads, config.mlp_ratio, config.dropout
         )
+        self.channel = channel
         init_linears(self)
 
     def forward(self, latents: Tensor, grid: Grid, visible: Tensor | None = None) -> Tensor:
@@ -50,7 +52,7 @@ class MAREncoder(nn.Module):
         canvas = self.input_norm(canvas + resize_positions(self.positions, self.num_buffers, self.default_grid, grid))
         if visible is not None:
             canvas = gather_rows(canvas, with_buffers(visible, self.num_buffers))
-        return self.transformer(canvas)
+        return self.channel(self.transformer(canvas))
 
 
 class MARDecoder(nn.Module):
@@ -102,9 +104,9 @@ def gather_rows(x: Tensor, index: Tensor) -> Tensor:
     return x.gather(1, index.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
 
 
-def places_where(mask: Tensor) -> Tensor:
-    """Places (B, K) where mask (B, L) is true, in raster order; every row must have the same number K."""
-    return mask.nonzero()[:, 1].view(mask.shape[0], -1)
+def places_where(mask: Tensor, count: int) -> Tensor:
+    """Places (B, K) where mask (B, L) is true, in raster order; every row must have `count` of them."""
+    return mask.byte().argsort(dim=1, descending=True, stable=True)[:, :count]
 
 
 def _area(grid: Grid) -> int:

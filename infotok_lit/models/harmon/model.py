@@ -5,7 +5,7 @@ Shapes: B batch, T text length, L = h*w places, R buffers, K visible places, C t
 E decoder width, H language-model width.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -21,20 +21,24 @@ from infotok_lit.batch import (
 )
 from infotok_lit.checkpoints import KeyMap, OfficialPart
 from infotok_lit.models.common.autoencoders import build_autoencoder, from_tokens, kl16_keys, to_tokens
+from infotok_lit.models.common.channel import Channel
 from infotok_lit.models.common.language_model import (
+    CAUSAL,
     build_language_model,
     compact_positions,
     followed_by_ones,
-    summed_loss,
+    read_after_text,
+    text_loss,
 )
 from infotok_lit.models.common.model_config import Grid
 from infotok_lit.models.common.reconstruction import graph_unless_stopped, scale_gradient
 from infotok_lit.models.common.sampling import ImageNoise, is_guided
-from infotok_lit.models.harmon.diffusion import TokenDiffusion
+from infotok_lit.models.harmon.diffusion import TokenDiffusion, make_schedule
 from infotok_lit.models.harmon.family import HarmonConfig, SamplingConfig
-from infotok_lit.models.harmon.mar import MARDecoder, MAREncoder, places_where, with_buffers
+from infotok_lit.models.harmon.mar import MARDecoder, MAREncoder, gather_rows, places_where, with_buffers
 from infotok_lit.models.harmon.processor import HarmonProcessor
 from infotok_lit.models.harmon.sampling import RandomNumbers, random_numbers, sample_image_tokens
+from infotok_lit.models.harmon.token_sampling import Draw, sample_tokens, solve_tokens
 from infotok_lit.models.reading import TokenTransform, transformed
 from infotok_lit.models.unified import Progress, UnifiedModel
 
@@ -81,7 +85,8 @@ class Harmon(UnifiedModel):
         self.num_extras = {"understanding": mar.num_buffers, "generation": mar.num_buffers}
         self.parts = {name: (f"{name}.",) for name in PARTS}
         self.token_parts = {"understanding": ("encoder",), "generation": ("encoder",)}
-        self.encoder = MAREncoder(mar, self.latent_width)
+        channel = Channel(config.capacity_bits, self.processor.num_image_tokens, mar.encoder_width)
+        self.encoder = MAREncoder(mar, channel, self.latent_width)
         self.decoder = MARDecoder(mar)
         self.token_diffusion = TokenDiffusion(
             self.latent_width, mar.decoder_width, mar.diffusion_width, mar.diffusion_depth
@@ -119,7 +124,11 @@ class Harmon(UnifiedModel):
         """Next-token cross entropy (nats) summed over answer tokens; the head runs on those positions alone."""
         latents, grid = self.encode_images(batch.pixel_values)
         tokens = self.encoder(latents, grid)
-        loss = summed_loss(*self.answer_logits(batch, tokens, transform))
+        seen = scale_gradient(self.project_for_llm(tokens, transform), self.config.grad_scale)
+        embeds = self.embed_with_images(batch.input_ids, seen)
+        # Padding is on the right, so that causal attention alone hides it from every answer.
+        hidden = self.llm.model(inputs_embeds=embeds, attention_mask=CAUSAL, use_cache=False).last_hidden_state
+        loss = text_loss(self.llm.lm_head, hidden, batch.labels, batch.label_places)
         return self.branch_output("understanding", loss, tokens, batch.text, grid)
 
     def project_for_llm(self, tokens: Tensor, transform: TokenTransform | None = None) -> Tensor:
@@ -180,15 +189,16 @@ class Harmon(UnifiedModel):
         """The loss of hidden latents (B, L, C), given the others and right-padded embeddings (B, T, H) of prompts."""
         if random is None:
             random = self.random_numbers(*latents.shape[:2], latents.device)
-        visible = places_where(~random.hidden)
+        copies, places = self.config.mar.noise_draws, latents.shape[1]
+        num_hidden = len(random.timesteps) // (copies * len(latents))
+        visible = places_where(~random.hidden, places - num_hidden)
+        hidden = places_where(random.hidden, num_hidden)
         tokens = self.encoder(latents, grid, visible)
         conditioned = self.condition_on(transformed(tokens, transform), prompt, attention_mask)
         z = self.decoder(conditioned, grid, visible)
-        copies = self.config.mar.noise_draws
-        squared_error, bound = self.token_diffusion.losses(
-            latents[random.hidden].repeat(copies, 1), z[random.hidden].repeat(copies, 1), random.timesteps, random.noise
-        )
-        loss = (squared_error.sum() + bound.sum(), torch.tensor(len(bound), device=bound.device))
+        targets, conditions = (gather_rows(x, hidden).flatten(0, 1).repeat(copies, 1) for x in (latents, z))
+        squared_error, bound = self.token_diffusion.losses(targets, conditions, random.timesteps, random.noise)
+        loss = (squared_error.sum() + bound.sum(), random.timesteps.new_full((), len(bound)))
         index = with_buffers(visible, self.config.mar.num_buffers)
         return self.branch_output(
             "generation", loss, tokens, text, grid, token_index=index, latents=latents, latent_grid=grid
@@ -205,39 +215,30 @@ class Harmon(UnifiedModel):
     def condition_on(self, tokens: Tensor, text: Tensor, attention_mask: Tensor) -> Tensor:
         """`condition_on_text` with the text as embeddings (B, T, H)."""
         visual = self._buffers_last(self.project_in(tokens))
-        mask = followed_by_ones(attention_mask, visual.shape[1])
-        hidden = self.llm.model(
-            inputs_embeds=torch.cat([text, visual.to(text.dtype)], dim=1),
-            attention_mask=mask,
-            position_ids=compact_positions(mask),
-            use_cache=False,
-        ).last_hidden_state
-        return self._add_correction(tokens, hidden[:, text.shape[1] :])
+        return self._add_correction(tokens, read_after_text(self.llm.model, text, attention_mask, visual))
 
-    def text_cache(self, input_ids: Tensor, attention_mask: Tensor) -> DynamicCache:
-        """Keys and values of the prompts: text comes first and attends causally, so they never change."""
+    def text_cache(self, input_ids: Tensor) -> DynamicCache:
+        """Keys and values of right-padded prompts: text comes first and attends causally, so they never change."""
         cache = DynamicCache(config=self.llm.config)
-        self.llm.model(
-            inputs_embeds=self.text_embedding(input_ids),
-            attention_mask=attention_mask,
-            position_ids=compact_positions(attention_mask),
-            past_key_values=cache,
-            use_cache=True,
-        )
+        embeds = self.text_embedding(input_ids)
+        self.llm.model(inputs_embeds=embeds, attention_mask=CAUSAL, past_key_values=cache, use_cache=True)
         return cache
 
     def condition_on_cache(self, tokens: Tensor, cache: DynamicCache, attention_mask: Tensor) -> Tensor:
         """`condition_on_text` with the prompts' keys and values already computed; leaves the cache as it was."""
         visual = self._buffers_last(self.project_in(tokens))
-        mask = followed_by_ones(attention_mask, visual.shape[1])
+        count = visual.shape[1]
+        real = followed_by_ones(attention_mask, count)
+        # Made here, once for all layers: transformers would read a mask of two dimensions back to simplify it.
+        earlier = real.new_ones(count, real.shape[1]).tril(attention_mask.shape[1])
         hidden = self.llm.model(
             inputs_embeds=visual,
-            attention_mask=mask,
-            position_ids=compact_positions(mask)[:, -visual.shape[1] :],
+            attention_mask=real[:, None, None] & earlier,
+            position_ids=compact_positions(real)[:, -count:],
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state
-        cache.crop(-visual.shape[1])
+        cache.crop(-count)
         return self._add_correction(tokens, hidden)
 
     def sample(
@@ -267,19 +268,24 @@ class Harmon(UnifiedModel):
         use_cache: bool = True,
     ) -> Tensor:
         """Scaled latent tokens (B, L, C) of texts; under guidance the second half of these is unconditional."""
-        cache = self.text_cache(input_ids, attention_mask) if use_cache else None
-        respacing = respacing or self.config.mar.sampling_steps
+        cache = self.text_cache(input_ids) if use_cache else None
+        schedule = make_schedule(respacing or self.config.mar.sampling_steps)
 
         def condition(tokens: Tensor, visible: Tensor) -> Tensor:
-            encoded = self.encoder(tokens, grid, visible)
+            # The unconditional half sees the same tokens, so that both are encoded once.
+            copies = len(input_ids) // len(tokens)
+            encoded = self.encoder(tokens, grid, visible).repeat(copies, 1, 1)
             if cache is None:
                 conditioned = self.condition_on_text(encoded, input_ids, attention_mask)
             else:
                 conditioned = self.condition_on_cache(encoded, cache, attention_mask)
-            return self.decoder(conditioned, grid, visible)
+            return self.decoder(conditioned, grid, visible.repeat(copies, 1))
 
-        def sample(z: Tensor, initial: Tensor, step_noise: Callable[[int], Tensor], guidance: float) -> Tensor:
-            return self.token_diffusion.sample(z, initial, step_noise, respacing, sampling.temperature, guidance)
+        def sample(z: Tensor, draw: Draw, guidance: float) -> Tensor:
+            network = self.token_diffusion.given(z)
+            if sampling.solver_steps:
+                return solve_tokens(network, draw, sampling.solver_steps, guidance)
+            return sample_tokens(network, draw, schedule, sampling.temperature, guidance)
 
         return sample_image_tokens(condition, sample, noise, grid, self.latent_width, sampling, progress)
 

@@ -15,13 +15,15 @@ from infotok_lit.models.common.model_config import Grid
 from infotok_lit.models.common.sampling import ImageNoise, is_guided
 from infotok_lit.models.harmon.diffusion import TRAINING_STEPS
 from infotok_lit.models.harmon.family import MARConfig, SamplingConfig
-from infotok_lit.models.harmon.mar import places_where
+from infotok_lit.models.harmon.mar import gather_rows
+from infotok_lit.models.harmon.token_sampling import Draw
 
 Condition = Callable[[Tensor, Tensor], Tensor]
-"""(tokens (B, L, C), visible places (B, K)) -> condition vectors (B, L, E), given the prompts."""
+"""(tokens (B, L, C), visible places (B, K)) -> condition vectors (B, L, E), given the prompts; under guidance
+(2 B, L, E), of the prompts and then of the unconditional ones, as both see the same tokens."""
 
-TokenSampler = Callable[[Tensor, Tensor, Callable[[int], Tensor], float], Tensor]
-"""(z (M, E), initial noise (M, C), step -> noise (M, C), guidance scale) -> tokens (M, C)."""
+TokenSampler = Callable[[Tensor, Draw, float], Tensor]
+"""(z (M, E), under guidance (2 M, E); noise of M tokens; guidance scale) -> tokens (M, C)."""
 
 
 @dataclass(frozen=True)
@@ -66,38 +68,34 @@ def sample_image_tokens(
 ) -> Tensor:
     """Fill the grid over `config.iterations` rounds, each predicting a growing share of the hidden places.
 
-    Under guidance the conditions are those of the prompts followed by those of the unconditional prompt, and both
-    halves always hold the same tokens.
-
     Args:
         progress: called with (round, rounds) after each round.
 
     Returns:
-        (B, L, C), the prompts' images only.
+        (B, L, C).
     """
     places = grid[0] * grid[1]
     copies = 2 if is_guided(config.guidance) else 1
+    # The places that are hidden longest come first; places are counted on the host, so that no mask is read back.
     orders = noise.orders(places)
-    rank = orders.argsort(dim=1)
     tokens = torch.zeros(len(orders), places, channels, device=orders.device)
     num_hidden = places
     for iteration in range(config.iterations):
         scheduled = hidden_after(iteration, config.iterations, places, num_hidden)
         num_hidden_next = 0 if iteration == config.iterations - 1 else scheduled
-        predicted = (rank < num_hidden) & (rank >= num_hidden_next)
         count = num_hidden - num_hidden_next
         # With more iterations than places a round may have nothing to predict.
         if count > 0:
-            hidden = rank < num_hidden
-            z = condition(tokens.repeat(copies, 1, 1), places_where(~hidden).repeat(copies, 1))
-            chosen = z[predicted.repeat(copies, 1)]
-            scale = _guidance_scale(config, places, scheduled)
+            predicted = orders[:, num_hidden_next:num_hidden].sort(dim=1).values
+            z = condition(tokens, orders[:, num_hidden:].sort(dim=1).values)
+            chosen = gather_rows(z, predicted.repeat(copies, 1)).flatten(0, 1)
 
-            def token_noise(step: int | None = None, count: int = count) -> Tensor:
-                return noise.normal(count, channels).flatten(0, 1).repeat(copies, 1)
+            def draw(times: int, count: int = count) -> Tensor:
+                return noise.normals(times, count, channels).flatten(1, 2)
 
-            sampled = sample(chosen, token_noise(), token_noise, scale)
-            tokens[predicted] = sampled[: len(sampled) // copies]
+            sampled = sample(chosen, draw, _guidance_scale(config, places, scheduled))
+            index = predicted.unsqueeze(-1).expand(-1, -1, channels)
+            tokens = tokens.scatter(1, index, sampled.unflatten(0, predicted.shape))
         num_hidden = num_hidden_next
         if progress is not None:
             progress(iteration + 1, config.iterations)

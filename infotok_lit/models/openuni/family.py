@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from infotok_lit.assets import SCENES_TOKENIZER
+from infotok_lit.assets import embedded_base
 from infotok_lit.errors import SettingsError
 from infotok_lit.models.common.model_config import QWEN25, SCENES_LLM, DCAEConfig, LanguageModelConfig, ModelConfig
 from infotok_lit.models.family import Family, Part
@@ -107,6 +107,8 @@ class OpenUniConfig(ModelConfig):
     """Latents are multiplied by this, so that they have about unit variance."""
     grad_scale: float | None = None
     """Factor on the gradient that understanding sends into the vision tower; None leaves it alone."""
+    capacity_bits: float | None = None
+    """The most bits that the shared tokens of an image may carry in training (`Channel`); None for no limit."""
     image_size: int = 512
     """Side of the square images that are generated, in pixels."""
     max_length: int = 2048
@@ -172,7 +174,7 @@ class OpenUniFamily(Family):
     sampling = SamplingConfig
     sizes = SIZES
     tokenizers: ClassVar[Mapping[str, str]] = {
-        "scenes32": str(SCENES_TOKENIZER),
+        "scenes32": str(embedded_base("openuni", "scenes32")),
         "b-512": "OpenGVLab/InternVL3-1B",
         "l-512": "OpenGVLab/InternVL3-2B",
         "l-1024": "OpenGVLab/InternVL3-2B",

@@ -19,8 +19,10 @@ from infotok_lit.batch import (
     UnderstandingBatch,
 )
 from infotok_lit.checkpoints import KeyMap, OfficialPart
+from infotok_lit.errors import SettingsError
 from infotok_lit.models.common.autoencoders import NETWORK, build_autoencoder, to_tokens
-from infotok_lit.models.common.language_model import summed_loss
+from infotok_lit.models.common.channel import Channel
+from infotok_lit.models.common.language_model import CAUSAL, text_loss
 from infotok_lit.models.common.model_config import Grid
 from infotok_lit.models.common.reconstruction import ReconstructionConfig, graph_unless_stopped, scale_gradient
 from infotok_lit.models.common.sampling import ImageNoise, is_guided
@@ -69,6 +71,7 @@ class OpenUni(UnifiedModel):
 
     family = "openuni"
     parts = PARTS
+    understanding_prefixes = ("vlm.",)
     reconstruction_defaults = ReconstructionConfig(condition="same_res", gradient_scale=0.0, template_swap=0.0)
 
     def __init__(self, config: OpenUniConfig, tokenizer: Tokenizer) -> None:
@@ -88,6 +91,9 @@ class OpenUni(UnifiedModel):
         self.meta_queries = nn.Parameter(torch.randn(config.num_queries, width) / width**0.5)
         self.connector = build_connector(connector)
         self.projector = build_projector(connector, width, config.transformer.caption_width)
+        bits, side = config.capacity_bits, config.vision.grid_side
+        self.understanding_channel = Channel(bits, side**2, width)
+        self.generation_channel = Channel(bits, config.num_queries, connector.width)
         self.transformer = build_transformer(config.transformer, config.autoencoder.channels)
 
     # Latents
@@ -107,12 +113,17 @@ class OpenUni(UnifiedModel):
 
     def understood_tokens(self, pixel_values: Tensor) -> Tensor:
         """(B, 3, height, width) in [-1, 1] -> projected tokens of the vision tower (B, N, H)."""
-        return image_tokens(self.vlm, pixel_values, self.config.vision.input_side)
+        return self.understanding_channel(image_tokens(self.vlm, pixel_values, self.config.vision.input_side))
 
     def understanding(self, batch: UnderstandingBatch, transform: TokenTransform | None = None) -> BranchOutput:
         """Next-token cross entropy (nats) summed over answer tokens; the head runs on those positions alone."""
         tokens = self.understood_tokens(batch.pixel_values)
-        loss, side = summed_loss(*self.answer_logits(batch, tokens, transform)), self.config.vision.grid_side
+        seen = scale_gradient(transformed(tokens, transform), self.config.grad_scale)
+        embeds = self.embed_with_images(batch.input_ids, seen)
+        # Padding is on the right, so that causal attention alone hides it from every answer.
+        hidden = self.text_body(inputs_embeds=embeds, attention_mask=CAUSAL, use_cache=False).last_hidden_state
+        loss = text_loss(self.vlm.lm_head, hidden, batch.labels, batch.label_places)
+        side = self.config.vision.grid_side
         return self.branch_output("understanding", loss, tokens, batch.text, (side, side))
 
     # Generation
@@ -123,7 +134,7 @@ class OpenUni(UnifiedModel):
         """What the meta queries make of texts (B, T, H), padded on either side."""
         order = self.config.connector.order
         queries = read_queries(self.vlm, embeds, attention_mask, self.meta_queries)
-        tokens = self.connector(before_connector(self.projector, order, queries))
+        tokens = self.generation_channel(self.connector(before_connector(self.projector, order, queries)))
         return Condition(tokens, after_connector(self.projector, order, transformed(tokens, transform)))
 
     def generation(
@@ -133,10 +144,18 @@ class OpenUni(UnifiedModel):
         latents = self.encode_images(batch.pixel_values)
         condition = self.condition_on(self.text_embedding(batch.input_ids), batch.attention_mask, transform)
         loss_sum = self.flow_loss(latents, condition.condition, random)
-        loss = (loss_sum, torch.tensor(latents.numel(), device=loss_sum.device))
+        loss = (loss_sum, loss_sum.new_full((), latents.numel(), dtype=torch.int64))
         targets, grid = to_tokens(latents, 1)
         return self.branch_output(
             "generation", loss, condition.tokens, batch.text, (0, 0), latents=targets, latent_grid=grid
+        )
+
+    def caption_nats(self, tokens: Tensor, output: BranchOutput, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """SettingsError: the queries read the prompt and no image, so a caption read from them would be an echo."""
+        raise SettingsError(
+            "captioning has no meaning for OpenUni: its generation tokens are made from the prompt alone and see no "
+            "image, so their caption is the prompt again. Take captioning out of objective.terms, or train Harmon or "
+            "Show-o2"
         )
 
     def reconstruct(
@@ -158,7 +177,7 @@ class OpenUni(UnifiedModel):
         condition = self.condition_on(embeds, mask.to(seen.device), generated_transform)
         latents = self.encode_images(batch.pixel_values)
         loss = self.flow_loss(latents, condition.condition, random)
-        return ReconstructionOutput(loss, torch.tensor(latents.numel(), device=loss.device))
+        return ReconstructionOutput(loss, loss.new_full((), latents.numel(), dtype=torch.int64))
 
     def flow_loss(self, latents: Tensor, condition: Tensor, random: RandomNumbers | None = None) -> Tensor:
         """Squared error of the velocity (float32), summed over latents (B, C, h, w)."""

@@ -6,6 +6,7 @@ T text length, N image tokens, Q queries, H language-model width.
 
 import re
 from collections.abc import Mapping
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from torch.nn import functional as F
 from transformers import InternVLConfig, InternVLForConditionalGeneration, InternVLVisionConfig
 
 from infotok_lit.checkpoints import CheckpointError, KeyMap, State
-from infotok_lit.models.common.language_model import compact_positions, followed_by_ones, qwen2_config
+from infotok_lit.models.common.language_model import qwen2_config, read_after_text
 from infotok_lit.models.common.model_config import LanguageModelConfig
 from infotok_lit.models.openuni.family import DOWNSAMPLE, VisionConfig
 
@@ -23,8 +24,9 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 def build_vlm(vision: VisionConfig, llm: LanguageModelConfig) -> InternVLForConditionalGeneration:
     """An InternVL3 with fresh weights."""
-    # Positions are stretched only beyond the longest trained length, which nothing here reaches.
-    text = qwen2_config(llm, rope_type="dynamic", factor=2.0)
+    # The official positions are stretched beyond the longest trained length, which nothing here reaches; to ask for
+    # that would have every pass wait for the device to say how long its texts are.
+    text = qwen2_config(llm)
     tower = InternVLVisionConfig(
         hidden_size=vision.width,
         intermediate_size=vision.mlp_width,
@@ -48,9 +50,16 @@ def build_vlm(vision: VisionConfig, llm: LanguageModelConfig) -> InternVLForCond
 
 def normalise(pixel_values: Tensor, size: int) -> Tensor:
     """(B, 3, height, width) in [-1, 1] -> ImageNet-normalised (B, 3, size, size), stretched without antialiasing."""
-    mean, std = (pixel_values.new_tensor(x).view(1, 3, 1, 1) for x in (IMAGENET_MEAN, IMAGENET_STD))
+    mean, std = _imagenet(pixel_values.device, pixel_values.dtype)
     normalised = ((pixel_values + 1) / 2 - mean) / std
     return F.interpolate(normalised, size=(size, size), mode="bilinear", align_corners=False)
+
+
+@cache
+def _imagenet(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation, (1, 3, 1, 1): copied to a device once, as a step should wait for no copy."""
+    mean, std = (torch.tensor(x, device=device, dtype=dtype).view(1, 3, 1, 1) for x in (IMAGENET_MEAN, IMAGENET_STD))
+    return mean, std
 
 
 def image_tokens(vlm: InternVLForConditionalGeneration, pixel_values: Tensor, size: int) -> Tensor:
@@ -62,12 +71,8 @@ def read_queries(
     vlm: InternVLForConditionalGeneration, embeds: Tensor, attention_mask: Tensor, queries: Tensor
 ) -> Tensor:
     """Hidden states (B, Q, H) of queries (Q, H) that follow texts (B, T, H), padded on either side."""
-    inputs = torch.cat([embeds, queries.to(embeds.dtype).expand(len(embeds), -1, -1)], dim=1)
-    mask = followed_by_ones(attention_mask, len(queries))
-    positions = compact_positions(mask)
-    body = vlm.model.language_model
-    hidden = body(inputs_embeds=inputs, attention_mask=mask, position_ids=positions, use_cache=False)
-    return hidden.last_hidden_state[:, -len(queries) :]
+    asked = queries.to(embeds.dtype).expand(len(embeds), -1, -1)
+    return read_after_text(vlm.model.language_model, embeds, attention_mask, asked)
 
 
 FUSED = r"(vision_model\.encoder\.layers\.\d+\.attn)\.qkv\.(weight|bias)"

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 
+from infotok_lit.models.common.channel import Channel
 from infotok_lit.models.common.language_model import SiglipLayers
 from infotok_lit.models.showo2.family import PATCH_SIZE, QuantiserConfig, SemanticConfig
 
@@ -78,7 +79,9 @@ def build_codebook(config: QuantiserConfig, width: int) -> nn.Module:
 class DualPathEncoder(nn.Module):
     """Latents, clean or noisy -> the shared visual tokens of understanding and generation."""
 
-    def __init__(self, config: SemanticConfig, quantiser: QuantiserConfig, channels: int, llm_width: int) -> None:
+    def __init__(
+        self, config: SemanticConfig, quantiser: QuantiserConfig, channel: Channel, channels: int, llm_width: int
+    ) -> None:
         super().__init__()
         self.understanding_embed = _patch_embedding(channels, config.width)
         self.generation_embed = _patch_embedding(channels, llm_width)
@@ -88,12 +91,13 @@ class DualPathEncoder(nn.Module):
         self.fusion = nn.Sequential(
             Qwen2RMSNorm(both, eps=FUSION_EPS), nn.Linear(both, llm_width), nn.GELU(), nn.Linear(llm_width, llm_width)
         )
+        self.channel = channel
         self.quantiser = None if quantiser.kind == "none" else TokenQuantiser(quantiser, llm_width)
 
     def forward(self, latents: Tensor) -> SharedTokens:
         """(n, C, 2 gh, 2 gw) -> tokens (n, N, D) in raster order, with their codes if there is a quantiser."""
         low_level = as_tokens(self.generation_embed(latents))
-        tokens = self.fusion(torch.cat([self.semantic_tokens(latents), low_level], dim=-1))
+        tokens = self.channel(self.fusion(torch.cat([self.semantic_tokens(latents), low_level], dim=-1)))
         return SharedTokens(tokens) if self.quantiser is None else self.quantiser(tokens)
 
     def semantic_tokens(self, latents: Tensor) -> Tensor:

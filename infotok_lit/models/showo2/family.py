@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from infotok_lit.assets import SCENES_TOKENIZER
+from infotok_lit.assets import embedded_base
 from infotok_lit.models.common.model_config import (
     QWEN25,
     SCENES_LLM,
@@ -127,6 +127,8 @@ class Showo2Config(ModelConfig):
     """Latents are multiplied by this; Wan latents are already normalised."""
     grad_scale: float | None = None
     """Factor on the gradient that understanding sends into the visual encoder; None leaves it alone."""
+    capacity_bits: float | None = None
+    """The most bits that the shared tokens of an image may carry in training (`Channel`); None for no limit."""
     image_size: int = 432
     """Side of the square images that the processor makes, in pixels."""
     max_length: int = 2048
@@ -178,7 +180,7 @@ class Showo2Family(Family):
     sampling = SamplingConfig
     sizes = SIZES
     tokenizers: ClassVar[Mapping[str, str]] = {
-        "scenes32": str(SCENES_TOKENIZER),
+        "scenes32": str(embedded_base("showo2", "scenes32")),
         "1.5b": "Qwen/Qwen2.5-1.5B-Instruct",
         "1.5b-hq": "Qwen/Qwen2.5-1.5B-Instruct",
         "7b": "Qwen/Qwen2.5-7B-Instruct",

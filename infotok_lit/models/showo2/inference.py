@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from infotok_lit.batch import IMAGE_TOKEN_ID
-from infotok_lit.models.common.answering import answer_after_prefix, split_after_image
+from infotok_lit.models.common.answering import all_ended, answer_after_prefix, split_after_image
 from infotok_lit.models.common.language_model import compact_positions, followed_by_ones
 from infotok_lit.models.common.sampling import guide
 from infotok_lit.models.showo2.family import SamplingConfig
@@ -108,7 +108,7 @@ def continue_greedily(
         ids.append(chosen)
         all_logits.append(logits)
         ended = ended | (chosen == model.processor.end_id)
-        if bool(ended.all()):
+        if all_ended(ended, model.in_step):
             break
         new = model.llm.get_input_embeddings()(chosen).unsqueeze(1).to(embeds.dtype)
         inputs = new if use_cache else torch.cat([inputs, new], dim=1)
@@ -173,6 +173,7 @@ def full_velocity(model: Showo2Network, input_ids: Tensor) -> Velocity:
 def cached_velocity(model: Showo2Network, input_ids: Tensor) -> Velocity:
     """Runs the prompts (B, T) once, and then only the images' own positions."""
     prompts = cache_prompts(model, input_ids)
+    padded = not bool(prompts.visible.all())
 
     def velocity(latents: Tensor, time: Tensor) -> Tensor:
         copies = len(input_ids) // len(latents)
@@ -182,8 +183,8 @@ def cached_velocity(model: Showo2Network, input_ids: Tensor) -> Velocity:
         embeds = torch.cat([model.time_to_token(embedded_time).unsqueeze(1), tokens], dim=1)
         count = embeds.shape[1]
         places = prompts.lengths.unsqueeze(1) + torch.arange(count, device=embeds.device)
-        mask = torch.cat([prompts.visible, prompts.visible.new_ones(len(input_ids), count)], dim=1)
-        mask = mask[:, None, None].expand(-1, 1, count, -1)
+        # Every position of an image sees the whole prompt and the whole image: one row, seen as if it were `count`.
+        mask = followed_by_ones(prompts.visible, count)[:, None, None].expand(-1, 1, count, -1) if padded else None
         states = model.llm.model(
             inputs_embeds=embeds,
             attention_mask=mask,
@@ -221,9 +222,8 @@ def cache_prompts(model: Showo2Network, input_ids: Tensor) -> CachedPrompts:
     ids = ids.masked_fill(ids == IMAGE_TOKEN_ID, 0)
     llm, head = DynamicCache(config=model.llm.config), DynamicCache()
     # Causal alone: what lies past a prompt's end is computed and never looked at.
-    mask = dense_mask(lengths.new_zeros(len(ids), 1, 2), longest)
-    states = model.llm.model(input_ids=ids, attention_mask=mask, past_key_values=llm, use_cache=True).last_hidden_state
+    states = model.llm.model(input_ids=ids, past_key_values=llm, use_cache=True).last_hidden_state
     places = torch.arange(longest, device=ids.device).unsqueeze(0)
     nothing = model.time_embed(lengths.new_zeros(1))
-    model.diffusion_head(model.to_diffusion(states), nothing, torch.full_like(ids, -1), mask, places, head)
+    model.diffusion_head(model.to_diffusion(states), nothing, torch.full_like(ids, -1), None, places, head)
     return CachedPrompts(llm, head, lengths, places < lengths.unsqueeze(1))

@@ -6,6 +6,7 @@ channels, D language-model width.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -20,7 +21,7 @@ from infotok_lit.batch import (
 )
 from infotok_lit.checkpoints import KeyMap, OfficialPart
 from infotok_lit.models.common.autoencoders import BlockTransform, to_tokens, wan_keys
-from infotok_lit.models.common.language_model import text_loss
+from infotok_lit.models.common.language_model import text_loss, text_nats
 from infotok_lit.models.common.model_config import Grid
 from infotok_lit.models.common.reconstruction import ReconstructionConfig, graph_unless_stopped, scale_gradient
 from infotok_lit.models.common.sampling import ImageNoise, is_guided
@@ -29,6 +30,7 @@ from infotok_lit.models.showo2.family import EMBEDDINGS, LM_HEAD, PATCH_SIZE, Sa
 from infotok_lit.models.showo2.flow import RandomNumbers, on_path, random_numbers, to_runs, training_time
 from infotok_lit.models.showo2.inference import answer, answer_shared, sample_latents
 from infotok_lit.models.showo2.network import Hidden, Showo2Network
+from infotok_lit.models.showo2.sequence import token_places
 from infotok_lit.models.unified import Progress
 
 RENAMES = (
@@ -105,7 +107,8 @@ class Showo2(Showo2Network):
         latents = self.encode_images(batch.pixel_values)
         scaled = _scaled(transform, self.config.grad_scale)
         hidden = self.run_sequence(batch.input_ids, latents, latents.new_ones(len(latents)), scaled)
-        return self._output(text_loss(self.llm.lm_head, hidden.states, batch.labels), hidden, latents, batch)
+        loss = text_loss(self.llm.lm_head, hidden.states, batch.labels, batch.label_places)
+        return self._output(loss, hidden, latents, batch)
 
     @torch.no_grad()
     def describe(
@@ -140,6 +143,13 @@ class Showo2(Showo2Network):
         hidden = self.run_sequence(batch.input_ids, path.noisy, path.time, transform)
         return self._output(self.flow_loss(hidden, path.velocity), hidden, clean, batch, path.time)
 
+    def caption_nats(self, tokens: Tensor, output: BranchOutput, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """As the parent's, with the time of the noisy latents, whose fused tokens are read, before them."""
+        parts = self.processor.caption_answers(captions, 1 + tokens.shape[1])
+        ids, labels = (part.to(tokens.device) for part in parts)
+        states = self.read_tokens(ids, tokens, output.noise_level)
+        return text_nats(self.llm.lm_head, states, labels)
+
     def reconstruct(
         self,
         batch: GenerationBatch,
@@ -163,8 +173,8 @@ class Showo2(Showo2Network):
             condition = self.encoder(shown)
             seen = _scaled(understood_transform, gradient_scale)(condition.tokens)
         hidden = self.run_pair(ids.to(clean.device), seen, path.noisy, path.time, generated_transform)
-        is_generated = torch.tensor([False, True], device=clean.device).repeat(len(clean))
-        loss_sum, loss_count = self._velocity_error(hidden, path.velocity, is_generated)
+        generated = replace(hidden, regions=hidden.regions[:, 1:])
+        loss_sum, loss_count = self.flow_loss(generated, path.velocity)
         losses = [loss for loss in (condition.loss, hidden.shared.loss) if loss is not None]
         return ReconstructionOutput(loss_sum, loss_count, torch.stack(losses).mean() if losses else None)
 
@@ -172,12 +182,18 @@ class Showo2(Showo2Network):
         """Squared error summed over (token, channel), and their number.
 
         Args:
-            velocity: (n, C, 2 gh, 2 gw): the targets.
+            velocity: (n, C, 2 gh, 2 gw): the targets, one per region.
             counted: (n,) bool: images that count; default: all.
         """
-        counted = torch.ones(len(velocity), dtype=torch.bool, device=velocity.device) if counted is None else counted
-        present = counted & (hidden.regions[..., 1].flatten() > 0)
-        return self._velocity_error(hidden, velocity[present], counted)
+        present = hidden.regions[..., 1].flatten() > 0
+        present = present if counted is None else present & counted
+        targets = to_runs(velocity)
+        # Idle slots, too, are gathered, and weigh nothing: how many there are is not known without waiting.
+        places = token_places(hidden.regions, targets.shape[1]).clamp(max=hidden.states.shape[1] - 1)
+        rows = torch.arange(len(places), device=places.device)[:, None, None]
+        predicted = self.velocities(hidden)[rows, places].flatten(0, 1)
+        error = (predicted.float() - targets).square().sum((1, 2))
+        return torch.where(present, error, 0.0).sum(), present.sum() * targets[0].numel()
 
     def sample(
         self,
@@ -214,12 +230,6 @@ class Showo2(Showo2Network):
         slots = _slots(clean) if self.config.training_time.shifted else None
         time = training_time(random.normal, num_image_tokens=slots)
         return NoisyPath(*on_path(clean, random.noise, time), time)
-
-    def _velocity_error(self, hidden: Hidden, velocity: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
-        """As `flow_loss`, with the targets of the images that count alone."""
-        taken = self.token_positions(hidden) & counted[hidden.image.clamp(min=0)]
-        error = self.velocities(hidden)[taken].float() - to_runs(velocity).flatten(0, 1)
-        return error.square().sum(), torch.tensor(error.numel(), device=error.device)
 
     def _output(
         self,

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from infotok_lit.batch import IMAGE_TOKEN_ID, Tokenizer
 from infotok_lit.models.common.autoencoders import build_autoencoder
+from infotok_lit.models.common.channel import Channel
 from infotok_lit.models.common.language_model import build_language_model
 from infotok_lit.models.reading import TokenTransform, transformed
 from infotok_lit.models.showo2.diffusion_head import DiffusionHead
@@ -61,7 +62,8 @@ class Showo2Network(UnifiedModel):
         self.parts = {name: (f"{name}.",) for name in PARTS}
         self.token_parts = {"understanding": ("encoder",), "generation": ("encoder",)}
         self.autoencoder = build_autoencoder(config.autoencoder)
-        self.encoder = DualPathEncoder(config.semantic, config.quantiser, channels, width)
+        channel = Channel(config.capacity_bits, config.num_image_tokens - 1, width)
+        self.encoder = DualPathEncoder(config.semantic, config.quantiser, channel, channels, width)
         self.llm = build_language_model(config.llm, OMNI_ATTENTION)
         self.time_embed = TimeEmbedding(head.width)
         same = head.width == width
@@ -85,12 +87,20 @@ class Showo2Network(UnifiedModel):
             time: (n,) in [0, 1]: the noise level of each image, 1 clean.
             regions: (B, M, 2), where it is not to be read off the ids.
         """
-        regions = find_regions(input_ids) if regions is None else regions
+        regions = find_regions(input_ids, len(latents) // len(input_ids)) if regions is None else regions
         shared = self.encoder(latents)
         embedded_time = self.time_embed(time)
         seen = transformed(shared.tokens, transform)
         embeds = insert_images(self.embed_text(input_ids), regions, self.time_to_token(embedded_time), seen)
         return self._run(embeds, regions, shared, embedded_time)
+
+    def read_tokens(self, input_ids: Tensor, tokens: Tensor, time: Tensor) -> Tensor:
+        """Last hidden states (B, T, D) of texts with one image each: shared tokens (B, N, D) at times (B,)."""
+        regions = find_regions(input_ids)
+        times = self.time_to_token(self.time_embed(time))
+        embeds = insert_images(self.embed_text(input_ids), regions, times, tokens)
+        mask = build_mask(regions, embeds.shape[1])
+        return self.llm.model(inputs_embeds=embeds, attention_mask=mask, use_cache=False).last_hidden_state
 
     def embed_text(self, input_ids: Tensor) -> Tensor:
         """(B, T) -> (B, T, D); image slots hold the embedding of token 0, which is to be overwritten."""
@@ -112,9 +122,9 @@ class Showo2Network(UnifiedModel):
     def token_positions(self, hidden: Hidden) -> Tensor:
         """(B, T) bool: positions of image tokens, without those of times."""
         is_token = hidden.image >= 0
-        starts = hidden.regions[..., 0][hidden.regions[..., 1] > 0]
-        rows = (hidden.regions[..., 1] > 0).nonzero()[:, 0]
-        return is_token.index_put((rows, starts), is_token.new_tensor(False))
+        rows = torch.arange(len(is_token), device=is_token.device)[:, None]
+        # Idle slots point to position 0, which is never a token's.
+        return is_token.index_put((rows, hidden.regions[..., 0]), is_token.new_zeros(()))
 
     def run_pair(
         self,
@@ -125,7 +135,7 @@ class Showo2Network(UnifiedModel):
         transform: TokenTransform | None = None,
     ) -> Hidden:
         """Run the language model over text with two images: tokens (B, N, D) of a clean one, then noisy latents."""
-        regions = find_regions(input_ids)
+        regions = find_regions(input_ids, 2)
         shared = self.encoder(latents)
         times = self.time_embed(torch.stack([torch.ones_like(time), time], dim=1).flatten())
         as_tokens = self.time_to_token(times)

@@ -184,9 +184,9 @@ class Showo2Processor(ChatProcessor):
         opening = [self.markers.start, *self.chat.system, *self.chat.user, *image(self.markers, num_image_tokens)]
         return [opening, Words(question), self.chat.assistant]
 
-    def training_question(self, question: str) -> Prompt:
+    def training_question(self, question: str, num_image_tokens: int) -> Prompt:
         """A question in the layout of the stage that `reading` names."""
-        return self._training_prompt(question, self.num_image_tokens)
+        return self._training_prompt(question, num_image_tokens)
 
     def example(self, sample: UnderstandingSample, cut: list[str]) -> tuple[list[int], list[int]]:
         """Ids and labels of a sample to understand; in stage 1, the markers after the image are predicted too."""

@@ -15,7 +15,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 from transformers import AttentionInterface
 
 from infotok_lit.batch import IMAGE_TOKEN_ID
-from infotok_lit.errors import SettingsError
+from infotok_lit.models.common.language_model import required
 
 Mask = Tensor | BlockMask
 """(B, 1, T, S) bool, True where a query may look; or the same as blocks for FlexAttention."""
@@ -24,20 +24,23 @@ OMNI_ATTENTION = "omni"
 """The name under which transformers' language model finds `attend`."""
 
 
-def find_regions(input_ids: Tensor) -> Tensor:
+def find_regions(input_ids: Tensor, images: int | None = None) -> Tensor:
     """(B, T) ids -> (B, M, 2): first position and length of each run of image slots.
 
     Sequences with fewer images than others get idle slots (0, 0), and so does a batch without any image.
+
+    Args:
+        images: M; without it, the ids are read, which waits for a device. The runs of a sequence that has more get
+            the length -1, which no image has.
     """
     slots = (input_ids == IMAGE_TOKEN_ID).long()
     edges = torch.diff(slots, dim=1, prepend=slots.new_zeros(len(slots), 1), append=slots.new_zeros(len(slots), 1))
-    counts = (edges == 1).sum(dim=1)
-    regions = input_ids.new_zeros(len(input_ids), max(1, int(counts.max())), 2)
-    starts, ends = (edges == 1).nonzero(), (edges == -1).nonzero()
-    order = torch.arange(regions.shape[1], device=input_ids.device).expand(len(input_ids), -1)
-    used = order < counts.unsqueeze(1)
-    regions[used] = torch.stack([starts[:, 1], ends[:, 1] - starts[:, 1]], dim=1)
-    return regions
+    counts = (edges == 1).sum(dim=1, keepdim=True)
+    images = max(1, int(counts.max())) if images is None else images
+    place = torch.arange(edges.shape[1], device=edges.device)
+    starts, ends = (place.where(edges == sign, edges.shape[1]).sort(dim=1).values[:, :images] for sign in (1, -1))
+    lengths = (ends - starts).where(counts <= images, -1)
+    return torch.stack([starts, lengths], dim=2).where((starts < edges.shape[1]).unsqueeze(2), 0)
 
 
 def insert_images(embeds: Tensor, regions: Tensor, times: Tensor, tokens: Tensor) -> Tensor:
@@ -49,21 +52,30 @@ def insert_images(embeds: Tensor, regions: Tensor, times: Tensor, tokens: Tensor
         tokens: (B M, N - 1, D).
 
     Raises:
-        SettingsError: if a region has another length than an image.
+        SettingsError: if a region has another length than an image (`required` says when).
     """
-    used = regions[..., 1].flatten() > 0
-    lengths = regions[..., 1].flatten()[used]
-    if not bool((lengths == tokens.shape[1] + 1).all()):
-        raise SettingsError(
-            f"an image has {tokens.shape[1] + 1} positions with its time, but the text leaves "
-            f"{', '.join(map(str, sorted(set(lengths.tolist()))))}: the image size and the processor's disagree, or an "
-            "image was cut off"
-        )
-    rows = torch.arange(len(embeds), device=embeds.device).repeat_interleave(regions.shape[1])
-    starts = regions[..., 0].flatten()
-    embeds = embeds.index_put((rows, starts), times.to(embeds.dtype))
-    places = starts[used].unsqueeze(1) + torch.arange(1, tokens.shape[1] + 1, device=embeds.device)
-    return embeds.index_put((rows[used].unsqueeze(1), places), tokens[used].to(embeds.dtype))
+    length, lengths = tokens.shape[1] + 1, regions[..., 1]
+    fits = ((lengths == 0) | (lengths == length)).all()
+    embeds = required(
+        embeds,
+        fits,
+        lambda: (
+            f"an image has {length} positions with its time, but the text leaves "
+            f"{', '.join(map(str, sorted(set(lengths[lengths != 0].tolist()))))}: the image size and the processor's "
+            "disagree, or an image was cut off"
+        ),
+    )
+    rows = torch.arange(len(embeds), device=embeds.device)[:, None]
+    embeds = embeds.index_put((rows, regions[..., 0]), times.unflatten(0, regions.shape[:2]).to(embeds.dtype))
+    # The tokens of idle slots go to a position that is cut off again: to count them would wait for the device.
+    places = token_places(regions, tokens.shape[1]).where((lengths > 0).unsqueeze(2), embeds.shape[1])
+    padded = F.pad(embeds, (0, 0, 0, 1))
+    return padded.index_put((rows[..., None], places), tokens.unflatten(0, regions.shape[:2]).to(embeds.dtype))[:, :-1]
+
+
+def token_places(regions: Tensor, count: int) -> Tensor:
+    """(B, M, N - 1) int64: the positions of each image's tokens, `count` of them, after that of its time."""
+    return regions[..., :1] + torch.arange(1, count + 1, device=regions.device)
 
 
 def build_mask(regions: Tensor, length: int, flex: bool | None = None) -> Mask:
@@ -103,11 +115,16 @@ def image_of_position(regions: Tensor, length: int) -> Tensor:
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Mask | None, scale: float) -> Tensor:
-    """(B, h, T, d) queries on (B, h', S, d) keys and values, where h' divides h; without a mask: causal."""
+    """(B, h, T, d) queries on (B, h', S, d) keys and values, where h' divides h.
+
+    Without a mask: causal; but queries see everything where there are more keys, those of a cache.
+    """
+    # Norms make queries and keys float32 under autocast; kernels take one type, and values have the wanted one.
+    query, key = query.to(value.dtype), key.to(value.dtype)
     grouped = query.shape[1] != key.shape[1]
     if isinstance(mask, BlockMask):
         return _flex(query.device.type)(query, key, value, block_mask=mask, scale=scale, enable_gqa=grouped)
-    causal = mask is None and query.shape[2] > 1
+    causal = mask is None and query.shape[2] == key.shape[2]
     return F.scaled_dot_product_attention(
         query, key, value, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=grouped
     )
@@ -115,8 +132,9 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Mask | None, scale: 
 
 @cache
 def _flex(device_type: str) -> Callable[..., Tensor]:
-    # Only its compiled form saves memory; elsewhere it is the slow reference that tests compare with.
-    return torch.compile(flex_attention) if device_type == "cuda" else flex_attention
+    # Only its compiled form saves memory; elsewhere it is the slow reference that tests compare with. Dynamic, because
+    # every length would be compiled anew, and after eight of them none.
+    return torch.compile(flex_attention, dynamic=True) if device_type == "cuda" else flex_attention
 
 
 def _attend_for_transformers(

@@ -69,7 +69,7 @@ class Toy(UnifiedModel):
         seen = tokens if transform is None else transform(tokens)
         embeds = self.embed_with_images(batch.input_ids, seen)
         hidden = self.llm.model(inputs_embeds=embeds, attention_mask=batch.attention_mask).last_hidden_state
-        loss = text_loss(self.llm.lm_head, hidden, batch.labels)
+        loss = text_loss(self.llm.lm_head, hidden, batch.labels, batch.label_places)
         return self.branch_output("understanding", loss, tokens, batch.text, (self.side, self.side))
 
     def generation(self, batch: GenerationBatch, transform: Transform = None) -> BranchOutput:

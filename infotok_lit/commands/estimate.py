@@ -1,0 +1,255 @@
+"""`estimate`: what a configuration needs before anything is bought, downloaded or queued for."""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jsonargparse.typing import PositiveFloat, PositiveInt
+
+from infotok_lit.commands.parsing import run
+from infotok_lit.commands.stand_in_fit import build_data, build_module, plan_of, read_settings, shaping
+from infotok_lit.files import write_whole
+
+if TYPE_CHECKING:
+    from rich.table import Table
+    from torch import Tensor, nn
+
+    from infotok_lit.models.unified import UnifiedModel
+    from infotok_lit.modules.dry_run import DryRun
+    from infotok_lit.modules.infotok_module import InfoTokModule
+
+Result = dict[str, Any]
+
+GIB = 2**30
+CARDS = (24, 48, 80)
+"""The memory of common cards, in GiB."""
+USABLE = 0.92
+"""The share of a card for tensors; the rest is for CUDA's context, the libraries' workspaces and fragmentation."""
+FEWER_NEGATIVES = "fewer texts at a time are fewer negatives for alignment: add --config objective/hard_negatives"
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Bytes of a model, by how strategies treat them."""
+
+    whole: int
+    """Of the autoencoder's parameters and of all buffers, which every process holds."""
+    weights: int
+    """Of all other parameters."""
+    trained: int
+    """Of those among them that have gradients."""
+    block: int
+    """Of the largest block that FSDP gathers at a time."""
+    outside: int
+    """Of the weights outside blocks, which stay gathered during a step."""
+    saved: int
+    """Of all weights in a checkpoint."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """`estimate --config NAME ... [overrides] [--cards N]`."""
+    return run(estimate, argv, rest="fit_arguments")
+
+
+def estimate(
+    fit_arguments: list[str],
+    cards: PositiveInt = 8,
+    text_tokens: PositiveInt = 128,
+    tflops: PositiveFloat | None = None,
+    mfu: PositiveFloat = 0.4,
+    alternatives: bool = True,
+    measure: bool = False,
+    out: Path | None = None,
+) -> None:
+    """Say what memory and computation the training of a configuration takes, without its weights and data.
+
+    The real training step runs on tensors without values, so any size takes seconds and little memory. Every option
+    that is not listed here is one of fit's, such as --config FILE.
+
+    Args:
+        fit_arguments: What `fit` is given.
+        cards: Of how many cards DDP and FSDP are estimated too.
+        text_tokens: Length of the answers and prompts.
+        tflops: What a card computes in a second, in 10^12 operations (an H100 989 in bf16), for an estimate of time.
+        mfu: Which share of that training reaches.
+        alternatives: Also try what makes a step smaller, until it fits the smallest card.
+        measure: Also take two steps in truth, from random weights on this machine, and compare.
+        out: Also write the numbers to this JSON file.
+    """
+    import torch
+
+    from infotok_lit.modules.dry_run import dry_run
+    from infotok_lit.modules.two_steps import measured_run
+
+    settings = read_settings(fit_arguments)
+    configured, strategy = plan_of(settings), settings.trainer.strategy
+    buckets = isinstance(strategy, str) or not strategy.get("init_args", {}).get("gradient_as_bucket_view")
+    plans = [configured]
+    if alternatives:
+        plans += [replace(configured, recompute=True), replace(configured.smallest, recompute=True)]
+    found: list[Result] = []
+    for plan in dict.fromkeys(plans):
+        module, trainer = build_module(settings, plan), shaping(settings, plan)
+        step = dry_run(module, build_data(plan, text_tokens), **trainer)
+        step.flops = step.flops * plan.accumulate // trainer["accumulate_grad_batches"]
+        of_plan = asdict(plan) | {"options": plan.options_after(configured), "worst": step.worst}
+        found.append(of_plan | account(module, step, cards, buckets))
+        if step.peak <= USABLE * CARDS[0] * GIB:
+            break
+    result: Result = {"arguments": fit_arguments, "cards": cards, "text_tokens": text_tokens, "plans": found}
+    if measure:
+        trainer = shaping(settings, configured) | {"devices": 1}
+        trainer["accelerator"] = "gpu" if torch.cuda.is_available() else "cpu"
+        result["measured_bytes"] = measured_run(
+            partial(build_module, settings, configured), partial(build_data, configured, text_tokens), **trainer
+        )
+    if tflops is not None:
+        result["step_seconds"] = found[0]["flops"] / (tflops * 1e12 * mfu)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(out, (json.dumps(result, indent=2) + "\n").encode())
+    show(result)
+
+
+# What a step holds
+
+
+def sizes_of(module: "InfoTokModule") -> Sizes:
+    """The bytes of a module's weights, by how strategies treat them."""
+    whole = _bytes(module.base.autoencoder.parameters()) + _bytes(module.buffers())
+    own = [(name, one) for name, one in module.named_parameters() if not name.startswith("base.autoencoder.")]
+    weights = _bytes(parameter for _, parameter in own)
+    blocks = [_bytes(block.parameters()) for block in repeated_blocks(module.base)]
+    saved = sum(tensor.nbytes for tensor in module.state_dict().values())
+    return Sizes(
+        whole=whole,
+        weights=weights,
+        trained=_bytes(parameter for _, parameter in own if parameter.requires_grad),
+        block=max(blocks, default=0),
+        outside=weights - sum(blocks),
+        saved=saved,
+    )
+
+
+def repeated_blocks(base: "UnifiedModel") -> "Iterator[nn.Module]":
+    """The members of the outermost lists of modules, which FSDP gathers one at a time."""
+    from torch import nn
+
+    waiting = [child for name, child in base.named_children() if name != "autoencoder"]
+    while waiting:
+        module = waiting.pop()
+        if isinstance(module, nn.ModuleList):
+            yield from module
+        else:
+            waiting += module.children()
+
+
+def bytes_on_card(step: "DryRun", sizes: Sizes, cards: int, sharded: bool, buckets: bool) -> int:
+    """The memory of each of several cards at the worst moment.
+
+    DDP copies gradients into buckets to send them, unless they are views of these. FSDP shares out weights, gradients
+    and states; gathered are two blocks, as the next is fetched while one computes, and all that lies outside blocks.
+
+    Args:
+        step: of one process.
+        sharded: by FSDP; else each process holds everything.
+        buckets: whether gradients are copied for sending.
+    """
+    if not sharded:
+        return step.peak + (sizes.trained if cards > 1 and buckets else 0)
+    gradients = sizes.trained / sizes.weights
+    gathered = (sizes.outside + 2 * sizes.block) * (1 + gradients)
+    most = 0.0
+    for held in step.phases.values():
+        shared = held["gradients"] + held["optimiser states"] + sizes.weights
+        most = max(most, held.total() - shared + shared / cards + gathered)
+    return int(most)
+
+
+def account(module: "InfoTokModule", step: "DryRun", cards: int, buckets: bool) -> Result:
+    """What there is to say of a dry run, in primitives: bytes, parameters and operations."""
+    sizes = sizes_of(module)
+    states = step.held["optimiser states"]
+    parts = {**dict(module.base.named_children()), "heads": module.infotok}
+    return {
+        "parameters": {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()},
+        "trained": {name: sum(p.numel() for p in part.parameters() if p.requires_grad) for name, part in parts.items()},
+        "held": dict(step.held),
+        "phases": {phase: held.total() for phase, held in step.phases.items()},
+        "flops": step.flops,
+        "bytes": {
+            "1 card": step.peak,
+            f"DDP, {cards} cards": bytes_on_card(step, sizes, cards, sharded=False, buckets=buckets),
+            f"FSDP, {cards} cards": bytes_on_card(step, sizes, cards, sharded=True, buckets=buckets),
+        },
+        # While weights are read, those of the file stand beside the model's.
+        "host_bytes": 2 * sizes.saved,
+        "checkpoint_bytes": sizes.saved + states,
+    }
+
+
+# For people
+
+
+def show(result: Result) -> None:
+    """Print the tables of an estimate."""
+    from rich.console import Console
+
+    console, first = Console(), result["plans"][0]
+    lines = [
+        [name, f"{first['parameters'][name]:,}", f"{first['trained'][name]:,}", _gib(first["held"].get(name, 0))]
+        for name in first["parameters"]
+    ]
+    total = [sum(first[kind].values()) for kind in ("parameters", "trained")]
+    lines.append(["all", *(f"{number:,}" for number in total), ""])
+    console.print(_table("Parts of the model", ["part", "parameters", "trained", "activations, GiB"], lines))
+    parts = {name: size for name, size in first["held"].items() if name not in first["parameters"]}
+    parts["activations"] = sum(first["held"].values()) - sum(parts.values())
+    lines = [[name, _gib(size)] for name, size in sorted(parts.items(), key=lambda item: -item[1])]
+    title = f"One card at the worst moment: {first['worst']}"
+    console.print(_table(title, ["", "GiB"], [*lines, ["all", _gib(sum(parts.values()))]]))
+    strategies = list(first["bytes"])
+    lines = [
+        [plan["options"] or "as configured", *(_fit(plan["bytes"][name]) for name in strategies)]
+        for plan in result["plans"]
+    ]
+    console.print(_table("GiB of each card, and the card that it fits", ["", *strategies], lines))
+    if result["plans"][-1]["accumulate"] != first["accumulate"]:
+        console.print(FEWER_NEGATIVES)
+    if "measured_bytes" in result:
+        measured, wanted = result["measured_bytes"], result["plans"][0]["bytes"]["1 card"]
+        console.print(f"measured {_gib(measured)} GiB: the estimate is {wanted / measured:.3f} of it")
+    console.print(
+        f"{first['flops']:.3g} floating-point operations a step"
+        + (f", {result['step_seconds']:.2f} s" if "step_seconds" in result else "")
+        + f"; memory of the host while weights are read {_gib(first['host_bytes'])} GiB a process; a checkpoint "
+        f"{_gib(first['checkpoint_bytes'])} GiB"
+    )
+
+
+def _fit(size: int) -> str:
+    card = next((f"{card} GB" for card in CARDS if size <= USABLE * card * GIB), "no card")
+    return f"{_gib(size)}: {card}"
+
+
+def _bytes(tensors: "Iterable[Tensor]") -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _gib(size: float) -> str:
+    return f"{size / GIB:.2f}"
+
+
+def _table(title: str, columns: Sequence[str], lines: Sequence[Sequence[str]]) -> "Table":
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    shown = Table(box=SIMPLE_HEAD, title=title, title_justify="left")
+    for i, column in enumerate(columns):
+        shown.add_column(column, justify="right" if i else "left")
+    for line in lines:
+        shown.add_row(*line)
+    return shown

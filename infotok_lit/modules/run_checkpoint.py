@@ -1,0 +1,124 @@
+"""What a run's checkpoint says of it; and what a run does not train, which its checkpoints leave out.
+
+That is read again from where the run began, and compared with what it was by digests.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+import torch
+from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor, nn
+
+from infotok_lit.checkpoints import SHOWN, CheckpointError
+from infotok_lit.modules.lora import BASE, LoraConfig
+from infotok_lit.modules.optimiser import OptimiserConfig
+
+PREFIX = "base."
+
+
+def check_resumed(run: Mapping[str, Any], lora: LoraConfig | None, optimiser: OptimiserConfig) -> None:
+    """Warn about settings that resuming overrides with the checkpoint's.
+
+    Args:
+        run: what the checkpoint says of its run.
+        lora: the configured adapters.
+        optimiser: the configured optimiser.
+
+    Raises:
+        CheckpointError: if the run has other adapters.
+    """
+    theirs = None if run.get("lora") is None else LoraConfig(**run["lora"])
+    if theirs != lora:
+        raise CheckpointError(
+            f"model.lora is {lora} in the config, but the run to resume has {theirs}. Set it to the run's, or "
+            "start anew from its weights, into which its adapters are merged, with model.init_from"
+        )
+    saved = run.get("restored_settings", {})
+    for name, now in optimiser.restored().items():
+        if name in saved and saved[name] != now:
+            rank_zero_warn(
+                f"{name} is {now} in the config, but resuming goes on with the checkpoint's {saved[name]}. "
+                "To start anew from its weights with the new setting, use model.init_from instead of --ckpt_path."
+            )
+
+
+class FrozenWeights:
+    """The frozen parameters of a base model, which its run's checkpoints leave out.
+
+    Args:
+        base: the model as it trains, with its adapters; not sharded yet.
+        source: where its weights came from and can be read again; None if nowhere, so that nothing is left out.
+        strategy: what is about to shard the model; None for nothing.
+    """
+
+    def __init__(self, base: nn.Module, source: str | None, strategy: Strategy | None = None) -> None:
+        # Lightning's own strategy for sharding resumes from whole checkpoints only.
+        source = None if type(strategy) is ModelParallelStrategy else source
+        self.base, self.source = base, source
+        named = base.named_parameters(remove_duplicate=False) if source is not None else ()
+        self.names = [name for name, parameter in named if not parameter.requires_grad]
+        if strategy is not None:
+            _ = self.digests
+
+    @cached_property
+    def digests(self) -> dict[str, str]:
+        """Name in the base model -> digest; they never change."""
+        return {name: digest(self.base.get_parameter(name)) for name in self.names}
+
+    def leave_out(self, state: dict[str, Tensor]) -> dict[str, str]:
+        """Take them out of a run's state dict, if it holds any; their digests, by which `fill_in` knows them again."""
+        found = [name for name in self.names if state.pop(f"{PREFIX}{name}", None) is not None]
+        return self.digests if found else {}
+
+    def fill_in(self, checkpoint: dict[str, Any], recorded: Mapping[str, str]) -> None:
+        """Put this model's own into the state dicts of a checkpoint; CheckpointError if they are not the run's."""
+        if not recorded:
+            return
+        own = self.digests if self.names else {}
+        other = [name for name in recorded if own.get(name) != recorded[name]]
+        if other:
+            raise CheckpointError(_changed(other, f"model.init_from {self.source}"))
+        for state in (checkpoint.get("state_dict"), checkpoint.get("current_model_state")):
+            if state:
+                state |= {f"{PREFIX}{name}": self.base.get_parameter(name).detach() for name in recorded}
+
+
+def digest(tensor: Tensor) -> str:
+    """TYPE:SHA-256 of a tensor's numbers."""
+    numbers = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return f"{str(tensor.dtype).removeprefix('torch.')}:{hashlib.sha256(numbers).hexdigest()}"
+
+
+def completed(
+    state: Mapping[str, Tensor], initial: Mapping[str, Tensor], recorded: Mapping[str, str], source: str
+) -> dict[str, Tensor]:
+    """A run's state dict with what it leaves out, from the initial model's; CheckpointError if that has changed.
+
+    Args:
+        initial: by the names of a base model without adapters.
+        recorded: digests by name, as `FrozenWeights.leave_out` gave them.
+        source: where `initial` comes from, for the message.
+    """
+    found, other = {}, []
+    for name, expected in recorded.items():
+        value = initial.get(name.replace(BASE, "."))
+        value = None if value is None else value.to(getattr(torch, expected.partition(":")[0]))
+        if value is None or digest(value) != expected:
+            other.append(name)
+        else:
+            found[f"{PREFIX}{name}"] = value
+    if other:
+        raise CheckpointError(_changed(other, source))
+    return {**state, **found}
+
+
+def _changed(names: list[str], source: str) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return (
+        f"the checkpoint leaves out what its run did not train and takes it from {source}, where it is not as it was: "
+        f"{', '.join(names[:SHOWN])}{more}. Give model.init_from and model.parts as in the run, with the files of then"
+    )

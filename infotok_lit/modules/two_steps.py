@@ -1,0 +1,91 @@
+"""Two training steps, of which the second does all that a step of a fit may do; and the memory that they take."""
+
+import ctypes
+import gc
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+
+from infotok_lit.modules.infotok_module import ENCODER_EVERY
+
+M_MMAP_THRESHOLD = -3
+"""Of mallopt(3)."""
+
+
+def run_two_steps(
+    module: pl.LightningModule, data: pl.LightningDataModule, callbacks: list[pl.Callback], **trainer_settings: Any
+) -> None:
+    """Train for two optimiser steps, the second of which logs all that a step may log, without keeping anything."""
+    settings = {"max_steps": ENCODER_EVERY, "log_every_n_steps": 1, "limit_val_batches": 0, "num_sanity_val_steps": 0}
+    settings |= dict.fromkeys(("enable_checkpointing", "enable_progress_bar", "enable_model_summary", "logger"), False)
+    with warnings.catch_warnings(), _hushed("lightning.pytorch"):
+        warnings.simplefilter("ignore")
+        pl.Trainer(**settings, callbacks=[LastSteps(), *callbacks], **trainer_settings).fit(module, datamodule=data)
+
+
+class LastSteps(pl.Callback):
+    """Begins a run two steps before its end."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Count the steps as done that are not taken."""
+        loop = trainer.fit_loop.epoch_loop
+        for progress in (
+            loop.automatic_optimization.optim_progress.optimizer.step,
+            loop.manual_optimization.optim_step_progress,
+        ):
+            progress.total.completed = trainer.max_steps - 2
+
+
+def measured_run(
+    build: Callable[[], pl.LightningModule], data: Callable[[], pl.LightningDataModule], **trainer_settings: Any
+) -> int:
+    """The memory in bytes that the same two steps take in truth: on a GPU of its tensors, else of this process.
+
+    The steps run twice, for what is loaded or compiled once is no part of a step.
+
+    Args:
+        build: makes a module, not yet configured.
+        data: makes the data.
+        trainer_settings: as for `dry_run`, and accelerator.
+    """
+    run_two_steps(build(), data(), [], **trainer_settings)
+    gc.collect()
+    module = build()
+    if trainer_settings["accelerator"] != "cpu":
+        torch.cuda.reset_peak_memory_stats()
+        run_two_steps(module, data(), [], **trainer_settings)
+        return torch.cuda.max_memory_allocated()
+    c = ctypes.CDLL(None)
+    # Blocks of 64 KiB and more go back to the system when they are freed, so that what is resident is what is held.
+    c.mallopt(M_MMAP_THRESHOLD, 2**16)
+    c.malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _resident("VmRSS")
+    run_two_steps(module, data(), [], **trainer_settings)
+    return _resident("VmHWM") - before
+
+
+def _resident(kind: str) -> int:
+    """VmRSS, the memory of this process now, or VmHWM, at its worst since it was last asked to forget; bytes."""
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return 1024 * int(lines[kind].split()[0])
+
+
+@contextmanager
+def _hushed(name: str) -> Iterator[None]:
+    """Inside, a logger and those below it say nothing that is no error."""
+    loggers = [logging.getLogger(one) for one in (name, f"{name}.utilities.rank_zero")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

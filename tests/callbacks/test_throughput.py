@@ -1,0 +1,94 @@
+"""How fast a run is: against clocks of our own, shapes, and torch's own counter."""
+
+import numpy as np
+import pytest
+import torch
+from fit_with import events, fit
+from tiny import TinyModule
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from infotok_lit.callbacks import Throughput, throughput
+from infotok_lit.callbacks.progress import Progress
+from infotok_lit.callbacks.throughput import IMAGES, MEMORY, MFU, RATE, TOKENS
+from infotok_lit.modules.flops import FlopCount, most_flops
+from infotok_lit.scenes import Scenes
+
+
+class Sizes(TinyModule):
+    """Notes the text positions of the batches that it is trained on."""
+
+    def training_step(self, batch, batch_idx):
+        self.texts = [*getattr(self, "texts", []), sum(part.input_ids.numel() for part in batch.values())]
+        return super().training_step(batch, batch_idx)
+
+
+def test_speed_is_logged_over_the_time_in_training_alone(tmp_path, monkeypatch) -> None:
+    """By a clock that goes on by one second whenever it is looked at: validation stops it twice in each stretch."""
+    ticks = iter(range(1000))
+    monkeypatch.setattr(throughput, "perf_counter", lambda: next(ticks))
+    module = Sizes()
+    trainer = fit(tmp_path, [Throughput(peak_tflops=1e-6)], module, accumulate_grad_batches=2, val_check_interval=100)
+    found = events(trainer)
+    logged = {name: [event.value for event in found.Scalars(name)] for name in (IMAGES, TOKENS, RATE, MFU)}
+    # Two steps of two batches of 4 + 4 images, in a stretch of one second.
+    assert logged[IMAGES] == [32.0, 32.0]
+    places = 4 * 4 * 4
+    assert logged[TOKENS] == [sum(module.texts[i : i + 4]) + 4 * places for i in (0, 4)]
+    # 10^-6 TFLOP/s is 10^6 operations a second.
+    assert logged[MFU] == pytest.approx([1e6 * rate for rate in logged[RATE]], rel=1e-5)
+    assert logged[RATE][0] == logged[RATE][1] > 0
+    assert MEMORY not in found.Tags()["scalars"], "a CPU has no memory of its own"
+
+
+def test_validation_is_not_counted(monkeypatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(throughput, "perf_counter", lambda: clock[0])
+    callback = Throughput()
+    clock[0] = 3.0
+    callback.on_validation_start(None, None)
+    clock[0] = 50.0
+    callback.on_validation_end(None, None)
+    clock[0] = 51.0
+    callback._images = 8
+    assert callback._found(2, torch.device("cpu"))[IMAGES] == 2 * 8 / 4
+
+
+def test_the_bar_shows_it(tmp_path) -> None:
+    bar = Progress()
+    trainer = fit(tmp_path, [Throughput(peak_tflops=1.0), bar], enable_progress_bar=True)
+    shown = bar.get_metrics(trainer, trainer.lightning_module)
+    assert {"images/s", "tokens/s", "MFU"} <= shown.keys() and shown["images/s"] > 0
+
+
+def test_operations_are_those_of_the_closed_form() -> None:
+    """Two products of (6, 5) with (5, 7): one forward and, as the input needs no gradient, one backward."""
+    layer = nn.Linear(5, 7, bias=False)
+    with FlopCount() as count:
+        layer(torch.randn(6, 5)).sum().backward()
+    assert count.total == 2 * (2 * 6 * 5 * 7)
+
+
+def test_operations_are_those_that_torch_counts() -> None:
+    """But for attention on a CPU, which torch leaves out: so with the attention that is made of products."""
+    module, torchs, ours = TinyModule(), FlopCounterMode(display=False), FlopCount()
+    module.configure_model()
+    samples = [Scenes().sample("understanding", index, np.random.default_rng(0)) for index in range(4)]
+    batch = module.base.processor.understanding(samples)
+    for counter in (torchs, ours):
+        with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), counter:
+            module.base.understanding(batch).loss_sum.backward()
+    assert ours.total == torchs.get_total_flops() > 0
+
+
+def test_attention_counts_on_a_cpu() -> None:
+    """Four products of (n, d) with (d, n) forward in multiplications and additions; two and a half times that back."""
+    query = torch.randn(2, 3, 16, 8, requires_grad=True)
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.FLASH_ATTENTION), FlopCount() as count:
+        nn.functional.scaled_dot_product_attention(query, query, query).sum().backward()
+    forward = 2 * (2 * 2 * 3 * 16 * 16 * 8)
+    assert count.total == forward + 2.5 * forward
+
+
+def test_a_cpu_has_no_known_peak() -> None:
+    assert most_flops(torch.device("cpu"), "bf16-mixed") is None

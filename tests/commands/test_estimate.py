@@ -1,0 +1,83 @@
+"""`estimate`: what it says of a configuration, without its weights and data."""
+
+import json
+from collections import Counter
+
+import pytest
+
+from infotok_lit import cli
+from infotok_lit.commands.estimate import Sizes, bytes_on_card
+from infotok_lit.commands.stand_in_fit import Plan, StandIns
+from infotok_lit.modules.dry_run import DryRun
+
+GIB = 2**30
+
+
+def test_a_configuration_is_estimated_without_its_weights_cards_and_data(tmp_path, monkeypatch, capsys) -> None:
+    """The arithmetic of fp32 AdamW: as many bytes of gradients as of trained weights, and twice as many of states."""
+    monkeypatch.chdir(tmp_path)
+    small = ["--data.init_args.understanding_batch_size", "2", "--data.init_args.generation_batch_size", "4"]
+    far = ["--model.init_args.init_from", "hf://nobody/nothing", "--trainer.accelerator", "gpu"]
+    known = ["--tflops", "1", "--mfu", "0.5", "--text_tokens", "8", "--cards", "4"]
+    arguments = ["--config", "harmon/scenes32", "--config", "data/folder", *small, *far, *known]
+    assert cli.main(["estimate", *arguments, "--out", "found.json"]) == 0
+    result = json.loads((tmp_path / "found.json").read_text())
+    (plan,) = result["plans"]
+    trained = 4 * sum(plan["trained"].values())
+    assert plan["held"]["gradients"] == trained <= plan["held"]["parameters"]
+    assert 2 * trained < plan["held"]["optimiser states"] < 2.001 * trained
+    single, ddp, fsdp = plan["bytes"].values()
+    assert single == sum(plan["held"].values()) == max(plan["phases"].values())
+    assert ddp == single + trained and fsdp < single
+    assert result["step_seconds"] == pytest.approx(plan["flops"] / 0.5e12)
+    assert plan["checkpoint_bytes"] >= trained + plan["held"]["optimiser states"]
+    shown = capsys.readouterr().out
+    assert all(word in shown for word in ("token_diffusion", "heads", "FSDP, 4 cards", "24 GB"))
+
+
+def test_sharding_divides_what_it_shares_and_gathers_the_rest() -> None:
+    """10 GiB of weights, all trained, in 4 blocks of 2 and 2 outside; 5 GiB of activations; 1 held whole."""
+    held = Counter({"parameters": 11, "gradients": 10, "optimiser states": 20, "llm": 5})
+    step = DryRun({"forward": Counter({name: size * GIB for name, size in held.items()})})
+    sizes = Sizes(whole=GIB, weights=10 * GIB, trained=10 * GIB, block=2 * GIB, outside=2 * GIB, saved=11 * GIB)
+    assert bytes_on_card(step, sizes, 1, sharded=False, buckets=True) == 46 * GIB
+    assert bytes_on_card(step, sizes, 8, sharded=False, buckets=True) == 56 * GIB
+    assert bytes_on_card(step, sizes, 8, sharded=False, buckets=False) == 46 * GIB
+    gathered = 2 * (2 + 2 * 2)
+    assert bytes_on_card(step, sizes, 8, sharded=True, buckets=True) == (5 + 1 + 40 / 8 + gathered) * GIB
+
+
+def test_a_smaller_plan_has_the_same_samples_in_a_step() -> None:
+    configured = Plan(understanding=4, generation=16, accumulate=8, recompute=False)
+    smallest = configured.smallest
+    assert (smallest.understanding, smallest.generation, smallest.accumulate) == (2, 8, 16)
+    assert "--trainer.accumulate_grad_batches 16" in smallest.options_after(configured)
+    assert configured.options_after(configured) == ""
+    alone = Plan(understanding=1, generation=3, accumulate=1, recompute=False)
+    assert alone.smallest == alone
+
+
+def test_stand_ins_have_as_many_tokens_as_was_asked() -> None:
+    from transformers import AutoTokenizer
+
+    from infotok_lit.assets import SCENES_TOKENIZER
+
+    tokenizer = AutoTokenizer.from_pretrained(SCENES_TOKENIZER)
+    for index in range(11):
+        caption = StandIns(20).sample("generation", index, None).caption
+        assert len(tokenizer.encode(caption, add_special_tokens=False)) == 20
+    texts = {StandIns(20).sample("understanding", index, None).answer for index in range(11)}
+    assert len(texts) == 11, "alignment has negatives"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--cards", "0"], "cards"),
+        (["--trainer.max_stepss", "3"], "max_stepss"),
+        (["--config", "video_tokenizer/scenes"], "unified models"),
+    ],
+)
+def test_a_mistake_is_a_sentence(arguments, said, capsys) -> None:
+    assert cli.main(["estimate", *arguments]) == 2
+    assert said in capsys.readouterr().err

@@ -1,0 +1,152 @@
+"""What two processes do for test_sharding.py, as a script: python sharded_runs.py FOLDER RANK PORT.
+
+Each family is trained under DDP and under FSDP2 with everything else equal, and leaves what it was in a file per rank.
+"""
+
+import os
+import sys
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import DDPStrategy, Strategy
+from tiny import FAMILIES, TinyModule, scenes_data
+
+from infotok_lit.callbacks.export import ExportInference
+from infotok_lit.callbacks.saving import WholeCheckpoints
+from infotok_lit.modules.lora import LoraConfig
+from infotok_lit.modules.losses import TaskWeights
+from infotok_lit.modules.sharded_strategy import ShardedStrategy
+from infotok_lit.modules.sharding import own_share
+from infotok_lit.objective.balance import BalanceConfig, Shares
+
+STEPS = 4
+CLIPPED = 0.1
+KEPT = ("steps", "names", "validation", "answers", "bytes")
+CHECKPOINT = "step=2.ckpt"
+
+
+class Record(pl.Callback):
+    """What is logged at every step, and how many bytes this process holds after the last."""
+
+    def __init__(self) -> None:
+        self.steps: list[dict[str, float]] = []
+        self.names: list[list[str]] = []
+        self.validation: dict[str, float] = {}
+        self.answers: list[str] = []
+        self.bytes = 0
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int):
+        self.names.append(batch["understanding"].names + batch["generation"].names)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        self.steps.append({k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("train/")})
+
+    def on_validation_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, *_: Any):
+        self.answers += outputs.answers or []
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.validation = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
+        (optimiser,) = trainer.optimizers
+        tensors = [*pl_module.parameters()]
+        tensors += [value for state in optimiser.state.values() for value in state.values()]
+        self.bytes = sum(own_share(tensor).numel() * tensor.element_size() for tensor in tensors)
+
+
+def fit(folder: Path, module: TinyModule, strategy: Strategy | str, devices: int = 2, **options: Any) -> pl.Trainer:
+    """A run of a few steps with validation, a checkpoint and an export."""
+    pl.seed_everything(0, verbose=False)
+    record, checkpoint = Record(), options.pop("checkpoint", None)
+    data = scenes_data() if devices == 2 else scenes_data(batch_size=8)
+    trainer = pl.Trainer(
+        default_root_dir=folder,
+        accelerator="cpu",
+        devices=devices,
+        strategy=strategy,
+        max_steps=STEPS,
+        max_epochs=1,
+        val_check_interval=2,
+        check_val_every_n_epoch=None,
+        limit_val_batches=1,
+        num_sanity_val_steps=1,
+        log_every_n_steps=1,
+        gradient_clip_val=CLIPPED,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        plugins=[WholeCheckpoints()],
+        callbacks=[
+            record,
+            ModelCheckpoint(folder, "{step}", every_n_train_steps=2, save_top_k=-1, save_last="link"),
+            ExportInference(str(folder / "export"), force=True),
+        ],
+        **options,
+    )
+    trainer.fit(module, data, ckpt_path=checkpoint)
+    torch.save({name: getattr(record, name) for name in KEPT}, folder / f"record_{trainer.global_rank}.pt")
+    return trainer
+
+
+def module(family: str, **options: Any) -> TinyModule:
+    """Of each family what it trains by default."""
+    freeze = ("vlm.",) if family == "openuni" else ()
+    made = TinyModule(family=family, freeze=freeze, task_weights=TaskWeights(reconstruction=1.0), **options)
+    # Some gradients are zero but for rounding, as that of a bias of keys, and Adam would scale the rounding up.
+    made.optimiser_config = replace(made.optimiser_config, eps=1e-5)
+    return made
+
+
+def with_lora() -> TinyModule:
+    """Adapters in a frozen language model."""
+    return TinyModule(freeze=("llm.",), lora=LoraConfig(("llm.model.*",), rank=2))
+
+
+def with_inline_bottleneck() -> TinyModule:
+    """The heads' noise is put on the tokens inside the base model, with a weight that is found."""
+    return balanced(TinyModule(("compactness", "alignment"), "inline"))
+
+
+def with_placebo() -> TinyModule:
+    """The heads see copies of the tokens."""
+    made = balanced(TinyModule())
+    made.objective_config = replace(made.objective_config, placebo=True)
+    return made
+
+
+def balanced(made: TinyModule) -> TinyModule:
+    """With strengths that follow the task's pull."""
+    shares = Shares(compactness=0.03, alignment=0.3)
+    made.objective_config = replace(made.objective_config, balance=BalanceConfig(shares, shares))
+    return made
+
+
+def main(folder: Path) -> None:
+    """All runs."""
+    for family in FAMILIES:
+        fit(folder / family / "ddp", module(family), DDPStrategy())
+        fit(folder / family / "fsdp", module(family), ShardedStrategy())
+    first = folder / "harmon"
+    for name, strategy, run in (
+        ("resumed", ShardedStrategy(), "fsdp"),
+        ("from_ddp", ShardedStrategy(), "ddp"),
+        ("to_ddp", DDPStrategy(), "fsdp"),
+    ):
+        fit(first / name, module("harmon"), strategy, checkpoint=first / run / CHECKPOINT)
+    fit(first / "copies", module("harmon"), ShardedStrategy(data_parallel_size=2, tensor_parallel_size=1))
+    for name, other in (("lora", with_lora), ("inline", with_inline_bottleneck), ("placebo", with_placebo)):
+        fit(folder / name / "ddp", other(), DDPStrategy())
+        fit(folder / name / "fsdp", other(), ShardedStrategy())
+
+
+if __name__ == "__main__":
+    path, rank, port = sys.argv[1:]
+    # As torchrun says it.
+    os.environ |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "tests"}
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(1)
+    main(Path(path))

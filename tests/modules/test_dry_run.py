@@ -1,0 +1,70 @@
+"""Steps without values hold and compute what steps with values do."""
+
+import numpy as np
+import pytest
+import torch
+from tiny import FAMILIES, TINY_CONFIGS, TinyModule, scenes_data
+from torch import nn
+
+from infotok_lit.assets import SCENES_TOKENIZER
+from infotok_lit.batch import BRANCHES
+from infotok_lit.models.family import family
+from infotok_lit.modules.dry_run import BUFFERS, GRADIENTS, STATES, WEIGHTS, Ledger, dry_run
+from infotok_lit.modules.flops import FlopCount
+from infotok_lit.scenes import Scenes
+
+
+def test_what_a_small_network_holds_is_what_can_be_written_down() -> None:
+    """relu(x W) for x (64, 32) and W (32, 16): x, W and the output are kept, and what relu read is gone."""
+    with Ledger() as ledger:
+        x, weight = (ledger.without_values(torch.empty(shape)) for shape in ((64, 32), (32, 16)))
+        weight = nn.Parameter(weight)
+        ledger.begin()
+        y = torch.relu(x @ weight)
+        most = ledger.worst.total()
+        held = ledger.held.total()
+    kept = 4 * (64 * 32 + 32 * 16 + 64 * 16)
+    assert held == kept and most == kept + 4 * 64 * 16
+    assert y.shape == (64, 16) and ledger.flops == 2 * 64 * 32 * 16
+
+
+def test_masks_and_indices_have_values() -> None:
+    mask = torch.tensor([True, False, True])
+    with Ledger() as ledger:
+        x = ledger.without_values(torch.empty(3, 5))
+        assert x[mask].shape == (2, 5)
+        assert int(mask.sum()) == 2 and mask.nonzero().tolist() == [[0], [2]]
+        x[mask] = 0.0
+        assert x.device == torch.device("cpu")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_dry_step_has_the_weights_gradients_states_and_operations_of_a_real_one(family) -> None:
+    torch.manual_seed(0)
+    dry = dry_run(Meta(family=family), scenes_data(), gradient_clip_val=1.0)
+    real = TinyModule(family=family)
+    real.configure_model()
+    trained = sum(p.numel() for p in real.parameters() if p.requires_grad)
+    tensors = sum(p.requires_grad for p in real.parameters())
+    held = dry.phases["optimiser"]
+    assert held[WEIGHTS] == 4 * sum(p.numel() for p in real.parameters())
+    assert held[GRADIENTS] == 4 * trained
+    assert held[STATES] == 2 * 4 * trained + 4 * tensors, "two moments of each parameter, and a count of its steps"
+    assert held[BUFFERS] == sum(buffer.nbytes for buffer in real.buffers())
+    assert dry.peak > held[WEIGHTS] + held[STATES]
+    batch = {}
+    for branch in BRANCHES:
+        samples = [Scenes().sample(branch, index, np.random.default_rng(0)) for index in range(4)]
+        batch[branch] = getattr(real.base.processor, branch)(samples)
+    with FlopCount() as count:
+        sum(real.loss_parts({branch: real.run_branch(branch, batch[branch]) for branch in batch}).values()).backward()
+    # A step that logs goes back through parts of the model a few times more.
+    assert count.total <= dry.flops < 3 * count.total
+
+
+class Meta(TinyModule):
+    """The tiny module, whose weights are fresh: there are no values to be moved."""
+
+    def build_base(self):
+
+        return family(self.family).build(TINY_CONFIGS[self.family](0.0), str(SCENES_TOKENIZER))
