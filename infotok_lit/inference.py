@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from infotok_lit.errors import SettingsError
-from infotok_lit.model_choice import PARTS, ModelOptions, choose
+from infotok_lit.model_choice import PARTS, ModelChoice, ModelOptions, choose
 from infotok_lit.models.export import DType
 from infotok_lit.models.family import family as family_called
 
@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
 
+    from infotok_lit.batch import UnderstandingBatch
     from infotok_lit.models.unified import UnifiedModel
+    from infotok_lit.modules.token_budget import TokenSelector
 
 QUESTION = "Describe the image in detail."
 
@@ -38,6 +40,7 @@ def load(
     model_size: str | None = None,
     parts: Mapping[str, str | Path] | None = None,
     tokenizer: str | None = None,
+    budget: float | None = None,
 ) -> "InferenceModel":
     """A model to use.
 
@@ -48,6 +51,7 @@ def load(
         dtype: Of the weights.
         family: `harmon`, `showo2` or `openuni`; the others are as in ModelOptions.
         parts: By name: `autoencoder`, `vlm`, `transformer`.
+        budget: Read images with this mean share of their tokens (docs/budgets.md); default: with all.
 
     Raises:
         ExplainedError: if it cannot be loaded; the message says why.
@@ -57,7 +61,7 @@ def load(
         raise SettingsError(f"parts: there is no {', '.join(unknown)}; there are {', '.join(PARTS)}")
     files = {name: str(path) for name, path in (parts or {}).items()}
     options = ModelOptions(family, model_size, tokenizer=tokenizer, device=device, dtype=dtype, **files)
-    return InferenceModel(choose(source, options).load())
+    return InferenceModel.of(choose(source, options), budget)
 
 
 class InferenceModel:
@@ -65,10 +69,18 @@ class InferenceModel:
 
     Args:
         base: In evaluation mode, on its device.
+        selector: Which tokens of images are read; None for all.
     """
 
-    def __init__(self, base: "UnifiedModel") -> None:
+    def __init__(self, base: "UnifiedModel", selector: "TokenSelector | None" = None) -> None:
         self.base = base
+        self.selector = selector
+
+    @classmethod
+    def of(cls, choice: ModelChoice, budget: float | None = None) -> "InferenceModel":
+        """Load a model; `budget` is as for `load`."""
+        base = choice.load()
+        return cls(base, None if budget is None else choice.token_selector(base, budget))
 
     def describe(
         self,
@@ -116,8 +128,32 @@ class InferenceModel:
         """One answer per RGB image and question, in one batch."""
         at_least(1, max_new_tokens, "max_new_tokens")
         with self.running() as device:
-            pixels = self.base.processor.pixels(images).to(device)
-            return self.base.describe(pixels, questions, max_new_tokens)
+            return self.read(self.base.processor.pixels(images).to(device), questions, max_new_tokens)
+
+    def read(
+        self,
+        pixels: "torch.Tensor",
+        questions: Sequence[str],
+        max_new_tokens: int,
+        image_of: Sequence[int] | None = None,
+    ) -> list[str]:
+        """`describe` of the base model, at the budget that there is; call it inside `running`."""
+        if self.selector is None:
+            return self.base.describe(pixels, questions, max_new_tokens, image_of=image_of)
+        tokens = self.base.understood_tokens(pixels)
+        kept = self.selector(tokens)
+        return self.base.describe_tokens(tokens, questions, max_new_tokens, image_of=image_of, kept=kept)
+
+    def answer_loss(self, batch: "UnderstandingBatch") -> float:
+        """Nats per token of a batch's answers, at the budget that there is; call it inside `running`."""
+        if self.selector is None:
+            output = self.base.understanding(batch)
+            return float(output.loss_sum / output.loss_count)
+        from torch.nn.functional import cross_entropy
+
+        tokens = self.base.understood_tokens(batch.pixel_values)
+        logits, wanted = self.base.answer_logits(batch, tokens, kept=self.selector(tokens))
+        return float(cross_entropy(logits.float(), wanted))
 
     def generate(
         self,

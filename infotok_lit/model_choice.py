@@ -26,6 +26,7 @@ from infotok_lit.weight_files import CheckpointError
 
 if TYPE_CHECKING:
     from infotok_lit.models.unified import UnifiedModel
+    from infotok_lit.modules.token_budget import TokenSelector
 
 PARTS = ("autoencoder", "vlm", "transformer")
 """Official files that some family needs beside its main one."""
@@ -92,6 +93,18 @@ class ModelChoice:
         for parameter in model.parameters():
             parameter.data = parameter.data.to(getattr(torch, self.options.dtype))
         return model.to(device).eval()
+
+    def token_selector(self, base: "UnifiedModel", budget: float) -> "TokenSelector":
+        """Which tokens of an image the loaded model reads at a budget, the mean share of them.
+
+        Raises:
+            ExplainedError: if the model was not trained or exported for it.
+        """
+        from infotok_lit.modules.token_budget import TokenSelector
+
+        if self.is_run:
+            return TokenSelector.of_run(read_run(self.path), base, keep=budget)
+        return TokenSelector.of_folder(self.path, base, budget)
 
     def _read(self) -> "UnifiedModel":
         if self.is_run:

@@ -95,6 +95,18 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         raise unreadable(path, f"{DAMAGED} ({_reason(error)})") from error
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """What a .safetensors file says of itself; errors as for `read_pickle`."""
+    from safetensors import SafetensorError, safe_open
+
+    check_kind(path)
+    try:
+        with safe_open(path, "pt") as file:
+            return file.metadata() or {}
+    except (SafetensorError, OSError, *DAMAGE_ERRORS) as error:
+        raise unreadable(path, f"{DAMAGED} ({_reason(error)})") from error
+
+
 def read_json(path: Path, complaint: str) -> dict[str, Any]:
     """The entries of a JSON file; CheckpointError, with a complaint such as "is no index", if it holds none."""
     try:

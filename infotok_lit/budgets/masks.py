@@ -16,6 +16,11 @@ def kept_count(rate: Tensor, length: int) -> Tensor:
     return length - 1 - torch.floor((1 - rate) * (length - 1)).long()
 
 
+def nearest_count(share: Tensor, length: int) -> Tensor:
+    """How many of `length` tokens are nearest to a share (B,) in (0, 1] of them, at least one: (B,) int64."""
+    return torch.round(share * length).long().clamp(min=1)
+
+
 def keep_top(scores: Tensor, count: Tensor) -> Tensor:
     """Keep the tokens with the highest scores; of equal ones, the first.
 
@@ -49,3 +54,16 @@ def keep_first(rate: Tensor, length: int, stride: int = 1) -> Tensor:
     places = torch.arange(length, device=rate.device)
     kept = places <= rate[..., None] * length
     return kept.unflatten(-1, (stride, -1)).transpose(-1, -2).flatten(-2)
+
+
+def keep_spread(count: Tensor, length: int) -> Tensor:
+    """Keep tokens in equal steps, whatever they hold.
+
+    Args:
+        count: (B,) int64, how many of `length` to keep.
+
+    Returns:
+        (B, length) bool with exactly `count` True in a row.
+    """
+    steps = torch.arange(length + 1, device=count.device) * count[:, None] // length
+    return steps[:, 1:] > steps[:, :-1]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from infotok_lit import __version__
-from infotok_lit.commands import bench_evaluate
+from infotok_lit.commands import bench_evaluate, bench_reading
 from infotok_lit.commands.bench_inference import bench_inference, plain_table, write_numbers
 from infotok_lit.commands.parsing import run
 from infotok_lit.commands.progress import progress_bar
@@ -40,7 +40,9 @@ Result = dict[str, Any]
 
 
 def main(argv: Sequence[str]) -> int:
-    """`bench --config FILE ... [overrides] [--steps N]`, `bench inference ...`, or `bench evaluate ...`."""
+    """`bench --config FILE ... [overrides] [--steps N]`, `bench inference ...`, or `bench evaluate ...`, ..."""
+    if list(argv[1:2]) == ["reading"]:
+        return bench_reading.main(["bench reading", *argv[2:]])
     if list(argv[1:2]) == ["evaluate"]:
         return bench_evaluate.main(["bench evaluate", *argv[2:]])
     if list(argv[1:2]) == ["inference"]:
@@ -63,7 +65,7 @@ def bench(
     variants take turns for some rounds, and ratios are taken round by round, as machines have moods.
     Every option that is not listed here is one of fit's, such as --config FILE; without --config the quickstart is
     timed. `bench inference` times answering and drawing with and without their caches, `bench evaluate`
-    what `evaluate` does.
+    what `evaluate` does, and `bench reading` counts what a token budget saves.
 
     Args:
         fit_arguments: What `fit` is given.

@@ -42,6 +42,7 @@ def describe(
     prompt: list[str] | None = None,
     max_new_tokens: PositiveInt = 64,
     batch_size: PositiveInt = 8,
+    budget: float | None = None,
     json: bool = False,
 ) -> int:
     """Ask models about images: one line per answer, `image<TAB>prompt<TAB>answer`; several models answer side by side.
@@ -52,6 +53,8 @@ def describe(
         prompt: What to ask about every image; default: to describe it in detail.
         max_new_tokens: The longest answer.
         batch_size: Questions at a time.
+        budget: Read images with this mean share of their tokens, such as 0.5: those that carry most, and more of them
+            of an image that holds more. For a run with objective.token_budget, or its export --with_budget.
         json: Print one JSON object per line, with answers as they are.
 
     Returns:
@@ -59,7 +62,7 @@ def describe(
     """
     choices = [choose(source, options) for source in model]
     reader = Reader(find_images(image), prompt or [QUESTION])
-    loaded = InferenceModel(choices[0].load())
+    loaded = InferenceModel.of(choices[0], budget)
     total = len(reader) * len(choices)
     with progress_bar(total, shown=total > 1) as bar:
         if len(choices) == 1:
@@ -70,7 +73,7 @@ def describe(
         for done, choice in enumerate(choices[1:], 1):
             # One model at a time.
             del loaded
-            loaded = InferenceModel(choice.load())
+            loaded = InferenceModel.of(choice, budget)
             columns.append(list(ask(loaded, reader, max_new_tokens, batch_size, bar, done * len(reader))))
     show_side_by_side(labels(choices), columns, json)
     return 1 if reader.broken else 0

@@ -59,6 +59,7 @@ def evaluate(
     out: Path | None = None,
     limit: PositiveInt | None = None,
     batch_size: PositiveInt = 8,
+    budget: float | None = None,
     seed: NonNegativeInt = 0,
     images_per_prompt: PositiveInt | None = None,
     rules: Literal["official", "lmms-eval", "vlmevalkit"] = "official",
@@ -78,6 +79,7 @@ def evaluate(
         out: Where results go: OUT/MODEL/NAME/.
         limit: At most so many prompts or images of each benchmark, evenly spread.
         batch_size: Images or questions at a time.
+        budget: Read images with this mean share of their tokens, as for `describe`; drawing is as ever.
         seed: What the seeds of drawn images start from.
         images_per_prompt: Default: the benchmark's own.
         rules: How answers are read.
@@ -96,7 +98,7 @@ def evaluate(
         return aggregate(made, verdicts)
     if not model or out is None:
         raise SettingsError("say which --model to evaluate, and where to put the results: --out")
-    return evaluate_models(model, options, made, out, limit, batch_size)
+    return evaluate_models(model, options, made, out, limit, batch_size, budget)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -111,6 +113,7 @@ def evaluate_models(
     out: Path,
     limit: int | None,
     batch_size: int,
+    budget: float | None = None,
 ) -> None:
     """Score every model, and show and write the table of all."""
     from infotok_lit.evaluation.running import World
@@ -120,7 +123,8 @@ def evaluate_models(
         results: dict[str, list[Result]] = {one.name: [] for one in benchmarks}
         for name, source in zip(labels(sources), sources, strict=True):
             # One model in memory at a time.
-            for result in evaluate_model(load(source, name, options), benchmarks, out, limit, batch_size, world):
+            found = evaluate_model(load(source, name, options, budget), benchmarks, out, limit, batch_size, world)
+            for result in found:
                 results[result.benchmark.name].append(result)
         _finish(results, out, world)
 
@@ -165,8 +169,8 @@ def evaluate_model(
         yield result
 
 
-def load(source: str, name: str, options: ModelOptions) -> "EvaluatedModel":
-    """The model behind a name, which it is called by in results.
+def load(source: str, name: str, options: ModelOptions, budget: float | None = None) -> "EvaluatedModel":
+    """The model behind a name, which it is called by in results; `budget` is for models of this package.
 
     Raises:
         ExplainedError: naming what is wrong, and the mend.
@@ -174,13 +178,13 @@ def load(source: str, name: str, options: ModelOptions) -> "EvaluatedModel":
     from infotok_lit.evaluation.models import DiffusersModel, OwnModel, TransformersModel, kind_of
 
     path = fetch(source)
-    if exported_family(path) is None and options.family is None:
+    if exported_family(path) is None and options.family is None and budget is None:
         if kind_of(path) == "diffusers":
             return DiffusersModel(path, name, chosen_device(options.device), options.dtype)
         if kind_of(path) == "transformers":
             return TransformersModel(path, name, chosen_device(options.device), options.dtype)
     choice = choose(source, options)
-    return OwnModel(InferenceModel(choice.load()), name, choice.path)
+    return OwnModel(InferenceModel.of(choice, budget), name, choice.path)
 
 
 def score_detections(path: Path) -> None:

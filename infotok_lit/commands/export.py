@@ -17,6 +17,7 @@ def export(
     format: Format = "safetensors",
     dtype: DType | None = None,
     weights: Weights = "averaged",
+    with_budget: bool = False,
     force: bool = False,
     push_to_hub: str | None = None,
     private: bool = False,
@@ -29,6 +30,7 @@ def export(
         format: `pth` writes the official files.
         dtype: Cast the weights; default: as they are.
         weights: Of a run that averages its weights, the average or those of the last step.
+        with_budget: Also write the small file that `describe --budget` needs, of a run with objective.token_budget.
         force: Replace an earlier export; anything else is never replaced.
         push_to_hub: OWNER/NAME of a repository on the Hugging Face hub to publish the folder in.
         private: Make that repository private, if it is new.
@@ -39,17 +41,19 @@ def export(
     replaceable_files(out, force, {FAMILY})
     from infotok_lit.hub import push
     from infotok_lit.modules.base_model import average_updates, rebuild_base, weights_in_words
+    from infotok_lit.modules.token_budget import TokenSelector
     from infotok_lit.modules.video_tokenizer import export_run
 
     path, checkpoint = _checkpoint(ckpt)
     if weights == "averaged" and average_updates(checkpoint) == 0:
         raise SettingsError(f"{path}: the average was never updated and is what training began with: use --weights raw")
     if checkpoint["infotok_lit"]["family"] == FAMILY:
-        _refuse_options_of_models(format, dtype, push_to_hub)
+        _refuse_options_of_models(format, dtype, push_to_hub, with_budget)
         export_run(checkpoint, path, out, weights, force)
     else:
+        base = rebuild_base(checkpoint, weights)
         export_model(
-            rebuild_base(checkpoint, weights),
+            base,
             out,
             run_provenance(checkpoint, path, weights_in_words(checkpoint, weights)),
             format,
@@ -57,6 +61,7 @@ def export(
             force,
             weights="raw" if average_updates(checkpoint) is None else weights,
             init_from=checkpoint["infotok_lit"]["init_from"],
+            also=TokenSelector.of_run(checkpoint, base, weights).write if with_budget else None,
         )
     sys.stdout.write(f"wrote {out}\n")
     if push_to_hub is not None:
@@ -75,11 +80,14 @@ def _checkpoint(ckpt: str) -> tuple[Path, dict[str, Any]]:
     return path, read_run(path)
 
 
-def _refuse_options_of_models(file_format: Format, dtype: DType | None, push_to_hub: str | None) -> None:
+def _refuse_options_of_models(
+    file_format: Format, dtype: DType | None, push_to_hub: str | None, with_budget: bool
+) -> None:
     """SettingsError for what a video tokenizer's export does not have."""
-    if file_format != "safetensors" or dtype is not None or push_to_hub is not None:
+    if file_format != "safetensors" or dtype is not None or push_to_hub is not None or with_budget:
         raise SettingsError(
-            "a video tokenizer is exported to safetensors as it is: leave out format, dtype and push_to_hub"
+            "a video tokenizer is exported to safetensors as it is: leave out format, dtype, with_budget and "
+            "push_to_hub"
         )
 
 

@@ -65,7 +65,8 @@ class OwnModel(EvaluatedModel):
 
     def description(self) -> dict[str, Any]:
         dtype = str(next(self.base.parameters()).dtype).removeprefix("torch.")
-        return super().description() | {"family": self.base.family, "dtype": dtype, "sampler": asdict(self.sampling)}
+        found = super().description() | {"family": self.base.family, "dtype": dtype, "sampler": asdict(self.sampling)}
+        return found if self.model.selector is None else found | {"budget": self.model.selector.keep}
 
     def generate(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
         drawn: list[Image.Image] = []
@@ -83,7 +84,7 @@ class OwnModel(EvaluatedModel):
         image_of = None if len(distinct) == len(images) else [place[id(image)] for image in images]
         with self.model.running() as device:
             pixels = self.base.processor.pixels(distinct).to(device)
-            return self.base.describe(pixels, questions, max_new_tokens, image_of=image_of)
+            return self.model.read(pixels, questions, max_new_tokens, image_of)
 
     def likelihoods(
         self, images: Sequence[Image.Image], questions: Sequence[str], options: Sequence[Sequence[str]]
@@ -96,8 +97,7 @@ class OwnModel(EvaluatedModel):
     def _likelihood(self, sample: UnderstandingSample) -> float:
         batch = self.base.processor.understanding([sample])
         with self.model.running() as device:
-            output = self.base.understanding(_moved(batch, device))
-        return -float(output.loss_sum / output.loss_count)
+            return -self.model.answer_loss(_moved(batch, device))
 
 
 class TransformersModel(EvaluatedModel):

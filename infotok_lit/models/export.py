@@ -1,7 +1,7 @@
 """Strip a model to an inference folder: what training added is left behind, and the names are the official ones."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,7 +22,9 @@ DType = Literal["float32", "bfloat16", "float16"]
 Weights = Literal["averaged", "raw"]
 
 CARD = "README.md"
-STEMS = ("harmon", "kl16", "showo2", "wan_vae", "quantiser", "openuni", "internvl3", "dc_ae")
+BUDGET_STEM = "budget"
+"""What the file is called that says which tokens are read at a budget."""
+STEMS = (BUDGET_STEM, "harmon", "kl16", "showo2", "wan_vae", "quantiser", "openuni", "internvl3", "dc_ae")
 """What weight files of exports are called; a family that is not ours may have others."""
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -55,6 +57,7 @@ def export_model(
     force: bool = False,
     weights: Weights = "raw",
     init_from: str | None = None,
+    also: Callable[[Path], None] | None = None,
 ) -> None:
     """Write an inference folder (checkpoints.py) in one step: it is complete, or it is not there.
 
@@ -66,6 +69,7 @@ def export_model(
         force: replace an earlier export.
         weights: whether these are the weights of a step or the average of many: noted in the files.
         init_from: where the run's initial weights came from, for the model card.
+        also: writes further files into the folder.
 
     Raises:
         ExportExistsError: if something stands at `out` that is not to be replaced, or that no export wrote.
@@ -80,6 +84,8 @@ def export_model(
             write_config(folder, base.family, base.config.to_dict())
             base.save_tokenizer(folder)
             (folder / CARD).write_text(model_card(base, provenance, init_from))
+            if also is not None:
+                also(folder)
 
 
 @contextmanager

@@ -8,14 +8,13 @@ Shapes: B samples, N shared tokens that are present, D token width, T sequence l
 L target positions, C target channels, H width of the LLM's input embeddings.
 """
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import LogitsProcessor, PreTrainedModel
 
 from infotok_lit.batch import (
     Branch,
@@ -29,8 +28,7 @@ from infotok_lit.batch import (
     UnderstandingBatch,
 )
 from infotok_lit.checkpoints import OfficialPart
-from infotok_lit.models.common.answering import LanguageParts, answer_after_prefix, split_after_image
-from infotok_lit.models.common.language_model import CAUSAL, answer_greedily, embed_with_images, text_nats
+from infotok_lit.models.common.language_model import CAUSAL, text_nats
 from infotok_lit.models.common.loading import adopt_tensors
 from infotok_lit.models.common.model_config import Grid, token_grid
 from infotok_lit.models.common.reconstruction import (
@@ -41,14 +39,13 @@ from infotok_lit.models.common.reconstruction import (
     random_templates,
 )
 from infotok_lit.models.common.sampling import ImageNoise
+from infotok_lit.models.reading import ImageReader, TokenTransform
 
-TokenTransform = Callable[[Tensor], Tensor]
-"""A map (B, N, D) -> (B, N, D) applied to the shared tokens where they leave the encoder."""
 Progress = Callable[[int, int], None]
 """Called with (iteration, iterations) after each iteration."""
 
 
-class UnifiedModel(nn.Module, ABC):
+class UnifiedModel(ImageReader):
     """A base model: everything that exists at inference, and nothing else."""
 
     family: str
@@ -68,7 +65,6 @@ class UnifiedModel(nn.Module, ABC):
     """Beginnings of the names of all parameters that the loss of understanding can train."""
     reconstruction_defaults = ReconstructionConfig(condition="same_res", gradient_scale=0.1, template_swap=0.1)
     """How the family is trained to reconstruct, unless a call says otherwise."""
-    in_step = False  # whether processes share the weights out, so that none may stop before the others
 
     def __init__(self, config: Any, processor: Processor) -> None:
         super().__init__()
@@ -80,41 +76,7 @@ class UnifiedModel(nn.Module, ABC):
         """The family's name for people."""
         return self.config.title
 
-    @property
-    def language_model(self) -> PreTrainedModel:
-        """What reads and writes text, with its head."""
-        return self.llm
-
-    @property
-    def text_embedding(self) -> nn.Embedding:
-        """The language model's input embedding table, (vocabulary, H)."""
-        return self.language_model.get_input_embeddings()
-
-    @property
-    def text_body(self) -> nn.Module:
-        """The language model without its head: embeddings -> last hidden states."""
-        return self.llm.model
-
-    @torch.no_grad()
-    def last_hidden_states(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """(B, S, H): what the language model makes of right-padded texts (B, S) alone; padding holds no meaning."""
-        seen = mask.bool()[:, None, None] & mask.new_ones(mask.shape[1], mask.shape[1], dtype=torch.bool).tril()
-        seen = seen | torch.eye(mask.shape[1], dtype=torch.bool, device=mask.device)  # padded rows see themselves
-        return self.text_body(inputs_embeds=self.text_embedding(ids), attention_mask=seen).last_hidden_state
-
-    def embed_with_images(self, input_ids: Tensor, visual: Tensor) -> Tensor:
-        """Embeddings (B, T, H) of ids whose image slots are filled with `visual` (n, N, H), in order."""
-        return embed_with_images(self.text_embedding, input_ids, visual)
-
     # Training
-
-    @abstractmethod
-    def understood_tokens(self, pixel_values: Tensor) -> Tensor:
-        """Images (B, 3, height, width) in [-1, 1] -> the shared tokens of understanding (B, N, D), untransformed."""
-
-    def project_for_llm(self, tokens: Tensor, transform: TokenTransform | None = None) -> Tensor:
-        """Shared tokens of understanding (B, N, D) -> what the language model reads, (B, N, H); here the same."""
-        return transformed(tokens, transform)
 
     @abstractmethod
     def understanding(self, batch: UnderstandingBatch, transform: TokenTransform | None = None) -> BranchOutput:
@@ -241,51 +203,6 @@ class UnifiedModel(nn.Module, ABC):
     # Inference
 
     @torch.no_grad()
-    def describe(
-        self,
-        pixel_values: Tensor,
-        prompts: Sequence[str],
-        max_new_tokens: int = 64,
-        use_cache: bool = True,
-        image_of: Sequence[int] | None = None,
-    ) -> list[str]:
-        """Answer prompts about images greedily; prompts may differ in length, and no answer knows its batch.
-
-        Args:
-            pixel_values: (I, 3, height, width) in [-1, 1], as `processor.pixels` makes them.
-            use_cache: keep keys and values of earlier tokens; the answers are the same without, and take longer.
-            image_of: for each prompt, which image it is about; default: one prompt per image, in order. An image is
-                encoded once, however many prompts are about it.
-        """
-        visual = self.project_for_llm(self.understood_tokens(pixel_values))
-        ids, mask = self.processor.understanding_prompts(prompts, num_image_tokens=visual.shape[1])
-        ids, mask = ids.to(visual.device), mask.to(visual.device)
-        shared = None if image_of is None or not use_cache else split_after_image(ids, mask)
-        if shared is not None:
-            prefix = self.embed_with_images(shared.prefix.expand(len(visual), -1), visual)
-            found = answer_after_prefix(self.language_parts, prefix, image_of, shared.questions, max_new_tokens)
-        else:
-            visual = visual if image_of is None else visual[list(image_of)]
-            found = self.answer(self.embed_with_images(ids, visual), mask, max_new_tokens, use_cache)
-        return self.processor.decode(found)
-
-    def answer(self, embeds: Tensor, mask: Tensor, max_new_tokens: int, use_cache: bool = True) -> Tensor:
-        """Greedy continuation ids (B, at most max_new_tokens) of left-padded embeddings (B, T, H)."""
-        llm, adjust, in_step = self.language_model, self.adjust_logits, self.in_step
-        return answer_greedily(llm, embeds, mask, self.processor, max_new_tokens, use_cache, adjust, in_step)
-
-    @property
-    def language_parts(self) -> LanguageParts:
-        """The language model, in the parts that decoding needs."""
-        body, head, table = self.text_body, self.language_model.lm_head, self.text_embedding
-        return LanguageParts(body, head, table, self.processor, self.adjust_logits, self.in_step)
-
-    @property
-    def adjust_logits(self) -> LogitsProcessor | None:
-        """What changes the logits that an answer is chosen by; here nothing does."""
-        return None
-
-    @torch.no_grad()
     def generate(
         self,
         prompts: Sequence[str],
@@ -368,8 +285,3 @@ class UnifiedModel(nn.Module, ABC):
     def save_tokenizer(self, folder: Path) -> None:
         """Write tokenizer.json and its configuration into an existing folder."""
         self.processor.tokenizer.save_pretrained(folder)
-
-
-def transformed(tokens: Tensor, transform: TokenTransform | None) -> Tensor:
-    """The tokens, through a transform if there is one."""
-    return tokens if transform is None else transform(tokens)

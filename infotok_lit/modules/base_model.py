@@ -265,7 +265,9 @@ def encoding_of(base: UnifiedModel) -> Encoding:
 
 
 def build_heads(objective: ObjectiveConfig, base: UnifiedModel) -> InfoTok:
-    """Fresh training-only heads for a base model."""
+    """Fresh training-only heads for a base model; SettingsError if it cannot be trained with this objective."""
+    if objective.token_budget is not None:
+        base.check_reads_causally()
     widths = {
         branch: Widths(width, base.latent_width, base.text_width, base.num_extras[branch])
         for branch, width in base.token_widths.items()
@@ -273,10 +275,10 @@ def build_heads(objective: ObjectiveConfig, base: UnifiedModel) -> InfoTok:
     return InfoTok(objective, widths)
 
 
-def read_heads(checkpoint: dict[str, Any], base: UnifiedModel) -> InfoTok:
-    """The heads in a run's checkpoint, in evaluation mode."""
+def read_heads(checkpoint: dict[str, Any], base: UnifiedModel, weights: Weights = "averaged") -> InfoTok:
+    """The heads in a run's checkpoint, in evaluation mode; `weights` is as for `base_weights`."""
     heads = build_heads(ObjectiveConfig.from_dict(checkpoint[CHECKPOINT_KEY]["objective"]), base)
-    state = module_weights(checkpoint)
+    state = module_weights(checkpoint, weights)
     heads.load_state_dict(
         {name.removeprefix(HEADS_PREFIX): value for name, value in state.items() if name.startswith(HEADS_PREFIX)}
     )

@@ -37,6 +37,7 @@ from infotok_lit.modules.losses import (
     idle_branches,
     idle_message,
     loss_parts,
+    read_with_fewer,
     task_loss,
 )
 from infotok_lit.modules.optimiser import (
@@ -228,7 +229,10 @@ class InfoTokModule(pl.LightningModule):
             understood=understood,
             read_caption=lambda tokens: self.base.caption_nats(tokens, output, batch.captions),
         )
-        return BranchResult(output, task_loss(output), objective)
+        fewer = None
+        if branch == "understanding" and self.infotok.budget is not None:
+            fewer = read_with_fewer(self.base, self.infotok, batch, output.tokens)
+        return BranchResult(output, task_loss(output), objective, fewer=fewer)
 
     def run_reconstruction(self, batch: GenerationBatch) -> ReconstructionResult:
         """One forward pass that draws images from what the model understands of them.

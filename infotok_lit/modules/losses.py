@@ -2,15 +2,19 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
-from infotok_lit.batch import Branch, BranchOutput, ReconstructionOutput
+from infotok_lit.batch import Branch, BranchOutput, ReconstructionOutput, UnderstandingBatch
 from infotok_lit.errors import SettingsError
 from infotok_lit.models.unified import UnifiedModel
 from infotok_lit.objective.config import ObjectiveConfig
-from infotok_lit.objective.distributed import global_mean
+from infotok_lit.objective.distributed import global_mean, global_sum, world_size
+from infotok_lit.objective.infotok import InfoTok
 from infotok_lit.objective.term import BranchObjective
+from infotok_lit.objective.token_budget import distillation
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,15 @@ def check_trainable(weights: TaskWeights, objective: ObjectiveConfig) -> None:
                 f"measure the terms of {branch} by: give the task a weight, set the shares of "
                 f"objective.balance.{branch} to null, or leave {branch} out of objective.branches"
             )
+
+
+class ReadWithFewer(NamedTuple):
+    """What answers from fewer tokens miss."""
+
+    loss: Tensor
+    """KL to the answers from all tokens in nats per answer token, weighted: this rank's share of the global mean."""
+    report: dict[str, Tensor]
+    """Raw numbers, detached and global."""
 
 
 def idle_branches(base: UnifiedModel) -> tuple[Branch, ...]:
@@ -81,17 +94,17 @@ class BranchResult:
     objective: BranchObjective
     answers: list[str] | None = None
     """What the model answers; None in training, and for generation."""
+    fewer: ReadWithFewer | None = None
+    """None without a token budget, and for generation."""
 
     def report(self) -> dict[str, Tensor]:
-        """What there is to know about the tokens: the objective's report, and for codes how they are used."""
-        found = self.output.codes
-        if found is None:
-            return self.objective.report
-        usage = {
-            "code_entropy_bits": found.entropy_bits(),
-            "code_usage_fraction": found.usage_fraction(),
-        }
-        return self.objective.report | usage
+        """What there is to know about the tokens: the objective's report, use of codes, and fewer tokens."""
+        report, found = dict(self.objective.report), self.output.codes
+        if found is not None:
+            report |= {"code_entropy_bits": found.entropy_bits(), "code_usage_fraction": found.usage_fraction()}
+        if self.fewer is not None:
+            report |= self.fewer.report
+        return report
 
 
 @dataclass(frozen=True)
@@ -109,6 +122,23 @@ def task_loss(output: BranchOutput | ReconstructionOutput) -> Tensor:
     return global_mean(output.loss_sum.float(), output.loss_count)
 
 
+def read_with_fewer(base: UnifiedModel, infotok: InfoTok, batch: UnderstandingBatch, tokens: Tensor) -> ReadWithFewer:
+    """A further pass of the language model over shared tokens (B, N, D), some of which it must do without.
+
+    Its answers are to be those of a pass over all tokens, which it does not change. A collective call.
+    """
+    budget = infotok.budget
+    kept = budget.draw(infotok.rates("understanding", tokens))
+    nats = torch.zeros((), device=kept.device)
+    if budget.config.weight:
+        with torch.no_grad():
+            teacher, _ = base.answer_logits(batch, tokens)
+        nats = distillation(base.answer_logits(batch, tokens, kept=kept)[0], teacher)
+    both = global_sum(torch.stack([nats.detach(), kept.float().mean()])) / world_size()
+    report = dict(zip(("fewer_tokens_nats", "fewer_tokens_share"), both, strict=True))
+    return ReadWithFewer(budget.config.weight * nats, report)
+
+
 def loss_parts(
     weights: TaskWeights,
     results: Mapping[Branch, BranchResult],
@@ -121,6 +151,8 @@ def loss_parts(
         parts |= {f"{branch}/{term}": value for term, value in result.objective.terms.items()}
         if result.output.codes is not None and result.output.codes.loss is not None:
             parts[f"{branch}/quantiser"] = result.output.codes.loss
+        if result.fewer is not None:
+            parts[f"{branch}/fewer_tokens"] = result.fewer.loss
     if reconstruction is not None:
         parts["reconstruction/task"] = weights.reconstruction * reconstruction.task_loss
         if reconstruction.quantiser_loss is not None:

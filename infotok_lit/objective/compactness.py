@@ -88,6 +88,7 @@ class Projection(nn.Module):
 
     def __init__(self, config: ProjectionConfig, token_width: int, with_variance: bool) -> None:
         super().__init__()
+        self.config = config
         identity = config.kind == "identity"
         self.latent_width = token_width if identity else config.latent_width
         feature_width = config.hidden_width if config.kind == "mlp" else token_width

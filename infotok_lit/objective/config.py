@@ -16,6 +16,7 @@ from infotok_lit.objective.constraint import DualConfig
 from infotok_lit.objective.hsic import HSICConfig
 from infotok_lit.objective.sufficiency import DecoderConfig
 from infotok_lit.objective.term import Reduction, Term
+from infotok_lit.objective.token_budget import TokenBudgetConfig
 
 RIVALS: tuple[Term, ...] = ("self_alignment", "captioning")
 """Terms that are not of the paper, and act in generation only."""
@@ -113,6 +114,7 @@ class ObjectiveConfig:
         reduction: `tokens` divides every term, in nats per image, by the token count N of the full canvas, so that
             alpha and beta are exchange rates; `mean` takes each term's mean over its own elements.
         dual: Dual ascent, for branches that ask for a budget or a target.
+        token_budget: Train to read images with fewer tokens, those with the highest rates; null for no such training.
     """
 
     terms: tuple[Term, ...] = ("compactness", "sufficiency", "alignment")
@@ -134,6 +136,7 @@ class ObjectiveConfig:
     negatives: NegativesConfig = field(default_factory=NegativesConfig)
     reduction: Reduction = "tokens"
     dual: DualConfig = field(default_factory=DualConfig)
+    token_budget: TokenBudgetConfig | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "terms", _checked_choices("terms", self.terms, get_args(Term)))
@@ -154,6 +157,11 @@ class ObjectiveConfig:
         self._check_estimator()
         if self.terms:
             self._check_something_acts()
+        if self.token_budget is not None and not self.has_rates("understanding"):
+            raise SettingsError(
+                "token_budget ranks tokens by the rates of understanding, which nothing measures: set compactness or "
+                "sufficiency on in that branch, with estimator variational."
+            )
 
     def _check_estimator(self) -> None:
         inline = self.bottleneck == "inline"
@@ -222,6 +230,10 @@ class ObjectiveConfig:
 
         return tuple(term for term in self.terms if acts(term))
 
+    def has_rates(self, branch: Branch) -> bool:
+        """Whether a branch has a posterior with a variance, so that its tokens have rates."""
+        return self.estimator == "variational" and bool({"compactness", "sufficiency"} & {*self.active_terms(branch)})
+
     def balanced_terms(self, branch: Branch) -> tuple[Term, ...]:
         """The terms of a branch whose weight `balance` finds. Inline, sufficiency is the model's own loss: no term."""
         terms = [term for term in self.active_terms(branch) if self.balance.share(branch, term) is not None]
@@ -246,7 +258,8 @@ def _with_current_names(values: Mapping[str, Any]) -> dict[str, Any]:
 def _built(cls: type, values: Mapping[str, Any]) -> Any:
     """A dataclass of dataclasses from nested dicts."""
     types = get_type_hints(cls)
-    parts = {name: _built(types[name], part) for name, part in values.items() if is_dataclass(types.get(name))}
+    known = {name: kind for name, hint in types.items() for kind in (hint, *get_args(hint)) if is_dataclass(kind)}
+    parts = {name: _built(known[name], part) for name, part in values.items() if name in known and part is not None}
     return cls(**{**values, **parts})
 
 

@@ -21,6 +21,7 @@ from infotok_lit.objective.heads import BranchHeads
 from infotok_lit.objective.hsic import DependenceTerms
 from infotok_lit.objective.report import balance_report, equivalent_weights, weight_report
 from infotok_lit.objective.term import BranchObjective, Term, TermNats, Widths
+from infotok_lit.objective.token_budget import TokenBudget
 
 
 class TokenPath:
@@ -84,6 +85,8 @@ class InfoTok(nn.Module):
             constraint = _constraint(branch, config)
             if constraint is not None:
                 self.constraints[branch] = constraint
+        reading = config.token_budget
+        self.budget = None if reading is None else TokenBudget(widths["understanding"].num_extra, reading)
 
     def path(self, branch: Branch, step: int, noise: Tensor | None = None, priced: bool = True) -> TokenPath | None:
         """What the model must apply to the branch's shared tokens in one forward pass; None for nothing.
@@ -180,6 +183,11 @@ class InfoTok(nn.Module):
             return None
         with torch.autocast(tokens.device.type, enabled=False):
             return head.projection(tokens)
+
+    def rates(self, branch: Branch, tokens: Tensor) -> Tensor | None:
+        """k_i (B, N): what each shared token carries, in nats, without a graph; None where nothing measures it."""
+        posterior = self.posterior(branch, tokens.detach())
+        return None if posterior is None else posterior.kl().detach().sum(-1)
 
     def equivalents(self) -> dict[Branch, dict[str, float]]:
         """lambda, alpha and beta of each branch as things stand, for people; reads from the device."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from infotok_lit.batch import IMAGE_TOKEN_ID, Processor
+from infotok_lit.models.common.fewer_tokens import read_prefix
 
 
 class LanguageParts(NamedTuple):
@@ -75,6 +76,7 @@ def answer_after_prefix(
     questions: Sequence[list[int]],
     max_new_tokens: int,
     prefix_mask: Tensor | None = None,
+    prefix_left: Tensor | None = None,
 ) -> Tensor:
     """Answer ids (B, at most max_new_tokens) of B questions.
 
@@ -83,14 +85,16 @@ def answer_after_prefix(
         image_of: for each question, which prefix it follows.
         questions: ids of the rest of each prompt.
         prefix_mask: (I, 1, P, P) bool: which positions of a prefix see which; default: earlier ones.
+        prefix_left: (I, P) bool, under the default mask: the positions that are read; the others are not computed, and
+            what follows them keeps its position. Default: all.
     """
     images, length, processor = *prefix.shape[:2], language.processor
     cache = DynamicCache(config=language.body.config)
-    language.body(inputs_embeds=prefix, attention_mask=prefix_mask, past_key_values=cache, use_cache=True)
+    read = read_prefix(language.body, prefix, cache, prefix_mask, prefix_left).real
     trees, slots = _grow(images, image_of, questions, processor.pad_id, prefix.device)
     most = trees.ends.shape[1]
     inputs, places, rows = language.embedding(trees.ids), length + trees.places, trees.ends.clamp(min=0)
-    seen = torch.cat([trees.sees.new_ones(images, trees.ids.shape[1], length), trees.sees], dim=2)
+    seen = torch.cat([read[:, None].expand(-1, trees.ids.shape[1], -1), trees.sees], dim=2)
     new: list[Tensor] = []
     ended = trees.ends.flatten() < 0
     for _ in range(max_new_tokens):

@@ -20,7 +20,7 @@ from transformers import (
 )
 from transformers.models.siglip.modeling_siglip import SiglipEncoder
 
-from infotok_lit.batch import IMAGE_TOKEN_ID, Processor
+from infotok_lit.batch import IGNORE_INDEX, IMAGE_TOKEN_ID, Processor
 from infotok_lit.errors import SettingsError
 from infotok_lit.models.common.model_config import LanguageModelConfig
 from infotok_lit.models.common.text import label_places
@@ -109,6 +109,11 @@ def text_nats(head: nn.Module, hidden: Tensor, labels: Tensor) -> tuple[Tensor, 
     nats = F.cross_entropy(logits.float(), labels.flatten()[places], reduction="none")
     rows, none = places // labels.shape[1], nats.new_zeros(len(labels))
     return none.index_add(0, rows, nats), none.long().index_add(0, rows, torch.ones_like(rows))
+
+
+def next_labels(labels: Tensor) -> Tensor:
+    """(B, T) int64 -> (B, T): what each position has to predict; nothing follows the last."""
+    return torch.cat([labels[:, 1:], torch.full_like(labels[:, :1], IGNORE_INDEX)], dim=1)
 
 
 def compact_positions(mask: Tensor) -> Tensor:

@@ -39,7 +39,8 @@ from infotok_lit.models.harmon.mar import MARDecoder, MAREncoder, gather_rows, p
 from infotok_lit.models.harmon.processor import HarmonProcessor
 from infotok_lit.models.harmon.sampling import RandomNumbers, random_numbers, sample_image_tokens
 from infotok_lit.models.harmon.token_sampling import Draw, sample_tokens, solve_tokens
-from infotok_lit.models.unified import Progress, TokenTransform, UnifiedModel, transformed
+from infotok_lit.models.reading import TokenTransform, transformed
+from infotok_lit.models.unified import Progress, UnifiedModel
 
 KEYS = KeyMap(
     renames=(
@@ -137,6 +138,10 @@ class Harmon(UnifiedModel):
     def project_for_llm(self, tokens: Tensor, transform: TokenTransform | None = None) -> Tensor:
         """Shared tokens (B, R + L, D) -> what the language model reads, (B, L + R, H), buffers last."""
         return self._buffers_last(self.project_in(transformed(tokens, transform)))
+
+    def reading_order(self, places: Tensor) -> Tensor:
+        """(B, R + L, ...) -> the same with the buffers last."""
+        return self._buffers_last(places)
 
     @property
     def adjust_logits(self) -> LogitsProcessor:

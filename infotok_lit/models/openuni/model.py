@@ -42,7 +42,8 @@ from infotok_lit.models.openuni.diffusion import (
 from infotok_lit.models.openuni.family import OpenUniConfig, SamplingConfig
 from infotok_lit.models.openuni.processor import KEEP_PROMPT, OpenUniProcessor
 from infotok_lit.models.openuni.vlm import VLM_KEYS, build_vlm, image_tokens, read_queries
-from infotok_lit.models.unified import Progress, TokenTransform, UnifiedModel, transformed
+from infotok_lit.models.reading import TokenTransform, transformed
+from infotok_lit.models.unified import Progress, UnifiedModel
 
 PARTS = {
     "vision_tower": ("vlm.model.vision_tower.",),

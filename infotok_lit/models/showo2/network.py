@@ -13,6 +13,7 @@ from infotok_lit.batch import IMAGE_TOKEN_ID, Tokenizer
 from infotok_lit.models.common.autoencoders import build_autoencoder
 from infotok_lit.models.common.channel import Channel
 from infotok_lit.models.common.language_model import build_language_model
+from infotok_lit.models.reading import TokenTransform, transformed
 from infotok_lit.models.showo2.diffusion_head import DiffusionHead
 from infotok_lit.models.showo2.encoder import DualPathEncoder, SharedTokens
 from infotok_lit.models.showo2.family import PATCH_SIZE, Showo2Config
@@ -26,7 +27,7 @@ from infotok_lit.models.showo2.sequence import (
     image_of_position,
     insert_images,
 )
-from infotok_lit.models.unified import TokenTransform, UnifiedModel, transformed
+from infotok_lit.models.unified import UnifiedModel
 
 PARTS = ("encoder", "llm", "time_embed", "time_to_token", "to_diffusion", "diffusion_head")
 

@@ -1,0 +1,183 @@
+"""How a language model reads images: all shared tokens of understanding, or some of them.
+
+Shapes: B samples, I images, N shared tokens that are present, D token width, T sequence length, S text length, H width
+of the language model's input embeddings, V vocabulary.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import LogitsProcessor, PreTrainedModel
+
+from infotok_lit.batch import Processor, UnderstandingBatch
+from infotok_lit.errors import SettingsError
+from infotok_lit.models.common.answering import LanguageParts, answer_after_prefix, split_after_image
+from infotok_lit.models.common.fewer_tokens import answer_logits, left_of
+from infotok_lit.models.common.language_model import answer_greedily, embed_with_images
+from infotok_lit.models.common.reconstruction import scale_gradient
+
+TokenTransform = Callable[[Tensor], Tensor]
+"""A map (B, N, D) -> (B, N, D) applied to the shared tokens where they leave the encoder."""
+
+
+class ImageReader(nn.Module, ABC):
+    """The part of a base model that makes shared tokens of images, and answers of tokens and questions."""
+
+    config: Any
+    processor: Processor
+    reads_causally = True
+    """Whether the language model reads image tokens one after another, so that it can do without some of them."""
+    in_step = False
+    """Whether processes compute with weights that they share out, so that none may stop before the others."""
+
+    @property
+    def language_model(self) -> PreTrainedModel:
+        """What reads and writes text, with its head."""
+        return self.llm
+
+    @property
+    def text_embedding(self) -> nn.Embedding:
+        """The language model's input embedding table, (vocabulary, H)."""
+        return self.language_model.get_input_embeddings()
+
+    @property
+    def text_body(self) -> nn.Module:
+        """The language model without its head: embeddings -> last hidden states."""
+        return self.llm.model
+
+    @torch.no_grad()
+    def last_hidden_states(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """(B, S, H): what the language model makes of right-padded texts (B, S) alone; padding holds no meaning."""
+        seen = mask.bool()[:, None, None] & mask.new_ones(mask.shape[1], mask.shape[1], dtype=torch.bool).tril()
+        # A padded row sees itself, so that no softmax is over nothing.
+        seen = seen | torch.eye(mask.shape[1], dtype=torch.bool, device=mask.device)
+        return self.text_body(inputs_embeds=self.text_embedding(ids), attention_mask=seen).last_hidden_state
+
+    def embed_with_images(self, input_ids: Tensor, visual: Tensor) -> Tensor:
+        """Embeddings (B, T, H) of ids whose image slots are filled with `visual` (n, N, H), in order."""
+        return embed_with_images(self.text_embedding, input_ids, visual)
+
+    # Shared tokens
+
+    @abstractmethod
+    def understood_tokens(self, pixel_values: Tensor) -> Tensor:
+        """Images (B, 3, height, width) in [-1, 1] -> the shared tokens of understanding (B, N, D), untransformed."""
+
+    def project_for_llm(self, tokens: Tensor, transform: TokenTransform | None = None) -> Tensor:
+        """Shared tokens of understanding (B, N, D) -> what the language model reads, (B, N, H); here the same."""
+        return transformed(tokens, transform)
+
+    def reading_order(self, places: Tensor) -> Tensor:
+        """What belongs to the tokens of understanding (B, N, ...), in the order of `project_for_llm`: here as is."""
+        return places
+
+    def answer_logits(
+        self,
+        batch: UnderstandingBatch,
+        tokens: Tensor,
+        transform: TokenTransform | None = None,
+        kept: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Logits (M, V) of a batch's answer tokens given the shared tokens (B, N, D) of its images; and the M ids.
+
+        Args:
+            kept: (B, N) bool: which tokens are read; the others are dropped before the language model. Default: all.
+
+        Raises:
+            SettingsError: this family reads all tokens or none.
+        """
+        self.check_reads_causally()
+        seen = scale_gradient(self.project_for_llm(tokens, transform), self.config.grad_scale)
+        embeds = self.embed_with_images(batch.input_ids, seen)
+        kept = None if kept is None else self.reading_order(kept)
+        return answer_logits(self.text_body, self.language_model.lm_head, batch, embeds, kept)
+
+    # Answers
+
+    @torch.no_grad()
+    def describe(
+        self,
+        pixel_values: Tensor,
+        prompts: Sequence[str],
+        max_new_tokens: int = 64,
+        use_cache: bool = True,
+        image_of: Sequence[int] | None = None,
+    ) -> list[str]:
+        """Answer prompts about images greedily; prompts may differ in length, and no answer knows its batch.
+
+        Args:
+            pixel_values: (I, 3, height, width) in [-1, 1], as `processor.pixels` makes them.
+            use_cache: keep keys and values of earlier tokens; the answers are the same without, and take longer.
+            image_of: for each prompt, which image it is about; default: one prompt per image, in order. An image is
+                encoded once, however many prompts are about it.
+        """
+        tokens = self.understood_tokens(pixel_values)
+        return self.describe_tokens(tokens, prompts, max_new_tokens, use_cache, image_of)
+
+    @torch.no_grad()
+    def describe_tokens(
+        self,
+        tokens: Tensor,
+        prompts: Sequence[str],
+        max_new_tokens: int = 64,
+        use_cache: bool = True,
+        image_of: Sequence[int] | None = None,
+        kept: Tensor | None = None,
+    ) -> list[str]:
+        """`describe` from the shared tokens (I, N, D) of its images; `kept` (I, N) is as for `answer_logits`."""
+        self.check_reads_causally()
+        if kept is not None and image_of is None:
+            image_of = range(len(tokens))
+        visual = self.project_for_llm(tokens)
+        ids, mask = self.processor.understanding_prompts(prompts, num_image_tokens=visual.shape[1])
+        ids, mask = ids.to(visual.device), mask.to(visual.device)
+        shared = None if image_of is None or not use_cache else split_after_image(ids, mask)
+        if kept is not None and shared is None:
+            raise SettingsError("a token budget needs a cache, and prompts that are equal before their image")
+        if shared is not None:
+            prefix_ids = shared.prefix.expand(len(visual), -1)
+            prefix = self.embed_with_images(prefix_ids, visual)
+            left = None if kept is None else left_of(prefix_ids, torch.ones_like(prefix_ids), self.reading_order(kept))
+            found = answer_after_prefix(
+                self.language_parts, prefix, image_of, shared.questions, max_new_tokens, prefix_left=left
+            )
+        else:
+            visual = visual if image_of is None else visual[list(image_of)]
+            found = self.answer(self.embed_with_images(ids, visual), mask, max_new_tokens, use_cache)
+        return self.processor.decode(found)
+
+    def check_reads_causally(self) -> None:
+        """SettingsError for a language model that cannot do without some tokens."""
+        if not self.reads_causally:
+            raise SettingsError(
+                f"{self.config.title} lets all tokens of an image see one another in its language model, and reads "
+                "all or none: a token budget is for Harmon and OpenUni"
+            )
+
+    def answer(self, embeds: Tensor, mask: Tensor, max_new_tokens: int, use_cache: bool = True) -> Tensor:
+        """Greedy continuation ids (B, at most max_new_tokens) of left-padded embeddings (B, T, H)."""
+        adjust = self.adjust_logits
+        return answer_greedily(
+            self.language_model, embeds, mask, self.processor, max_new_tokens, use_cache, adjust, self.in_step
+        )
+
+    @property
+    def language_parts(self) -> LanguageParts:
+        """The language model, in the parts that decoding needs."""
+        head = self.language_model.lm_head
+        return LanguageParts(
+            self.text_body, head, self.text_embedding, self.processor, self.adjust_logits, self.in_step
+        )
+
+    @property
+    def adjust_logits(self) -> LogitsProcessor | None:
+        """What changes the logits that an answer is chosen by; here nothing does."""
+        return None
+
+
+def transformed(tokens: Tensor, transform: TokenTransform | None) -> Tensor:
+    """The tokens, through a transform if there is one."""
+    return tokens if transform is None else transform(tokens)

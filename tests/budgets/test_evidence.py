@@ -1,0 +1,141 @@
+"""The evidence compares like with like, and its controls are what they are called."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from tiny import tiny_model
+
+from infotok_lit.batch import IMAGE_TOKEN_ID
+from infotok_lit.commands.bench_reading import at_budget, before_language_model, shapes_of
+from infotok_lit.commands.budget_evidence import report
+from infotok_lit.modules.token_budget import TokenSelector
+from infotok_lit.objective.compactness import Projection, ProjectionConfig
+from infotok_lit.objective.token_budget import TokenBudget
+from infotok_lit.study.token_budgets import (
+    ALL,
+    NO_PLACES,
+    POLICIES,
+    RANDOM_SAME,
+    RATE,
+    RATE_SAME,
+    Answers,
+    Evidence,
+    EvidenceOptions,
+    attention_received,
+    pixel_error,
+)
+
+OPTIONS = EvidenceOptions(questions=7, budgets=(0.5,), batch_size=4)
+
+
+@pytest.fixture(scope="module")
+def evidence() -> Evidence:
+    base = tiny_model()
+    torch.manual_seed(1)
+    projection = Projection(ProjectionConfig(hidden_width=16, latent_width=4), 16, with_variance=True)
+    for layer in (projection.features[1], projection.mean):
+        torch.nn.init.normal_(layer.weight)  # so that images differ in what they carry
+    selector = TokenSelector(projection, TokenBudget(base.num_extras["understanding"]))
+    found = Evidence(base, selector, OPTIONS)
+    selector.budget.observe(torch.cat([shown.rates for _, shown in found._batches()]))
+    return found
+
+
+def test_every_choice_reads_as_many_tokens(evidence) -> None:
+    measured = evidence.measure(lambda done, what: None)
+    assert set(measured) == {ALL, NO_PLACES, *POLICIES}
+    tokens = measured[RATE]["0.5"].tokens
+    assert len(set(tokens.tolist())) > 1, "images differ in what they deserve"
+    for name in set(POLICIES) - {RATE_SAME, RANDOM_SAME}:
+        assert measured[name]["0.5"].tokens.tolist() == tokens.tolist(), name
+    for name in (RATE_SAME, RANDOM_SAME):
+        same = measured[name]["0.5"].tokens
+        assert max(same) - min(same) <= 1
+        assert same.sum() == tokens.sum()
+    assert set(measured[ALL][""].tokens) == {18}
+    assert set(measured[NO_PLACES][""].tokens) == {2}
+
+
+@torch.no_grad()
+def test_attention_is_what_the_last_word_pays_to_each_token(evidence) -> None:
+    shown = next(evidence._batches())[1]
+    scores = attention_received(shown)
+    base = shown.base
+    extras = base.num_extras["understanding"]
+    body = type(base.text_body)._from_config(base.text_body.config, attn_implementation="eager")
+    body.load_state_dict(base.text_body.state_dict())
+    for row, question in enumerate(shown.questions):
+        ids, _ = base.processor.understanding_prompts([question], num_image_tokens=shown.tokens.shape[1])
+        embeds = base.embed_with_images(ids, base.project_for_llm(shown.tokens[row : row + 1]))
+        weights = body(inputs_embeds=embeds, output_attentions=True).attentions[0][0].mean(0)[-1]
+        read = weights[ids[0] == IMAGE_TOKEN_ID]  # the grid, then the buffers
+        torch.testing.assert_close(scores[row], torch.cat([read[-extras:], read[:-extras]]), rtol=1e-4, atol=1e-6)
+
+
+@torch.no_grad()
+def test_pixel_error_is_that_of_each_place(evidence) -> None:
+    shown = next(evidence._batches())[1]
+    decoded = shown.base.decode_images(*shown.base.encode_images(shown.pixels))
+    error = (decoded - shown.pixels).square()
+    scores = pixel_error(shown)[:, shown.base.num_extras["understanding"] :]
+    for place in (0, 5, 15):
+        top, left = 8 * (place // 4), 8 * (place % 4)
+        expected = error[:, :, top : top + 8, left : left + 8].mean((1, 2, 3))
+        torch.testing.assert_close(scores[:, place], expected)
+
+
+def test_places_of_objects_are_known(evidence) -> None:
+    for number in range(OPTIONS.questions):
+        covered, texture = evidence._truth_of_places(number, 4)
+        centres = {(int(y) // 8, int(x) // 8) for y, x in (item.centre for item in evidence._scene(number).objects)}
+        assert all(covered.reshape(4, 4)[centre] > 0 for centre in centres)
+        assert (texture > 0).all()
+        assert 0 < (covered > 0).sum() <= 9 * len(evidence._scene(number).objects)
+
+
+def test_differences_are_paired_and_by_kind() -> None:
+    rng = np.random.default_rng(0)
+    kinds = np.array(["counting", "place"] * 50)
+    right = rng.integers(0, 2, 100)
+    worse = right * (np.arange(100) % 10 > 0)
+    tokens = np.full(100, 12)
+    measured = {
+        RATE: {"0.5": Answers(right, tokens)},
+        "random": {"0.5": Answers(worse, tokens)},
+    }
+    lines = report([measured], [{"a fact": 0.5}], kinds).splitlines()
+    cells = [cell.strip() for cell in next(line for line in lines if line.startswith("| random")).split("|")[1:-1]]
+    lost = worse - right
+    margin = 1.984 * lost.std(ddof=1) / 10
+    assert cells[4:7] == [f"{worse.mean():.3f}", f"{worse[::2].mean():.3f}", f"{worse[1::2].mean():.3f}"]
+    assert cells[7] == f"{100 * lost.mean():+.1f} ± {100 * margin:.1f}"
+    assert "- a fact: 0.5" in lines
+
+
+def test_operations_of_prefill_follow_from_the_shapes() -> None:
+    """Harmon 0.5B: two operations a weight and token, and for each pair of positions and layer, twice two a width."""
+    model = shapes_of("harmon", "0.5b")
+    weights = sum(p.numel() for name, p in model.text_body.named_parameters() if p.ndim == 2 and "embed" not in name)
+    llm = model.config.llm
+    for share, tokens in ((1.0, 1088), (0.5, 576)):
+        found = at_budget(model, share, question_tokens=32)
+        length = tokens + 32
+        head = 2 * llm.vocab_size * llm.hidden_size
+        pairs = 4 * length**2 * llm.hidden_size * llm.num_hidden_layers
+        assert found["image_tokens"] == tokens
+        # Rotary positions are worked out by a small product of matrices.
+        assert found["prefill"] == pytest.approx((2 * weights * length + pairs + head) / 1e9, rel=1e-4)
+    before = before_language_model(model)
+    assert before["MAREncoder"] == pytest.approx(228, abs=1)
+    assert before["Encoder"] == pytest.approx(556, abs=1)
+
+
+def test_the_numbers_are_written(evidence, tmp_path) -> None:
+    from infotok_lit.commands.budget_evidence import _draw, _means
+
+    measured = [{ALL: {"": Answers(np.ones(7), np.full(7, 18))}, RATE: {"0.5": Answers(np.zeros(7), np.full(7, 9))}}]
+    _draw(tmp_path, measured, evidence, examples=2)
+    assert {path.name for path in tmp_path.iterdir()} == {"answers.png", "kept.png"}
+    assert json.loads(json.dumps(_means(measured[0])))[RATE]["0.5"] == {"answers": 0.0, "tokens": 9.0}
