@@ -125,7 +125,7 @@ def imports_of(path: Path) -> set[str]:
         (
             "modules",
             {"modules", "models", "video", "budgets", "objective", "data", "scenes", "metrics", "assets"}
-            | {"batch", "checkpoints", "errors", "files", "hub", "seeding", "sharded_checkpoints"},
+            | {"batch", "checkpoints", "errors", "files", "hub", "seeding", "sharded_checkpoints", "weight_files"},
         ),
     ],
 )

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from infotok_lit.batch import BrokenSampleError, TooManyBrokenSamplesError
 from infotok_lit.data.broken_samples import BrokenSampleTally
-from infotok_lit.data.stream import EndlessSampler, FixedSampler
+from infotok_lit.data.stream import EndlessSampler, FixedSampler, Request
 from infotok_lit.errors import SettingsError
 from infotok_lit.video.clips import Augmentation, Clip, ClipSource, central
 
@@ -45,8 +45,8 @@ class ClipDataset(Dataset):
         self._source, self._frames, self._side, self._seed = source, frames, side, seed
         self._augmentation = augmentation
 
-    def __getitem__(self, request: tuple[int, int]) -> _Draw:
-        index, epoch = request
+    def __getitem__(self, request: Request) -> _Draw:
+        index, epoch = request.index, request.epoch
         skipped: list[str] = []
         for attempt in range(MAX_ATTEMPTS):
             rng = np.random.default_rng([self._seed, epoch, index, attempt])

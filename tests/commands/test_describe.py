@@ -50,7 +50,9 @@ def test_every_prompt_about_every_image_is_answered_as_if_alone(model, exported,
 
 def test_a_line_holds_image_prompt_and_answer_between_tabs(model, exported, pictures, monkeypatch, capsys) -> None:
     spoken = "a\tcat\non a\x1b mat\u2028."
-    monkeypatch.setattr(type(model), "describe", lambda self, images, prompts, *rest: [spoken] * len(prompts))
+    monkeypatch.setattr(
+        type(model), "describe", lambda self, images, prompts, *rest, **options: [spoken] * len(prompts)
+    )
     image = pictures / "a.png"
     assert describe("--model", exported, "--image", image, "--prompt", "a\tb\nc?") == 0
     assert describe("--model", exported, "--image", image) == 0

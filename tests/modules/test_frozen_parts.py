@@ -60,7 +60,8 @@ def test_frozen_tokens_are_warned_of_once_with_the_ways_out(family, tmp_path) ->
 )
 def test_no_warning_where_the_terms_reach_the_model_or_are_off(options, tmp_path) -> None:
     _, warned = fit(TinyModule(**{"terms": TERMS, "freeze": ("vlm.",), "family": "openuni"} | options), tmp_path)
-    assert warned == []
+    # That nothing of a branch trains is another message.
+    assert [text for text in warned if "skips the understanding branch" not in text] == []
 
 
 @pytest.mark.parametrize("family", FAMILIES)

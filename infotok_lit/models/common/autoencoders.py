@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 from dataclasses import asdict
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -192,12 +193,14 @@ def build_autoencoder(config: AutoencoderConfig) -> nn.Module:
 def encode(autoencoder: nn.Module, images: Tensor) -> Tensor:
     """Images (B, 3, height, width) -> (B, C, h, w), or for a posterior its means and log-variances (B, 2 C, h, w).
 
-    It runs in float32, whatever precision is set around it, and draws nothing at random: a cache may keep the result.
+    It runs in the precision of its weights, in training float32, whatever is set around it, and draws nothing at
+    random: a cache may keep the result.
     """
+    images = images.to(next(chain(autoencoder.parameters(), autoencoder.buffers())).dtype)
     with torch.autocast(images.device.type, enabled=False):
         if isinstance(autoencoder, WanVAE):
-            return torch.cat(autoencoder.posterior(images.float()), dim=1)
-        return autoencoder.encode(images.float())
+            return torch.cat(autoencoder.posterior(images), dim=1)
+        return autoencoder.encode(images)
 
 
 def autoencoder_digest(config: AutoencoderConfig, autoencoder: nn.Module) -> str:

@@ -14,6 +14,9 @@ DRAWING = ("uniform_", "normal_", "trunc_normal_", "kaiming_uniform_", "kaiming_
 """What fills a tensor in place with random numbers, or helps to: names that torch, its `nn.init`, and what libraries
 put around that have in common."""
 
+SMALL = 2**20
+"""Bytes below which a tensor is worth no mapping."""
+
 
 class _UndrawnWeights(TorchFunctionMode):
     def __torch_function__(
@@ -37,7 +40,7 @@ def without_initial_weights() -> Iterator[None]:
 
 
 def adopt_tensors(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Let the parameters and buffers that a state dict names have its tensors, without a copy where their type agrees.
+    """Let the parameters and buffers that a state dict names have its tensors, without a copy of what is large.
 
     Tied weights stay tied. A tensor that is mapped from a file is read when it is used, once for all processes of a
     machine, and the file is not written to.
@@ -45,7 +48,10 @@ def adopt_tensors(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
         for name, own in model.state_dict(keep_vars=True).items():
             if name in state:
-                own.data = state[name].to(own.dtype)
+                value = state[name].to(own.dtype)
+                # A file's tensors are not aligned, and on such memory torch's kernels round differently. Small models
+                # are to compute bit by bit what was trained.
+                own.data = value.clone() if value.nbytes < SMALL else value
 
 
 def adopt_state(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
