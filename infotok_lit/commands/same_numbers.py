@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 from infotok_lit.batch import BRANCHES
 from infotok_lit.modules import HarmonModule, OpenUniModule, Showo2Module
 from infotok_lit.modules.infotok_module import InfoTokModule
+from infotok_lit.modules.losses import loss_parts
 from infotok_lit.objective.config import ObjectiveConfig
 from infotok_lit.scenes import Scenes
 from infotok_lit.seeding import isolated_rng
@@ -65,7 +66,7 @@ def all_losses(module: InfoTokModule, device: torch.device) -> dict[str, float]:
         batch = move_data_to_device(getattr(processor, branch)(samples), device)
         with torch.no_grad(), isolated_rng(0, device), RandomOnCPU():
             results[branch] = module.run_branch(branch, batch)
-    parts: Mapping[str, Tensor] = module.loss_parts(results)
+    parts: Mapping[str, Tensor] = loss_parts(module.task_weights, results)
     return {name: float(value) for name, value in parts.items()}
 
 

@@ -19,13 +19,7 @@ from infotok_lit.errors import SettingsError
 from infotok_lit.models.common.language_model import compile_blocks
 from infotok_lit.models.common.reconstruction import ReconstructionConfig
 from infotok_lit.models.unified import UnifiedModel
-from infotok_lit.modules.base_model import (
-    HOW_TO_LOAD,
-    InitialModel,
-    build_heads,
-    plain,
-    refuse_lost_average,
-)
+from infotok_lit.modules.base_model import HOW_TO_LOAD, InitialModel, build_heads, plain, refuse_lost_average
 from infotok_lit.modules.finite import FiniteGuard
 from infotok_lit.modules.gradients import GradientWatch, frozen_tokens_message
 from infotok_lit.modules.lora import LoraConfig, add_adapters
@@ -34,11 +28,11 @@ from infotok_lit.modules.losses import (
     ReconstructionResult,
     TaskWeights,
     check_trainable,
-    idle_branches,
     idle_message,
     loss_parts,
     read_with_fewer,
     task_loss,
+    trained_branches,
 )
 from infotok_lit.modules.optimiser import (
     MaskedAdamW,
@@ -51,7 +45,7 @@ from infotok_lit.modules.optimiser import (
 )
 from infotok_lit.modules.run_callbacks import DataConnection, StepSeed, tell_model_is_built
 from infotok_lit.modules.run_checkpoint import FrozenWeights, check_resumed
-from infotok_lit.modules.sharding import reshard, shard
+from infotok_lit.modules.sharding import refuse_captioning, reshard, shard
 from infotok_lit.modules.validation import Validation, finite_only
 from infotok_lit.objective.config import ObjectiveConfig
 from infotok_lit.objective.infotok import InfoTok
@@ -130,8 +124,7 @@ class InfoTokModule(pl.LightningModule):
         check_trainable(task_weights, objective)
         if answer_tokens < 1:
             raise SettingsError(f"answer_tokens is {answer_tokens}; set it to 1 or more")
-        self.frozen = tuple(freeze)
-        self.unfrozen = tuple(unfreeze)
+        self.frozen, self.unfrozen = tuple(freeze), tuple(unfreeze)
         self.lora = lora
         self.activation_checkpointing = activation_checkpointing
         self.compile_blocks = compile_blocks
@@ -170,11 +163,8 @@ class InfoTokModule(pl.LightningModule):
             self.base.recompute_activations()
         if self.compile_blocks:
             compile_blocks(self.base)
-        if strategy is not None and "captioning" in self.objective_config.active_terms("generation"):
-            raise SettingsError(
-                "captioning runs the language model backward within the forward pass, which a sharded model does not "
-                "allow: take captioning out of objective.terms, or leave out --config trainer/fsdp"
-            )
+        if strategy is not None:
+            refuse_captioning(self.objective_config)
         self.infotok = self.build_heads(self.objective_config)
         self.frozen_weights = FrozenWeights(self.base, self.initial_model.init_from, strategy)
         if strategy is not None:
@@ -201,16 +191,6 @@ class InfoTokModule(pl.LightningModule):
         return self.objective_config.negatives_from_data(branch)
 
     # One step
-
-    @property
-    def trained_branches(self) -> tuple[Branch, ...]:
-        """The branches that a training step computes: a term regularises them, or their own loss trains something."""
-        heads, idle = self.infotok.heads, idle_branches(self.base)
-        return tuple(
-            branch
-            for branch in BRANCHES
-            if branch in heads or (getattr(self.task_weights, branch) > 0 and branch not in idle)
-        )
 
     def run_branch(self, branch: Branch, batch: Batch) -> BranchResult:
         """One forward pass of one branch: the model's own loss, and the objective on the tokens it made."""
@@ -243,18 +223,12 @@ class InfoTokModule(pl.LightningModule):
         output = self.base.reconstruction(batch, self.reconstruction, reading, drawing)
         return ReconstructionResult(task_loss(output), output.quantiser_loss)
 
-    def loss_parts(
-        self, results: Mapping[Branch, BranchResult], reconstruction: ReconstructionResult | None = None
-    ) -> dict[str, Tensor]:
-        """Every summand of the total loss under a name."""
-        return loss_parts(self.task_weights, results, reconstruction)
-
     def training_step(self, batch: Mapping[Branch, Batch], batch_idx: int) -> Tensor:
         """L = L_i2t + L_t2i + lambda (L_u + L_g), Eq. 11; and the reconstruction loss, where it has a weight."""
         # What one branch draws must not shift another's: runs that differ in their terms alone share their noise.
         seeds = dict(zip((*BRANCHES, "reconstruction"), torch.randint(2**31, (3,)).tolist(), strict=True))
         results, reconstruction = {}, None
-        branches = self.trained_branches
+        branches = trained_branches(self.base, self.infotok.heads, self.task_weights)
         self._say_once("idle", "understanding", idle_message(self.base, self.task_weights, branches))
         for branch in branches:
             with isolated_rng(seeds[branch], self.device):
@@ -263,7 +237,7 @@ class InfoTokModule(pl.LightningModule):
         if self.task_weights.reconstruction:
             with isolated_rng(seeds["reconstruction"], self.device):
                 reconstruction = self.run_reconstruction(batch["generation"])
-        parts = self.loss_parts(results, reconstruction)
+        parts = loss_parts(self.task_weights, results, reconstruction)
         total = self.guard.watch_losses(parts, {**batch, "reconstruction": batch["generation"]}, self.global_step)
         self.log("train/loss", total.detach(), prog_bar=True)
         if self._logs_this_step():

@@ -1,13 +1,13 @@
 """What one branch of a step gives, and the summands of the total loss."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from infotok_lit.batch import Branch, BranchOutput, ReconstructionOutput, UnderstandingBatch
+from infotok_lit.batch import BRANCHES, Branch, BranchOutput, ReconstructionOutput, UnderstandingBatch
 from infotok_lit.errors import SettingsError
 from infotok_lit.models.unified import UnifiedModel
 from infotok_lit.objective.config import ObjectiveConfig
@@ -63,6 +63,14 @@ def idle_branches(base: UnifiedModel) -> tuple[Branch, ...]:
     """The branches whose own loss reaches no parameter that is trained."""
     trained = [name for name, parameter in base.named_parameters() if parameter.requires_grad]
     return () if any(name.startswith(base.understanding_prefixes) for name in trained) else ("understanding",)
+
+
+def trained_branches(base: UnifiedModel, regularised: Collection[Branch], weights: TaskWeights) -> tuple[Branch, ...]:
+    """The branches that a training step computes: a term regularises them, or their own loss trains something."""
+    idle = idle_branches(base)
+    return tuple(
+        branch for branch in BRANCHES if branch in regularised or (getattr(weights, branch) > 0 and branch not in idle)
+    )
 
 
 def idle_message(base: UnifiedModel, weights: TaskWeights, computed: Sequence[Branch]) -> str | None:

@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor, Shard
 
 from infotok_lit.errors import SettingsError
 from infotok_lit.models.unified import UnifiedModel
+from infotok_lit.objective.config import ObjectiveConfig
 from infotok_lit.objective.infotok import InfoTok
 
 OLDEST_TORCH = "2.13"
@@ -126,6 +127,15 @@ def shard(base: UnifiedModel, heads: InfoTok, mesh: DeviceMesh) -> None:
     base.in_step = True
     _gather_for(base, BASE_ENTRIES)
     _gather_for(heads, HEADS_ENTRIES)
+
+
+def refuse_captioning(objective: ObjectiveConfig) -> None:
+    """SettingsError for the term that a sharded model cannot have."""
+    if "captioning" in objective.active_terms("generation"):
+        raise SettingsError(
+            "captioning runs the language model backward within the forward pass, which a sharded model does not "
+            "allow: take captioning out of objective.terms, or leave out --config trainer/fsdp"
+        )
 
 
 def reshard(*modules: nn.Module) -> None:

@@ -34,7 +34,6 @@ class Scenes(Source):
         dense_captions: the share of the generation branch whose caption is the full description of a scene of one to
             four objects. They belong to no category and are not scored: they teach what words mean where the short
             captions leave most of an image open.
-        captions: False: images are drawn without their captions, as prompt dropout does, to learn what they look like.
 
     Raises:
         SettingsError: an argument is out of range; the message names it.
@@ -51,7 +50,6 @@ class Scenes(Source):
         categories: tuple[Category, ...] = CATEGORIES,
         question_kinds: tuple[QuestionKind, ...] = QUESTION_KINDS,
         dense_captions: float = 0.0,
-        captions: bool = True,
     ) -> None:
         _check_choices("spec", (spec,), tuple(SPECS))
         _check_choices("split", (split,), SPLITS)
@@ -73,7 +71,6 @@ class Scenes(Source):
         self.categories = tuple(categories)
         self.question_kinds = tuple(question_kinds)
         self.dense_captions = dense_captions
-        self.captions = captions
         self._num_samples = num_samples
 
     def __len__(self) -> int:
@@ -107,7 +104,7 @@ class Scenes(Source):
         image = Image.fromarray(render(scene, self.spec))
         name = f"{self.name}/{self.split}/{branch}/{index}"
         if branch == "generation":
-            return GenerationSample(image=image, caption=text, name=name, drop_prompt=not self.captions)
+            return GenerationSample(image=image, caption=text, name=name)
         return UnderstandingSample(image=image, question=text, answer=answer, name=name)
 
 

@@ -9,7 +9,6 @@ from PIL import Image
 from infotok_lit.batch import GenerationSample, Source
 from infotok_lit.data import Mixture
 from infotok_lit.errors import SettingsError
-from infotok_lit.scenes import Scenes
 
 
 class Named(Source):
@@ -55,11 +54,3 @@ def test_nearly_true_texts_are_those_of_the_samples_own_source():
 def test_parts_that_fit_no_sources_are_refused(parts):
     with pytest.raises(SettingsError, match="one positive number in `parts`"):
         Mixture([Named("a", 2), Named("b", 2)], parts=parts)
-
-
-def test_scenes_without_captions_are_drawn_without_a_prompt():
-    for captions_, dropped in ((True, False), (False, True)):
-        source = Scenes("garments32", captions=captions_)
-        sample = source.sample("generation", 3)
-        assert sample.drop_prompt is dropped
-        assert sample.caption == Scenes("garments32").sample("generation", 3).caption

@@ -12,7 +12,7 @@ from infotok_lit.batch import BRANCHES
 from infotok_lit.errors import SettingsError
 from infotok_lit.modules import infotok_module
 from infotok_lit.modules.lora import LoraConfig
-from infotok_lit.modules.losses import TaskWeights, idle_message
+from infotok_lit.modules.losses import TaskWeights, idle_message, trained_branches
 
 TERMS = ("compactness", "sufficiency", "alignment")
 OURS = re.compile("require no gradient|skips the understanding branch")
@@ -183,11 +183,13 @@ def test_understanding_that_trains_nothing_is_skipped_with_a_message(tmp_path, m
 def test_understanding_that_trains_something_is_not_skipped(options) -> None:
     module = TinyModule(**options)
     module.configure_model()
-    assert module.trained_branches == BRANCHES
+    assert trained_branches(module.base, module.infotok.heads, module.task_weights) == BRANCHES
 
 
 def test_a_run_that_would_train_nothing_is_refused() -> None:
     module = TinyModule(family="openuni", terms=(), freeze=("vlm.",), task_weights=TaskWeights(generation=0.0))
     module.configure_model()
     with pytest.raises(SettingsError, match="nothing to train"):
-        idle_message(module.base, module.task_weights, module.trained_branches)
+        idle_message(
+            module.base, module.task_weights, trained_branches(module.base, module.infotok.heads, module.task_weights)
+        )

@@ -12,7 +12,7 @@ from infotok_lit.batch import BRANCHES
 from infotok_lit.models.common.reconstruction import ReconstructionConfig
 from infotok_lit.modules import HarmonModule
 from infotok_lit.modules.finite import NonFiniteError
-from infotok_lit.modules.losses import TaskWeights
+from infotok_lit.modules.losses import TaskWeights, loss_parts, trained_branches
 from infotok_lit.objective.config import ObjectiveConfig
 
 ALONE = TaskWeights(understanding=1.0, generation=0.0, reconstruction=1.0)
@@ -87,7 +87,7 @@ def test_its_weight_multiplies_it() -> None:
     module = configured(task_weights=TaskWeights(reconstruction=0.25))
     torch.manual_seed(0)
     result = module.run_reconstruction(batches(module)["generation"])
-    parts = module.loss_parts({}, result)
+    parts = loss_parts(module.task_weights, {}, result)
     torch.testing.assert_close(parts, {"reconstruction/task": 0.25 * result.task_loss})
 
 
@@ -97,7 +97,7 @@ def test_a_quantiser_has_its_say(monkeypatch) -> None:
     assert output.quantiser_loss is None
     output.quantiser_loss = torch.tensor(3.0)
     monkeypatch.setattr(module.base, "reconstruction", lambda *given: output)
-    parts = module.loss_parts({}, module.run_reconstruction(batches(module)["generation"]))
+    parts = loss_parts(module.task_weights, {}, module.run_reconstruction(batches(module)["generation"]))
     assert parts["reconstruction/quantiser"] == 3.0
 
 
@@ -106,8 +106,11 @@ def test_a_quantiser_has_its_say(monkeypatch) -> None:
 def test_with_the_objective_every_trainable_parameter_gets_a_gradient(family, bottleneck) -> None:
     module = configured(TERMS, bottleneck=bottleneck, family=family, task_weights=TaskWeights(reconstruction=1.0))
     batch = batches(module)
-    results = {branch: module.run_branch(branch, batch[branch]) for branch in module.trained_branches}
-    parts = module.loss_parts(results, module.run_reconstruction(batch["generation"]))
+    results = {
+        branch: module.run_branch(branch, batch[branch])
+        for branch in trained_branches(module.base, module.infotok.heads, module.task_weights)
+    }
+    parts = loss_parts(module.task_weights, results, module.run_reconstruction(batch["generation"]))
     assert {"understanding/compactness", "generation/task", "reconstruction/task"} <= parts.keys()
     torch.stack(list(parts.values())).sum().backward()
     assert [name for name, p in module.named_parameters() if p.requires_grad and p.grad is None] == []
