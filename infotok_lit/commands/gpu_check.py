@@ -67,9 +67,11 @@ class Place:
         command = [sys.executable, "-m", "infotok_lit", *arguments]
         environment = os.environ | {"TORCH_LOGS": "recompiles", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
         left = self.deadline - monotonic()
+        if left <= 0:
+            raise FailedCommandError("there was no time left")
         try:
             done = subprocess.run(
-                command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=max(left, 0.1)
+                command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=left
             )
         except subprocess.TimeoutExpired:
             raise FailedCommandError("there was no time left") from None

@@ -50,8 +50,9 @@ def test_a_dry_step_has_the_weights_gradients_states_and_operations_of_a_real_on
     held = dry.phases["optimiser"]
     # The ledger may count one small tensor twice.
     assert held[WEIGHTS] == pytest.approx(4 * sum(p.numel() for p in real.parameters()), rel=0.02)
-    assert held[GRADIENTS] == 4 * trained
-    assert held[STATES] == 2 * 4 * trained + 4 * tensors, "two moments of each parameter, and a count of its steps"
+    assert held[GRADIENTS] == pytest.approx(4 * trained, rel=0.02)
+    # Two moments of each parameter, and a count of its steps.
+    assert held[STATES] == pytest.approx(2 * 4 * trained + 4 * tensors, rel=0.02)
     assert held[BUFFERS] == sum(buffer.nbytes for buffer in real.buffers())
     assert dry.peak > held[WEIGHTS] + held[STATES]
     batch = {}

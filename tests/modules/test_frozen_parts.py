@@ -10,7 +10,7 @@ from tiny import FAMILIES, TinyModule, scenes_data
 
 from infotok_lit.batch import BRANCHES
 from infotok_lit.errors import SettingsError
-from infotok_lit.modules import infotok_module
+from infotok_lit.modules import losses
 from infotok_lit.modules.lora import LoraConfig
 from infotok_lit.modules.losses import TaskWeights, idle_message, trained_branches
 
@@ -162,7 +162,7 @@ def test_understanding_that_trains_nothing_is_skipped_with_a_message(tmp_path, m
     assert "train/understanding/loss" not in trainer.callback_metrics
     pl.seed_everything(0)
     computed = TinyModule(**frozen)
-    monkeypatch.setattr(infotok_module, "idle_branches", lambda base: ())
+    monkeypatch.setattr(losses, "idle_branches", lambda base: ())
     trainer, said = fit(computed, tmp_path, steps=2)
     assert "train/understanding/loss" in trainer.callback_metrics
     assert not said

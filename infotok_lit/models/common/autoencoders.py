@@ -7,6 +7,7 @@ embedded sizes do without.
 import hashlib
 import json
 import math
+from contextlib import nullcontext
 from dataclasses import asdict
 from itertools import chain
 from typing import NamedTuple
@@ -197,7 +198,8 @@ def encode(autoencoder: nn.Module, images: Tensor) -> Tensor:
     random: a cache may keep the result.
     """
     images = images.to(next(chain(autoencoder.parameters(), autoencoder.buffers())).dtype)
-    with torch.autocast(images.device.type, enabled=False):
+    device = images.device.type
+    with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
         if isinstance(autoencoder, WanVAE):
             return torch.cat(autoencoder.posterior(images), dim=1)
         return autoencoder.encode(images)
