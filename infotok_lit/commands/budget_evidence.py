@@ -58,9 +58,8 @@ def budget_evidence(
     from infotok_lit.study.token_budgets import Evidence, EvidenceOptions
 
     _refuse_existing(out, force)
-    shares = tuple(checked_share(share) for share in budgets or (0.75, 0.5, 0.25))
+    shares, measured, follow = tuple(checked_share(share) for share in budgets or (0.75, 0.5, 0.25)), [], []
     options = EvidenceOptions(questions, shares, scenes, batch_size, seed)
-    measured, follow = [], []
     for source in model:
         choice = choose(source, ModelOptions(device=device))
         base = choice.load()

@@ -12,10 +12,13 @@ from infotok_lit.commands.progress import progress_bar
 from infotok_lit.errors import SettingsError
 
 if TYPE_CHECKING:
-    from torch.utils.data import ConcatDataset
+    import torch
+    from torch import nn
+    from torch.utils.data import ConcatDataset, DataLoader
 
     from infotok_lit.batch import Branch, Processor
     from infotok_lit.data.datamodule import UnifiedDataModule
+    from infotok_lit.data.latents import LatentWriter
 
 
 def main(argv: Sequence[str]) -> int:
@@ -53,38 +56,47 @@ def cache(
     """
     if part > parts:
         raise SettingsError(f"part is {part} of {parts}: count them from 1")
-    import torch
     from torch.utils.data import DataLoader
 
     from infotok_lit.commands.fit import InfoTokCLI
     from infotok_lit.data.latents import LatentWriter
     from infotok_lit.model_choice import chosen_device
-    from infotok_lit.models.common.autoencoders import encode
     from infotok_lit.modules.base_model import encoding_of
 
     cli = InfoTokCLI(["fit", *fit_arguments], run=False)
     if not hasattr(cli.model, "build_base") or not hasattr(cli.datamodule, "training_sources"):
         raise SettingsError("cache needs a configuration with one of our base models and a UnifiedDataModule")
-    base = cli.model.build_base().eval()
-    encoding, where = encoding_of(base), chosen_device(device)
-    autoencoder = base.autoencoder.to(where)
+    base, where = cli.model.build_base().eval(), chosen_device(device)
+    encoding = encoding_of(base)
     images = images_to_encode(cli.datamodule, base.processor, encoding.branches, part, parts)
+    batches = DataLoader(images, batch_size, num_workers=num_workers, collate_fn=list)
+    with LatentWriter(out, encoding, shard_size) as writer:
+        encoded, broken = _encode_missing(batches, writer, base.autoencoder.to(where), where)
+    known = len(images) - encoded - len(broken)
+    sys.stdout.write(f"{encoded} images encoded into {out}, {known} were there already; ")
+    sys.stdout.write(f"train with --data.init_args.latents {out}\n")
+    sys.stdout.writelines(f"broken, and without latents: {message}\n" for message in dict.fromkeys(broken))
+
+
+def _encode_missing(
+    batches: "DataLoader", writer: "LatentWriter", autoencoder: "nn.Module", where: "torch.device"
+) -> tuple[int, list[str]]:
+    """Encode what the writer has not got; how many images that was, and what was said of broken ones."""
+    import torch
+
+    from infotok_lit.models.common.autoencoders import encode
+
     encoded = done = 0
     broken: list[str] = []
-    with LatentWriter(out, encoding, shard_size) as writer, progress_bar(len(images)) as bar:
-        for batch in DataLoader(images, batch_size, num_workers=num_workers, collate_fn=list):
+    with progress_bar(len(batches.dataset)) as bar:
+        for batch in batches:
             new = {image.key: image.pixels for image in batch if image.pixels is not None and image.key not in writer}
             if new:
                 writer.add(list(new), encode(autoencoder, torch.stack(list(new.values())).to(where)))
             encoded, done = encoded + len(new), done + len(batch)
             broken += [image.broken for image in batch if image.broken is not None]
             bar.show(done, "encoding")
-    sys.stdout.write(
-        f"{encoded} images encoded into {out}, {done - encoded - len(broken)} were there already; train with "
-        f"--data.init_args.latents {out}\n"
-    )
-    for message in dict.fromkeys(broken):
-        sys.stdout.write(f"broken, and without latents: {message}\n")
+    return encoded, broken
 
 
 def images_to_encode(

@@ -7,10 +7,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jsonargparse import Namespace
 from jsonargparse.typing import PositiveFloat, PositiveInt
 
 from infotok_lit.commands.parsing import run
-from infotok_lit.commands.stand_in_fit import build_data, build_module, plan_of, read_settings, shaping
+from infotok_lit.commands.stand_in_fit import Plan, build_data, build_module, plan_of, read_settings, shaping
 from infotok_lit.files import write_whole
 
 if TYPE_CHECKING:
@@ -81,24 +82,14 @@ def estimate(
     """
     import torch
 
-    from infotok_lit.modules.dry_run import dry_run
     from infotok_lit.modules.two_steps import measured_run
 
     settings = read_settings(fit_arguments)
-    configured, strategy = plan_of(settings), settings.trainer.strategy
-    buckets = isinstance(strategy, str) or not strategy.get("init_args", {}).get("gradient_as_bucket_view")
+    configured = plan_of(settings)
     plans = [configured]
     if alternatives:
         plans += [replace(configured, recompute=True), replace(configured.smallest, recompute=True)]
-    found: list[Result] = []
-    for plan in dict.fromkeys(plans):
-        module, trainer = build_module(settings, plan), shaping(settings, plan)
-        step = dry_run(module, build_data(plan, text_tokens), **trainer)
-        step.flops = step.flops * plan.accumulate // trainer["accumulate_grad_batches"]
-        of_plan = asdict(plan) | {"options": plan.options_after(configured), "worst": step.worst}
-        found.append(of_plan | account(module, step, cards, buckets))
-        if step.peak <= USABLE * CARDS[0] * GIB:
-            break
+    found = _estimated(settings, list(dict.fromkeys(plans)), cards, text_tokens)
     result: Result = {"arguments": fit_arguments, "cards": cards, "text_tokens": text_tokens, "plans": found}
     if measure:
         trainer = shaping(settings, configured) | {"devices": 1}
@@ -112,6 +103,24 @@ def estimate(
         out.parent.mkdir(parents=True, exist_ok=True)
         write_whole(out, (json.dumps(result, indent=2) + "\n").encode())
     show(result)
+
+
+def _estimated(settings: Namespace, plans: Sequence[Plan], cards: int, text_tokens: int) -> list[Result]:
+    """What the first plan takes, and those after it until one fits the smallest card."""
+    from infotok_lit.modules.dry_run import dry_run
+
+    strategy = settings.trainer.strategy
+    buckets = isinstance(strategy, str) or not strategy.get("init_args", {}).get("gradient_as_bucket_view")
+    found: list[Result] = []
+    for plan in plans:
+        module, trainer = build_module(settings, plan), shaping(settings, plan)
+        step = dry_run(module, build_data(plan, text_tokens), **trainer)
+        step.flops = step.flops * plan.accumulate // trainer["accumulate_grad_batches"]
+        of_plan = asdict(plan) | {"options": plan.options_after(plans[0]), "worst": step.worst}
+        found.append(of_plan | account(module, step, cards, buckets))
+        if step.peak <= USABLE * CARDS[0] * GIB:
+            break
+    return found
 
 
 # What a step holds

@@ -47,25 +47,20 @@ def export(
     path, checkpoint = _checkpoint(ckpt)
     if weights == "averaged" and average_updates(checkpoint) == 0:
         raise SettingsError(f"{path}: the average was never updated and is what training began with: use --weights raw")
-    if checkpoint["infotok_lit"]["family"] == FAMILY:
+    saved = checkpoint["infotok_lit"]
+    if saved["family"] == FAMILY:
         _refuse_options_of_models(format, dtype, push_to_hub, with_budget)
         export_run(checkpoint, path, out, weights, force)
     else:
-        base = rebuild_base(checkpoint, weights)
+        base, said = rebuild_base(checkpoint, weights), weights_in_words(checkpoint, weights)
         export_model(
-            base,
-            out,
-            run_provenance(checkpoint, path, weights_in_words(checkpoint, weights)),
-            format,
-            dtype,
-            force,
+            *(base, out, run_provenance(checkpoint, path, said), format, dtype, force),
             weights="raw" if average_updates(checkpoint) is None else weights,
-            init_from=checkpoint["infotok_lit"]["init_from"],
+            init_from=saved["init_from"],
             also=TokenSelector.of_run(checkpoint, base, weights).write if with_budget else None,
         )
     sys.stdout.write(f"wrote {out}\n")
-    if push_to_hub is not None:
-        sys.stdout.write(f"published {push(out, push_to_hub, private)}\n")
+    sys.stdout.write("" if push_to_hub is None else f"published {push(out, push_to_hub, private)}\n")
 
 
 def _checkpoint(ckpt: str) -> tuple[Path, dict[str, Any]]:

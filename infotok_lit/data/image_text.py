@@ -157,7 +157,26 @@ class ImageTextSource(Source):
 
 
 class ImageTextFolder(ImageTextSource):
-    """Image files with annotations in JSON."""
+    """Image files with annotations in JSON.
+
+    Besides the layouts of `rows.py`, a row may be {"image": path, "annotation": path}: its text is then in a
+    JSON file of its own (Harmon's data_info.json).
+
+    Args:
+        annotations: A JSON list, a JSONL file, or a folder of such files. Each row names its "image".
+        images: The folder that image paths are relative to; default: the folder of the annotations.
+        captions: The folder that "annotation" paths are relative to; default: the folder of the annotations.
+        caption_key: The key that holds a caption.
+        first_turn_only: Use only the first exchange of a LLaVA conversation; default: any of them, at random.
+        describe_questions: What is asked where the answer is a caption; default: a few paraphrases.
+        min_side: Images with a smaller side, in pixels, are broken samples.
+        max_aspect: Images whose long side is this many short sides or more are broken samples.
+        max_pixels: Images with more pixels are broken samples; they are not decoded.
+        random_crop: A square to generate is cut at another place in each epoch, if the base model leaves it open;
+            false takes the middle.
+        jpeg_draft: JPEGs are decoded to a half, a quarter or an eighth of their sides if these keep so many pixels:
+            faster for large photographs, and the pixels differ slightly. Null decodes them whole.
+    """
 
     def __init__(
         self,
@@ -173,26 +192,6 @@ class ImageTextFolder(ImageTextSource):
         random_crop: bool = True,
         jpeg_draft: int | None = None,
     ) -> None:
-        """Read the annotations; images are opened when they are drawn.
-
-        Besides the layouts of `rows.py`, a row may be {"image": path, "annotation": path}: its text is then in a
-        JSON file of its own (Harmon's data_info.json).
-
-        Args:
-            annotations: A JSON list, a JSONL file, or a folder of such files. Each row names its "image".
-            images: The folder that image paths are relative to; default: the folder of the annotations.
-            captions: The folder that "annotation" paths are relative to; default: the folder of the annotations.
-            caption_key: The key that holds a caption.
-            first_turn_only: Use only the first exchange of a LLaVA conversation; default: any of them, at random.
-            describe_questions: What is asked where the answer is a caption; default: a few paraphrases.
-            min_side: Images with a smaller side, in pixels, are broken samples.
-            max_aspect: Images whose long side is this many short sides or more are broken samples.
-            max_pixels: Images with more pixels are broken samples; they are not decoded.
-            random_crop: A square to generate is cut at another place in each epoch, if the base model leaves it open;
-                false takes the middle.
-            jpeg_draft: JPEGs are decoded to a half, a quarter or an eighth of their sides if these keep so many pixels:
-                faster for large photographs, and the pixels differ slightly. Null decodes them whole.
-        """
         path = Path(annotations)
         folder = path if path.is_dir() else path.parent
         self._images = folder if images is None else Path(images)

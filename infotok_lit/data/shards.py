@@ -76,6 +76,28 @@ class ImageTextShards(Source):
     If all are local, they are indexed before the start, and a pass takes their samples in any order. If not, they are
     streamed: a shard is fetched when its turn comes, the next one meanwhile, and of its samples are mixed those of some
     shards around it. What a stream draws depends on its place alone, never on what is in the cache.
+
+    Args:
+        shards: One or more paths, URLs (http, https, s3 and what else fsspec knows) or `pipe:COMMAND`; each may
+            hold brace patterns such as `shard-{000000..000009}.tar`. A command is run by the shell, and is taken
+            from here alone: whoever writes this argument can run anything.
+        cache: The folder for fetched shards and indices; default: infotok_lit/shards in the user's cache folder.
+        caption_key: The key that holds a caption in .json members.
+        first_turn_only: Use only the first exchange of a LLaVA conversation; default: any of them, at random.
+        describe_questions: What is asked where the answer is a caption; default: a few paraphrases.
+        min_side: Images with a smaller side, in pixels, are broken samples.
+        max_aspect: Images whose long side is this many short sides or more are broken samples.
+        max_pixels: Images with more pixels are broken samples; they are not decoded.
+        random_crop: A square to generate is cut at another place in each epoch, if the base model leaves it open;
+            false takes the middle.
+        jpeg_draft: JPEGs are decoded to a half, a quarter or an eighth of their sides if these keep so many pixels:
+            faster for large photographs, and the pixels differ slightly. Null decodes them whole.
+        cache_gb: Of a stream: the most that fetched shards take in the cache; those not used for longest go.
+        mixed_shards: Of a stream: over so many neighbouring shards its samples are shuffled.
+        lanes: Of a stream: into so many the shards are dealt; with as many as there are processes, each process
+            reads shards of its own.
+        sizes: Of a stream: a JSON file, {"name.tar": samples, ...}, at a path or URL; default: all shards are taken
+            to be as large as the first.
     """
 
     def __init__(
@@ -95,30 +117,6 @@ class ImageTextShards(Source):
         lanes: int = 1,
         sizes: str | None = None,
     ) -> None:
-        """Index local shards; of remote ones, fetch the first.
-
-        Args:
-            shards: One or more paths, URLs (http, https, s3 and what else fsspec knows) or `pipe:COMMAND`; each may
-                hold brace patterns such as `shard-{000000..000009}.tar`. A command is run by the shell, and is taken
-                from here alone: whoever writes this argument can run anything.
-            cache: The folder for fetched shards and indices; default: infotok_lit/shards in the user's cache folder.
-            caption_key: The key that holds a caption in .json members.
-            first_turn_only: Use only the first exchange of a LLaVA conversation; default: any of them, at random.
-            describe_questions: What is asked where the answer is a caption; default: a few paraphrases.
-            min_side: Images with a smaller side, in pixels, are broken samples.
-            max_aspect: Images whose long side is this many short sides or more are broken samples.
-            max_pixels: Images with more pixels are broken samples; they are not decoded.
-            random_crop: A square to generate is cut at another place in each epoch, if the base model leaves it open;
-                false takes the middle.
-            jpeg_draft: JPEGs are decoded to a half, a quarter or an eighth of their sides if these keep so many pixels:
-                faster for large photographs, and the pixels differ slightly. Null decodes them whole.
-            cache_gb: Of a stream: the most that fetched shards take in the cache; those not used for longest go.
-            mixed_shards: Of a stream: over so many neighbouring shards its samples are shuffled.
-            lanes: Of a stream: into so many the shards are dealt; with as many as there are processes, each process
-                reads shards of its own.
-            sizes: Of a stream: a JSON file, {"name.tar": samples, ...}, at a path or URL; default: all shards are taken
-                to be as large as the first.
-        """
         if cache_gb <= 0 or mixed_shards < 1 or lanes < 1:
             raise SettingsError("cache_gb must be above 0, and mixed_shards and lanes at least 1")
         self._options = SampleOptions(
