@@ -12,6 +12,7 @@ from torch import nn
 
 from infotok_lit.assets import SCENES_TOKENIZER
 from infotok_lit.checkpoints import CheckpointError, read_weights
+from infotok_lit.models.common import loading
 from infotok_lit.models.common.loading import adopt_state, without_initial_weights
 from infotok_lit.models.export import export_model
 from infotok_lit.models.family import family, load_folder
@@ -62,7 +63,8 @@ def test_what_has_no_file_begins_as_without_files(tmp_path) -> None:
     assert all(torch.equal(loaded[name], value) for name, value in own.items())
 
 
-def test_tensors_are_adopted_and_tied_ones_stay_tied() -> None:
+def test_tensors_are_adopted_and_tied_ones_stay_tied(monkeypatch) -> None:
+    monkeypatch.setattr(loading, "SMALL", 0)
     source = tiny_model("harmon")
     state = {name: value.clone() for name, value in source.state_dict().items()}
     model = tiny_model("harmon", seed=1)
