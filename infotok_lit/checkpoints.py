@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -203,12 +203,17 @@ def newest_checkpoint(folders: Sequence[Path]) -> Path | None:
     One that is newer and damaged (a run was killed while it wrote, or a disk changed a bit) is passed over with a
     warning. Each candidate is read once.
     """
-    for path in sorted(checkpoints_below(folders), key=lambda path: path.stat().st_mtime, reverse=True):
+    for path in newest_first(checkpoints_below(folders)):
         try:
             return run_checkpoint(path)
         except (CheckpointError, MissingFileError) as error:
             warnings.warn(f"{path} is passed over for an older checkpoint: {error}", stacklevel=2)
     return None
+
+
+def newest_first(paths: Iterable[Path]) -> list[Path]:
+    """Checkpoints by the time of their writing; `last` stands before the one that it is a link to."""
+    return sorted(paths, key=lambda path: (-path.stat().st_mtime, not path.stem.startswith("last"), path))
 
 
 def checkpoints_below(folders: Sequence[Path]) -> set[Path]:

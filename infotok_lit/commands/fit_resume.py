@@ -14,6 +14,7 @@ from infotok_lit.checkpoints import (
     check_checkpoint,
     checkpoints_below,
     newest_checkpoint,
+    newest_first,
     read_settings,
 )
 from infotok_lit.errors import MissingFileError
@@ -82,7 +83,7 @@ def last_checkpoint(trainer: Trainer, wanted: Settings) -> Path:
         CheckpointError: if all are of other configurations; the message names what differs from the newest.
     """
     folders = run_folders(trainer)
-    files = sorted(checkpoints_below(folders), key=_age)
+    files = newest_first(checkpoints_below(folders))
     changed: dict[Path, list[str]] = {}
     for folder in dict.fromkeys(path.parent for path in files):
         found = newest_checkpoint([folder])
@@ -148,10 +149,6 @@ def run_folders(trainer: Trainer) -> list[Path]:
     chosen = [getattr(callback, "dirpath", None) for callback in trainer.checkpoint_callbacks]
     folders += [Path(folder) for folder in chosen if folder is not None]
     return folders or [Path(trainer.default_root_dir, "checkpoints")]
-
-
-def _age(path: Path) -> float:
-    return -path.stat().st_mtime
 
 
 def _differing(then: Settings, now: Settings, prefix: str) -> Iterator[tuple[str, Any, Any]]:

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from infotok_lit.callbacks.saving import WholeCheckpoints, remove_leftovers
-from infotok_lit.checkpoints import CheckpointError, read_run
+from infotok_lit.checkpoints import CheckpointError, newest_first, read_run
 from infotok_lit.cli import main
 from infotok_lit.commands.fit import InfoTokCLI, RunRecord
 
@@ -183,3 +183,12 @@ def test_a_save_that_fails_leaves_the_checkpoint_that_was_there(tmp_path, monkey
         WholeCheckpoints().save_checkpoint({"step": 2}, path)
     assert WholeCheckpoints().load_checkpoint(path) == {"step": 1}
     assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def test_last_stands_before_the_checkpoint_that_it_links_to(tmp_path) -> None:
+    older, newer, last = (tmp_path / f"{name}.ckpt" for name in ("step=1", "step=2", "last"))
+    for time, path in enumerate((older, newer)):
+        path.write_bytes(b"")
+        os.utime(path, (time, time))
+    last.hardlink_to(newer)
+    assert newest_first([newer, older, last]) == newest_first([last, newer, older]) == [last, newer, older]
