@@ -200,8 +200,7 @@ def find_checkpoint(source: Path) -> Path | None:
 def newest_checkpoint(folders: Sequence[Path]) -> Path | None:
     """The newest whole checkpoint of a run below some folders; None if there is none.
 
-    One that is newer and damaged (a run was killed while it wrote, or a disk changed a bit) is passed over with a
-    warning. Each candidate is read once.
+    One that is damaged (by a killed run, or a disk) is passed over with a warning. Each candidate is read once.
     """
     for path in newest_first(checkpoints_below(folders)):
         try:
@@ -218,7 +217,7 @@ def newest_first(paths: Iterable[Path]) -> list[Path]:
 
 def checkpoints_below(folders: Sequence[Path]) -> set[Path]:
     """What has the name of a training checkpoint below some folders: files, and sharded ones."""
-    found = (path for folder in folders for path in folder.rglob("*.ckpt"))
+    found = {path for folder in folders for path in folder.rglob("*.ckpt")}
     return {path for path in found if path.is_file() or is_sharded_checkpoint(path)}
 
 

@@ -1,7 +1,7 @@
 """`estimate`: what a configuration needs before anything is bought, downloaded or queued for."""
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,9 +16,8 @@ from infotok_lit.files import write_whole
 
 if TYPE_CHECKING:
     from rich.table import Table
-    from torch import Tensor, nn
+    from torch import Tensor
 
-    from infotok_lit.models.unified import UnifiedModel
     from infotok_lit.modules.dry_run import DryRun
     from infotok_lit.modules.infotok_module import InfoTokModule
 
@@ -47,7 +46,7 @@ class Sizes:
     outside: int
     """Of the weights outside blocks, which stay gathered during a step."""
     saved: int
-    """Of all weights in a checkpoint."""
+    """Of what a checkpoint holds of the weights: not those that are frozen."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -128,11 +127,14 @@ def _estimated(settings: Namespace, plans: Sequence[Plan], cards: int, text_toke
 
 def sizes_of(module: "InfoTokModule") -> Sizes:
     """The bytes of a module's weights, by how strategies treat them."""
+    from infotok_lit.modules.sharding import repeated_blocks
+
     whole = _bytes(module.base.autoencoder.parameters()) + _bytes(module.buffers())
     own = [(name, one) for name, one in module.named_parameters() if not name.startswith("base.autoencoder.")]
     weights = _bytes(parameter for _, parameter in own)
     blocks = [_bytes(block.parameters()) for block in repeated_blocks(module.base)]
-    saved = sum(tensor.nbytes for tensor in module.state_dict().values())
+    frozen = {name for name, one in module.named_parameters() if not one.requires_grad}
+    saved = sum(tensor.nbytes for name, tensor in module.state_dict().items() if name not in frozen)
     return Sizes(
         whole=whole,
         weights=weights,
@@ -141,19 +143,6 @@ def sizes_of(module: "InfoTokModule") -> Sizes:
         outside=weights - sum(blocks),
         saved=saved,
     )
-
-
-def repeated_blocks(base: "UnifiedModel") -> "Iterator[nn.Module]":
-    """The members of the outermost lists of modules, which FSDP gathers one at a time."""
-    from torch import nn
-
-    waiting = [child for name, child in base.named_children() if name != "autoencoder"]
-    while waiting:
-        module = waiting.pop()
-        if isinstance(module, nn.ModuleList):
-            yield from module
-        else:
-            waiting += module.children()
 
 
 def bytes_on_card(step: "DryRun", sizes: Sizes, cards: int, sharded: bool, buckets: bool) -> int:
@@ -194,8 +183,8 @@ def account(module: "InfoTokModule", step: "DryRun", cards: int, buckets: bool) 
             f"DDP, {cards} cards": bytes_on_card(step, sizes, cards, sharded=False, buckets=buckets),
             f"FSDP, {cards} cards": bytes_on_card(step, sizes, cards, sharded=True, buckets=buckets),
         },
-        # While weights are read, those of the file stand beside the model's.
-        "host_bytes": 2 * sizes.saved,
+        # The tensors of a file are mapped, and become the model's own.
+        "host_bytes": sizes.whole + sizes.weights,
         "checkpoint_bytes": sizes.saved + states,
     }
 

@@ -156,7 +156,7 @@ SpecName = Literal["scenes32", "scenes64", "scenes32_hard", "garments32"]
 SPECS: dict[SpecName, SceneSpec] = {
     "scenes32": SceneSpec(jitter=0.5, texture=0.2),
     "scenes64": SceneSpec(image_size=64, cells=3, jitter=1.5, texture=0.5),
-    "scenes32_hard": SceneSpec(jitter=0.5, texture=0.2, distractors=16, contrast=0.6),
+    "scenes32_hard": SceneSpec(jitter=0.5, texture=0.2, distractors=16, contrast=0.55),
     "garments32": SceneSpec(jitter=0.3, texture=0.2, vocabulary=GARMENTS),
 }
 

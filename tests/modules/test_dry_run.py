@@ -48,11 +48,8 @@ def test_a_dry_step_has_the_weights_gradients_states_and_operations_of_a_real_on
     trained = sum(p.numel() for p in real.parameters() if p.requires_grad)
     tensors = sum(p.requires_grad for p in real.parameters())
     held = dry.phases["optimiser"]
-    # The ledger may count one small tensor twice.
-    assert held[WEIGHTS] == pytest.approx(4 * sum(p.numel() for p in real.parameters()), rel=0.02)
-    assert held[GRADIENTS] == pytest.approx(4 * trained, rel=0.02)
-    # Two moments of each parameter, and a count of its steps.
-    assert held[STATES] == pytest.approx(2 * 4 * trained + 4 * tensors, rel=0.02)
+    assert held[WEIGHTS] == 4 * sum(p.numel() for p in real.parameters())
+    assert held[STATES] == 2 * 4 * trained + 4 * tensors, "two moments of each parameter, and a count of its steps"
     assert held[BUFFERS] == sum(buffer.nbytes for buffer in real.buffers())
     assert dry.peak > held[WEIGHTS] + held[STATES]
     batch = {}
@@ -63,6 +60,9 @@ def test_a_dry_step_has_the_weights_gradients_states_and_operations_of_a_real_on
         sum(
             loss_parts(real.task_weights, {branch: real.run_branch(branch, batch[branch]) for branch in batch}).values()
         ).backward()
+    # Not 4 bytes a number: some gradients are slices that keep a larger tensor.
+    storages = {p.grad.untyped_storage().data_ptr(): p.grad.untyped_storage().nbytes() for p in real.parameters()}
+    assert held[GRADIENTS] == sum(storages.values()) >= 4 * trained
     # A step that logs goes back through parts of the model some times more.
     assert count.total <= dry.flops < 5 * count.total
 
