@@ -1,7 +1,6 @@
 """Checkpoints: official names, weights in files and folders, the checkpoints of runs, and exported folders.
 
-How a file is read without executing anything is said in weight_files.py; here is what the files hold. Every load is
-strict and names what does not fit.
+weight_files.py says how a file is read without executing anything. Every load is strict and names what does not fit.
 """
 
 from __future__ import annotations
@@ -217,7 +216,7 @@ def newest_first(paths: Iterable[Path]) -> list[Path]:
 
 def checkpoints_below(folders: Sequence[Path]) -> set[Path]:
     """What has the name of a training checkpoint below some folders: files, and sharded ones."""
-    found = {path for folder in folders for path in folder.rglob("*.ckpt")}
+    found = (path for folder in folders for path in folder.rglob("*.ckpt"))
     return {path for path in found if path.is_file() or is_sharded_checkpoint(path)}
 
 
