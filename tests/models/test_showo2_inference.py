@@ -10,7 +10,7 @@ from torch import Tensor
 
 from infotok_lit.batch import IMAGE_TOKEN_ID
 from infotok_lit.models.common.sampling import ImageNoise
-from infotok_lit.models.showo2.flow import from_runs, to_runs
+from infotok_lit.models.showo2.diffusion import from_runs, to_runs
 from infotok_lit.models.showo2.inference import continue_greedily, embed_prompts
 from infotok_lit.models.showo2.model import Showo2
 from infotok_lit.models.showo2.sequence import attend, build_mask, dense_mask, find_regions, insert_images

@@ -37,8 +37,14 @@ from infotok_lit.models.harmon.diffusion import TokenDiffusion, make_schedule
 from infotok_lit.models.harmon.family import HarmonConfig, SamplingConfig
 from infotok_lit.models.harmon.mar import MARDecoder, MAREncoder, gather_rows, places_where, with_buffers
 from infotok_lit.models.harmon.processor import HarmonProcessor
-from infotok_lit.models.harmon.sampling import RandomNumbers, random_numbers, sample_image_tokens
-from infotok_lit.models.harmon.token_sampling import Draw, sample_tokens, solve_tokens
+from infotok_lit.models.harmon.sampling import (
+    Draw,
+    RandomNumbers,
+    random_numbers,
+    sample_image_tokens,
+    sample_tokens,
+    solve_tokens,
+)
 from infotok_lit.models.reading import TokenTransform, transformed
 from infotok_lit.models.unified import Progress, UnifiedModel
 

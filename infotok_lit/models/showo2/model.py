@@ -32,8 +32,8 @@ from infotok_lit.models.common.model_config import Grid
 from infotok_lit.models.common.reconstruction import ReconstructionConfig, graph_unless_stopped, scale_gradient
 from infotok_lit.models.common.sampling import ImageNoise, is_guided
 from infotok_lit.models.reading import TokenTransform, transformed
+from infotok_lit.models.showo2.diffusion import RandomNumbers, on_path, random_numbers, to_runs, training_time
 from infotok_lit.models.showo2.family import EMBEDDINGS, LM_HEAD, PATCH_SIZE, SamplingConfig
-from infotok_lit.models.showo2.flow import RandomNumbers, on_path, random_numbers, to_runs, training_time
 from infotok_lit.models.showo2.inference import answer, answer_shared, sample_latents
 from infotok_lit.models.showo2.network import Hidden, Showo2Network
 from infotok_lit.models.showo2.sequence import token_places
