@@ -19,7 +19,7 @@ from infotok_lit.callbacks.generated_images import scenes_of
 from infotok_lit.callbacks.history import MetricHistory, logs_now
 from infotok_lit.errors import SettingsError
 from infotok_lit.objective.distributed import global_sum
-from infotok_lit.scenes.answer_entropy import answer_bits, answer_entropy_bits
+from infotok_lit.scenes.prior import answer_bits, answer_entropy_bits
 from infotok_lit.scenes.spec import SPECS, SpecName
 
 Unit = Literal["token", "image"]

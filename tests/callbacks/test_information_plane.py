@@ -14,7 +14,7 @@ from infotok_lit.batch import BRANCHES
 from infotok_lit.callbacks import InformationPlane
 from infotok_lit.callbacks.history import MOST_ROWS, MetricHistory
 from infotok_lit.callbacks.information_plane import ALIGNMENT, OWN_LOSS, SUFFICIENCY
-from infotok_lit.scenes.answer_entropy import answer_bits
+from infotok_lit.scenes.prior import answer_bits
 from infotok_lit.scenes.spec import SPECS
 
 
