@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from infotok_lit import __version__
-from infotok_lit.commands import bench_evaluate, bench_reading
-from infotok_lit.commands.bench_inference import bench_inference, plain_table, write_numbers
+from infotok_lit.commands.bench_inference import bench_evaluate, bench_inference, plain_table
+from infotok_lit.commands.bench_reading import bench_reading
 from infotok_lit.commands.parsing import run
 from infotok_lit.commands.progress import progress_bar
 from infotok_lit.errors import SettingsError
+from infotok_lit.files import write_json
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -40,13 +41,10 @@ Result = dict[str, Any]
 
 
 def main(argv: Sequence[str]) -> int:
-    """`bench --config FILE ... [overrides] [--steps N]`, `bench inference ...`, or `bench evaluate ...`, ..."""
-    if list(argv[1:2]) == ["reading"]:
-        return bench_reading.main(["bench reading", *argv[2:]])
-    if list(argv[1:2]) == ["evaluate"]:
-        return bench_evaluate.main(["bench evaluate", *argv[2:]])
-    if list(argv[1:2]) == ["inference"]:
-        return run(bench_inference, ["bench inference", *argv[2:]], rest="fit_arguments")
+    """`bench --config FILE ... [overrides] [--steps N]`, or `bench inference`, `bench evaluate`, `bench reading`."""
+    kinds = {"reading": bench_reading, "evaluate": bench_evaluate, "inference": bench_inference}
+    if (kind := argv[1] if len(argv) > 1 else "") in kinds:
+        return run(kinds[kind], [f"bench {kind}", *argv[2:]], rest="fit_arguments" if kind == "inference" else None)
     return run(bench, argv, rest="fit_arguments")
 
 
@@ -97,7 +95,8 @@ def bench(
     result = circumstances | {"arguments": fit_arguments, "steps": steps, "warmup": warmup, "rounds": rounds}
     most = circumstances["most_flops"]
     result["variants"] = [{"name": name} | summarise(own, rounds_of["plain"], most) for name, own in rounds_of.items()]
-    write_numbers(out, result)
+    if out is not None:
+        write_json(out, result)
     Console().print(table(result))
 
 

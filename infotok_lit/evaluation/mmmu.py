@@ -16,8 +16,9 @@ from typing import Literal
 from PIL import Image
 
 from infotok_lit.evaluation.benchmark import Benchmark, Question, Score, average, require, rule_named, scores_by
-from infotok_lit.evaluation.records import Row, write_json
+from infotok_lit.evaluation.records import Row
 from infotok_lit.evaluation.tables import Table
+from infotok_lit.files import write_json
 
 Style = Literal["official", "lmms-eval"]
 CUES = ("could be ", "so ", "is ", "thus ", "therefore ", "final ", "answer ", "result ")
