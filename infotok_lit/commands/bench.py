@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import lightning.pytorch as pl
     from rich.table import Table
 
-    from infotok_lit.callbacks.timing import StepTime, StepTiming
+    from infotok_lit.callbacks.throughput import StepTime, StepTiming
     from infotok_lit.commands.fit import InfoTokCLI
 
 TERM_SETS = (
@@ -36,7 +36,7 @@ TERM_SETS = (
 )
 """Plain fine-tuning, and each term added."""
 PHASES = ("data", "forward", "backward", "optimiser")
-"""What callbacks/timing.py tells apart; not imported, as help must not wait for torch."""
+"""What callbacks/throughput.py tells apart; not imported, as help must not wait for torch."""
 Result = dict[str, Any]
 
 
@@ -196,7 +196,7 @@ def _logs_in(folder: str) -> list[str]:
 def _with_timing(trainer: "pl.Trainer", warmup: int) -> "StepTiming":
     """The callback that times a trainer's steps, behind its others, without what acts at the end or times steps too."""
     from infotok_lit.callbacks import ExportInference, FinalReport, Throughput
-    from infotok_lit.callbacks.timing import StepTiming
+    from infotok_lit.callbacks.throughput import StepTiming
 
     timing = StepTiming(warmup)
     others = ExportInference | FinalReport | Throughput

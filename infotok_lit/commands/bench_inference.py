@@ -1,4 +1,4 @@
-"""How fast a model answers and draws: `bench inference` with and without caches, and `bench evaluate` as `evaluate` does.
+"""How fast a model answers and draws: `bench inference` compares its caches, `bench evaluate` what `evaluate` does.
 
 Help must not wait for torch, which is imported when it is needed.
 """

@@ -10,8 +10,8 @@ import torch
 from tiny import TinyModule, scenes_data
 
 from infotok_lit import cli
-from infotok_lit.callbacks import timing
-from infotok_lit.callbacks.timing import PHASES, StepTime, StepTiming
+from infotok_lit.callbacks import throughput
+from infotok_lit.callbacks.throughput import PHASES, StepTime, StepTiming
 from infotok_lit.commands import bench_inference as inference_command
 from infotok_lit.commands.bench import bench, main, summarise, table, typical
 from infotok_lit.commands.bench_inference import bench_inference, compare_caches, never_ending
@@ -115,7 +115,7 @@ def test_a_step_is_all_batches_whose_gradients_it_accumulates() -> None:
 
 def test_no_moment_is_lost_or_counted_twice(monkeypatch) -> None:
     """With a clock that goes on by one whenever it is looked at, each phase of each batch takes one."""
-    monkeypatch.setattr(timing, "perf_counter", itertools.count().__next__)
+    monkeypatch.setattr(throughput, "perf_counter", itertools.count().__next__)
     assert [step.wall for step in timed_fit(steps=2).steps] == 2 * [dict.fromkeys(PHASES, 1)]
     assert [step.wall for step in timed_fit(steps=2, accumulate=3).steps] == 2 * [dict.fromkeys(PHASES, 3)]
 
