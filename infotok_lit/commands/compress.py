@@ -121,7 +121,7 @@ def open_tokenizer(model: str, device: str) -> "VideoTokenizer":
     """The tokenizer that `--model` and `--device` name; errors say what is wrong with them."""
     from infotok_lit.assets import ASSETS
     from infotok_lit.model_choice import chosen_device
-    from infotok_lit.video.folder import load_tokenizer
+    from infotok_lit.video.official import load_tokenizer
 
     place = chosen_device(device)
     return load_tokenizer(ASSETS / "videotok_scenes" if model == EMBEDDED else Path(model)).to(place)
