@@ -17,9 +17,9 @@ from lightning.pytorch.strategies import DDPStrategy, Strategy
 from tiny import FAMILIES, TinyModule, scenes_data
 
 from infotok_lit.callbacks.export import ExportInference
-from infotok_lit.callbacks.saving import WholeCheckpoints
 from infotok_lit.modules.lora import LoraConfig
 from infotok_lit.modules.losses import TaskWeights
+from infotok_lit.modules.run_checkpoint import WholeCheckpoints
 from infotok_lit.modules.sharded_strategy import ShardedStrategy
 from infotok_lit.modules.sharding import own_share
 from infotok_lit.objective.balance import BalanceConfig, Shares
