@@ -28,7 +28,7 @@ from infotok_lit.batch import (
     UnderstandingBatch,
 )
 from infotok_lit.checkpoints import OfficialPart
-from infotok_lit.models.common.language_model import CAUSAL, text_nats
+from infotok_lit.models.common.language_model import text_nats
 from infotok_lit.models.common.loading import adopt_tensors
 from infotok_lit.models.common.model_config import Grid, token_grid
 from infotok_lit.models.common.reconstruction import (
@@ -101,9 +101,7 @@ class UnifiedModel(ImageReader):
         """
         visual = self.project_for_llm(tokens)
         ids, labels = (part.to(visual.device) for part in self.processor.caption_answers(captions, visual.shape[1]))
-        embeds = self.embed_with_images(ids, visual)
-        hidden = self.text_body(inputs_embeds=embeds, attention_mask=CAUSAL, use_cache=False).last_hidden_state
-        return text_nats(self.language_model.lm_head, hidden, labels)
+        return text_nats(self.language_model.lm_head, self._read(self.embed_with_images(ids, visual)), labels)
 
     def reconstruction(
         self,

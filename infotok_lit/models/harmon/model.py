@@ -28,7 +28,6 @@ from infotok_lit.models.common.language_model import (
     compact_positions,
     followed_by_ones,
     read_after_text,
-    text_loss,
 )
 from infotok_lit.models.common.model_config import Grid
 from infotok_lit.models.common.reconstruction import graph_unless_stopped, scale_gradient
@@ -131,14 +130,10 @@ class Harmon(UnifiedModel):
         return self.encoder(*self.encode_images(pixel_values))
 
     def understanding(self, batch: UnderstandingBatch, transform: TokenTransform | None = None) -> BranchOutput:
-        """Next-token cross entropy (nats) summed over answer tokens; the head runs on those positions alone."""
+        """The answers' cross entropy, given the tokens of the whole image."""
         latents, grid = self.encode_images(batch.pixel_values, batch.encoded)
         tokens = self.encoder(latents, grid)
-        seen = scale_gradient(self.project_for_llm(tokens, transform), self.config.grad_scale)
-        embeds = self.embed_with_images(batch.input_ids, seen)
-        # Padding is on the right, so that causal attention alone hides it from every answer.
-        hidden = self.llm.model(inputs_embeds=embeds, attention_mask=CAUSAL, use_cache=False).last_hidden_state
-        loss = text_loss(self.llm.lm_head, hidden, batch.labels, batch.label_places)
+        loss = self.answer_loss(batch, tokens, transform)
         return self.branch_output("understanding", loss, tokens, batch.text, grid)
 
     def project_for_llm(self, tokens: Tensor, transform: TokenTransform | None = None) -> Tensor:

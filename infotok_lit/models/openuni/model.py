@@ -22,7 +22,6 @@ from infotok_lit.checkpoints import KeyMap, OfficialPart
 from infotok_lit.errors import SettingsError
 from infotok_lit.models.common.autoencoders import NETWORK, build_autoencoder, encode, to_tokens
 from infotok_lit.models.common.channel import Channel
-from infotok_lit.models.common.language_model import CAUSAL, text_loss
 from infotok_lit.models.common.model_config import Grid
 from infotok_lit.models.common.reconstruction import ReconstructionConfig, graph_unless_stopped, scale_gradient
 from infotok_lit.models.common.sampling import ImageNoise, is_guided
@@ -120,14 +119,9 @@ class OpenUni(UnifiedModel):
         return self.understanding_channel(image_tokens(self.vlm, pixel_values, self.config.vision.input_side))
 
     def understanding(self, batch: UnderstandingBatch, transform: TokenTransform | None = None) -> BranchOutput:
-        """Next-token cross entropy (nats) summed over answer tokens; the head runs on those positions alone."""
-        tokens = self.understood_tokens(batch.pixel_values)
-        seen = scale_gradient(transformed(tokens, transform), self.config.grad_scale)
-        embeds = self.embed_with_images(batch.input_ids, seen)
-        # Padding is on the right, so that causal attention alone hides it from every answer.
-        hidden = self.text_body(inputs_embeds=embeds, attention_mask=CAUSAL, use_cache=False).last_hidden_state
-        loss = text_loss(self.vlm.lm_head, hidden, batch.labels, batch.label_places)
-        side = self.config.vision.grid_side
+        """The answers' cross entropy, given the tokens of the vision tower."""
+        tokens, side = self.understood_tokens(batch.pixel_values), self.config.vision.grid_side
+        loss = self.answer_loss(batch, tokens, transform)
         return self.branch_output("understanding", loss, tokens, batch.text, (side, side))
 
     # Generation

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from infotok_lit.batch import BranchOutput, GenerationBatch, ReconstructionOutput, UnderstandingBatch
 from infotok_lit.checkpoints import KeyMap, OfficialPart
 from infotok_lit.models.common.autoencoders import BlockTransform
-from infotok_lit.models.common.language_model import build_language_model, text_loss
+from infotok_lit.models.common.language_model import build_language_model
 from infotok_lit.models.common.processor import ChatProcessor, Words
 from infotok_lit.models.common.reconstruction import scale_gradient
 from infotok_lit.models.toy.family import SamplingConfig, ToyConfig
@@ -64,12 +64,9 @@ class Toy(UnifiedModel):
         return self.encode(self.latents(pixel_values))
 
     def understanding(self, batch: UnderstandingBatch, transform: Transform = None) -> BranchOutput:
-        """Next-token cross entropy in nats, summed over answer tokens."""
+        """The answers' cross entropy in nats, summed over their tokens."""
         tokens = self.understood_tokens(batch.pixel_values)
-        seen = tokens if transform is None else transform(tokens)
-        embeds = self.embed_with_images(batch.input_ids, seen)
-        hidden = self.llm.model(inputs_embeds=embeds, attention_mask=batch.attention_mask).last_hidden_state
-        loss = text_loss(self.llm.lm_head, hidden, batch.labels, batch.label_places)
+        loss = self.answer_loss(batch, tokens, transform)
         return self.branch_output("understanding", loss, tokens, batch.text, (self.side, self.side))
 
     def generation(self, batch: GenerationBatch, transform: Transform = None) -> BranchOutput:
