@@ -262,17 +262,8 @@ def _phase(name: str, kind: str = "phase_seconds") -> Callable[[Result], str]:
     return cell
 
 
-def _mfu(variant: Result) -> str:
-    return "-" if variant["mfu"] is None else f"{100 * variant['mfu']:.1f} %"
-
-
-def _rate(variant: Result) -> str:
-    return "-" if variant["flops"] is None else f"{variant['flops'] / variant['step_seconds'] / 1e12:.4g}"
-
-
-def _memory(variant: Result) -> str:
-    peak = variant["peak_memory_bytes"]
-    return "-" if peak is None else f"{peak / 2**30:.2f}"
+def _known(name: str, cell: Callable[[float, Result], str]) -> Callable[[Result], str]:
+    return lambda variant: "-" if variant[name] is None else cell(variant[name], variant)
 
 
 _ROWS: dict[str, Callable[[Result], str]] = {
@@ -282,9 +273,9 @@ _ROWS: dict[str, Callable[[Result], str]] = {
     "step, CPU ms": lambda variant: f"{1000 * variant['step_cpu_seconds']:.1f}",
     "  ratio to plain (CPU)": lambda variant: f"{variant['cpu_ratio']:.3f}",
     "samples/s": lambda variant: f"{variant['samples_per_second']:.1f}",
-    "peak memory, GiB": _memory,
-    "TFLOP/s": _rate,
-    "MFU": _mfu,
+    "peak memory, GiB": _known("peak_memory_bytes", lambda peak, _: f"{peak / 2**30:.2f}"),
+    "TFLOP/s": _known("flops", lambda flops, variant: f"{flops / variant['step_seconds'] / 1e12:.4g}"),
+    "MFU": _known("mfu", lambda mfu, _: f"{100 * mfu:.1f} %"),
     **{f"{phase}, ms": _phase(phase) for phase in PHASES},
     **{f"{phase}, CPU ms": _phase(phase, "phase_cpu_seconds") for phase in PHASES},
     "head parameters": lambda variant: f"{variant['head_parameters']:,}",
