@@ -34,6 +34,7 @@ from infotok_lit.models.common.model_config import Grid, token_grid
 from infotok_lit.models.common.reconstruction import (
     RandomTemplates,
     ReconstructionConfig,
+    ReconstructionInputs,
     choose_templates,
     condition_pixels,
     random_templates,
@@ -123,29 +124,19 @@ class UnifiedModel(ImageReader):
         """
         config = config.over(self.reconstruction_defaults)
         templates = random_templates(len(batch.pixel_values)) if templates is None else templates
-        copies = condition_pixels(batch.pixel_values, config, self.config.token_pixels)
-        requests = choose_templates(templates, config)
-        scale = config.gradient_scale
-        return self.reconstruct(batch, copies, requests, scale, understood_transform, generated_transform, random)
+        inputs = ReconstructionInputs(
+            condition_pixels(batch.pixel_values, config, self.config.token_pixels),
+            choose_templates(templates, config),
+            config.gradient_scale,
+            understood_transform,
+            generated_transform,
+            random,
+        )
+        return self.reconstruct(batch, inputs)
 
     @abstractmethod
-    def reconstruct(
-        self,
-        batch: GenerationBatch,
-        copies: Tensor,
-        requests: Sequence[str],
-        gradient_scale: float,
-        understood_transform: TokenTransform | None,
-        generated_transform: TokenTransform | None,
-        random: Any,
-    ) -> ReconstructionOutput:
-        """The reconstruction loss, with the settings of `reconstruction` applied.
-
-        Args:
-            copies: (B, 3, h, w) in [-1, 1]: the images to understand.
-            requests: what is asked of each; "" for the text of unconditional generation.
-            gradient_scale: factor on the gradient through the understood tokens.
-        """
+    def reconstruct(self, batch: GenerationBatch, inputs: ReconstructionInputs) -> ReconstructionOutput:
+        """The reconstruction loss, with the settings of `reconstruction` applied."""
 
     def branch_output(
         self,

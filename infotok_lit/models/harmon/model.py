@@ -30,7 +30,7 @@ from infotok_lit.models.common.language_model import (
     read_after_text,
 )
 from infotok_lit.models.common.model_config import Grid
-from infotok_lit.models.common.reconstruction import graph_unless_stopped, scale_gradient
+from infotok_lit.models.common.reconstruction import ReconstructionInputs, graph_unless_stopped, scale_gradient
 from infotok_lit.models.common.sampling import ImageNoise, is_guided
 from infotok_lit.models.harmon.diffusion import TokenDiffusion, make_schedule
 from infotok_lit.models.harmon.family import HarmonConfig, SamplingConfig
@@ -160,25 +160,16 @@ class Harmon(UnifiedModel):
         prompt = (self.text_embedding(batch.input_ids), batch.attention_mask)
         return self.predict_hidden(latents, grid, *prompt, batch.text, transform, random)
 
-    def reconstruct(
-        self,
-        batch: GenerationBatch,
-        copies: Tensor,
-        requests: Sequence[str],
-        gradient_scale: float,
-        understood_transform: TokenTransform | None,
-        generated_transform: TokenTransform | None,
-        random: RandomNumbers | None,
-    ) -> ReconstructionOutput:
+    def reconstruct(self, batch: GenerationBatch, inputs: ReconstructionInputs) -> ReconstructionOutput:
         """Token diffusion loss given the shared tokens of the whole image; the gradient is scaled after projection."""
         latents, grid = self.encode_images(batch.pixel_values, batch.encoded)
-        shown = (latents, grid) if copies is batch.pixel_values else self.encode_images(copies)
-        with graph_unless_stopped(gradient_scale):
-            visual = self.project_for_llm(self.encoder(*shown), understood_transform)
-            visual = scale_gradient(visual, gradient_scale)
-        ids, mask = self.processor.reconstruction_prompts(requests, num_image_tokens=visual.shape[1])
+        shown = (latents, grid) if inputs.copies is batch.pixel_values else self.encode_images(inputs.copies)
+        with graph_unless_stopped(inputs.gradient_scale):
+            visual = self.project_for_llm(self.encoder(*shown), inputs.understood_transform)
+            visual = scale_gradient(visual, inputs.gradient_scale)
+        ids, mask = self.processor.reconstruction_prompts(inputs.requests, num_image_tokens=visual.shape[1])
         prompt = (self.embed_with_images(ids.to(visual.device), visual), mask.to(visual.device))
-        output = self.predict_hidden(latents, grid, *prompt, batch.text, generated_transform, random)
+        output = self.predict_hidden(latents, grid, *prompt, batch.text, inputs.generated_transform, inputs.random)
         return ReconstructionOutput(output.loss_sum, output.loss_count)
 
     def predict_hidden(

@@ -23,7 +23,12 @@ from infotok_lit.errors import SettingsError
 from infotok_lit.models.common.autoencoders import NETWORK, build_autoencoder, encode, to_tokens
 from infotok_lit.models.common.channel import Channel
 from infotok_lit.models.common.model_config import Grid
-from infotok_lit.models.common.reconstruction import ReconstructionConfig, graph_unless_stopped, scale_gradient
+from infotok_lit.models.common.reconstruction import (
+    ReconstructionConfig,
+    ReconstructionInputs,
+    graph_unless_stopped,
+    scale_gradient,
+)
 from infotok_lit.models.common.sampling import ImageNoise, is_guided
 from infotok_lit.models.openuni.diffusion import (
     RandomNumbers,
@@ -156,25 +161,16 @@ class OpenUni(UnifiedModel):
             "Show-o2"
         )
 
-    def reconstruct(
-        self,
-        batch: GenerationBatch,
-        copies: Tensor,
-        requests: Sequence[str],
-        gradient_scale: float,
-        understood_transform: TokenTransform | None,
-        generated_transform: TokenTransform | None,
-        random: RandomNumbers | None,
-    ) -> ReconstructionOutput:
+    def reconstruct(self, batch: GenerationBatch, inputs: ReconstructionInputs) -> ReconstructionOutput:
         """Squared error of the velocity, given the vision tower's tokens of the image in the place of a prompt."""
-        ids, mask = self.processor.reconstruction_prompts(requests)
-        with graph_unless_stopped(gradient_scale):
-            tokens = self.understood_tokens(copies)
-            seen = scale_gradient(transformed(tokens, understood_transform), gradient_scale)
+        ids, mask = self.processor.reconstruction_prompts(inputs.requests)
+        with graph_unless_stopped(inputs.gradient_scale):
+            tokens = self.understood_tokens(inputs.copies)
+            seen = scale_gradient(transformed(tokens, inputs.understood_transform), inputs.gradient_scale)
         embeds = self.embed_with_images(ids.to(seen.device), seen)
-        condition = self.condition_on(embeds, mask.to(seen.device), generated_transform)
+        condition = self.condition_on(embeds, mask.to(seen.device), inputs.generated_transform)
         latents = self.encode_images(batch.pixel_values, batch.encoded)
-        loss = self.flow_loss(latents, condition.condition, random)
+        loss = self.flow_loss(latents, condition.condition, inputs.random)
         return ReconstructionOutput(loss, loss.new_full((), latents.numel(), dtype=torch.int64))
 
     def flow_loss(self, latents: Tensor, condition: Tensor, random: RandomNumbers | None = None) -> Tensor:

@@ -15,11 +15,10 @@ from infotok_lit.checkpoints import KeyMap, OfficialPart
 from infotok_lit.models.common.autoencoders import BlockTransform
 from infotok_lit.models.common.language_model import build_language_model
 from infotok_lit.models.common.processor import ChatProcessor, Words
-from infotok_lit.models.common.reconstruction import scale_gradient
+from infotok_lit.models.common.reconstruction import ReconstructionInputs, scale_gradient
+from infotok_lit.models.reading import TokenTransform, transformed
 from infotok_lit.models.toy.family import SamplingConfig, ToyConfig
 from infotok_lit.models.unified import UnifiedModel
-
-Transform = Callable[[Tensor], Tensor] | None
 
 
 class ToyProcessor(ChatProcessor):
@@ -63,31 +62,22 @@ class Toy(UnifiedModel):
     def understood_tokens(self, pixel_values: Tensor) -> Tensor:
         return self.encode(self.latents(pixel_values))
 
-    def understanding(self, batch: UnderstandingBatch, transform: Transform = None) -> BranchOutput:
+    def understanding(self, batch: UnderstandingBatch, transform: TokenTransform | None = None) -> BranchOutput:
         """The answers' cross entropy in nats, summed over their tokens."""
         tokens = self.understood_tokens(batch.pixel_values)
         loss = self.answer_loss(batch, tokens, transform)
         return self.branch_output("understanding", loss, tokens, batch.text, (self.side, self.side))
 
-    def generation(self, batch: GenerationBatch, transform: Transform = None) -> BranchOutput:
+    def generation(self, batch: GenerationBatch, transform: TokenTransform | None = None) -> BranchOutput:
         """Squared error of the clean latents that are guessed from noisy ones and the prompt, summed."""
         condition = self._condition(batch.input_ids, batch.attention_mask)
         return self._denoising_loss(batch, condition, transform)
 
-    def reconstruct(
-        self,
-        batch: GenerationBatch,
-        copies: Tensor,
-        requests: Sequence[str],
-        gradient_scale: float,
-        understood_transform: Transform,
-        generated_transform: Transform,
-        random: None,
-    ) -> ReconstructionOutput:
+    def reconstruct(self, batch: GenerationBatch, inputs: ReconstructionInputs) -> ReconstructionOutput:
         """The same loss, with the mean token of the image in the place of the prompt."""
-        tokens = self.understood_tokens(copies)
-        seen = tokens if understood_transform is None else understood_transform(tokens)
-        output = self._denoising_loss(batch, scale_gradient(seen, gradient_scale).mean(1), generated_transform)
+        seen = transformed(self.understood_tokens(inputs.copies), inputs.understood_transform)
+        condition = scale_gradient(seen, inputs.gradient_scale).mean(1)
+        output = self._denoising_loss(batch, condition, inputs.generated_transform)
         return ReconstructionOutput(output.loss_sum, output.loss_count)
 
     def sample(
@@ -134,12 +124,14 @@ class Toy(UnifiedModel):
         weights = mask.unsqueeze(-1).float()
         return (self.text_embedding(ids) * weights).sum(1) / weights.sum(1)
 
-    def _denoising_loss(self, batch: GenerationBatch, condition: Tensor, transform: Transform) -> BranchOutput:
+    def _denoising_loss(
+        self, batch: GenerationBatch, condition: Tensor, transform: TokenTransform | None
+    ) -> BranchOutput:
         latents, grid = self.latents(batch.pixel_values), (self.side, self.side)
         time = torch.rand(len(latents), device=latents.device)
         share = time.view(-1, 1, 1)
         tokens = self.encode(share * latents + (1 - share) * torch.randn_like(latents))
-        guess = self._denoise(tokens if transform is None else transform(tokens), condition)
+        guess = self._denoise(transformed(tokens, transform), condition)
         loss = ((guess.float() - latents).square().sum(), torch.tensor(latents.numel(), device=latents.device))
         return self.branch_output(
             "generation", loss, tokens, batch.text, grid, latents=latents, latent_grid=grid, noise_level=time
