@@ -52,7 +52,7 @@ def test_where_nothing_else_is_measured_the_models_own_loss_is():
     assert plane._measures("understanding") == [OWN_LOSS] and plane._measures("generation") == []
     assert plane.points(plane.validation, "val", "understanding", OWN_LOSS)[2, 0] == pytest.approx(-3.0)
     assert plane.draw().size[0] > 300
-    assert not plane_of([{"step": 0, "val/understanding/loss": 1.0}])._shown(), "without a rate there is nothing to draw"
+    assert not plane_of([{"step": 0, "val/understanding/loss": 1.0}])._shown(), "nothing has a rate"
 
 
 def test_a_history_keeps_one_row_per_step_and_forgets_every_second_when_long():
