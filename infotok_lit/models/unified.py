@@ -9,7 +9,7 @@ L target positions, C target channels, H width of the LLM's input embeddings.
 """
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +39,8 @@ from infotok_lit.models.common.reconstruction import (
     condition_pixels,
     random_templates,
 )
-from infotok_lit.models.common.sampling import ImageNoise
+from infotok_lit.models.common.sampling import DrawingOptions, ImageNoise, Progress
 from infotok_lit.models.reading import ImageReader, TokenTransform
-
-Progress = Callable[[int, int], None]
-"""Called with (iteration, iterations) after each iteration."""
 
 
 class UnifiedModel(ImageReader):
@@ -214,18 +211,10 @@ class UnifiedModel(ImageReader):
         sampling = self.config.sampling if sampling is None else sampling
         grid = self.grid_of(*(image_size or (self.config.image_size, self.config.image_size)))
         noise = ImageNoise([seed + offset for offset in range(len(prompts))], next(self.parameters()).device)
-        return self.sample(prompts, noise, sampling, grid, progress, use_cache).clamp(-1, 1)
+        return self.sample(prompts, noise, DrawingOptions(sampling, grid, progress, use_cache)).clamp(-1, 1)
 
     @abstractmethod
-    def sample(
-        self,
-        prompts: Sequence[str],
-        noise: ImageNoise,
-        sampling: Any,
-        grid: Grid,
-        progress: Progress | None,
-        use_cache: bool,
-    ) -> Tensor:
+    def sample(self, prompts: Sequence[str], noise: ImageNoise, options: DrawingOptions) -> Tensor:
         """As `generate`, with its defaults filled in; images need not be clamped."""
 
     def grid_of(self, height: int, width: int) -> Grid:

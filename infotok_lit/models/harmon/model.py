@@ -31,7 +31,7 @@ from infotok_lit.models.common.language_model import (
 )
 from infotok_lit.models.common.model_config import Grid
 from infotok_lit.models.common.reconstruction import ReconstructionInputs, graph_unless_stopped, scale_gradient
-from infotok_lit.models.common.sampling import ImageNoise, is_guided
+from infotok_lit.models.common.sampling import DrawingOptions, ImageNoise, Progress, is_guided
 from infotok_lit.models.harmon.diffusion import TokenDiffusion, make_schedule
 from infotok_lit.models.harmon.family import HarmonConfig, SamplingConfig
 from infotok_lit.models.harmon.mar import MARDecoder, MAREncoder, gather_rows, places_where, with_buffers
@@ -45,7 +45,7 @@ from infotok_lit.models.harmon.sampling import (
     solve_tokens,
 )
 from infotok_lit.models.reading import TokenTransform, transformed
-from infotok_lit.models.unified import Progress, UnifiedModel
+from infotok_lit.models.unified import UnifiedModel
 
 KEYS = KeyMap(
     renames=(
@@ -237,16 +237,9 @@ class Harmon(UnifiedModel):
         cache.crop(-count)
         return self._add_correction(tokens, hidden)
 
-    def sample(
-        self,
-        prompts: Sequence[str],
-        noise: ImageNoise,
-        sampling: SamplingConfig,
-        grid: Grid,
-        progress: Progress | None,
-        use_cache: bool,
-    ) -> Tensor:
+    def sample(self, prompts: Sequence[str], noise: ImageNoise, options: DrawingOptions) -> Tensor:
         """Images of prompts by the MAR loop."""
+        sampling, grid, progress, use_cache = options
         ids, mask = self.processor.generation_prompts(prompts, "" if is_guided(sampling.guidance) else None)
         ids, mask = ids.to(noise.device), mask.to(noise.device)
         tokens = self.sample_latents(ids, mask, grid, noise, sampling, progress=progress, use_cache=use_cache)

@@ -22,14 +22,13 @@ from infotok_lit.checkpoints import KeyMap, OfficialPart
 from infotok_lit.errors import SettingsError
 from infotok_lit.models.common.autoencoders import NETWORK, build_autoencoder, encode, to_tokens
 from infotok_lit.models.common.channel import Channel
-from infotok_lit.models.common.model_config import Grid
 from infotok_lit.models.common.reconstruction import (
     ReconstructionConfig,
     ReconstructionInputs,
     graph_unless_stopped,
     scale_gradient,
 )
-from infotok_lit.models.common.sampling import ImageNoise, is_guided
+from infotok_lit.models.common.sampling import DrawingOptions, ImageNoise, Progress, is_guided
 from infotok_lit.models.openuni.diffusion import (
     RandomNumbers,
     add_noise,
@@ -47,7 +46,7 @@ from infotok_lit.models.openuni.family import OpenUniConfig, SamplingConfig
 from infotok_lit.models.openuni.processor import KEEP_PROMPT, OpenUniProcessor
 from infotok_lit.models.openuni.vlm import VLM_KEYS, build_vlm, image_tokens, read_queries
 from infotok_lit.models.reading import TokenTransform, transformed
-from infotok_lit.models.unified import Progress, UnifiedModel
+from infotok_lit.models.unified import UnifiedModel
 
 PARTS = {
     "vision_tower": ("vlm.model.vision_tower.",),
@@ -184,20 +183,12 @@ class OpenUni(UnifiedModel):
         """(B, C, h, w) at noise levels (B,) in thousandths -> noise minus image."""
         return self.transformer(latents, condition, timesteps, return_dict=False)[0]
 
-    def sample(
-        self,
-        prompts: Sequence[str],
-        noise: ImageNoise,
-        sampling: SamplingConfig,
-        grid: Grid,
-        progress: Progress | None,
-        use_cache: bool,
-    ) -> Tensor:
+    def sample(self, prompts: Sequence[str], noise: ImageNoise, options: DrawingOptions) -> Tensor:
         """Images of prompts; a prompt is read once in any case, so `use_cache` changes nothing here."""
-        negative = sampling.negative_prompt if is_guided(sampling.guidance) else None
+        negative = options.sampling.negative_prompt if is_guided(options.sampling.guidance) else None
         ids, mask = self.processor.generation_prompts(prompts, negative)
         condition = self.condition_on(self.text_embedding(ids.to(noise.device)), mask.to(noise.device)).condition
-        return self._sample(condition, noise, sampling, grid, progress)
+        return self._sample(condition, noise, options)
 
     def sample_latents(
         self, condition: Tensor, start: Tensor, sampling: SamplingConfig, progress: Progress | None = None
@@ -261,7 +252,7 @@ class OpenUni(UnifiedModel):
         condition = self.condition_on_images(ids.to(tokens.device), mask.to(tokens.device), tokens).condition
         noise = ImageNoise([seed + offset for offset in range(len(instructions))], condition.device)
         grid = self.grid_of(self.config.image_size, self.config.image_size)
-        return self._sample(condition, noise, sampling, grid, None).clamp(-1, 1)
+        return self._sample(condition, noise, DrawingOptions(sampling, grid)).clamp(-1, 1)
 
     # Checkpoints
 
@@ -274,11 +265,9 @@ class OpenUni(UnifiedModel):
             "dc_ae": OfficialPart(("autoencoder.",), KeyMap(renames=(NETWORK,))),
         }
 
-    def _sample(
-        self, condition: Tensor, noise: ImageNoise, sampling: SamplingConfig, grid: Grid, progress: Progress | None
-    ) -> Tensor:
-        start = noise.normal(self.config.autoencoder.channels, *grid)
-        latents = self.sample_latents(condition, start, sampling, progress)
+    def _sample(self, condition: Tensor, noise: ImageNoise, options: DrawingOptions) -> Tensor:
+        start = noise.normal(self.config.autoencoder.channels, *options.grid)
+        latents = self.sample_latents(condition, start, options.sampling, options.progress)
         return self.decode_images(latents.to(condition.dtype))
 
     @property

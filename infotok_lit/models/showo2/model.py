@@ -28,21 +28,19 @@ from infotok_lit.models.common.autoencoders import (
     wan_keys,
 )
 from infotok_lit.models.common.language_model import text_loss, text_nats
-from infotok_lit.models.common.model_config import Grid
 from infotok_lit.models.common.reconstruction import (
     ReconstructionConfig,
     ReconstructionInputs,
     graph_unless_stopped,
     scale_gradient,
 )
-from infotok_lit.models.common.sampling import ImageNoise, is_guided
+from infotok_lit.models.common.sampling import DrawingOptions, ImageNoise, is_guided
 from infotok_lit.models.reading import TokenTransform, transformed
 from infotok_lit.models.showo2.diffusion import RandomNumbers, on_path, random_numbers, to_runs, training_time
-from infotok_lit.models.showo2.family import EMBEDDINGS, LM_HEAD, PATCH_SIZE, SamplingConfig
+from infotok_lit.models.showo2.family import EMBEDDINGS, LM_HEAD, PATCH_SIZE
 from infotok_lit.models.showo2.inference import answer, answer_shared, sample_latents
 from infotok_lit.models.showo2.network import Hidden, Showo2Network
 from infotok_lit.models.showo2.sequence import token_places
-from infotok_lit.models.unified import Progress
 
 RENAMES = (
     (r"^llm\.", r"showo."),
@@ -199,16 +197,9 @@ class Showo2(Showo2Network):
         error = (predicted.float() - targets).square().sum((1, 2))
         return torch.where(present, error, 0.0).sum(), present.sum() * targets[0].numel()
 
-    def sample(
-        self,
-        prompts: Sequence[str],
-        noise: ImageNoise,
-        sampling: SamplingConfig,
-        grid: Grid,
-        progress: Progress | None,
-        use_cache: bool,
-    ) -> Tensor:
+    def sample(self, prompts: Sequence[str], noise: ImageNoise, options: DrawingOptions) -> Tensor:
         """Images of prompts by an Euler walk along the velocity."""
+        sampling, grid, progress, use_cache = options
         negative = "" if is_guided(sampling.guidance) else None
         ids, _ = self.processor.generation_prompts(prompts, negative, 1 + grid[0] * grid[1])
         start = noise.normal(self.config.autoencoder.channels, PATCH_SIZE * grid[0], PATCH_SIZE * grid[1])

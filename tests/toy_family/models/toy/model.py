@@ -3,7 +3,7 @@
 Shapes: B batch, L grid places, C channels of a latent token, H width, T text length.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,8 +16,9 @@ from infotok_lit.models.common.autoencoders import BlockTransform
 from infotok_lit.models.common.language_model import build_language_model
 from infotok_lit.models.common.processor import ChatProcessor, Words
 from infotok_lit.models.common.reconstruction import ReconstructionInputs, scale_gradient
+from infotok_lit.models.common.sampling import DrawingOptions, ImageNoise
 from infotok_lit.models.reading import TokenTransform, transformed
-from infotok_lit.models.toy.family import SamplingConfig, ToyConfig
+from infotok_lit.models.toy.family import ToyConfig
 from infotok_lit.models.unified import UnifiedModel
 
 
@@ -80,27 +81,20 @@ class Toy(UnifiedModel):
         output = self._denoising_loss(batch, condition, inputs.generated_transform)
         return ReconstructionOutput(output.loss_sum, output.loss_count)
 
-    def sample(
-        self,
-        prompts: Sequence[str],
-        noise: Any,
-        sampling: SamplingConfig,
-        grid: tuple[int, int],
-        progress: Callable[[int, int], None] | None,
-        use_cache: bool,
-    ) -> Tensor:
+    def sample(self, prompts: Sequence[str], noise: ImageNoise, options: DrawingOptions) -> Tensor:
         """Images of prompts; nothing is cached, so `use_cache` changes nothing."""
-        if grid != (self.side, self.side):
+        if options.grid != (self.side, self.side):
             raise ValueError(f"Toy generates images of {self.config.image_size} pixels a side only")
         ids, mask = (x.to(noise.device) for x in self.processor.generation_prompts(prompts))
         condition = self._condition(ids, mask)
         latents = noise.normal(self.side**2, self.latent_width)
-        for i in range(sampling.iterations):
+        iterations = options.sampling.iterations
+        for i in range(iterations):
             clean = self._denoise(self.encode(latents), condition)
-            latents = latents + (clean - latents) / (sampling.iterations - i)
-            if progress is not None:
-                progress(i + 1, sampling.iterations)
-        return self.autoencoder.decode(latents.transpose(1, 2).unflatten(2, grid))
+            latents = latents + (clean - latents) / (iterations - i)
+            if options.progress is not None:
+                options.progress(i + 1, iterations)
+        return self.autoencoder.decode(latents.transpose(1, 2).unflatten(2, options.grid))
 
     def latents(self, pixel_values: Tensor) -> Tensor:
         """(B, 3, height, width) in [-1, 1] -> (B, L, C)."""
