@@ -7,8 +7,9 @@ from pathlib import Path
 from PIL import Image
 
 from infotok_lit.evaluation.benchmark import Benchmark, Question, Score, average, open_file, require, rule_named
-from infotok_lit.evaluation.records import Row, read_json, write_json
+from infotok_lit.evaluation.records import Row, read_json
 from infotok_lit.evaluation.tables import Table
+from infotok_lit.files import write_json
 
 QUESTIONS = "testdev_balanced_questions.json"
 SUFFIX = "\nAnswer the question using a single word or phrase."

@@ -13,8 +13,9 @@ from PIL import Image
 
 from infotok_lit.evaluation.benchmark import Benchmark, Question, Score, average, open_file, require
 from infotok_lit.evaluation.judge import Endpoint, JudgeGrader, text_part
-from infotok_lit.evaluation.records import Row, read_json, write_json
+from infotok_lit.evaluation.records import Row, read_json
 from infotok_lit.evaluation.tables import Table
+from infotok_lit.files import write_json
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 TEMPERATURES = (0.0, 0.5, 1.0, 1.5, 2.0)

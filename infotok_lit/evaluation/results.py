@@ -1,6 +1,5 @@
 """What is kept of an evaluation: items.jsonl, result.json, and a Markdown table beside the paper's rows."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from infotok_lit.evaluation.benchmark import Benchmark
 from infotok_lit.evaluation.paper import IMPOSSIBLE, SOURCE, paper_rows, printed
 from infotok_lit.evaluation.records import Row, to_lines
 from infotok_lit.evaluation.running import Progress
-from infotok_lit.files import write_whole
+from infotok_lit.files import write_json, write_whole
 
 BLOCKS = 100
 """The most parts that are left out in turn for a standard error."""
@@ -121,7 +120,7 @@ def _jackknife(values: Sequence[float]) -> float | None:
 def write_result(folder: Path, result: Result, rows: Sequence[Row]) -> None:
     """Write items.jsonl, result.json and table.md."""
     write_whole(folder / "items.jsonl", to_lines(rows).encode())
-    write_whole(folder / "result.json", (json.dumps(result.content, indent=2, ensure_ascii=False) + "\n").encode())
+    write_json(folder / "result.json", result.content)
     write_whole(folder / "table.md", table([result]).encode())
 
 

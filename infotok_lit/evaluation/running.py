@@ -21,7 +21,7 @@ from infotok_lit.evaluation.benchmark import Benchmark, Drawing, Question
 from infotok_lit.evaluation.judge import JudgeError
 from infotok_lit.evaluation.models import EvaluatedModel
 from infotok_lit.evaluation.records import Log, Row, read_log, to_lines
-from infotok_lit.files import write_whole
+from infotok_lit.files import write_json, write_whole
 
 Item = TypeVar("Item", Drawing, Question)
 SETTINGS = "settings.json"
@@ -132,7 +132,7 @@ class Evaluation:
                 )
         elif self.world.rank == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_whole(path, (json.dumps(settings, indent=2) + "\n").encode())
+            write_json(path, settings)
         self.world.wait()
 
     def outputs(self, most: int | None = None) -> list[Row]:

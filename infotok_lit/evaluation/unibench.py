@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from infotok_lit.evaluation.benchmark import Benchmark, Drawing, Question, Score, average, require
-from infotok_lit.evaluation.records import Row, read_json, write_json
+from infotok_lit.evaluation.records import Row, read_json
+from infotok_lit.files import write_json
 
 FILE = "uni_bench.json"
 LETTERS = "ABCDE"
