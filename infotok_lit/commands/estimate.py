@@ -27,7 +27,8 @@ GIB = 2**30
 CARDS = (24, 48, 80)
 """The memory of common cards, in GiB."""
 USABLE = 0.92
-"""The share of a card for tensors; the rest is for CUDA's context, the libraries' workspaces and fragmentation."""
+"""The share of a card for tensors; the rest is for CUDA's context, workspaces of libraries and fragmentation. The same
+share on a CPU, of what a process takes above its libraries."""
 FEWER_NEGATIVES = "fewer texts at a time are fewer negatives for alignment: add --config objective/hard_negatives"
 
 
@@ -86,17 +87,21 @@ def estimate(
 
     settings = read_settings(fit_arguments)
     configured = plan_of(settings)
+    result: Result = {"arguments": fit_arguments, "cards": cards, "text_tokens": text_tokens}
+    if measure:
+        # First, while this process has little in its heap that a step could reuse.
+        trainer = shaping(settings, configured) | {"devices": 1}
+        trainer["accelerator"] = "gpu" if torch.cuda.is_available() else "cpu"
+        result["measured_bytes"] = measured_run(
+            partial(build_module, settings, configured),
+            partial(build_data, settings, configured, text_tokens),
+            **trainer,
+        )
     plans = [configured]
     if alternatives:
         plans += [replace(configured, recompute=True), replace(configured.smallest, recompute=True)]
     found = _estimated(settings, list(dict.fromkeys(plans)), cards, text_tokens)
-    result: Result = {"arguments": fit_arguments, "cards": cards, "text_tokens": text_tokens, "plans": found}
-    if measure:
-        trainer = shaping(settings, configured) | {"devices": 1}
-        trainer["accelerator"] = "gpu" if torch.cuda.is_available() else "cpu"
-        result["measured_bytes"] = measured_run(
-            partial(build_module, settings, configured), partial(build_data, settings, configured, text_tokens), **trainer
-        )
+    result["plans"] = found
     if tflops is not None:
         result["step_seconds"] = found[0]["flops"] / (tflops * 1e12 * mfu)
     if out is not None:
@@ -108,6 +113,7 @@ def estimate(
 def _estimated(settings: Namespace, plans: Sequence[Plan], cards: int, text_tokens: int | None) -> list[Result]:
     """What the first plan takes, and those after it until one fits the smallest card."""
     from infotok_lit.modules.dry_run import dry_run
+    from infotok_lit.modules.two_steps import resident_memory
 
     strategy = settings.trainer.strategy
     buckets = isinstance(strategy, str) or not strategy.get("init_args", {}).get("gradient_as_bucket_view")
@@ -117,7 +123,7 @@ def _estimated(settings: Namespace, plans: Sequence[Plan], cards: int, text_toke
         step = dry_run(module, build_data(settings, plan, text_tokens), **trainer)
         step.flops = step.flops * plan.accumulate // trainer["accumulate_grad_batches"]
         of_plan = asdict(plan) | {"options": plan.options_after(plans[0]), "worst": step.worst}
-        found.append(of_plan | account(module, step, cards, buckets))
+        found.append(of_plan | account(module, step, cards, buckets, resident_memory()))
         if step.peak <= USABLE * CARDS[0] * GIB:
             break
     return found
@@ -168,8 +174,12 @@ def bytes_on_card(step: "DryRun", sizes: Sizes, cards: int, sharded: bool, bucke
     return int(most)
 
 
-def account(module: "InfoTokModule", step: "DryRun", cards: int, buckets: bool) -> Result:
-    """What there is to say of a dry run, in primitives: bytes, parameters and operations."""
+def account(module: "InfoTokModule", step: "DryRun", cards: int, buckets: bool, libraries: int) -> Result:
+    """What there is to say of a dry run, in primitives: bytes, parameters and operations.
+
+    Args:
+        libraries: bytes of a process that has loaded what a fit loads, without tensors.
+    """
     sizes = sizes_of(module)
     states = step.held["optimiser states"]
     parts = {**dict(module.base.named_children()), "heads": module.infotok}
@@ -184,6 +194,7 @@ def account(module: "InfoTokModule", step: "DryRun", cards: int, buckets: bool) 
             f"DDP, {cards} cards": bytes_on_card(step, sizes, cards, sharded=False, buckets=buckets),
             f"FSDP, {cards} cards": bytes_on_card(step, sizes, cards, sharded=True, buckets=buckets),
         },
+        "process_bytes": libraries + int(step.peak / USABLE),
         # The tensors of a file are mapped, and become the model's own.
         "host_bytes": sizes.whole + sizes.weights,
         "checkpoint_bytes": sizes.saved + states,
@@ -220,12 +231,12 @@ def show(result: Result) -> None:
         console.print(FEWER_NEGATIVES)
     if "measured_bytes" in result:
         measured, wanted = result["measured_bytes"], result["plans"][0]["bytes"]["1 card"]
-        console.print(f"measured {_gib(measured)} GiB: the estimate is {wanted / measured:.3f} of it")
+        console.print(f"measured {_gib(measured)} GiB of tensors: the estimate is {wanted / measured:.3f} of it")
     console.print(
         f"{first['flops']:.3g} floating-point operations a step"
         + (f", {result['step_seconds']:.2f} s" if "step_seconds" in result else "")
         + f"; memory of the host while weights are read {_gib(first['host_bytes'])} GiB a process; a checkpoint "
-        f"{_gib(first['checkpoint_bytes'])} GiB"
+        f"{_gib(first['checkpoint_bytes'])} GiB; trained on a CPU, the process takes {_gib(first['process_bytes'])} GiB"
     )
 
 

@@ -1,14 +1,17 @@
 """`estimate`: what it says of a configuration, without its weights and data."""
 
 import json
+import subprocess
+import sys
 from collections import Counter
 
 import pytest
 
 from infotok_lit import cli
 from infotok_lit.commands.estimate import Sizes, bytes_on_card
-from infotok_lit.commands.stand_in_fit import Plan, StandIns
+from infotok_lit.commands.stand_in_fit import Plan, StandIns, build_data, plan_of, read_settings
 from infotok_lit.modules.dry_run import DryRun
+from infotok_lit.scenes import Scenes
 
 GIB = 2**30
 
@@ -30,9 +33,31 @@ def test_a_configuration_is_estimated_without_its_weights_cards_and_data(tmp_pat
     assert single == sum(plan["held"].values()) == max(plan["phases"].values())
     assert ddp == single + trained and fsdp < single
     assert result["step_seconds"] == pytest.approx(plan["flops"] / 0.5e12)
+    assert plan["process_bytes"] > single / 0.92 + 200 * 2**20, "torch alone takes so much"
     assert plan["checkpoint_bytes"] >= trained + plan["held"]["optimiser states"]
     shown = capsys.readouterr().out
     assert all(word in shown for word in ("token_diffusion", "heads", "FSDP, 4 cards", "24 GB"))
+
+
+def test_the_peak_of_a_cpu_is_as_estimated(tmp_path) -> None:
+    """In a process of its own, whose allocator keeps nothing that is free."""
+    out = tmp_path / "estimate.json"
+    arguments = ["--config", "harmon/scenes32", "--alternatives", "false", "--measure", "--out", str(out)]
+    subprocess.run([sys.executable, "-m", "infotok_lit", "estimate", *arguments], check=True, capture_output=True)
+    found = json.loads(out.read_text())
+    assert found["plans"][0]["bytes"]["1 card"] == pytest.approx(found["measured_bytes"], rel=0.15)
+
+
+def test_texts_are_those_of_images_that_a_program_draws() -> None:
+    fit = ["--config", "harmon/scenes32", "--data.init_args.train.init_args.seed", "7"]
+    settings = read_settings(fit)
+    plan = plan_of(settings)
+    drawn = build_data(settings, plan, text_tokens=None).training_sources["understanding"]
+    assert isinstance(drawn, Scenes)
+    assert isinstance(build_data(settings, plan, text_tokens=5).training_sources["understanding"], StandIns)
+    folder = read_settings([*fit[:2], "--config", "data/folder"])
+    stand_ins = build_data(folder, plan, text_tokens=None).training_sources["understanding"]
+    assert isinstance(stand_ins, StandIns) and stand_ins.tokens == 128
 
 
 def test_sharding_divides_what_it_shares_and_gathers_the_rest() -> None:
