@@ -2,7 +2,7 @@
 
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +30,12 @@ class PatientGrader:
     def __init__(self, grader: Grader) -> None:
         self.grader, self.name, self.batch_size = grader, grader.name, grader.batch_size
 
-    def verdicts(self, rows: Sequence[Row], folder: Path) -> list[Row]:
-        """The verdicts that came."""
+    def verdicts(self, rows: Sequence[Row], folder: Path) -> Iterator[Row]:
+        """The verdicts that come."""
         try:
-            return self.grader.verdicts(rows, folder)
+            yield from self.grader.verdicts(rows, folder)
         except JudgeError as error:
-            warnings.warn(
-                f"TradeOff: {len(rows) - len(error.kept)} of {len(rows)} rows have no verdict: {error}", stacklevel=2
-            )
-            return error.kept
+            warnings.warn(f"TradeOff: some of {len(rows)} rows have no verdict: {error}", stacklevel=2)
 
     def facts(self, verdicts: Sequence[Row]) -> dict[str, Any]:
         """What they cost."""

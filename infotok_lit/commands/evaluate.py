@@ -156,7 +156,7 @@ def evaluate_model(
         with progress_bar(sum(evaluation.left().values()), shown=world.rank == 0) as bar:
             evaluation.progress.start(bar.show)
             rows = evaluation.graded()
-        content = summarise(evaluation.benchmark, rows, model.description(), evaluation.whole, evaluation.progress)
+        content = summarise(evaluation.benchmark, rows, model.description(), evaluation.progress)
         result = Result(model.name, evaluation.benchmark, content)
         if world.rank == 0:
             write_result(evaluation.folder, result, rows)
@@ -204,7 +204,7 @@ def aggregate(benchmarks: "Sequence[Benchmark]", files: Sequence[Path]) -> None:
     if len(benchmarks) != 1:
         raise SettingsError("stored verdicts belong to one benchmark: name that one by --benchmark")
     rows = benchmarks[0].aggregate(files)
-    content = summarise(benchmarks[0], rows, {"name": "stored verdicts"}, len(rows), Progress())
+    content = summarise(benchmarks[0], rows, {"name": "stored verdicts"}, Progress())
     sys.stdout.write(table([Result("stored verdicts", benchmarks[0], content)]))
 
 

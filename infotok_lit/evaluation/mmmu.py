@@ -1,6 +1,7 @@
 """MMMU, validation: 900 college questions of 30 subjects (Yue et al., 2023, arXiv 2311.16502)."""
 
 import ast
+import re
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -8,11 +9,13 @@ from string import ascii_uppercase
 
 from PIL import Image
 
+from infotok_lit.errors import DataError
 from infotok_lit.evaluation.benchmark import Benchmark, Question, Score, average, require, rule_named, scores_by
 from infotok_lit.evaluation.mmmu_rules import open_is_right, parse_choice, parse_open
-from infotok_lit.evaluation.records import Row, write_json
+from infotok_lit.evaluation.records import Row, by_name, write_json
 from infotok_lit.evaluation.tables import Table
 
+FIELDS = {"id": str, "question": str, "options": str | list, "answer": str, "question_type": str}
 IMAGES = tuple(f"image_{number}" for number in range(1, 8))
 CHOICE_SUFFIX = "\nAnswer with the option's letter from the given choices directly."
 OPEN_SUFFIX = "\nAnswer the question using a single word or phrase."
@@ -47,18 +50,19 @@ class Mmmu(Benchmark):
 
     def __init__(self, folder: Path, rules: str = "official") -> None:
         self.rule, self.rules = rule_named(self, rules), rules
-        self.table = Table(require(folder, type(self)), IMAGES, "validation")
+        self.table = Table(require(folder, type(self)), IMAGES, "validation", FIELDS, self.fetch)
         self.sources = self.table.files
+        by_name(self.table.rows, "id", folder)
         self.places = {row["id"]: number for number, row in enumerate(self.table.rows)}
+        self.images = {row["id"]: self._images(row, number) for number, row in enumerate(self.table.rows)}
 
     def questions(self) -> Sequence[Question]:
         asked = []
-        for row, place in zip(self.table.rows, self.places.values(), strict=True):
+        for row in self.table.rows:
             options = _options(row)
             lines = "".join(f"\n({letter}) {text}" for letter, text in options.items())
             text = row["question"] + lines + (CHOICE_SUFFIX if options else OPEN_SUFFIX)
-            images = tuple(f"{row['id']}/{column}" for column in IMAGES if self.table.has_image(place, column))
-            asked.append(Question(row["id"], text, images, row["id"]))
+            asked.append(Question(row["id"], text, self.images[row["id"]], row["id"]))
         return asked
 
     def open_image(self, name: str, folder: Path) -> Image.Image:
@@ -96,6 +100,18 @@ class Mmmu(Benchmark):
         for subject, own in subjects.items():
             (folder / "parse_and_eval" / subject).mkdir(parents=True, exist_ok=True)
             write_json(folder / "parse_and_eval" / subject / "output.json", own)
+
+    def _images(self, row: Row, number: int) -> tuple[str, ...]:
+        """What `open_image` calls them; DataError unless there is one, and id, options and answer can be read."""
+        try:
+            _options(row), _answer(row)
+            fault = "" if re.match(r"[^_]+_\w+_[^_]+$", row["id"]) else f"id {row['id']!r} is not SPLIT_SUBJECT_NUMBER"
+        except (ValueError, SyntaxError) as error:
+            fault = f"options or answer is no list: {error}"
+        found = tuple(f"{row['id']}/{column}" for column in IMAGES if self.table.has_image(number, column))
+        if fault or not found:
+            raise DataError(f"{self.table.where(number)}: {fault or 'there is no image'}")
+        return found
 
 
 def _options(record: Row) -> dict[str, str]:

@@ -1,6 +1,5 @@
 """What is kept of an evaluation: items.jsonl, result.json, and a Markdown table beside the paper's rows."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from typing import Any, NamedTuple
 from infotok_lit import __version__
 from infotok_lit.evaluation.benchmark import Benchmark
 from infotok_lit.evaluation.paper import IMPOSSIBLE, SOURCE, paper_rows, printed
-from infotok_lit.evaluation.records import Row, to_lines
+from infotok_lit.evaluation.records import Row, to_lines, write_json
 from infotok_lit.evaluation.running import Progress
 from infotok_lit.files import write_whole
 
@@ -34,20 +33,21 @@ class Result:
 
 
 def summarise(
-    benchmark: Benchmark, rows: Sequence[Row], model: Mapping[str, Any], planned: int, progress: Progress
+    benchmark: Benchmark, rows: Sequence[Row], model: Mapping[str, Any], progress: Progress
 ) -> dict[str, Any]:
     """The content of result.json.
 
     Args:
         rows: graded.
         model: its description.
-        planned: how many rows there are when nothing is missing; the whole benchmark, whatever the limit.
         progress: what this process has done.
     """
     errors = standard_errors(benchmark, rows)
     answered = [row for row in rows if "parsed" in row]
     grader, verdicts = benchmark.grader, [row["verdict"] for row in rows if "verdict" in row]
-    graded = sum(row["score"] is not None for row in rows)
+    graded, ungraded = (sum((row["score"] is None) == none for row in rows if "score" in row) for none in (False, True))
+    items = [*benchmark.drawings(), *benchmark.questions()]
+    covered = len({row["group"] for row in rows}) == len({item.group for item in items})
     return {
         "benchmark": benchmark.name,
         "scores": {
@@ -56,7 +56,7 @@ def summarise(
         },
         "rows": len(rows),
         "graded": graded,
-        "complete": len(rows) == planned and graded == planned,
+        "complete": covered and not ungraded,
         "unparsed": sum(row["parsed"] is None for row in answered) / len(answered) if answered else None,
         "grader": None if grader is None else {"name": grader.name, **grader.facts(verdicts)},
         **benchmark.facts,
@@ -121,7 +121,7 @@ def _jackknife(values: Sequence[float]) -> float | None:
 def write_result(folder: Path, result: Result, rows: Sequence[Row]) -> None:
     """Write items.jsonl, result.json and table.md."""
     write_whole(folder / "items.jsonl", to_lines(rows).encode())
-    write_whole(folder / "result.json", (json.dumps(result.content, indent=2, ensure_ascii=False) + "\n").encode())
+    write_json(folder / "result.json", result.content)
     write_whole(folder / "table.md", table([result]).encode())
 
 

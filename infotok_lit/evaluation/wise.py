@@ -10,13 +10,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+from infotok_lit.errors import DataError
 from infotok_lit.evaluation.benchmark import Benchmark, Drawing, Score, average, require
 from infotok_lit.evaluation.judge import Endpoint, JudgeGrader, image_part, text_part
-from infotok_lit.evaluation.records import Row, read_json, read_json_lines, to_lines
+from infotok_lit.evaluation.records import Row, checked, read_json, read_json_lines, to_lines
 from infotok_lit.files import write_whole
 
 GRADES = {"consistency": 0.7, "realism": 0.2, "aesthetic_quality": 0.1}
 """Grade -> its weight in WiScore; each is 0, 1 or 2."""
+
+FIELDS = {"prompt_id": int, "Prompt": str, "Explanation": str, "Subcategory": str}
+"""Of a prompt."""
 
 INSTRUCTIONS = """You grade an image that was drawn from a text. The text does not say directly what should be seen; \
 the explanation does.
@@ -65,6 +69,8 @@ class Wise(Benchmark):
     )
     instructions = INSTRUCTIONS
     max_judge_tokens = 2000
+    stored: ClassVar[Sequence[str]] = tuple(GRADES)
+    """What an official result line says."""
     files: ClassVar[Sequence[str]] = (
         "cultural_common_sense.json", "spatio-temporal_reasoning.json", "natural_science.json",
     )  # fmt: skip
@@ -78,7 +84,10 @@ class Wise(Benchmark):
         where = inner if inner.is_dir() else folder
         self.sources = [require(where / file, type(self)) for file in self.files]
         self.seed = seed
-        self.prompts = {prompt["prompt_id"]: prompt for file in self.sources for prompt in read_json(file)}
+        prompts = [prompt for file in self.sources for prompt in checked(read_json(file), file, FIELDS)]
+        self.prompts = {prompt["prompt_id"]: prompt for prompt in prompts}
+        for number in self.prompts:
+            self.category(number)
         self.grader = None if endpoint is None else JudgeGrader(endpoint, self, (0.0, 0.0, 0.0))
 
     def drawings(self) -> Sequence[Drawing]:
@@ -125,13 +134,17 @@ class Wise(Benchmark):
         return {"overall": average(row["score"] for row in scored), **parts}
 
     def category(self, number: int) -> str:
-        """Of a prompt id."""
-        return next(name for name, last in self.last_ids.items() if number <= last)
+        """Of a prompt id; DataError for one that is not from 1 to 1000."""
+        found = [name for name, last in self.last_ids.items() if 0 < number <= last]
+        if not found:
+            raise DataError(f"{self.title} has no prompt_id {number}: they go from 1 to {max(self.last_ids.values())}")
+        return found[0]
 
     def aggregate(self, files: Sequence[Path]) -> list[Row]:
-        """From the official result lines: `prompt_id` and the grades; 999 stands for a failure."""
+        """From the official result lines: `prompt_id` and the grades; others than 0, 1 and 2 stand for a failure."""
         rows = {}
-        for entry in (entry for file in files for entry in read_json_lines(file)):
+        fields = {"prompt_id": int} | dict.fromkeys(self.stored, int | float)
+        for entry in (entry for file in files for entry in checked(read_json_lines(file), file, fields)):
             reading = self.stored_reading(entry)
             row = {"id": str(entry["prompt_id"]), "group": str(entry["prompt_id"])}
             rows[row["id"]] = row | {"verdict": {"reading": reading}}
@@ -140,7 +153,7 @@ class Wise(Benchmark):
     def stored_reading(self, entry: Row) -> Any:
         """The verdict in an official result line; None for a failure."""
         grades = {name: float(entry[name]) for name in GRADES}
-        return grades if max(grades.values()) <= 2 else None
+        return grades if set(grades.values()) <= {0, 1, 2} else None
 
     def write_official(self, folder: Path, rows: Sequence[Row]) -> None:
         """scores.jsonl for the official calculation, of the images that have verdicts."""
@@ -164,6 +177,7 @@ class WiseVerified(Wise):
     paper = {}
     instructions = VERIFIED_INSTRUCTIONS
     max_judge_tokens = 64
+    stored = ("score",)
     files = tuple(file.replace(".json", "_verified.json") for file in Wise.files)
     last_ids = {"culture": 400, "time": 520, "space": 640, "biology": 760, "physics": 880, "chemistry": 1000}
 
@@ -175,8 +189,7 @@ class WiseVerified(Wise):
         return float(reading)
 
     def stored_reading(self, entry: Row) -> Any:
-        score = entry.get("score", entry.get("Score"))
-        return int(score) if score in (0, 1) else None
+        return int(entry["score"]) if entry["score"] in (0, 1) else None
 
     def official_line(self, row: Row) -> Row:
         number = int(row["id"])

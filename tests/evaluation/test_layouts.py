@@ -106,17 +106,21 @@ def test_geneval_plus_plus_counts_an_unread_verdict_as_wrong(tmp_path):
     unread = len(tags) - tags[::-1].index("counting")
     verdicts = {**dict.fromkeys(first, 1), unread: -1}
     file = tmp_path / "Output.json"
-    nested = [{"id": number, "prompt": "", "result": {"correct": correct}} for number, correct in verdicts.items()]
-    plain = [{"tag": tags[number], "correct": int(verdicts.get(number + 1, 0) == 1)} for number in range(len(tags))]
-    file.write_text(json.dumps({"overall_results": nested}))
+    entries = [
+        {"id": number, "tag": tags[number - 1], "prompt": "", "result": {"correct": correct, "reason": ""}}
+        for number, correct in verdicts.items()
+    ]
+    # What the official script writes, beside its own sums.
+    file.write_text(json.dumps({"overall_results": entries, "tag_accuracy": {}, "overall_score_mean_of_tags": 0.9286}))
     found = scores(benchmark, benchmark.aggregate([file]))
     assert found["counting"] == 0.5 and found["overall"] == pytest.approx((6 + 0.5) / 7)
-    file.write_text(json.dumps(plain))
-    found = scores(benchmark, benchmark.aggregate([file]))
-    assert (found["counting"], found["overall"]) == pytest.approx((1 / 40, 1 / 40))
-    for wrong in ('[{"verdict": 1}]', '{"results": []}', '[{"id": 281, "correct": 1}]'):
+    # A reply without `correct` counts as wrong there, too.
+    file.write_text(json.dumps({"overall_results": [*entries[:-1], entries[-1] | {"result": {"reason": "x"}}]}))
+    assert scores(benchmark, benchmark.aggregate([file])) == found
+    for wrong, said in (('[{"id": 1}]', "holds no rows"), ('{"overall_results": [{"id": 1}]}', "row 1 .* has no result"),
+                        ('{"overall_results": [{"id": 281, "result": {}}]}', "no prompt 281, only 1 to 280")):  # fmt: skip
         file.write_text(wrong)
-        with pytest.raises(DataError, match="needs `correct`, and an `id` from 1 to 280"):
+        with pytest.raises(DataError, match=said):
             benchmark.aggregate([file])
 
 

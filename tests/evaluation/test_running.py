@@ -70,12 +70,15 @@ def test_a_folder_of_other_settings_is_refused(tmp_path):
         run(tmp_path, other)
 
 
-def test_a_log_loses_only_the_line_that_a_kill_cut_short(tmp_path):
+@pytest.mark.parametrize("rest", [b'{"id": "c", "val', '{"id": "c", "value": "ü'.encode()[:-1]])
+def test_a_log_loses_only_the_line_that_a_kill_cut_short(rest, tmp_path):
+    """Also where it was cut inside a character."""
     path = tmp_path / "log"
-    Log(path).append([{"id": "a", "value": 1}, {"id": "b", "value": 2}])
-    path.write_bytes(path.read_bytes() + b'{"id": "c", "val')
+    Log(path).append({"id": "a", "value": 1})
+    Log(path).append({"id": "b", "value": 2})
+    path.write_bytes(path.read_bytes() + rest)
     assert list(read_log(path)) == ["a", "b"]
-    Log(path).append([{"id": "d", "value": 4}])
+    Log(path).append({"id": "d", "value": 4})
     assert {name: row["value"] for name, row in read_log(path).items()} == {"a": 1, "b": 2, "d": 4}
 
 

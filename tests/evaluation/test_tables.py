@@ -80,5 +80,5 @@ def test_json_lines_name_their_image_files(tmp_path):
     assert np.array_equal(np.asarray(table.image(0, "image")), np.asarray(noise(4)))
     with pytest.raises(MissingFileError, match="gone.png"):
         table.image(1, "image")
-    with pytest.raises(MissingFileError, match="no .parquet or .jsonl"):
+    with pytest.raises(MissingFileError, match="no .parquet, .arrow or .jsonl"):
         Table(tmp_path / "nothing", ())
