@@ -19,7 +19,7 @@ from PIL import Image
 from infotok_lit.errors import SettingsError
 from infotok_lit.evaluation.benchmark import Benchmark, Drawing, Question
 from infotok_lit.evaluation.models import EvaluatedModel
-from infotok_lit.evaluation.records import Log, Row, read_json, read_log, to_lines
+from infotok_lit.evaluation.records import Log, Row, checked, read_json, read_log, to_lines
 from infotok_lit.files import write_whole
 
 Item = TypeVar("Item", Drawing, Question)
@@ -117,7 +117,7 @@ class Evaluation:
         path = self.folder / SETTINGS
         settings = json.loads(json.dumps({"model": self.model.description(), "benchmark": self.benchmark.facts}))
         if path.exists():
-            earlier = read_json(path)
+            earlier = checked(read_json(path), path, {})
             differing = [
                 f"{part}.{key}" for part in settings for key in settings[part] | earlier.get(part, {})
                 if key != "rules" and settings[part].get(key) != earlier.get(part, {}).get(key)
@@ -253,11 +253,13 @@ class Evaluation:
         return [rows[item.id] for item in items if item.id in rows]
 
     def _done(self, path: Path) -> dict[str, Row]:
-        """The rows of a log and of the parts that processes added to it, of this world or of an earlier one."""
+        """The rows of a log and of the parts that processes added to it, of this world or of an earlier one; those of
+        images that someone deleted are left out, and made again."""
         rows = read_log(path)
         for part in _parts(path):
             rows |= read_log(part)
-        return rows
+        gone = {name for name, row in rows.items() if path.stem == DRAWN and not (self.folder / row["image"]).is_file()}
+        return {name: row for name, row in rows.items() if name not in gone}
 
     def _merge(self, path: Path, items: Sequence[Item]) -> None:
         rows, parts = self._done(path), _parts(path)

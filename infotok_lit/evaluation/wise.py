@@ -7,6 +7,7 @@ No licence lets its files be passed on, so prompts come from the user and the ju
 
 import re
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,6 +22,9 @@ GRADES = {"consistency": 0.7, "realism": 0.2, "aesthetic_quality": 0.1}
 
 FIELDS = {"prompt_id": int, "Prompt": str, "Explanation": str, "Subcategory": str}
 """Of a prompt."""
+
+NUMBER = r"[\s*_:=]*(-?[0-9]+(?:\.[0-9]+)?)"
+"""After its name, perhaps in bold."""
 
 INSTRUCTIONS = """You grade an image that was drawn from a text. The text does not say directly what should be seen; \
 the explanation does.
@@ -102,10 +106,10 @@ class Wise(Benchmark):
         return [text_part(text), image_part(folder / row["image"])]
 
     def read_verdict(self, text: str) -> dict[str, float] | None:
-        """The three grades; None unless all are there and in range."""
-        found = re.findall(r"(consistency|realism|aesthetic quality)\W*?(\d+)", text, re.IGNORECASE)
+        """The three grades; None unless all are there and 0, 1 or 2."""
+        found = re.findall(rf"(consistency|realism|aesthetic quality){NUMBER}", text, re.IGNORECASE)
         grades = {name.lower().replace(" ", "_"): float(value) for name, value in found}
-        good = set(grades) == set(GRADES) and all(value <= 2 for value in grades.values())
+        good = set(grades) == set(GRADES) and set(grades.values()) <= {0, 1, 2}
         return grades if good else None
 
     def value(self, reading: Any) -> float:
@@ -131,7 +135,11 @@ class Wise(Benchmark):
             own = [row["score"] for row in scored if row["part"] == name]
             if own:
                 parts[name] = average(own)
-        return {"overall": average(row["score"] for row in scored), **parts}
+        # Each category weighs what its share of the 1,000 prompts is, also while some images have no verdict.
+        bounds = [0, *self.last_ids.values()]
+        weights = {name: end - start for name, (start, end) in zip(self.last_ids, pairwise(bounds), strict=True)}
+        total = sum(weights[name] * part.value for name, part in parts.items()) / sum(weights[name] for name in parts)
+        return {"overall": Score(total, len(scored)), **parts}
 
     def category(self, number: int) -> str:
         """Of a prompt id; DataError for one that is not from 1 to 1000."""
@@ -182,8 +190,8 @@ class WiseVerified(Wise):
     last_ids = {"culture": 400, "time": 520, "space": 640, "biology": 760, "physics": 880, "chemistry": 1000}
 
     def read_verdict(self, text: str) -> int | None:
-        found = re.findall(r"score\W*?([01])\b", text, re.IGNORECASE)
-        return int(found[-1]) if found else None
+        found = re.findall(rf"score{NUMBER}", text, re.IGNORECASE)
+        return int(found[-1]) if found and found[-1] in ("0", "1") else None
 
     def value(self, reading: Any) -> float:
         return float(reading)

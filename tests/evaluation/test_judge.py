@@ -180,7 +180,7 @@ def test_verdicts_survive_a_judge_that_breaks_down(server, tmp_path):
     server.behaviours = [fails(500)]
     _, again = judged(tmp_path, endpoint, FakeModel(most=0))
     assert again == rows and len(server.calls) == calls
-    # Of four more, the second call finds that the key is no longer valid: the one under way is the last, and the first is kept.
+    # Of four more, the second call finds that the key is no longer valid: no more are begun, and the first is kept.
     server.calls.clear()
     server.behaviours = [GOOD, fails(401)]
     with pytest.raises(JudgeError, match="valid key"):

@@ -43,6 +43,16 @@ def test_a_killed_run_goes_on_and_makes_nothing_twice(tmp_path):
     assert files == ["asked.jsonl", "drawn.jsonl", "images", "settings.json", "verdicts.parser.jsonl"]
 
 
+def test_an_image_that_was_deleted_is_drawn_again(tmp_path):
+    whole = run(tmp_path, FakeModel())
+    image = tmp_path / "images" / "00003.png"
+    content = image.read_bytes()
+    image.unlink()
+    model = FakeModel()
+    assert run(tmp_path, model) == whole
+    assert image.read_bytes() == content and len(model.drawn) == 1 and not model.asked
+
+
 def test_a_seed_belongs_to_its_prompt_whatever_the_limit(tmp_path):
     everything, some = FakeModel(), FakeModel()
     run(tmp_path / "all", everything)
