@@ -22,7 +22,6 @@ from transformers import (
     LlavaProcessor,
     PreTrainedTokenizerFast,
 )
-
 from transformers.utils import is_torchvision_available
 
 from infotok_lit.assets import SCENES_TOKENIZER
