@@ -30,7 +30,7 @@ COMMANDS = {
     "bench": ("infotok_lit.commands.bench", "time training per term, or `bench inference`, `evaluate`, `reading`"),
     "gpu_check": ("infotok_lit.commands.gpu_check", "check on one card that all works, and how fast, within minutes"),
     "compress": ("infotok_lit.commands.compress", "compress a video to the tokens that it deserves"),
-    "decompress": ("infotok_lit.commands.decompress", "decode what `compress` wrote"),
+    "decompress": ("infotok_lit.commands.compress", "decode what `compress` wrote"),
     "rate_distortion": ("infotok_lit.commands.rate_distortion", "quality of compressed videos against their bits"),
     "budget_evidence": ("infotok_lit.commands.budget_evidence", "measure what an image's tokens are worth"),
     "video_evidence": ("infotok_lit.commands.video_evidence", "measure what a video tokenizer gains by choosing"),

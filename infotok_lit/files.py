@@ -1,5 +1,6 @@
 """Files and folders that appear whole or not at all. Standard library only."""
 
+import json
 import os
 import shutil
 import socket
@@ -8,6 +9,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -18,6 +20,12 @@ def write_whole(path: Path, content: bytes) -> None:
         staging.replace(path)
     finally:
         staging.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file, whole or not at all, into a folder that is made where there is none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 PART = ".part"

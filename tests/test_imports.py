@@ -121,7 +121,7 @@ def imports_of(path: Path) -> set[str]:
         ("data", {"data", "batch", "errors", "files"}),
         ("scenes", {"scenes", "metrics", "batch", "assets", "errors", "files", "seeding"}),
         ("metrics", {"metrics", "batch", "errors"}),
-        ("budgets", {"budgets", "errors"}),
+        ("budgets.py", {"errors"}),
         ("video", {"video", "budgets", "data", "batch", "checkpoints", "errors", "files", "__version__"}),
         (
             "modules",

@@ -12,9 +12,8 @@ from infotok_lit.callbacks.progress import Progress, StartingValues
 from infotok_lit.callbacks.reconstruction import Reconstruction
 from infotok_lit.callbacks.report import FinalReport
 from infotok_lit.callbacks.scene_probes import SceneProbes
-from infotok_lit.callbacks.text_similarity import TextSimilarity
 from infotok_lit.callbacks.throughput import Throughput
-from infotok_lit.callbacks.token_similarity import TokenSimilarity
+from infotok_lit.callbacks.token_similarity import TextSimilarity, TokenSimilarity
 from infotok_lit.callbacks.trade_off import TradeOff
 from infotok_lit.callbacks.weight_average import WeightAverage
 from infotok_lit.errors import SettingsError

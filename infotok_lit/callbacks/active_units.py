@@ -54,9 +54,8 @@ class ActiveUnits(pl.Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Merge the processes and draw."""
         rates = {branch: self._global_rates(branch) for branch in BRANCHES if branch in self._sums}
-        folder = trainer.log_dir
-        if rates and trainer.is_global_zero:
-            publish(trainer, folder, "val/active_units", draw_active_units(rates))
+        if rates:
+            publish(trainer, "val/active_units", lambda: draw_active_units(rates))
 
     def _global_rates(self, branch: Branch) -> Tensor:
         """(d,) bits per token, over all processes."""

@@ -42,20 +42,17 @@ class AnsweredQuestions(pl.Callback):
         """Publish both grids for the first batch."""
         if dataloader_idx != UNDERSTANDING or batch_idx > 0:
             return
-        folder = trainer.log_dir
-        if not trainer.is_global_zero:
-            return
         images = to_uint8(batch.pixel_values[: self.shown])
         answers = [
             f"Q: {question} A: {answer} (truth: {truth})"
             for question, answer, truth in zip(batch.questions, outputs.answers, batch.answers, strict=True)
         ]
-        publish(trainer, folder, "val/answers", captioned_grid(list(images), answers[: len(images)]))
+        publish(trainer, "val/answers", lambda: captioned_grid(list(images), answers[: len(images)]))
         if outputs.objective.token_rates is not None:
             rates = outputs.objective.token_rates[: len(images)]
             maps = overlay(images, rates[:, outputs.output.layout.num_extra :], outputs.output.layout.grid)
             texts = [f"{float(rate.sum()):.0f} bits, at most {float(rate.max()):.1f} in a token" for rate in rates]
-            publish(trainer, folder, "val/token_rates", captioned_grid(list(maps), texts))
+            publish(trainer, "val/token_rates", lambda: captioned_grid(list(maps), texts))
 
 
 def overlay(images: np.ndarray, rates: Tensor, grid: tuple[int, int]) -> np.ndarray:

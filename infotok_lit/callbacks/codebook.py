@@ -72,12 +72,10 @@ class Codebook(pl.Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Merge the processes and draw."""
         counts = {branch: global_sum(self._counts[branch]).cpu() for branch in BRANCHES if branch in self._counts}
-        folder = trainer.log_dir
-        if not counts or not trainer.is_global_zero:
-            return
-        publish(trainer, folder, "val/code_usage", draw_usage(counts))
+        if counts:
+            publish(trainer, "val/code_usage", lambda: draw_usage(counts))
         if self._images is not None:
-            publish(trainer, folder, "val/code_maps", draw_maps(self._images, counts["understanding"]))
+            publish(trainer, "val/code_maps", lambda: draw_maps(self._images, counts["understanding"]))
 
 
 def draw_usage(counts: dict[Branch, Tensor]) -> Image:

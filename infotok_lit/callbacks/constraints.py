@@ -33,10 +33,9 @@ class Constraints(pl.Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draw."""
-        folder = trainer.log_dir
-        if trainer.is_global_zero and self.history.rows and len(pl_module.infotok.constraints):
-            picture = draw_constraints(self.history, dict(pl_module.infotok.constraints.items()))
-            publish(trainer, folder, "train/constraints", picture)
+        constraints = dict(pl_module.infotok.constraints.items())
+        if self.history.rows and constraints:
+            publish(trainer, "train/constraints", lambda: draw_constraints(self.history, constraints))
 
     def state_dict(self) -> dict[str, Any]:
         """The numbers, in primitives."""

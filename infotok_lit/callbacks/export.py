@@ -97,7 +97,7 @@ class ExportInference(pl.Callback):
         The others help it to collect a model that they share out.
         """
         run = Path(trainer.log_dir or trainer.default_root_dir)
-        average = _average(trainer)
+        average = next((callback for callback in trainer.callbacks if isinstance(callback, WeightAverage)), None)
         if average:
             average.show(pl_module, self.weights == "averaged")
         if not trainer.is_global_zero:
@@ -136,7 +136,3 @@ class ExportInference(pl.Callback):
             init_from=checkpoint["infotok_lit"]["init_from"],
         )
         return out
-
-
-def _average(trainer: pl.Trainer) -> WeightAverage | None:
-    return next((callback for callback in trainer.callbacks if isinstance(callback, WeightAverage)), None)

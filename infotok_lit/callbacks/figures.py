@@ -1,6 +1,7 @@
 """Figures and where they go: matplotlib without global state, colours that colour-blind people can tell apart."""
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -58,15 +59,18 @@ def rendered(figure: Figure) -> Image.Image:
     return Image.fromarray(np.asarray(figure.canvas.buffer_rgba())[..., :3].copy())
 
 
-def publish(trainer: pl.Trainer, folder: str | None, name: str, picture: Image.Image) -> None:
-    """Show a picture where the run logs, and keep it under the run folder as PNG.
+def publish(trainer: pl.Trainer, name: str, draw: Callable[[], Image.Image]) -> None:
+    """Show a picture where the run logs, and keep it under the run folder as PNG; a collective call.
 
     TensorBoard, Weights & Biases, Comet and MLflow show pictures; for other loggers only the file is left.
 
     Args:
-        folder: `trainer.log_dir`, which every process must ask for, because asking is a collective call.
+        draw: makes the picture; called on the first process alone.
     """
-    step = trainer.global_step
+    folder, step = trainer.log_dir, trainer.global_step  # all processes settle the folder between them
+    if not trainer.is_global_zero:
+        return
+    picture = draw()
     for logger in trainer.loggers:
         show_in(logger, name, picture, step)
     if folder is not None:

@@ -113,9 +113,8 @@ class GeneratedImages(pl.Callback):
                     self._parser_accuracy = parser_accuracy(self.metric.spec, _round_trip(pl_module), JUDGED_SCENES)
                 scores |= {"chance": self._chance, "parser_accuracy": self._parser_accuracy}
                 pl_module.log_dict({f"val/generation/score/{name}": value for name, value in scores.items()})
-        folder = trainer.log_dir
-        if trainer.is_global_zero and self._images:
-            publish(trainer, folder, "val/drawings", self._grid())
+        if self._images:
+            publish(trainer, "val/drawings", self._grid)
 
     def _grid(self) -> Image:
         images, captions = self._images[: self.shown], self._captions[: self.shown]

@@ -19,7 +19,7 @@ from infotok_lit.callbacks.generated_images import scenes_of
 from infotok_lit.callbacks.history import MetricHistory, logs_now
 from infotok_lit.errors import SettingsError
 from infotok_lit.objective.distributed import global_sum
-from infotok_lit.scenes.answer_entropy import answer_bits, answer_entropy_bits
+from infotok_lit.scenes.prior import answer_bits, answer_entropy_bits
 from infotok_lit.scenes.spec import SPECS, SpecName
 
 Unit = Literal["token", "image"]
@@ -108,11 +108,8 @@ class InformationPlane(pl.Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Remember what validation logged, and draw."""
         self._record(self.validation, trainer, "val", self._answer_entropy(pl_module.device))
-        folder = trainer.log_dir
-        if trainer.is_global_zero:
-            picture = self.draw()
-            if picture is not None:
-                publish(trainer, folder, "val/information_plane", picture)
+        if self._shown():
+            publish(trainer, "val/information_plane", self.draw)
 
     def state_dict(self) -> dict[str, Any]:
         """The numbers, in primitives."""
@@ -136,12 +133,9 @@ class InformationPlane(pl.Callback):
         known = bool(self.validation.rows) and all(ANSWER_ENTROPY in row for row in self.validation.rows)
         return measure is SUFFICIENCY and branch == "understanding" and known
 
-    def draw(self) -> Image | None:
-        """The picture; None if nothing has a rate."""
-        shown = {branch: self._measures(branch) for branch in BRANCHES}
-        shown = {branch: measures for branch, measures in shown.items() if measures}
-        if not shown:
-            return None
+    def draw(self) -> Image:
+        """The picture."""
+        shown = self._shown()
         rows = max(len(measures) for measures in shown.values())
         figure, axes = panels(
             rows, len(shown), "Information plane: what the shared tokens cost, and what they are worth"
@@ -156,6 +150,11 @@ class InformationPlane(pl.Callback):
                     axes[row, column].set_visible(False)
         figure.colorbar(colours, ax=axes, label="step", shrink=0.8)
         return rendered(figure)
+
+    def _shown(self) -> dict[Branch, list[Relevance]]:
+        """What there is to draw of each branch that has a rate."""
+        shown = {branch: self._measures(branch) for branch in BRANCHES}
+        return {branch: measures for branch, measures in shown.items() if measures}
 
     def _measures(self, branch: Branch) -> list[Relevance]:
         """What there is to draw of a branch."""

@@ -15,8 +15,8 @@ from infotok_lit.batch import Processor, Source, UnderstandingBatch
 from infotok_lit.data.datamodule import UnifiedDataModule
 from infotok_lit.data.stream import BranchDataset, EndlessSampler, FixedSampler, branch_length, collate
 from infotok_lit.errors import SettingsError
-from infotok_lit.modules.decoder_probe import Reconstructions, decoder_for, frechet_distance
-from infotok_lit.modules.optimiser import SHARDING_STRATEGIES, OptimiserConfig, warmup_cosine
+from infotok_lit.modules.decoder_probe import Reconstructions, decoder_for, frechet_distance, optimiser_for
+from infotok_lit.modules.optimiser import SHARDING_STRATEGIES, OptimiserConfig
 from infotok_lit.seeding import isolated_rng
 
 
@@ -115,13 +115,7 @@ class Reconstruction(pl.Callback):
                     return base.understood_tokens(batch.pixel_values).float()
 
             decoder = decoder_for(base, **self.decoder_options).to(device)
-            optimiser = torch.optim.AdamW(
-                decoder.parameters(),
-                self.optimiser_config.lr,
-                betas=self.optimiser_config.betas,
-                weight_decay=self.optimiser_config.weight_decay,
-            )
-            schedule = warmup_cosine(optimiser, self.optimiser_config, self.steps)
+            optimiser, schedule = optimiser_for(decoder, self.optimiser_config, self.steps)
             for batch in islice(self._batches(self.train, base.processor, endless=True), self.steps):
                 batch = move_data_to_device(batch, device)
                 optimiser.zero_grad()

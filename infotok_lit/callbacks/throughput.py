@@ -1,10 +1,13 @@
-"""How fast a run is, and what it takes: in the logs and in the bar, wherever a step logs."""
+"""How long steps take, and what: in the logs and the bar of any run, and phase by phase for `bench`."""
 
-from time import perf_counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from time import perf_counter, process_time
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from torch import Tensor
 
 from infotok_lit.batch import IMAGE_TOKEN_ID, Batch
 from infotok_lit.modules.flops import FlopCount, most_flops
@@ -14,6 +17,7 @@ IMAGES, TOKENS, MEMORY, RATE, MFU = (
 )
 SHOWN = {IMAGES: "images/s", TOKENS: "tokens/s", MEMORY: "peak GiB", MFU: "MFU"}
 """What is logged -> how the bar calls it."""
+PHASES = ("data", "forward", "backward", "optimiser")
 
 
 class Throughput(pl.Callback):
@@ -109,3 +113,124 @@ class Throughput(pl.Callback):
         if self.peak_tflops is not None:
             found[MFU] = rate / self.peak_tflops
         return found
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """One optimiser step, with all batches whose gradients it accumulates.
+
+    Args:
+        wall: Seconds by PHASES. On a GPU: of its own queue, so that watching does not hold it up.
+        cpu: Seconds that all threads of this process computed, by PHASES; workers of the data are not counted.
+        logs: Whether the step is one that logs, which takes longer.
+    """
+
+    wall: Mapping[str, float]
+    cpu: Mapping[str, float]
+    logs: bool = False
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A moment between two phases; `queued` is the same moment in the queue of a GPU."""
+
+    phase: str
+    wall: float
+    cpu: float
+    queued: torch.cuda.Event | None
+
+    def seconds_after(self, other: "Moment") -> float:
+        """Time since another moment; the GPU must have reached both."""
+        if self.queued is not None and other.queued is not None:
+            return other.queued.elapsed_time(self.queued) / 1000
+        return self.wall - other.wall
+
+
+class StepTiming(pl.Callback):
+    """Measures, between the hooks of the Trainer, where the time of each step goes.
+
+    `data` is waiting for a batch and moving it to the device; `forward` the model's losses and the objective;
+    `optimiser` clipping, the step, and what callbacks and logging do at its end. For short fits: it keeps all moments.
+
+    Args:
+        warmup: How many steps are not counted.
+
+    Attributes:
+        steps: The times of the steps after the warm-up, when training has ended.
+        samples_per_step: Samples of all branches in an optimiser step of this process.
+        flops_per_step: Floating-point operations of such a step; None without a warm-up, in which they are counted.
+        peak_bytes: GPU memory at the worst moment after the warm-up; None on other devices.
+    """
+
+    def __init__(self, warmup: int = 3) -> None:
+        self.warmup = warmup
+        self.steps: list[StepTime] = []
+        self.samples_per_step = 0
+        self.flops_per_step: int | None = None
+        self.peak_bytes: int | None = None
+        self._counting = FlopCount() if warmup else None
+        self._moments: list[list[Moment]] = [[]]
+        self._samples = 0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The first step begins with its data."""
+        self._mark("start", pl_module)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """The batch is there."""
+        if self._counting is not None and batch_idx == 0:
+            self._counting.__enter__()
+        self._samples += sum(len(part.names) for part in batch.values())
+        self._mark("data", pl_module)
+
+    def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
+        """The loss is there."""
+        self._mark("forward", pl_module)
+
+    def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The gradients are there."""
+        self._mark("backward", pl_module)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """The weights have moved, unless gradients go on accumulating."""
+        self._mark("optimiser", pl_module)
+        if self._counting is not None and self.flops_per_step is None:
+            self._counting.__exit__(None, None, None)
+            # Of the first batch: the others are as large, up to the length of texts.
+            self.flops_per_step = self._counting.total * trainer.accumulate_grad_batches
+        if trainer.global_step == len(self._moments):
+            self.samples_per_step, self._samples = self._samples, 0
+            self._moments.append([self._moments[-1][-1]])
+            if trainer.global_step == self.warmup and pl_module.device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(pl_module.device)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Work the times out, once the GPU has reached all moments."""
+        if pl_module.device.type == "cuda":
+            torch.cuda.synchronize(pl_module.device)
+            self.peak_bytes = torch.cuda.max_memory_allocated(pl_module.device)
+        # The last step is not followed by another, and so not begun.
+        every = trainer.log_every_n_steps
+        self.steps = [
+            _step_time(moments, logs=every > 0 and number % every == 0)
+            for number, moments in enumerate(self._moments[:-1], start=1)
+        ][self.warmup :]
+
+    def _mark(self, phase: str, pl_module: pl.LightningModule) -> None:
+        queued = None
+        if pl_module.device.type == "cuda":
+            queued = torch.cuda.Event(enable_timing=True)
+            queued.record()
+        self._moments[-1].append(Moment(phase, perf_counter(), process_time(), queued))
+
+
+def _step_time(moments: list[Moment], logs: bool) -> StepTime:
+    wall, cpu = dict.fromkeys(PHASES, 0.0), dict.fromkeys(PHASES, 0.0)
+    for before, after in zip(moments, moments[1:], strict=False):
+        wall[after.phase] += after.seconds_after(before)
+        cpu[after.phase] += after.cpu - before.cpu
+    return StepTime(wall, cpu, logs)

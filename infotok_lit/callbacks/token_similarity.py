@@ -1,4 +1,4 @@
-"""Linear CKA of the shared tokens: how alike are those of both branches, and how far have they moved."""
+"""Linear CKA of the shared tokens: how alike are they to the other branch's, to captions, and to what they were."""
 
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
@@ -115,8 +115,7 @@ class TokenSimilarity(ImageSimilarity):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: BranchResult, batch: GenerationBatch
     ) -> tuple[Tensor, Tensor]:
         """The mean tokens of understanding, and of generation."""
-        understood = understood_tokens(trainer, pl_module, batch).float().mean(1)
-        return understood, outputs.output.tokens.float().mean(1)
+        return understood_means(trainer, pl_module, batch), outputs.output.tokens.float().mean(1)
 
     def add(self, names: Tensor, first: Tensor, second: Tensor) -> None:
         """Keep them for the drift, too."""
@@ -156,10 +155,33 @@ class TokenSimilarity(ImageSimilarity):
             log_similarity(pl_module, f"val/cka_drift/{branch}", metric, ("before", "now"))
 
 
-def understood_tokens(trainer: pl.Trainer, pl_module: pl.LightningModule, batch: GenerationBatch) -> Tensor:
-    """(B, N, D): the tokens of understanding for the images of a generation batch."""
+class TextSimilarity(ImageSimilarity):
+    """At each validation, logs linear CKA between understanding tokens and final text states of the same pairs.
+
+    The pairs are those of the generation branch. An image is the mean of its understanding tokens; a caption is the
+    mean of the language model's last hidden states over its own tokens, fed without the image and without a template:
+    after an image they would carry visual content, and be alike for that. The paper leaves this open. Logged under
+    `val/cka_text/...`.
+    """
+
+    prefix = "val/cka_text"
+    sides = ("tokens", "text")
+
+    def views(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: BranchResult, batch: GenerationBatch
+    ) -> tuple[Tensor, Tensor]:
+        """The mean tokens of the images, and the mean states of their captions."""
+        images = understood_means(trainer, pl_module, batch)
+        with trainer.precision_plugin.val_step_context():
+            states = pl_module.base.last_hidden_states(batch.text.ids, batch.text.mask)
+        weights = batch.text.mask.float()[..., None]
+        return images, (states.float() * weights).sum(1) / weights.sum(1)
+
+
+def understood_means(trainer: pl.Trainer, pl_module: pl.LightningModule, batch: GenerationBatch) -> Tensor:
+    """(B, D) float32: the mean token of understanding of each image of a generation batch."""
     with isolated_rng(0, pl_module.device), trainer.precision_plugin.val_step_context():
-        return pl_module.base.understood_tokens(batch.pixel_values)
+        return pl_module.base.understood_tokens(batch.pixel_values).float().mean(1)
 
 
 def log_similarity(pl_module: pl.LightningModule, prefix: str, metric: LinearCKA, sides: tuple[str, str]) -> None:

@@ -14,17 +14,18 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from infotok_lit import __version__
-from infotok_lit.commands import bench_evaluate, bench_reading
-from infotok_lit.commands.bench_inference import bench_inference, plain_table, write_numbers
+from infotok_lit.commands.bench_inference import bench_evaluate, bench_inference, plain_table
+from infotok_lit.commands.bench_reading import bench_reading
 from infotok_lit.commands.parsing import run
 from infotok_lit.commands.progress import progress_bar
 from infotok_lit.errors import SettingsError
+from infotok_lit.files import write_json
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
     from rich.table import Table
 
-    from infotok_lit.callbacks.timing import StepTime, StepTiming
+    from infotok_lit.callbacks.throughput import StepTime, StepTiming
     from infotok_lit.commands.fit import InfoTokCLI
 
 TERM_SETS = (
@@ -35,18 +36,15 @@ TERM_SETS = (
 )
 """Plain fine-tuning, and each term added."""
 PHASES = ("data", "forward", "backward", "optimiser")
-"""What callbacks/timing.py tells apart; not imported, as help must not wait for torch."""
+"""What callbacks/throughput.py tells apart; not imported, as help must not wait for torch."""
 Result = dict[str, Any]
 
 
 def main(argv: Sequence[str]) -> int:
-    """`bench --config FILE ... [overrides] [--steps N]`, `bench inference ...`, or `bench evaluate ...`, ..."""
-    if list(argv[1:2]) == ["reading"]:
-        return bench_reading.main(["bench reading", *argv[2:]])
-    if list(argv[1:2]) == ["evaluate"]:
-        return bench_evaluate.main(["bench evaluate", *argv[2:]])
-    if list(argv[1:2]) == ["inference"]:
-        return run(bench_inference, ["bench inference", *argv[2:]], rest="fit_arguments")
+    """`bench --config FILE ... [overrides] [--steps N]`, or `bench inference`, `bench evaluate`, `bench reading`."""
+    kinds = {"reading": bench_reading, "evaluate": bench_evaluate, "inference": bench_inference}
+    if (kind := argv[1] if len(argv) > 1 else "") in kinds:
+        return run(kinds[kind], [f"bench {kind}", *argv[2:]], rest="fit_arguments" if kind == "inference" else None)
     return run(bench, argv, rest="fit_arguments")
 
 
@@ -97,7 +95,8 @@ def bench(
     result = circumstances | {"arguments": fit_arguments, "steps": steps, "warmup": warmup, "rounds": rounds}
     most = circumstances["most_flops"]
     result["variants"] = [{"name": name} | summarise(own, rounds_of["plain"], most) for name, own in rounds_of.items()]
-    write_numbers(out, result)
+    if out is not None:
+        write_json(out, result)
     Console().print(table(result))
 
 
@@ -197,7 +196,7 @@ def _logs_in(folder: str) -> list[str]:
 def _with_timing(trainer: "pl.Trainer", warmup: int) -> "StepTiming":
     """The callback that times a trainer's steps, behind its others, without what acts at the end or times steps too."""
     from infotok_lit.callbacks import ExportInference, FinalReport, Throughput
-    from infotok_lit.callbacks.timing import StepTiming
+    from infotok_lit.callbacks.throughput import StepTiming
 
     timing = StepTiming(warmup)
     others = ExportInference | FinalReport | Throughput
@@ -263,17 +262,8 @@ def _phase(name: str, kind: str = "phase_seconds") -> Callable[[Result], str]:
     return cell
 
 
-def _mfu(variant: Result) -> str:
-    return "-" if variant["mfu"] is None else f"{100 * variant['mfu']:.1f} %"
-
-
-def _rate(variant: Result) -> str:
-    return "-" if variant["flops"] is None else f"{variant['flops'] / variant['step_seconds'] / 1e12:.4g}"
-
-
-def _memory(variant: Result) -> str:
-    peak = variant["peak_memory_bytes"]
-    return "-" if peak is None else f"{peak / 2**30:.2f}"
+def _known(name: str, cell: Callable[[float, Result], str]) -> Callable[[Result], str]:
+    return lambda variant: "-" if variant[name] is None else cell(variant[name], variant)
 
 
 _ROWS: dict[str, Callable[[Result], str]] = {
@@ -283,9 +273,9 @@ _ROWS: dict[str, Callable[[Result], str]] = {
     "step, CPU ms": lambda variant: f"{1000 * variant['step_cpu_seconds']:.1f}",
     "  ratio to plain (CPU)": lambda variant: f"{variant['cpu_ratio']:.3f}",
     "samples/s": lambda variant: f"{variant['samples_per_second']:.1f}",
-    "peak memory, GiB": _memory,
-    "TFLOP/s": _rate,
-    "MFU": _mfu,
+    "peak memory, GiB": _known("peak_memory_bytes", lambda peak, _: f"{peak / 2**30:.2f}"),
+    "TFLOP/s": _known("flops", lambda flops, variant: f"{flops / variant['step_seconds'] / 1e12:.4g}"),
+    "MFU": _known("mfu", lambda mfu, _: f"{100 * mfu:.1f} %"),
     **{f"{phase}, ms": _phase(phase) for phase in PHASES},
     **{f"{phase}, CPU ms": _phase(phase, "phase_cpu_seconds") for phase in PHASES},
     "head parameters": lambda variant: f"{variant['head_parameters']:,}",

@@ -1,6 +1,5 @@
 """`bench reading`: what reading an image takes at a token budget, by part; no weights are needed."""
 
-import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -12,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse.typing import PositiveInt
 
 from infotok_lit import __version__
-from infotok_lit.commands.parsing import run
 from infotok_lit.commands.progress import progress_bar
-from infotok_lit.files import write_whole
+from infotok_lit.files import write_json
 
 if TYPE_CHECKING:
     from infotok_lit.models.unified import UnifiedModel
@@ -62,14 +60,8 @@ def bench_reading(
         for each, seconds in zip(result["budgets"], prefill_seconds(model, lengths, layers, rounds), strict=True):
             each[f"cpu_seconds_of_{layers}_layers"] = seconds
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(out, (json.dumps(result, indent=2) + "\n").encode())
+        write_json(out, result)
     sys.stdout.write(report(result))
-
-
-def main(argv: Sequence[str]) -> int:
-    """`bench reading [--family harmon] [--model_size 0.5b]`."""
-    return run(bench_reading, argv)
 
 
 def shapes_of(family: str, size: str) -> "UnifiedModel":

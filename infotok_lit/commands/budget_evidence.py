@@ -12,7 +12,7 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from infotok_lit.commands.parsing import run
 from infotok_lit.commands.progress import progress_bar
-from infotok_lit.files import write_whole
+from infotok_lit.files import write_json, write_whole
 from infotok_lit.model_choice import ModelOptions, choose
 
 if TYPE_CHECKING:
@@ -52,7 +52,6 @@ def budget_evidence(
         device: Where the model runs; auto: cuda if there is one.
         force: Replace the files of an earlier measurement.
     """
-    import json
 
     from infotok_lit.modules.token_budget import checked_share
     from infotok_lit.study.token_budgets import Evidence, EvidenceOptions
@@ -68,9 +67,8 @@ def budget_evidence(
             measured.append(evidence.measure(bar.show))
         follow.append(evidence.what_rates_follow())
     text = report(measured, follow, evidence.kinds)
-    out.mkdir(parents=True, exist_ok=True)
     numbers = {"models": model, **asdict(options), "rates": follow, "answers": [_means(one) for one in measured]}
-    write_whole(out / "numbers.json", (json.dumps(numbers, indent=2) + "\n").encode())
+    write_json(out / "numbers.json", numbers)
     write_whole(out / "table.md", text.encode())
     _draw(out, measured, evidence, examples)
     sys.stdout.write(text)

@@ -1,7 +1,7 @@
-"""`compress`: a video as a stream of the tokens that it deserves."""
+"""`compress` and `decompress`: a video as a stream of the tokens that it deserves, and back."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -10,6 +10,8 @@ from infotok_lit.commands.parsing import run
 from infotok_lit.commands.progress import progress_bar
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from infotok_lit.video.codec import CompressionReport
     from infotok_lit.video.tokenizer import VideoTokenizer
 
@@ -66,6 +68,45 @@ def compress(
     sys.stdout.write(f"wrote {out}: {describe(report)}\n")
 
 
+def decompress(
+    model: str,
+    stream: Path,
+    out: Path,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    force: bool = False,
+) -> None:
+    """Decode an .itk stream with the tokenizer that wrote it.
+
+    Args:
+        model: The tokenizer's folder, or `embedded`.
+        stream: The .itk file. It is checked as a whole before any of it is decoded.
+        out: A video to write (.mp4 or .mov: H.264, .mkv: lossless), or without a suffix a new folder of PNG files.
+        device: Where the tokenizer runs; auto: cuda if there is one.
+        force: Replace a file that is there.
+    """
+    from infotok_lit.errors import MissingFileError
+    from infotok_lit.video.codec import read_stream
+    from infotok_lit.video.video_file import check_target, write_video
+
+    refuse_existing(out, force)
+    check_target(out)
+    if not stream.is_file():
+        raise MissingFileError(f"there is no stream at {stream}")
+    tokenizer = open_tokenizer(model, device)
+    with stream.open("rb") as file:
+        video = read_stream(tokenizer, file, str(stream))
+        count = video.header.frames
+        with progress_bar(count) as bar:
+
+            def watched() -> Iterator["np.ndarray"]:
+                for number, frame in enumerate(video.frames(), start=1):
+                    bar.show(number, f"frames: {number}/{count}")
+                    yield frame
+
+            write_video(out, watched(), video.header.frame_rate)
+    sys.stdout.write(f"wrote {out}: {count} frames of {video.header.width} x {video.header.height} pixels\n")
+
+
 def describe(report: "CompressionReport") -> str:
     """What a stream costs, in words."""
     share, mask = report.kept / report.tokens, report.mask_bits / report.tokens
@@ -80,7 +121,7 @@ def open_tokenizer(model: str, device: str) -> "VideoTokenizer":
     """The tokenizer that `--model` and `--device` name; errors say what is wrong with them."""
     from infotok_lit.assets import ASSETS
     from infotok_lit.model_choice import chosen_device
-    from infotok_lit.video.folder import load_tokenizer
+    from infotok_lit.video.official import load_tokenizer
 
     place = chosen_device(device)
     return load_tokenizer(ASSETS / "videotok_scenes" if model == EMBEDDED else Path(model)).to(place)
@@ -105,5 +146,5 @@ def _frame_rate(fps: float) -> Fraction:
 
 
 def main(argv: Sequence[str]) -> int:
-    """`compress --model DIR --video x.mp4 --out x.itk`."""
-    return run(compress, argv)
+    """`compress --model DIR --video x.mp4 --out x.itk`, and `decompress --model DIR --stream x.itk --out y.mp4`."""
+    return run(decompress if argv[0] == "decompress" else compress, argv)

@@ -57,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
 def estimate(
     fit_arguments: list[str],
     cards: PositiveInt = 8,
-    text_tokens: PositiveInt = 128,
+    text_tokens: PositiveInt | None = None,
     tflops: PositiveFloat | None = None,
     mfu: PositiveFloat = 0.4,
     alternatives: bool = True,
@@ -72,7 +72,8 @@ def estimate(
     Args:
         fit_arguments: What `fit` is given.
         cards: Of how many cards DDP and FSDP are estimated too.
-        text_tokens: Length of the answers and prompts.
+        text_tokens: Length of the answers and prompts; default: as they are if the configured images are drawn by a
+            program (Scenes), else 128.
         tflops: What a card computes in a second, in 10^12 operations (an H100 989 in bf16), for an estimate of time.
         mfu: Which share of that training reaches.
         alternatives: Also try what makes a step smaller, until it fits the smallest card.
@@ -94,7 +95,7 @@ def estimate(
         trainer = shaping(settings, configured) | {"devices": 1}
         trainer["accelerator"] = "gpu" if torch.cuda.is_available() else "cpu"
         result["measured_bytes"] = measured_run(
-            partial(build_module, settings, configured), partial(build_data, configured, text_tokens), **trainer
+            partial(build_module, settings, configured), partial(build_data, settings, configured, text_tokens), **trainer
         )
     if tflops is not None:
         result["step_seconds"] = found[0]["flops"] / (tflops * 1e12 * mfu)
@@ -104,7 +105,7 @@ def estimate(
     show(result)
 
 
-def _estimated(settings: Namespace, plans: Sequence[Plan], cards: int, text_tokens: int) -> list[Result]:
+def _estimated(settings: Namespace, plans: Sequence[Plan], cards: int, text_tokens: int | None) -> list[Result]:
     """What the first plan takes, and those after it until one fits the smallest card."""
     from infotok_lit.modules.dry_run import dry_run
 
@@ -113,7 +114,7 @@ def _estimated(settings: Namespace, plans: Sequence[Plan], cards: int, text_toke
     found: list[Result] = []
     for plan in plans:
         module, trainer = build_module(settings, plan), shaping(settings, plan)
-        step = dry_run(module, build_data(plan, text_tokens), **trainer)
+        step = dry_run(module, build_data(settings, plan, text_tokens), **trainer)
         step.flops = step.flops * plan.accumulate // trainer["accumulate_grad_batches"]
         of_plan = asdict(plan) | {"options": plan.options_after(plans[0]), "worst": step.worst}
         found.append(of_plan | account(module, step, cards, buckets))

@@ -19,12 +19,12 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 
 from infotok_lit.assets import DEFAULTS_CONFIG, OVER, QUICKSTART_CONFIG, config_chain
 from infotok_lit.callbacks.history import RunResult
-from infotok_lit.callbacks.saving import WholeCheckpoints, remove_leftovers
 from infotok_lit.commands.fit_checks import check_batches, check_trainer, warn_of_odd_settings
 from infotok_lit.commands.fit_resume import chosen_checkpoint, explain_misfit, run_folders, shaping_settings
 from infotok_lit.commands.mistakes import check_config, one_sentence
 from infotok_lit.commands.parsing import PROGRAM, normalised
 from infotok_lit.errors import ExplainedError, SettingsError
+from infotok_lit.modules.run_checkpoint import WholeCheckpoints, remove_leftovers
 
 TERMINATED = 143
 """The exit status of a process that SIGTERM ended: 128 + 15."""
@@ -256,11 +256,9 @@ def quieten() -> None:
         r"`isinstance\(treespec, LeafSpec\)` is deprecated",
     ):
         warnings.filterwarnings("ignore", message=rf".*{message}")
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_tip)
-
-
-def _is_no_tip(record: logging.LogRecord) -> bool:
-    return "Tip:" not in record.getMessage()
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: "Tip:" not in record.getMessage()
+    )
 
 
 def _remove_start(folder: Path) -> None:

@@ -11,6 +11,8 @@ from infotok_lit.errors import SettingsError
 from infotok_lit.objective.config import ObjectiveConfig
 
 GPUS = ("gpu", "cuda")
+LIGHTNINGS_SHARDING = ("fsdp", "deepspeed")
+"""How the names begin of strategies of Lightning that a run refuses."""
 HSIC_IMAGES = 4
 """The unbiased estimate divides by n - 3."""
 
@@ -23,6 +25,7 @@ def check_trainer(trainer: Namespace, command: str) -> None:
             f"trainer.accelerator is {trainer.accelerator}, but there is no GPU here ({built}); add --config "
             "trainer/cpu, or set trainer.accelerator to auto"
         )
+    _check_strategy(trainer.strategy)
     if trainer.devices in (0, "0", []):
         raise SettingsError(f"trainer.devices is {trainer.devices}; set it to 1 or more, or to auto")
     if trainer.accumulate_grad_batches < 1:
@@ -38,6 +41,17 @@ def check_trainer(trainer: Namespace, command: str) -> None:
     for name in ("limit_train_batches", "max_epochs", "max_steps"):
         if getattr(trainer, name) == 0:
             raise SettingsError(f"trainer.{name} is 0, so nothing would be trained; to measure only, use validate")
+
+
+def _check_strategy(strategy: str | Namespace) -> None:
+    """SettingsError for strategies of Lightning that would shard the model, whatever the machine."""
+    name = (strategy if isinstance(strategy, str) else strategy.class_path).rpartition(".")[2]
+    if name.lower().startswith(LIGHTNINGS_SHARDING):
+        where = "" if torch.cuda.is_available() else " (it needs GPUs, and there is none here)"
+        raise SettingsError(
+            f"trainer.strategy {name} shards the model in a way that the objective's collectives do not support; take "
+            f"it out, and add --config trainer/fsdp for FSDP2{where}; see docs/sharding.md"
+        )
 
 
 def check_batches(config: Namespace, trainer: Trainer) -> None:

@@ -5,7 +5,6 @@ lower bound on mutual information, in bits per image. A run brings its posterior
 them, whose structure and texture together stay below their rate.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
@@ -18,7 +17,7 @@ from infotok_lit import __version__
 from infotok_lit.commands.parsing import run
 from infotok_lit.commands.progress import progress_bar
 from infotok_lit.errors import SettingsError
-from infotok_lit.files import write_whole
+from infotok_lit.files import write_json
 from infotok_lit.inference import InferenceModel
 from infotok_lit.model_choice import ModelChoice, ModelOptions, choose, chosen_device
 
@@ -73,8 +72,7 @@ def probe(
         "rows": rows,
     }
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(out, (json.dumps(result, indent=2) + "\n").encode())
+        write_json(out, result)
     _show(result)
 
 

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from infotok_lit.modules.infotok_module import InfoTokModule
 
 RECOMPUTE = "--model.init_args.activation_checkpointing true"
+DRAWN = "infotok_lit.scenes.Scenes"
+"""The class of images that need no files."""
+TEXT_TOKENS = 128
+"""Of texts that are not at hand."""
 SIDE = 64
 """Of the stand-in images, which are resized as all images are."""
 WORDS = ("red", "green", "blue", "cyan", "purple", "yellow", "circle", "square", "cross", "triangle", "small")
@@ -101,12 +105,23 @@ def build_module(settings: Namespace, plan: Plan) -> "InfoTokModule":
     return module
 
 
-def build_data(plan: Plan, text_tokens: int) -> "UnifiedDataModule":
-    """Stand-ins for images with texts, in batches of a plan."""
+def build_data(settings: Namespace, plan: Plan, text_tokens: int | None) -> "UnifiedDataModule":
+    """Images with texts in batches of a plan: those that are configured if they are drawn by a program, or stand-ins.
+
+    Args:
+        text_tokens: the length of the stand-ins' texts; None for what is configured, or for TEXT_TOKENS.
+    """
     from infotok_lit.data import UnifiedDataModule
 
+    configured = settings.data.init_args.train
+    if text_tokens is None and configured.class_path == DRAWN:
+        parser = ArgumentParser(exit_on_error=False)
+        parser.add_subclass_arguments(Source, "train")
+        source = parser.instantiate(Namespace(train=configured.clone())).train
+    else:
+        source = StandIns(text_tokens or TEXT_TOKENS)
     return UnifiedDataModule(
-        train=StandIns(text_tokens),
+        train=source,
         understanding_batch_size=plan.understanding,
         generation_batch_size=plan.generation,
         prompt_dropout=0.0,

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from infotok_lit.commands.compress import open_tokenizer, refuse_existing
 from infotok_lit.commands.parsing import run
 from infotok_lit.commands.progress import progress_bar
-from infotok_lit.files import write_whole
+from infotok_lit.files import write_json
 
 PAPER = {"R2L": 27.43, "Jump": 28.07, "adaptive": 29.30}
 """TokenBench PSNR in dB at rate 0.5 (arXiv 2512.16975): natural videos and 123 million parameters, another scale."""
@@ -38,8 +38,6 @@ def video_evidence(
         device: Where the tokenizer runs; auto: cuda if there is one.
         force: Replace a file that is there.
     """
-    import json
-
     from infotok_lit.video.evidence import EvidenceOptions, measure
 
     if out is not None:
@@ -49,8 +47,7 @@ def video_evidence(
     with progress_bar(1.0) as bar:
         found = measure(tokenizer, options, bar.show)
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(out, (json.dumps({"model": model, "clips": clips, **found}, indent=2) + "\n").encode())
+        write_json(out, {"model": model, "clips": clips, **found})
     sys.stdout.write(report(found))
 
 

@@ -11,9 +11,15 @@ from lightning.pytorch.utilities import CombinedLoader, rank_zero_warn
 from torch.utils.data import DataLoader
 
 from infotok_lit.batch import BRANCHES, Branch, Encoding, Processor, Source
-from infotok_lit.data.broken_samples import BrokenSampleTally
 from infotok_lit.data.latents import Latents
-from infotok_lit.data.stream import BranchDataset, EndlessSampler, FixedSampler, branch_length, collate
+from infotok_lit.data.stream import (
+    BranchDataset,
+    BrokenSampleTally,
+    EndlessSampler,
+    FixedSampler,
+    branch_length,
+    collate,
+)
 from infotok_lit.errors import SettingsError
 
 _RESUMABLE = {
@@ -66,7 +72,8 @@ class UnifiedDataModule(LightningDataModule):
         latents: str | None = None,
     ) -> None:
         super().__init__()
-        _check_counts(understanding_batch_size, generation_batch_size, val_batch_size, val_samples)
+        if min(understanding_batch_size, generation_batch_size, val_batch_size, val_samples) < 1:
+            raise SettingsError("batch sizes and val_samples must be at least 1")
         if not (0 <= prompt_dropout <= 1 and 0 <= max_broken_share <= 1 and 0 <= val_share < 1):
             raise SettingsError("prompt_dropout, max_broken_share and val_share are shares: give them between 0 and 1")
         if num_workers < 0 or seed < 0:
@@ -287,11 +294,6 @@ class UnifiedDataModule(LightningDataModule):
                 raise SettingsError("data.latents: this model takes no latents from a cache; leave it out")
             self._latents = Latents(self._latents_folder, self._encoding())
         return self._latents if branch in self._latents.encoding.branches else None
-
-
-def _check_counts(*counts: int) -> None:
-    if min(counts) < 1:
-        raise SettingsError("batch sizes and val_samples must be at least 1")
 
 
 def _refuse_other_ends(trainer: Trainer) -> None:

@@ -7,7 +7,7 @@ import hashlib
 import logging
 from abc import abstractmethod
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -30,26 +30,43 @@ DESCRIBE_QUESTIONS = (
 """What is asked when the answer is a caption. The wording is only augmentation; the first is the usual prompt."""
 
 
-@dataclass(frozen=True)
+@dataclass(kw_only=True, eq=False)
 class SampleOptions:
-    """How rows become samples, the same for folders and shards."""
+    """How rows become samples, the same for folders and shards.
 
-    caption_key: str
-    first_turn_only: bool
-    describe_questions: tuple[str, ...]
-    min_side: int
-    max_aspect: float
-    max_pixels: int
-    random_crop: bool
-    jpeg_draft: int | None
+    Args:
+        caption_key: The key that holds a caption.
+        first_turn_only: Use only the first exchange of a LLaVA conversation; default: any of them, at random.
+        describe_questions: What is asked where the answer is a caption; default: a few paraphrases.
+        min_side: Images with a smaller side, in pixels, are broken samples.
+        max_aspect: Images whose long side is this many short sides or more are broken samples.
+        max_pixels: Images with more pixels are broken samples; they are not decoded.
+        random_crop: A square to generate is cut at another place in each epoch, if the base model leaves it open;
+            false takes the middle.
+        jpeg_draft: JPEGs are decoded to a half, a quarter or an eighth of their sides if these keep so many pixels:
+            faster for large photographs, and the pixels differ slightly. Null decodes them whole.
+    """
+
+    caption_key: str = "caption"
+    first_turn_only: bool = False
+    describe_questions: list[str] | None = None
+    min_side: int = 9
+    max_aspect: float = 10.0
+    max_pixels: int = MAX_PIXELS
+    random_crop: bool = True
+    jpeg_draft: int | None = None
 
     def __post_init__(self) -> None:
-        if not self.describe_questions:
+        if self.describe_questions is not None and not self.describe_questions:
             raise SettingsError("describe_questions is empty: give at least one question, or leave it out")
         if self.min_side < 1 or self.max_pixels < 1 or self.max_aspect <= 1:
             raise SettingsError("min_side and max_pixels must be at least 1, and max_aspect above 1")
         if self.jpeg_draft is not None and self.jpeg_draft < 1:
             raise SettingsError("jpeg_draft must be at least 1, or null to decode every image whole")
+
+    def sample_options(self) -> SampleOptions:
+        """These alone, checked: of a source, which has them among its arguments."""
+        return SampleOptions(**{field.name: getattr(self, field.name) for field in fields(SampleOptions)})
 
     def read_text(self, row: Mapping[str, Any]) -> RowText:
         """The text of a row; ValueError where a known key has another shape."""
@@ -126,7 +143,7 @@ class ImageTextSource(Source):
         choice = int(rng.integers(len(text.questions) + len(text.captions)))
         if choice < len(text.questions):
             return text.questions[choice]
-        asked = self._options.describe_questions
+        asked = DESCRIBE_QUESTIONS if self._options.describe_questions is None else self._options.describe_questions
         return asked[int(rng.integers(len(asked)))], text.captions[choice - len(text.questions)]
 
     def split(self, share: float) -> tuple[ImageTextSource, ImageTextSource]:
@@ -156,7 +173,8 @@ class ImageTextSource(Source):
         """What names the image of a row: several rows may have the same."""
 
 
-class ImageTextFolder(ImageTextSource):
+@dataclass(eq=False)
+class ImageTextFolder(SampleOptions, ImageTextSource):
     """Image files with annotations in JSON.
 
     Besides the layouts of `rows.py`, a row may be {"image": path, "annotation": path}: its text is then in a
@@ -166,65 +184,37 @@ class ImageTextFolder(ImageTextSource):
         annotations: A JSON list, a JSONL file, or a folder of such files. Each row names its "image".
         images: The folder that image paths are relative to; default: the folder of the annotations.
         captions: The folder that "annotation" paths are relative to; default: the folder of the annotations.
-        caption_key: The key that holds a caption.
-        first_turn_only: Use only the first exchange of a LLaVA conversation; default: any of them, at random.
-        describe_questions: What is asked where the answer is a caption; default: a few paraphrases.
-        min_side: Images with a smaller side, in pixels, are broken samples.
-        max_aspect: Images whose long side is this many short sides or more are broken samples.
-        max_pixels: Images with more pixels are broken samples; they are not decoded.
-        random_crop: A square to generate is cut at another place in each epoch, if the base model leaves it open;
-            false takes the middle.
-        jpeg_draft: JPEGs are decoded to a half, a quarter or an eighth of their sides if these keep so many pixels:
-            faster for large photographs, and the pixels differ slightly. Null decodes them whole.
     """
 
-    def __init__(
-        self,
-        annotations: str,
-        images: str | None = None,
-        captions: str | None = None,
-        caption_key: str = "caption",
-        first_turn_only: bool = False,
-        describe_questions: list[str] | None = None,
-        min_side: int = 9,
-        max_aspect: float = 10.0,
-        max_pixels: int = MAX_PIXELS,
-        random_crop: bool = True,
-        jpeg_draft: int | None = None,
-    ) -> None:
-        path = Path(annotations)
+    annotations: str
+    images: str | None = None
+    captions: str | None = None
+
+    def __post_init__(self) -> None:
+        path, options = Path(self.annotations), self.sample_options()
         folder = path if path.is_dir() else path.parent
-        self._images = folder if images is None else Path(images)
-        self._captions = folder if captions is None else Path(captions)
-        options = SampleOptions(
-            caption_key=caption_key,
-            first_turn_only=first_turn_only,
-            describe_questions=DESCRIBE_QUESTIONS if describe_questions is None else tuple(describe_questions),
-            min_side=min_side,
-            max_aspect=max_aspect,
-            max_pixels=max_pixels,
-            random_crop=random_crop,
-            jpeg_draft=jpeg_draft,
-        )
-        kept_keys = ("image", "annotation", caption_key, "captions", "qa", "question", "answer", "conversations")
+        self._images = folder if self.images is None else Path(self.images)
+        self._captions = folder if self.captions is None else Path(self.captions)
+        kept_keys = ("image", "annotation", self.caption_key, "captions", "qa", "question", "answer", "conversations")
         rows = [
             {"broken": row.reason}
             if isinstance(row, UnreadableRow)
             else {key: row[key] for key in kept_keys if key in row}
             for row in read_rows(path)
         ]
-        super().__init__(annotations, PackedRows(rows), [_branches(row, options) for row in rows], options)
+        serves = [_branches(row, options) for row in rows]
+        ImageTextSource.__init__(self, self.annotations, PackedRows(rows), serves, options)
         self.report()
 
     def _open(self, row: int) -> tuple[str, Path | bytes, RowText]:
-        fields = self._rows[row]
-        if "broken" in fields:
-            raise BrokenSampleError(fields["broken"])
-        name = f"{fields['image']} (row {row})"
+        entry = self._rows[row]
+        if "broken" in entry:
+            raise BrokenSampleError(entry["broken"])
+        name = f"{entry['image']} (row {row})"
         try:
-            has_file = isinstance(fields.get("annotation"), str)
-            annotation = read_object(self._captions / fields["annotation"]) if has_file else {}
-            return name, self._images / fields["image"], self._options.read_text({**fields, **annotation})
+            has_file = isinstance(entry.get("annotation"), str)
+            annotation = read_object(self._captions / entry["annotation"]) if has_file else {}
+            return name, self._images / entry["image"], self._options.read_text({**entry, **annotation})
         except ValueError as error:
             raise BrokenSampleError(f"{name}: {error}") from error
 

@@ -24,7 +24,7 @@ from torch.utils.data import Dataset
 
 from infotok_lit.batch import Branch, BrokenSampleError, Encoding, Source
 from infotok_lit.errors import DataError, SettingsError
-from infotok_lit.files import write_whole
+from infotok_lit.files import write_json, write_whole
 
 KEY_BYTES = 16
 _ABOUT = "latents.json"
@@ -146,7 +146,7 @@ class LatentWriter:
             # What is hidden, a process that was stopped left half written; another one may be writing this file now.
             if any(not path.name.startswith(".") and path.name != _ABOUT for path in folder.iterdir()):
                 raise SettingsError(f"{folder} holds something else than latents: name an empty folder, or a new one")
-            write_whole(folder / _ABOUT, (json.dumps(_primitives(encoding), indent=2) + "\n").encode())
+            write_json(folder / _ABOUT, _primitives(encoding))
         self._present = Latents(folder, encoding)
         self._folder = folder
         self._shard_size = shard_size

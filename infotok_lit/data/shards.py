@@ -9,6 +9,7 @@ import json
 import logging
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,7 @@ import numpy as np
 
 from infotok_lit.batch import Branch, BrokenSampleError, Sample, Source
 from infotok_lit.data.fetch import default_cache, expand_braces, is_remote, local_copy, reason_of
-from infotok_lit.data.image_file import MAX_PIXELS
-from infotok_lit.data.image_text import DESCRIBE_QUESTIONS, ImageTextSource, SampleOptions
+from infotok_lit.data.image_text import ImageTextSource, SampleOptions
 from infotok_lit.data.rows import PackedRows, RowText
 from infotok_lit.data.shard_index import NoTarError, read_member, read_text, shard_index
 from infotok_lit.errors import DataError, SettingsError
@@ -70,7 +70,8 @@ class LocalShards(ImageTextSource):
         return f"{self._names[entry['shard']]}: {entry['key']}"
 
 
-class ImageTextShards(Source):
+@dataclass(eq=False)
+class ImageTextShards(SampleOptions, Source):
     """Samples in tar files: local, behind a URL, or written by a command.
 
     If all are local, they are indexed before the start, and a pass takes their samples in any order. If not, they are
@@ -82,16 +83,6 @@ class ImageTextShards(Source):
             hold brace patterns such as `shard-{000000..000009}.tar`. A command is run by the shell, and is taken
             from here alone: whoever writes this argument can run anything.
         cache: The folder for fetched shards and indices; default: infotok_lit/shards in the user's cache folder.
-        caption_key: The key that holds a caption in .json members.
-        first_turn_only: Use only the first exchange of a LLaVA conversation; default: any of them, at random.
-        describe_questions: What is asked where the answer is a caption; default: a few paraphrases.
-        min_side: Images with a smaller side, in pixels, are broken samples.
-        max_aspect: Images whose long side is this many short sides or more are broken samples.
-        max_pixels: Images with more pixels are broken samples; they are not decoded.
-        random_crop: A square to generate is cut at another place in each epoch, if the base model leaves it open;
-            false takes the middle.
-        jpeg_draft: JPEGs are decoded to a half, a quarter or an eighth of their sides if these keep so many pixels:
-            faster for large photographs, and the pixels differ slightly. Null decodes them whole.
         cache_gb: Of a stream: the most that fetched shards take in the cache; those not used for longest go.
         mixed_shards: Of a stream: over so many neighbouring shards its samples are shuffled.
         lanes: Of a stream: into so many the shards are dealt; with as many as there are processes, each process
@@ -100,40 +91,21 @@ class ImageTextShards(Source):
             to be as large as the first.
     """
 
-    def __init__(
-        self,
-        shards: str | list[str],
-        cache: str | None = None,
-        caption_key: str = "caption",
-        first_turn_only: bool = False,
-        describe_questions: list[str] | None = None,
-        min_side: int = 9,
-        max_aspect: float = 10.0,
-        max_pixels: int = MAX_PIXELS,
-        random_crop: bool = True,
-        jpeg_draft: int | None = None,
-        cache_gb: float = 100.0,
-        mixed_shards: int = 4,
-        lanes: int = 1,
-        sizes: str | None = None,
-    ) -> None:
-        if cache_gb <= 0 or mixed_shards < 1 or lanes < 1:
+    shards: str | list[str]
+    cache: str | None = None
+    cache_gb: float = 100.0
+    mixed_shards: int = 4
+    lanes: int = 1
+    sizes: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.cache_gb <= 0 or self.mixed_shards < 1 or self.lanes < 1:
             raise SettingsError("cache_gb must be above 0, and mixed_shards and lanes at least 1")
-        self._options = SampleOptions(
-            caption_key=caption_key,
-            first_turn_only=first_turn_only,
-            describe_questions=DESCRIBE_QUESTIONS if describe_questions is None else tuple(describe_questions),
-            min_side=min_side,
-            max_aspect=max_aspect,
-            max_pixels=max_pixels,
-            random_crop=random_crop,
-            jpeg_draft=jpeg_draft,
-        )
-        self._cache = default_cache() if cache is None else Path(cache)
+        self._options = self.sample_options()
+        self._cache = default_cache() if self.cache is None else Path(self.cache)
         self._cache.mkdir(parents=True, exist_ok=True)
-        self._limit = round(cache_gb * 1e9)
-        self._mixed, self._lanes = mixed_shards, lanes
-        patterns = [shards] if isinstance(shards, str) else shards
+        self._limit = round(self.cache_gb * 1e9)
+        patterns = [self.shards] if isinstance(self.shards, str) else self.shards
         self._label = ", ".join(patterns)
         self._addresses = [address for pattern in patterns for address in expand_braces(pattern)]
         self._opened: dict[int, LocalShards] = {}
@@ -142,7 +114,7 @@ class ImageTextShards(Source):
         self._sizes: dict[Branch, np.ndarray] = {}
         self._whole: LocalShards | None = None
         if any(is_remote(address) for address in self._addresses):
-            self._assume_sizes(None if sizes is None else _read_sizes(sizes))
+            self._assume_sizes(None if self.sizes is None else _read_sizes(self.sizes))
         else:
             paths = [local_copy(address, self._cache) for address in self._addresses]
             self._whole = LocalShards(self._label, paths, self._addresses, self._cache, self._options)
@@ -190,13 +162,13 @@ class ImageTextShards(Source):
         """The order (length,) of one pass: any, or of a stream, shard after shard with their neighbours mixed."""
         if self._whole is not None:
             return super().order(branch, rng, block)
-        return streamed_order(self._sizes[branch], rng, self._mixed, self._lanes, block)
+        return streamed_order(self._sizes[branch], rng, self.mixed_shards, self.lanes, block)
 
     def lookahead(self, branch: Branch, block: int) -> int:
         """Of a stream: a shard's length, after which the next one is needed."""
         if self._whole is not None:
             return 0
-        return -(-int(self._sizes[branch].max()) // block) * block * self._lanes
+        return -(-int(self._sizes[branch].max()) // block) * block * self.lanes
 
     def prefetch(self, branch: Branch, index: int) -> None:
         """Begin to fetch the shard of a sample, unless one is being fetched. An error is left to whoever reads it."""

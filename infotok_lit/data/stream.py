@@ -1,10 +1,11 @@
 """An endless stream of samples that is a pure function of (seed, position), and so resumes exactly.
 
-Nothing here has a state to save: knowing how many samples were drawn is enough to go on with the next one, on any
-number of processes and workers.
+Knowing how many samples were drawn is enough to go on with the next one, on any number of processes and workers.
+Broken samples are replaced by others, counted and named.
 """
 
 import itertools
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -25,6 +26,11 @@ from infotok_lit.data.latents import Latents
 from infotok_lit.errors import SettingsError
 
 MAX_ATTEMPTS = 100
+_NAMED = 5
+_ENOUGH = 50
+"""Draws after which the share of broken ones is judged."""
+
+log = logging.getLogger(__name__)
 
 
 class Request(NamedTuple):
@@ -129,16 +135,45 @@ class FixedSampler(DistributedSampler):
 class Draw(NamedTuple):
     """A sample, and one message per broken sample met on the way to it."""
 
-    sample: Sample
+    sample: Any
     skipped: list[str]
 
 
-class BranchDataset(Dataset):
-    """The samples of one branch of a source, by request. A broken one is replaced by another, drawn at random.
+def first_whole(
+    draw: Callable[[int, np.random.Generator], Any], seed: Sequence[int], index: int, length: int, what: str
+) -> Draw:
+    """What `draw` makes of an index and random numbers; a broken sample is replaced by another, drawn at random.
 
     At random rather than by its neighbour, so that the share of broken draws estimates the share of broken samples
     also where they lie together, and no sample is drawn more often for lying behind them.
+
+    Args:
+        draw: raises BrokenSampleError, or OSError, for a sample that cannot be used.
+        seed: decides the random numbers, together with the number of the attempt.
+        length: how many samples there are.
+        what: what a sample is called in messages.
+
+    Raises:
+        TooManyBrokenSamplesError: if MAX_ATTEMPTS in a row are broken.
     """
+    skipped: list[str] = []
+    for attempt in range(MAX_ATTEMPTS):
+        rng = np.random.default_rng([*seed, attempt])
+        chosen = int(rng.integers(length)) if attempt else index
+        try:
+            return Draw(draw(chosen, rng), skipped)
+        except BrokenSampleError as error:
+            skipped.append(str(error))
+        except OSError as error:
+            skipped.append(f"{what} {chosen}: {error}")
+    raise TooManyBrokenSamplesError(
+        f"{MAX_ATTEMPTS} {what}s in a row cannot be used; check the paths and files. Among them: "
+        + "; ".join(list(dict.fromkeys(skipped))[:3])
+    )
+
+
+class BranchDataset(Dataset):
+    """The samples of one branch of a source, by request."""
 
     check: Callable[[Sample], None] | None = None
     """The base model's, once it is known: BrokenSampleError for a sample that the model cannot take."""
@@ -168,24 +203,15 @@ class BranchDataset(Dataset):
         index, epoch, ahead = Request(*request)
         if ahead is not None:
             self._source.prefetch(self._branch, ahead)
-        skipped: list[str] = []
-        for attempt in range(MAX_ATTEMPTS):
-            # The branch is part of every seed, so that the two draw independently from one source.
-            rng = np.random.default_rng([self._seed, epoch, index, BRANCHES.index(self._branch), attempt])
-            chosen = int(rng.integers(self._length)) if attempt else index
-            try:
-                sample = self._finish(self._source.sample(self._branch, chosen, rng), chosen, rng)
-                if self.check is not None:
-                    self.check(sample)
-                return Draw(sample, skipped)
-            except BrokenSampleError as error:
-                skipped.append(str(error))
-            except OSError as error:
-                skipped.append(f"{self._branch} sample {chosen}: {error}")
-        raise TooManyBrokenSamplesError(
-            f"{MAX_ATTEMPTS} {self._branch} samples in a row cannot be used; check the paths and files. Among them: "
-            + "; ".join(list(dict.fromkeys(skipped))[:3])
-        )
+        # The branch is part of every seed, so that the two draw independently from one source.
+        seed = (self._seed, epoch, index, BRANCHES.index(self._branch))
+        return first_whole(self._draw, seed, index, self._length, f"{self._branch} sample")
+
+    def _draw(self, index: int, rng: np.random.Generator) -> Sample:
+        sample = self._finish(self._source.sample(self._branch, index, rng), index, rng)
+        if self.check is not None:
+            self.check(sample)
+        return sample
 
     def _finish(self, sample: Sample, index: int, rng: np.random.Generator) -> Sample:
         if rng.random() < self._prompt_dropout and isinstance(sample, GenerationSample):
@@ -208,3 +234,46 @@ def collate(
     """
     batch = build([draw.sample for draw in draws], [message for draw in draws for message in draw.skipped])
     return batch if latents is None else batch._replace(encoded=latents.look_up(batch.pixel_values, batch.names))
+
+
+class BrokenSampleTally:
+    """How many training draws were broken, in the process that trains."""
+
+    def __init__(self, max_share: float, source_size: int) -> None:
+        """
+        Args:
+            max_share: The share of broken draws above which training stops.
+            source_size: The number of samples there are; the share is judged after 50 draws, or this many if fewer.
+        """
+        self.good = 0
+        self.broken = 0
+        self._max_share = max_share
+        self._enough = min(_ENOUGH, source_size)
+        self._first: list[str] = []
+        self._reported: set[str] = set()
+
+    def report(self, messages: Sequence[str]) -> None:
+        """Log each message that was not logged before."""
+        for message in messages:
+            if message not in self._reported:
+                self._reported.add(message)
+                log.warning("skipped a broken sample: %s", message)
+
+    def count(self, good: int, messages: Sequence[str]) -> None:
+        """Count the draws of one batch; TooManyBrokenSamplesError if too many so far were broken."""
+        self.report(messages)
+        self.good += good
+        self.broken += len(messages)
+        self._first = list(dict.fromkeys([*self._first, *messages]))[:_NAMED]
+        total = self.good + self.broken
+        if total >= self._enough and self.broken > self._max_share * total:
+            raise TooManyBrokenSamplesError(
+                f"{self.broken} of {total} samples drawn so far are broken ({self.broken / total:.1%}, the limit is "
+                f"{self._max_share:.1%}): {'; '.join(self._first)}. Mend or remove them, or raise max_broken_share."
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"good": self.good, "broken": self.broken, "first": list(self._first)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.good, self.broken, self._first = state["good"], state["broken"], list(state["first"])

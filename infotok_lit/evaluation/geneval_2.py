@@ -10,7 +10,8 @@ from pathlib import Path
 
 from infotok_lit.errors import DataError
 from infotok_lit.evaluation.benchmark import Benchmark, Drawing, Score, average, require
-from infotok_lit.evaluation.records import Row, checked, read_json, read_json_lines, write_json
+from infotok_lit.evaluation.records import Row, checked, read_json, read_json_lines
+from infotok_lit.files import write_json
 
 FILE = "geneval2_data.jsonl"
 PATHS = "image_paths.json"

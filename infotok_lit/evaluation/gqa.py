@@ -8,8 +8,9 @@ from PIL import Image
 
 from infotok_lit.errors import MissingFileError
 from infotok_lit.evaluation.benchmark import Benchmark, Question, Score, average, open_file, require, rule_named
-from infotok_lit.evaluation.records import Row, by_name, checked, read_json, write_json
+from infotok_lit.evaluation.records import Row, by_name, checked, read_json
 from infotok_lit.evaluation.tables import Table
+from infotok_lit.files import write_json
 
 QUESTIONS = "testdev_balanced_questions.json"
 FIELDS = {"imageId": str, "question": str, "answer": str}

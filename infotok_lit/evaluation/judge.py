@@ -8,8 +8,9 @@ import time
 import urllib.error
 import urllib.request
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from contextlib import closing
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -210,9 +211,9 @@ class JudgeGrader:
         failures: list[JudgeError] = []
         stopped = Event()
         with ThreadPoolExecutor(self.endpoint.workers) as pool:
-            calls = [pool.submit(self._verdict, row, folder, stopped) for row in rows]
-            try:
-                for call in _ended(calls, stopped):
+            calls = (pool.submit(self._verdict, row, folder, stopped) for row in rows)
+            with closing(_ended(calls, stopped)) as ended:
+                for call in ended:
                     try:
                         verdict = call.result()
                     except JudgeError as error:
@@ -222,8 +223,6 @@ class JudgeGrader:
                         continue
                     self.spent += self.endpoint.cost(verdict["tokens_in"], verdict["tokens_out"]) or 0.0
                     yield verdict
-            finally:
-                _stop(calls, stopped)
         if len(failures) == len(rows):
             raise failures[0]
         if failures:
@@ -264,10 +263,12 @@ class JudgeGrader:
         }
 
 
-def _ended(calls: "Sequence[Future[Row]]", stopped: Event) -> "Iterator[Future[Row]]":
+def _ended(started: "Iterable[Future[Row]]", stopped: Event) -> "Iterator[Future[Row]]":
     """Each call when it has ended. At an interrupt those under way, which are paid for, and then the interrupt."""
+    calls: list[Future[Row]] = []
     told = set()
     try:
+        calls.extend(started)
         for call in as_completed(calls):
             told.add(call)
             yield call
@@ -275,6 +276,8 @@ def _ended(calls: "Sequence[Future[Row]]", stopped: Event) -> "Iterator[Future[R
         _stop(calls, stopped)
         yield from as_completed([call for call in calls if call not in told and not call.cancelled()])
         raise
+    finally:
+        _stop(calls, stopped)
 
 
 def _stop(calls: "Sequence[Future[Row]]", stopped: Event) -> None:

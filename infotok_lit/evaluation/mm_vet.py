@@ -14,8 +14,9 @@ from PIL import Image
 from infotok_lit.errors import DataError
 from infotok_lit.evaluation.benchmark import Benchmark, Question, Score, average, open_file, require
 from infotok_lit.evaluation.judge import Endpoint, JudgeGrader, text_part
-from infotok_lit.evaluation.records import Fields, Row, by_name, checked, read_json, write_json
+from infotok_lit.evaluation.records import Fields, Row, by_name, checked, read_json
 from infotok_lit.evaluation.tables import Table
+from infotok_lit.files import write_json
 
 FIELDS = {"question": str, "answer": str, "capability": list}
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")

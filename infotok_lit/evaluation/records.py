@@ -103,11 +103,6 @@ def digest(paths: Sequence[Path]) -> str:
     return total.hexdigest()
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file, whole or not at all."""
-    write_whole(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode(errors="backslashreplace"))
-
-
 class Log:
     """A file of rows, each with an `id`, added one at a time. What a kill left of a last line is cut off."""
 

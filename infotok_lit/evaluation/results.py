@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 from infotok_lit import __version__
 from infotok_lit.evaluation.benchmark import Benchmark
 from infotok_lit.evaluation.paper import IMPOSSIBLE, SOURCE, paper_rows, printed
-from infotok_lit.evaluation.records import Row, to_lines, write_json
+from infotok_lit.evaluation.records import Row, to_lines
 from infotok_lit.evaluation.running import Progress
-from infotok_lit.files import write_whole
+from infotok_lit.files import write_json, write_whole
 
 BLOCKS = 100
 """The most parts that are left out in turn for a standard error."""

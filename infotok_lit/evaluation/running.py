@@ -20,7 +20,7 @@ from infotok_lit.errors import SettingsError
 from infotok_lit.evaluation.benchmark import Benchmark, Drawing, Question
 from infotok_lit.evaluation.models import EvaluatedModel
 from infotok_lit.evaluation.records import Log, Row, checked, read_json, read_log, to_lines
-from infotok_lit.files import write_whole
+from infotok_lit.files import write_json, write_whole
 
 Item = TypeVar("Item", Drawing, Question)
 SETTINGS = "settings.json"
@@ -129,7 +129,7 @@ class Evaluation:
                 )
         elif self.world.rank == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_whole(path, (json.dumps(settings, indent=2) + "\n").encode())
+            write_json(path, settings)
         self.world.wait()
 
     def outputs(self, most: int | None = None) -> list[Row]:

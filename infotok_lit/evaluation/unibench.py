@@ -7,7 +7,8 @@ from pathlib import Path
 
 from infotok_lit.errors import DataError
 from infotok_lit.evaluation.benchmark import Benchmark, Drawing, Question, Score, average, require
-from infotok_lit.evaluation.records import Row, checked, read_json, write_json
+from infotok_lit.evaluation.records import Row, checked, read_json
+from infotok_lit.files import write_json
 
 FILE = "uni_bench.json"
 LETTERS = "ABCDE"

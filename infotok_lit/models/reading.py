@@ -10,13 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import LogitsProcessor, PreTrainedModel
+from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
-from infotok_lit.batch import Processor, UnderstandingBatch
+from infotok_lit.batch import IGNORE_INDEX, IMAGE_TOKEN_ID, Processor, UnderstandingBatch
 from infotok_lit.errors import SettingsError
-from infotok_lit.models.common.answering import LanguageParts, answer_after_prefix, split_after_image
-from infotok_lit.models.common.fewer_tokens import answer_logits, left_of
-from infotok_lit.models.common.language_model import answer_greedily, embed_with_images
+from infotok_lit.models.common.answering import LanguageParts, answer_after_prefix, shorten, split_after_image
+from infotok_lit.models.common.language_model import CAUSAL, next_labels, required, text_loss
 from infotok_lit.models.common.reconstruction import scale_gradient
 
 TokenTransform = Callable[[Tensor], Tensor]
@@ -57,8 +56,22 @@ class ImageReader(nn.Module, ABC):
         return self.text_body(inputs_embeds=self.text_embedding(ids), attention_mask=seen).last_hidden_state
 
     def embed_with_images(self, input_ids: Tensor, visual: Tensor) -> Tensor:
-        """Embeddings (B, T, H) of ids whose image slots are filled with `visual` (n, N, H), in order."""
-        return embed_with_images(self.text_embedding, input_ids, visual)
+        """Embeddings (B, T, H) of ids whose image slots are filled with `visual` (n, N, H), in order.
+
+        Raises:
+            SettingsError: if there are not as many slots as tokens.
+        """
+        slots = input_ids == IMAGE_TOKEN_ID
+        num_slots, num_visual = slots.sum(), visual.shape[0] * visual.shape[1]
+        embeds = required(
+            self.text_embedding(input_ids.masked_fill(slots, 0)),
+            num_slots == num_visual,
+            lambda: (
+                f"the text has {num_slots} image slots for {num_visual} visual tokens: the image size and the "
+                "processor's disagree"
+            ),
+        )
+        return embeds.masked_scatter(slots.unsqueeze(-1), visual.to(embeds.dtype))
 
     # Shared tokens
 
@@ -73,6 +86,16 @@ class ImageReader(nn.Module, ABC):
     def reading_order(self, places: Tensor) -> Tensor:
         """What belongs to the tokens of understanding (B, N, ...), in the order of `project_for_llm`: here as is."""
         return places
+
+    def answer_loss(
+        self, batch: UnderstandingBatch, tokens: Tensor, transform: TokenTransform | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Next-token cross entropy (nats) of a batch's answers given the shared tokens (B, N, D) of its images.
+
+        Summed over answer tokens, and their number; the head runs on these positions alone.
+        """
+        hidden = self._read(self._embed(batch, tokens, transform))
+        return text_loss(self.language_model.lm_head, hidden, batch.labels, batch.label_places)
 
     def answer_logits(
         self,
@@ -90,10 +113,23 @@ class ImageReader(nn.Module, ABC):
             SettingsError: this family reads all tokens or none.
         """
         self.check_reads_causally()
+        embeds, wanted, places = self._embed(batch, tokens, transform), next_labels(batch.labels), None
+        if kept is not None:
+            rows = shorten(_left_of(batch.input_ids, batch.attention_mask, self.reading_order(kept)))
+            embeds, places = rows.take(embeds), rows.source
+            wanted = rows.take(wanted).masked_fill(~rows.real, IGNORE_INDEX)
+        labelled = wanted >= 0
+        return self.language_model.lm_head(self._read(embeds, places)[labelled]), wanted[labelled]
+
+    def _embed(self, batch: UnderstandingBatch, tokens: Tensor, transform: TokenTransform | None) -> Tensor:
         seen = scale_gradient(self.project_for_llm(tokens, transform), self.config.grad_scale)
-        embeds = self.embed_with_images(batch.input_ids, seen)
-        kept = None if kept is None else self.reading_order(kept)
-        return answer_logits(self.text_body, self.language_model.lm_head, batch, embeds, kept)
+        return self.embed_with_images(batch.input_ids, seen)
+
+    def _read(self, embeds: Tensor, places: Tensor | None = None) -> Tensor:
+        """Last hidden states. Padding is on the right, so that causal attention alone hides it from every answer."""
+        return self.text_body(
+            inputs_embeds=embeds, attention_mask=CAUSAL, position_ids=places, use_cache=False
+        ).last_hidden_state
 
     # Answers
 
@@ -140,7 +176,7 @@ class ImageReader(nn.Module, ABC):
         if shared is not None:
             prefix_ids = shared.prefix.expand(len(visual), -1)
             prefix = self.embed_with_images(prefix_ids, visual)
-            left = None if kept is None else left_of(prefix_ids, torch.ones_like(prefix_ids), self.reading_order(kept))
+            left = None if kept is None else _left_of(prefix_ids, torch.ones_like(prefix_ids), self.reading_order(kept))
             found = answer_after_prefix(
                 self.language_parts, prefix, image_of, shared.questions, max_new_tokens, prefix_left=left
             )
@@ -157,11 +193,19 @@ class ImageReader(nn.Module, ABC):
                 "all or none: a token budget is for Harmon and OpenUni"
             )
 
+    @torch.no_grad()
     def answer(self, embeds: Tensor, mask: Tensor, max_new_tokens: int, use_cache: bool = True) -> Tensor:
         """Greedy continuation ids (B, at most max_new_tokens) of left-padded embeddings (B, T, H)."""
-        adjust = self.adjust_logits
-        return answer_greedily(
-            self.language_model, embeds, mask, self.processor, max_new_tokens, use_cache, adjust, self.in_step
+        return self.language_model.generate(
+            inputs_embeds=embeds,
+            attention_mask=mask.long(),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            use_cache=use_cache,
+            synced_gpus=self.in_step,
+            logits_processor=LogitsProcessorList([] if self.adjust_logits is None else [self.adjust_logits]),
+            eos_token_id=self.processor.end_id,
+            pad_token_id=self.processor.pad_id,
         )
 
     @property
@@ -181,3 +225,9 @@ class ImageReader(nn.Module, ABC):
 def transformed(tokens: Tensor, transform: TokenTransform | None) -> Tensor:
     """The tokens, through a transform if there is one."""
     return tokens if transform is None else transform(tokens)
+
+
+def _left_of(input_ids: Tensor, real: Tensor, kept: Tensor) -> Tensor:
+    """(B, T) bool: what is left of ids that are `real` (B, T) where only those image slots are `kept` (B, N)."""
+    slots = input_ids == IMAGE_TOKEN_ID
+    return real.bool() & ~slots.masked_scatter(slots, ~kept)

@@ -9,7 +9,7 @@ L target positions, C target channels, H width of the LLM's input embeddings.
 """
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,21 +28,19 @@ from infotok_lit.batch import (
     UnderstandingBatch,
 )
 from infotok_lit.checkpoints import OfficialPart
-from infotok_lit.models.common.language_model import CAUSAL, text_nats
+from infotok_lit.models.common.language_model import text_nats
 from infotok_lit.models.common.loading import adopt_tensors
 from infotok_lit.models.common.model_config import Grid, token_grid
 from infotok_lit.models.common.reconstruction import (
     RandomTemplates,
     ReconstructionConfig,
+    ReconstructionInputs,
     choose_templates,
     condition_pixels,
     random_templates,
 )
-from infotok_lit.models.common.sampling import ImageNoise
+from infotok_lit.models.common.sampling import DrawingOptions, ImageNoise, Progress
 from infotok_lit.models.reading import ImageReader, TokenTransform
-
-Progress = Callable[[int, int], None]
-"""Called with (iteration, iterations) after each iteration."""
 
 
 class UnifiedModel(ImageReader):
@@ -101,9 +99,7 @@ class UnifiedModel(ImageReader):
         """
         visual = self.project_for_llm(tokens)
         ids, labels = (part.to(visual.device) for part in self.processor.caption_answers(captions, visual.shape[1]))
-        embeds = self.embed_with_images(ids, visual)
-        hidden = self.text_body(inputs_embeds=embeds, attention_mask=CAUSAL, use_cache=False).last_hidden_state
-        return text_nats(self.language_model.lm_head, hidden, labels)
+        return text_nats(self.language_model.lm_head, self._read(self.embed_with_images(ids, visual)), labels)
 
     def reconstruction(
         self,
@@ -125,29 +121,19 @@ class UnifiedModel(ImageReader):
         """
         config = config.over(self.reconstruction_defaults)
         templates = random_templates(len(batch.pixel_values)) if templates is None else templates
-        copies = condition_pixels(batch.pixel_values, config, self.config.token_pixels)
-        requests = choose_templates(templates, config)
-        scale = config.gradient_scale
-        return self.reconstruct(batch, copies, requests, scale, understood_transform, generated_transform, random)
+        inputs = ReconstructionInputs(
+            condition_pixels(batch.pixel_values, config, self.config.token_pixels),
+            choose_templates(templates, config),
+            config.gradient_scale,
+            understood_transform,
+            generated_transform,
+            random,
+        )
+        return self.reconstruct(batch, inputs)
 
     @abstractmethod
-    def reconstruct(
-        self,
-        batch: GenerationBatch,
-        copies: Tensor,
-        requests: Sequence[str],
-        gradient_scale: float,
-        understood_transform: TokenTransform | None,
-        generated_transform: TokenTransform | None,
-        random: Any,
-    ) -> ReconstructionOutput:
-        """The reconstruction loss, with the settings of `reconstruction` applied.
-
-        Args:
-            copies: (B, 3, h, w) in [-1, 1]: the images to understand.
-            requests: what is asked of each; "" for the text of unconditional generation.
-            gradient_scale: factor on the gradient through the understood tokens.
-        """
+    def reconstruct(self, batch: GenerationBatch, inputs: ReconstructionInputs) -> ReconstructionOutput:
+        """The reconstruction loss, with the settings of `reconstruction` applied."""
 
     def branch_output(
         self,
@@ -225,18 +211,10 @@ class UnifiedModel(ImageReader):
         sampling = self.config.sampling if sampling is None else sampling
         grid = self.grid_of(*(image_size or (self.config.image_size, self.config.image_size)))
         noise = ImageNoise([seed + offset for offset in range(len(prompts))], next(self.parameters()).device)
-        return self.sample(prompts, noise, sampling, grid, progress, use_cache).clamp(-1, 1)
+        return self.sample(prompts, noise, DrawingOptions(sampling, grid, progress, use_cache)).clamp(-1, 1)
 
     @abstractmethod
-    def sample(
-        self,
-        prompts: Sequence[str],
-        noise: ImageNoise,
-        sampling: Any,
-        grid: Grid,
-        progress: Progress | None,
-        use_cache: bool,
-    ) -> Tensor:
+    def sample(self, prompts: Sequence[str], noise: ImageNoise, options: DrawingOptions) -> Tensor:
         """As `generate`, with its defaults filled in; images need not be clamped."""
 
     def grid_of(self, height: int, width: int) -> Grid:

@@ -210,11 +210,7 @@ class DecoderProbe(pl.LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:
         """AdamW over the decoder; the schedule ends at `trainer.max_steps`."""
-        chosen = self.optimiser_config
-        optimiser = torch.optim.AdamW(
-            self.decoder.parameters(), chosen.lr, betas=chosen.betas, weight_decay=chosen.weight_decay
-        )
-        schedule = warmup_cosine(optimiser, chosen, self.trainer.max_steps)
+        optimiser, schedule = optimiser_for(self.decoder, self.optimiser_config, self.trainer.max_steps)
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
@@ -226,6 +222,14 @@ def decoder_for(base: UnifiedModel, width: int, depth: int, heads: int) -> Token
     with torch.no_grad(), isolated_rng(0, batch.pixel_values.device):
         output = base.understanding(batch)
     return TokenDecoder(output.tokens.shape[2], output.layout, (side, side), width, depth, heads)
+
+
+def optimiser_for(
+    decoder: TokenDecoder, config: OptimiserConfig, steps: int
+) -> tuple[torch.optim.AdamW, torch.optim.lr_scheduler.LRScheduler]:
+    """AdamW over a decoder, and its schedule, which ends after so many steps."""
+    optimiser = torch.optim.AdamW(decoder.parameters(), config.lr, betas=config.betas, weight_decay=config.weight_decay)
+    return optimiser, warmup_cosine(optimiser, config, steps)
 
 
 def _levels(images: Tensor) -> Tensor:

@@ -88,7 +88,7 @@ def merged_weight(weight: Tensor, down: Tensor, up: Tensor, scale: float) -> Ten
 @contextmanager
 def merged(model: nn.Module, config: LoraConfig) -> Iterator[None]:
     """Inside, the model has plain layers with what the adapters add; outside, it is as it was, bit for bit."""
-    adapted = {name: model.get_submodule(name) for name in _adapted(model)}
+    adapted = {name: part for name, part in model.named_modules() if hasattr(part, "base_layer")}
     try:
         for name, layer in adapted.items():
             model.set_submodule(name, _plain(layer, config.scale))
@@ -106,10 +106,6 @@ def _plain(layer: nn.Module, scale: float) -> nn.Linear:
         plain.weight = nn.Parameter(merged_weight(inside.weight, down, up, scale))
     plain.bias = inside.bias
     return plain
-
-
-def _adapted(model: nn.Module) -> list[str]:
-    return [name for name, module in model.named_modules() if hasattr(module, "base_layer")]
 
 
 def _layers(model: nn.Module, targets: tuple[str, ...]) -> list[str]:

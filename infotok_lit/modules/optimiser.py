@@ -77,6 +77,12 @@ class MaskedAdamW(AdamW):
         super().__init__(groups, betas=betas, eps=eps, fused=True)
         self._step_supports_amp_scaling = False
 
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Update the weights, and forget gradients: they would take their memory during the next forward pass."""
+        loss = super().step(closure)
+        self.zero_grad()
+        return loss
+
     def mask(self, found_inf: Tensor) -> None:
         """A float scalar, 1 or 0, for the next step."""
         self.found_inf = found_inf

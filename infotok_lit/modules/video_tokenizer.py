@@ -18,9 +18,8 @@ from infotok_lit.modules.optimiser import MaskedAdamW, OptimiserConfig, build_op
 from infotok_lit.modules.run_callbacks import StepSeed, tell_model_is_built
 from infotok_lit.video import FAMILY
 from infotok_lit.video.datamodule import ClipBatch
-from infotok_lit.video.folder import config_from, export_tokenizer, load_tokenizer
 from infotok_lit.video.losses import LossConfig, Vgg16Features, reconstruction_losses
-from infotok_lit.video.official import load_official_file
+from infotok_lit.video.official import config_from, export_tokenizer, load_official_file, load_tokenizer
 from infotok_lit.video.rates import RateConfig
 from infotok_lit.video.tokenizer import SIZES, VideoTokenizer, keep_clipwide
 from infotok_lit.video.windows import to_frames, to_pixels

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from infotok_lit.budgets.masks import keep_top, nearest_count
-from infotok_lit.budgets.router import FLEX_BASES, RunningMean, budget_rate, draw_bases
+from infotok_lit.budgets import FLEX_BASES, RunningMean, budget_rate, draw_bases, keep_top, nearest_count
 from infotok_lit.errors import SettingsError
 from infotok_lit.objective.distributed import global_mean, global_sum
 

@@ -37,8 +37,10 @@ class GarmentJudge(nn.Module):
         super().__init__()
         widths = (3, WIDTH, WIDTH, 2 * WIDTH, 2 * WIDTH)
         convolutions = [nn.Conv2d(*pair, 3, padding=1) for pair in zip(widths[:-1], widths[1:], strict=True)]
-        pooled = [layer for i, conv in enumerate(convolutions) for layer in _stage(conv, pool=i % 2 == 1)]
-        self.features = nn.Sequential(*pooled, nn.Flatten(), nn.Dropout(0.3), nn.Linear(32 * WIDTH, 64), nn.ReLU())
+        layers: list[nn.Module] = []
+        for i, convolution in enumerate(convolutions):
+            layers += [convolution, nn.ReLU(), *([nn.MaxPool2d(2)] if i % 2 else [])]
+        self.features = nn.Sequential(*layers, nn.Flatten(), nn.Dropout(0.3), nn.Linear(32 * WIDTH, 64), nn.ReLU())
         self.kind = nn.Linear(64, len(GARMENTS.kinds) + 1)
         self.colour = nn.Linear(64, len(COLOURS))
 
@@ -46,10 +48,6 @@ class GarmentJudge(nn.Module):
         """Both logits."""
         features = self.features(cells)
         return self.kind(features), self.colour(features)
-
-
-def _stage(convolution: nn.Module, pool: bool) -> list[nn.Module]:
-    return [convolution, nn.ReLU(), *([nn.MaxPool2d(2)] if pool else [])]
 
 
 @lru_cache(maxsize=1)
@@ -61,9 +59,9 @@ def shipped_judge() -> GarmentJudge:
 
 
 @torch.no_grad()
-def judge_cells(images: Tensor, spec: SceneSpec, judge: GarmentJudge | None = None) -> Verdicts:
+def judge_cells(images: Tensor, spec: SceneSpec) -> Verdicts:
     """What lies in each cell of images (B, 3, height, width) in [-1, 1]: B times cells^2 verdicts, in reading order."""
-    judge = shipped_judge() if judge is None else judge
+    judge = shipped_judge()
     # Both views of a cell: garments have no left and right.
     cells = cells_of(images.float().cpu(), spec)
     kind, colour = (sum(logits) for logits in zip(judge(cells), judge(cells.flip(-1)), strict=True))

@@ -14,10 +14,9 @@ from torchmetrics import Metric
 from infotok_lit.errors import SettingsError
 from infotok_lit.scenes.generator import Slot, draw_scene
 from infotok_lit.scenes.grammar import CATEGORIES, Prompt, draw_captioned_scene, parse_caption, write_caption
-from infotok_lit.scenes.parser import parse_image
+from infotok_lit.scenes.parser import parse_image, score
 from infotok_lit.scenes.questions import QUESTION_KINDS, question_kind
 from infotok_lit.scenes.render import render
-from infotok_lit.scenes.scoring import score
 from infotok_lit.scenes.spec import SPECS, SceneSpec
 
 RoundTrip = Callable[[Tensor], Tensor]

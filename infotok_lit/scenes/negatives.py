@@ -6,9 +6,8 @@ from dataclasses import replace
 
 from infotok_lit.scenes.generator import Scene
 from infotok_lit.scenes.grammar import NUMBERS, RELATIONS, Prompt, parse_caption, write_caption
-from infotok_lit.scenes.parser import ParsedObject
+from infotok_lit.scenes.parser import ParsedObject, satisfies
 from infotok_lit.scenes.questions import DESCRIBE, describe_scene, question_kind
-from infotok_lit.scenes.scoring import satisfies
 from infotok_lit.scenes.spec import COLOURS, SIZES, VOCABULARIES, SceneSpec, Split, place_name
 
 _KINDS = [known.kinds for known in VOCABULARIES]

@@ -1,6 +1,7 @@
-"""Finds the objects of a scene in an image: shapes analytically, without any weights, and garments by their judge.
+"""Judges an image against a prompt as GenEval does (Ghosh et al. 2023), by the objects that a parser finds in it.
 
-How often it is right itself is known: `metrics.parser_accuracy`.
+Shapes are found analytically, without any weights, and garments by their judge. How often the parser is right itself is
+known: `metrics.parser_accuracy`.
 """
 
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import torch
 from scipy import ndimage
 
 from infotok_lit.errors import SettingsError
+from infotok_lit.scenes.grammar import Prompt, Relation
 from infotok_lit.scenes.judge import judge_cells
 from infotok_lit.scenes.render import coverage
 from infotok_lit.scenes.spec import COLOURS, GARMENTS, PALETTE, Cell, Colour, Kind, SceneSpec, Size
@@ -23,6 +25,8 @@ MIN_OVERLAP = 0.65
 _SPECK = 0.3  # a component below this share of the smallest template's area is noise
 _SHIFTS = np.linspace(-1, 1, 5)  # pixels, on each axis, around the component's centre of mass
 _NEIGHBOURS = np.ones((3, 3), dtype=bool)
+_SHRINK = 0.1  # GenEval: offsets within this share of the summed extents count as none
+_MIN_COMPONENT = 0.5  # GenEval: a relation holds from this share of the offset on
 
 
 @dataclass(frozen=True)
@@ -158,3 +162,40 @@ def _recognise(
     centre = (row + shift[0] + 0.5, column + shift[1] + 0.5) if known else (middle[0] + 0.5, middle[1] + 0.5)
     cell = tuple(min(max(int(value / spec.cell_size), 0), spec.cells - 1) for value in centre)
     return ParsedObject(shape, colour, size, cell, (float(centre[0]), float(centre[1])), extent, float(overlaps[best]))
+
+
+# Whether they are what a prompt asks for
+
+
+def score(image: np.ndarray, prompt: Prompt, spec: SceneSpec) -> bool:
+    """Whether an image (image_size, image_size, 3) uint8 shows what a prompt asks for.
+
+    Every named object must be found, in its colour where one is named; a count must be met exactly; a relation must
+    hold between two matching objects. Other objects are not punished, as in GenEval.
+    """
+    return satisfies(parse_image(image, spec), prompt)
+
+
+def satisfies(objects: list[ParsedObject], prompt: Prompt) -> bool:
+    """Whether the objects found in an image meet a prompt."""
+    matches = [
+        [item for item in objects if item.kind == mention.kind and mention.colour in (None, item.colour)]
+        for mention in prompt.objects
+    ]
+    if prompt.category == "counting":
+        return len(matches[0]) == prompt.count
+    if prompt.relation is None:
+        return all(matches)
+    return any(_holds(prompt.relation, first, second) for first in matches[0] for second in matches[1])
+
+
+def _holds(relation: Relation, first: ParsedObject, second: ParsedObject) -> bool:
+    """GenEval's rule: the offset, shrunk per axis by the extents, over the length of the raw offset."""
+    offset = np.subtract(first.centre, second.centre)
+    slack = _SHRINK * np.add(first.extent, second.extent)
+    length = np.linalg.norm(offset)
+    if length == 0:
+        return False
+    down, right = np.sign(offset) * np.maximum(np.abs(offset) - slack, 0) / length
+    component = {"left of": -right, "right of": right, "above": -down, "below": down}[relation]
+    return bool(component > _MIN_COMPONENT)

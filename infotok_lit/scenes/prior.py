@@ -1,23 +1,28 @@
-"""How likely each scene is that questions of the kind "description" are asked about, exactly.
+"""What is known of a scene before its image is seen: how likely it is, and how uncertain answers about it are.
 
-Such a scene has 1 to max_objects objects, each number equally likely, and is uniform over all scenes of that number
-that its split admits: draw_scene is uniform, and what a split does not admit is drawn again. So places come first, and
-given them the cells are independent. Everything here holds for the splits "train" and "val".
+A scene that questions of the kind "description" are asked about has 1 to max_objects objects, each number equally
+likely, and is uniform over all scenes of that number that its split admits: draw_scene is uniform, and what a split
+does not admit is drawn again. So places come first, and given them the cells are independent. Everything here holds for
+the splits "train" and "val".
 
 Shapes: C cells, P sets of occupied cells.
 """
 
+from collections import Counter
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import combinations
 
 import numpy as np
 
 from infotok_lit.scenes.generator import Scene
+from infotok_lit.scenes.questions import QUESTION_KINDS, QuestionKind, draw_question, question_kind
 from infotok_lit.scenes.spec import COLOURS, SceneSpec, place_name
 
 FACTORS = ("place", "kind", "colour", "size")
 """What a scene's objects are made of, in the order of the chain rule: colours given the kinds."""
+DRAWS = 4000
+"""Questions that an entropy is estimated from where it is not known exactly."""
 
 
 @dataclass(frozen=True)
@@ -111,3 +116,49 @@ class ScenePrior:
 
 def _xlog2x(chance: np.ndarray) -> np.ndarray:
     return chance * np.log2(np.where(chance > 0, chance, 1.0))
+
+
+# H(Y | Q), the most that images can say about answers
+
+
+def answer_bits(question: str, answer: str, spec: SceneSpec) -> float | None:
+    """Bits that an answer is worth before the image is seen, whose mean over questions is H(Y | Q).
+
+    For a description exactly -log2 p(Y), which varies by the number of objects; for the other kinds their H(Y | Q).
+
+    Returns:
+        None for a question, or a description, that is not of Scenes.
+    """
+    kind = question_kind(question)
+    if kind != "description":
+        return None if kind is None else kind_entropy_bits(spec, kind)
+    # All scenes of one number of objects are equally likely.
+    return _number_bits(spec).get(1 + answer.count(" and "))
+
+
+def answer_entropy_bits(spec: SceneSpec) -> float:
+    """H(Y | Q) in bits over all kinds of questions, which are equally likely, in the splits "train" and "val"."""
+    return float(np.mean([kind_entropy_bits(spec, kind) for kind in QUESTION_KINDS]))
+
+
+@lru_cache(maxsize=8)
+def _number_bits(spec: SceneSpec) -> dict[int, float]:
+    return ScenePrior(spec).number_bits()
+
+
+@lru_cache(maxsize=32)
+def kind_entropy_bits(spec: SceneSpec, kind: QuestionKind) -> float:
+    """H(Y | Q) of one kind of questions, in bits.
+
+    Exact for descriptions, which name everything there is. For the other kinds it is the plug-in estimate of DRAWS
+    questions; that is too small rather than too large (most so for relations, by up to half of their one bit), so that
+    H(Y | Q) - S stays a lower bound.
+    """
+    if kind == "description":
+        return sum(ScenePrior(spec).entropy_bits().values())
+    rng = np.random.default_rng(0)
+    pairs = Counter(draw_question(rng, spec, "train", kind)[1:] for _ in range(DRAWS))
+    questions: Counter[str] = Counter()
+    for (question, _), count in pairs.items():
+        questions[question] += count
+    return sum(count * np.log2(questions[question] / count) for (question, _), count in pairs.items()) / DRAWS

@@ -74,10 +74,15 @@ def _ask(
         return _ask_existence(rng, scene, spec, split)
     if kind == "attribute":
         return _ask_attribute(rng, scene, spec)
-    if kind == "size":
-        return _ask_size(rng, scene)
-    if kind == "place":
-        return _ask_place(rng, scene, spec)
+    if kind in ("size", "place"):
+        objects = _unique(scene)
+        if not objects:
+            return None
+        chosen = objects[rng.integers(len(objects))]
+        name = f"the {chosen.colour} {chosen.kind}"
+        if kind == "size":
+            return f"is {name} large or small?", chosen.size
+        return f"where is {name}?", place_name(chosen.cell, spec.cells)
     if kind == "relation":
         return _ask_relation(rng, scene)
     return DESCRIBE, describe_scene(scene, spec)
@@ -112,22 +117,6 @@ def _unique(scene: Scene) -> list[SceneObject]:
     """The objects that their colour and kind name unambiguously."""
     names = Counter((o.colour, o.kind) for o in scene.objects)
     return [o for o in scene.objects if names[o.colour, o.kind] == 1]
-
-
-def _ask_size(rng: np.random.Generator, scene: Scene) -> tuple[str, str] | None:
-    objects = _unique(scene)
-    if not objects:
-        return None
-    chosen = objects[rng.integers(len(objects))]
-    return f"is the {chosen.colour} {chosen.kind} large or small?", chosen.size
-
-
-def _ask_place(rng: np.random.Generator, scene: Scene, spec: SceneSpec) -> tuple[str, str] | None:
-    objects = _unique(scene)
-    if not objects:
-        return None
-    chosen = objects[rng.integers(len(objects))]
-    return f"where is the {chosen.colour} {chosen.kind}?", place_name(chosen.cell, spec.cells)
 
 
 def _ask_relation(rng: np.random.Generator, scene: Scene) -> tuple[str, str] | None:

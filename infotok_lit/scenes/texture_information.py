@@ -2,7 +2,7 @@
 
 Its parts, in the order of the chain rule: which photograph of its kind each object is (given the structure), the
 colours and places of distractors, the frequencies of the background's waves, their phases given the frequencies, and
-the noise given the waves. Each is a lower bound; `information.py` says why their sum is one too.
+the noise given the waves. Each is a lower bound; `probe.py` says why their sum is one too.
 
 Why the background is not -1/2 log2(1 - R^2) summed over its DCT components: that is a lower bound for Gaussian
 components only. A few waves are far from Gaussian (12 numbers move hundreds of components together), and the formula

@@ -15,7 +15,7 @@ import yaml
 
 from infotok_lit.assets import DEFAULTS_CONFIG, config_chain
 from infotok_lit.errors import SettingsError
-from infotok_lit.files import write_whole
+from infotok_lit.files import write_json
 from infotok_lit.study.config import Row, Study
 
 RUN_FOLDER = "run"
@@ -77,8 +77,7 @@ class Job:
     def write_point(self) -> None:
         """Leave a note of which point this is."""
         if self.params is not None:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_whole(self.folder / POINT_FILE, (json.dumps(dict(self.params), indent=2) + "\n").encode())
+            write_json(self.folder / POINT_FILE, dict(self.params))
 
 
 def row_cells(study: Study) -> list[Cell]:

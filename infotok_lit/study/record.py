@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from infotok_lit.errors import SettingsError
-from infotok_lit.files import write_whole
+from infotok_lit.files import write_json, write_whole
 from infotok_lit.study.cells import RUN_FOLDER, Cell
 from infotok_lit.study.config import Study
 
@@ -71,7 +71,7 @@ class Record:
 
     def write(self, folder: Path) -> None:
         """Write the record, and the command as a script that anybody can run again."""
-        write_whole(folder / RECORD_FILE, (json.dumps(asdict(self), indent=2) + "\n").encode())
+        write_json(folder / RECORD_FILE, asdict(self))
         write_whole(folder / COMMAND_FILE, f"#!/bin/sh\n{self.shell_line()}\n".encode())
 
     def shell_line(self) -> str:

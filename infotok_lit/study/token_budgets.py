@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from infotok_lit.batch import IMAGE_TOKEN_ID, Processor
-from infotok_lit.budgets.masks import keep_spread, nearest_count
+from infotok_lit.budgets import keep_spread, nearest_count
 from infotok_lit.models.common.language_model import compact_positions
 from infotok_lit.models.unified import UnifiedModel
 from infotok_lit.modules.token_budget import TokenSelector, device_of
@@ -158,7 +158,10 @@ class Evidence:
             progress(start, "answering")
             for name, budget, kept in self._choices(shown, {b: counts[start:stop] for b, counts in steady.items()}):
                 answers = self.base.describe_tokens(shown.tokens, shown.questions, MAX_NEW_TOKENS, kept=kept)
-                right = [_same(*pair) for pair in zip(answers, self.truths[start:stop], strict=True)]
+                right = [
+                    answer.strip().casefold() == truth.strip().casefold()
+                    for answer, truth in zip(answers, self.truths[start:stop], strict=True)
+                ]
                 read = [shown.tokens.shape[1]] * len(right) if kept is None else kept.sum(1).tolist()
                 rows.setdefault((name, budget), []).extend(zip(right, read, strict=True))
         found: dict[str, dict[str, Answers]] = {}
@@ -253,10 +256,6 @@ class Evidence:
             covered.reshape(tiles).mean((1, 3)).flatten(),
             bare.mean(-1).reshape(tiles).std((1, 3)).flatten(),
         )
-
-
-def _same(answer: str, truth: str) -> bool:
-    return answer.strip().casefold() == truth.strip().casefold()
 
 
 def _rank_correlation(one: np.ndarray, other: np.ndarray) -> float:

@@ -15,8 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from infotok_lit.budgets.masks import keep_top, kept_count
-from infotok_lit.budgets.router import budget_rate
+from infotok_lit.budgets import budget_rate, keep_top, kept_count
 from infotok_lit.errors import DataError, SettingsError
 from infotok_lit.video.bitstream import (
     MODEL_BYTES,

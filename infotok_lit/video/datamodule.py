@@ -1,7 +1,7 @@
 """Clips for training and validation, resumable to the clip."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,17 +11,12 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from infotok_lit.batch import BrokenSampleError, TooManyBrokenSamplesError
-from infotok_lit.data.broken_samples import BrokenSampleTally
-from infotok_lit.data.stream import EndlessSampler, FixedSampler, Request
+from infotok_lit.data.stream import BrokenSampleTally, Draw, EndlessSampler, FixedSampler, Request, first_whole
 from infotok_lit.errors import SettingsError
 from infotok_lit.video.clips import Augmentation, Clip, ClipSource, central
 
-MAX_ATTEMPTS = 100
 
-
-@dataclass(frozen=True)
-class ClipBatch:
+class ClipBatch(NamedTuple):
     """Some clips."""
 
     clips: Tensor
@@ -29,11 +24,6 @@ class ClipBatch:
     names: list[str]
     skipped: list[str]
     """One message per broken video that was met."""
-
-
-class _Draw(NamedTuple):
-    clip: Clip
-    skipped: list[str]
 
 
 class ClipDataset(Dataset):
@@ -45,35 +35,22 @@ class ClipDataset(Dataset):
         self._source, self._frames, self._side, self._seed = source, frames, side, seed
         self._augmentation = augmentation
 
-    def __getitem__(self, request: Request) -> _Draw:
-        index, epoch = request.index, request.epoch
-        skipped: list[str] = []
-        for attempt in range(MAX_ATTEMPTS):
-            rng = np.random.default_rng([self._seed, epoch, index, attempt])
-            chosen = int(rng.integers(len(self._source))) if attempt else index
-            try:
-                clip = self._source.clip(chosen, self._frames, rng)
-            except BrokenSampleError as error:
-                skipped.append(str(error))
-            except OSError as error:
-                skipped.append(f"video {chosen}: {error}")
-            else:
-                return _Draw(Clip(self._fitted(clip.frames, rng), clip.name), skipped)
-        raise TooManyBrokenSamplesError(
-            f"{MAX_ATTEMPTS} videos in a row cannot be used; check the paths and files. Among them: "
-            + "; ".join(list(dict.fromkeys(skipped))[:3])
-        )
+    def __getitem__(self, request: Request) -> Draw:
+        seed = (self._seed, request.epoch, request.index)
+        return first_whole(self._clip, seed, request.index, len(self._source), "video")
 
-    def _fitted(self, frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def _clip(self, index: int, rng: np.random.Generator) -> Clip:
+        clip = self._source.clip(index, self._frames, rng)
         if self._augmentation is None:
-            return central(frames, self._side)
-        return self._augmentation.apply(frames, self._side, rng)
+            return replace(clip, frames=central(clip.frames, self._side))
+        return replace(clip, frames=self._augmentation.apply(clip.frames, self._side, rng))
 
 
-def collate(draws: Sequence[_Draw]) -> ClipBatch:
+def collate(draws: Sequence[Draw]) -> ClipBatch:
     """A batch of clips of one size."""
-    clips = torch.from_numpy(np.stack([draw.clip.frames for draw in draws]))
-    return ClipBatch(clips, [draw.clip.name for draw in draws], [message for draw in draws for message in draw.skipped])
+    clips = torch.from_numpy(np.stack([draw.sample.frames for draw in draws]))
+    names = [draw.sample.name for draw in draws]
+    return ClipBatch(clips, names, [message for draw in draws for message in draw.skipped])
 
 
 class ClipDataModule(LightningDataModule):
@@ -152,10 +129,6 @@ class ClipDataModule(LightningDataModule):
         else:
             self._tally.report(batch.skipped)
         return batch
-
-    def transfer_batch_to_device(self, batch: ClipBatch, device: torch.device, dataloader_idx: int) -> ClipBatch:
-        """Move the clips."""
-        return ClipBatch(batch.clips.to(device, non_blocking=True), batch.names, batch.skipped)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the stream is."""

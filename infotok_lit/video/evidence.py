@@ -15,7 +15,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from infotok_lit.budgets.router import MIN_RATE, rates_with_mean
+from infotok_lit.budgets import MIN_RATE, rates_with_mean
 from infotok_lit.video.moving_scenes import MovingScenes
 from infotok_lit.video.tokenizer import MaskKind, VideoTokenizer, keep_clipwide
 from infotok_lit.video.windows import to_frames, to_pixels

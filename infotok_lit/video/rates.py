@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from infotok_lit.budgets.router import (
+from infotok_lit.budgets import (
     FLEX_BASES,
     MIN_RATE,
     RunningMean,

@@ -14,8 +14,7 @@ from diffusers.models.autoencoders.autoencoder_kl_cosmos import CosmosDecoder3d,
 from torch import Tensor, nn
 from vector_quantize_pytorch import FSQ
 
-from infotok_lit.budgets.masks import keep_top, kept_count
-from infotok_lit.budgets.router import RunningMean
+from infotok_lit.budgets import RunningMean, keep_top, kept_count
 from infotok_lit.errors import DataError, SettingsError
 from infotok_lit.video.transformer import Block, Grid
 

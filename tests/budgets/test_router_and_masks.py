@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from infotok_lit.budgets.masks import keep_spread, nearest_count
-from infotok_lit.budgets.router import RunningMean
+from infotok_lit.budgets import RunningMean, keep_spread, nearest_count
 from infotok_lit.errors import SettingsError
 from infotok_lit.objective.token_budget import TokenBudget, TokenBudgetConfig, distillation
 

@@ -10,8 +10,8 @@ import torch
 from tiny import TinyModule, scenes_data
 
 from infotok_lit import cli
-from infotok_lit.callbacks import timing
-from infotok_lit.callbacks.timing import PHASES, StepTime, StepTiming
+from infotok_lit.callbacks import throughput
+from infotok_lit.callbacks.throughput import PHASES, StepTime, StepTiming
 from infotok_lit.commands import bench_inference as inference_command
 from infotok_lit.commands.bench import bench, main, summarise, table, typical
 from infotok_lit.commands.bench_inference import bench_inference, compare_caches, never_ending
@@ -115,7 +115,7 @@ def test_a_step_is_all_batches_whose_gradients_it_accumulates() -> None:
 
 def test_no_moment_is_lost_or_counted_twice(monkeypatch) -> None:
     """With a clock that goes on by one whenever it is looked at, each phase of each batch takes one."""
-    monkeypatch.setattr(timing, "perf_counter", itertools.count().__next__)
+    monkeypatch.setattr(throughput, "perf_counter", itertools.count().__next__)
     assert [step.wall for step in timed_fit(steps=2).steps] == 2 * [dict.fromkeys(PHASES, 1)]
     assert [step.wall for step in timed_fit(steps=2, accumulate=3).steps] == 2 * [dict.fromkeys(PHASES, 3)]
 
@@ -235,3 +235,14 @@ def test_helps_are_different(capsys) -> None:
 def test_the_functions_refuse_what_fit_refuses(config) -> None:
     with pytest.raises(SettingsError, match="accelerator"):
         bench_inference(["--config", config, "--trainer.accelerator=abacus"])
+
+
+def test_evaluate_times_the_same_answers_both_ways(folders, tmp_path, capsys):
+    out = tmp_path / "new" / "bench.json"
+    options = ["--images", "2", "--questions", "3", "--drawn", "2", "--batch_size", "4", "--out", str(out)]
+    assert main(["bench", "evaluate", "--model", str(folders["harmon"]), *options]) == 0
+    result = json.loads(out.read_text())
+    assert json.loads(capsys.readouterr().out) == result
+    assert result["answers_that_agree"] == 1 and result["images_per_second"] > 0
+    ratio = result["answers_per_second"] / result["answers_per_second_encoding_anew"]
+    assert abs(result["gain"] / ratio - 1) < 1e-9

@@ -62,6 +62,9 @@ BUILT = [
 """Refused by the built model, the opened data or the file system."""
 
 PARSED = [
+    (["--trainer.strategy=fsdp"], "add --config trainer/fsdp for FSDP2 (it needs GPUs, and there is none here)"),
+    (["--trainer.strategy=lightning.pytorch.strategies.FSDPStrategy"], "trainer.strategy FSDPStrategy shards"),
+    (["--trainer.strategy=deepspeed_stage_2"], "add --config trainer/fsdp"),
     (["--trainer.accelerator=gpu"], "trainer.accelerator is gpu, but there is no GPU here"),
     (["--config=harmon/scenes32", "--config=trainer/multi_gpu", "--trainer.accelerator=gpu"], "there is no GPU here"),
     (["--trainer.devices=0"], "trainer.devices is 0; set it to 1 or more"),

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from infotok_lit.callbacks.saving import WholeCheckpoints, remove_leftovers
 from infotok_lit.checkpoints import CheckpointError, newest_first, read_run
 from infotok_lit.cli import main
 from infotok_lit.commands.fit import InfoTokCLI, RunRecord
+from infotok_lit.modules.run_checkpoint import WholeCheckpoints, remove_leftovers
 
 TINY = [
     "--config=harmon/scenes32",

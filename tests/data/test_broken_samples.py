@@ -9,10 +9,10 @@ import pytest
 import torch
 from stand_ins import Numbers, as_shard, data, fit
 
-from infotok_lit.data.broken_samples import BrokenSampleTally
 from infotok_lit.data.datamodule import UnifiedDataModule
 from infotok_lit.data.image_text import ImageTextFolder
 from infotok_lit.data.shards import ImageTextShards
+from infotok_lit.data.stream import BrokenSampleTally
 
 PHOTOS = Path(__file__).parents[1] / "fixtures" / "photos"
 

@@ -3,7 +3,7 @@
 import pytest
 
 from infotok_lit.evaluation import gqa, seed_bench, yes_no
-from infotok_lit.evaluation.mmmu_rules import normalised, open_is_right, parse_choice, parse_open
+from infotok_lit.evaluation.mmmu import normalised, open_is_right, parse_choice, parse_open
 from infotok_lit.evaluation.unibench import options_of, read_option
 
 # What the official scripts and the two harnesses were seen to make of these replies:

@@ -200,10 +200,17 @@ def test_verdicts_survive_a_judge_that_breaks_down(server, tmp_path):
 
 def test_an_interrupt_keeps_what_is_under_way_and_asks_no_more(server, tmp_path):
     """Two calls at a time: the first two are answered after the interrupt, and the other six are never made."""
-    slow = lambda handler, body: (time.sleep(0.3), GOOD(handler, body))  # noqa: E731
-    server.behaviours = [slow]
-    threading.Timer(0.15, os.kill, (os.getpid(), signal.SIGINT)).start()
-    endpoint = replace(server.endpoint, timeout=5)
+
+    def slow(handler: BaseHTTPRequestHandler, body: dict) -> None:
+        time.sleep(1.0)
+        GOOD(handler, body)
+
+    def interrupts(handler: BaseHTTPRequestHandler, body: dict) -> None:
+        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+        slow(handler, body)
+
+    server.behaviours = [slow, interrupts, GOOD]
+    endpoint = replace(server.endpoint, timeout=30)
     with pytest.raises(KeyboardInterrupt):
         judged(tmp_path, endpoint, FakeModel(), limit=8)
     assert len(server.calls) == 2

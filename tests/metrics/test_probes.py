@@ -11,8 +11,8 @@ from torch import Tensor
 
 from infotok_lit.metrics.probes import Bits, Split, classify, coordinates, ridge
 from infotok_lit.scenes.garments import photograph, photographs_of
-from infotok_lit.scenes.information import SceneInformation, scene_information
 from infotok_lit.scenes.prior import ScenePrior
+from infotok_lit.scenes.probe import SceneInformation, scene_information
 from infotok_lit.scenes.render import background, distractor_shares, draw_distractors
 from infotok_lit.scenes.source import Scenes
 from infotok_lit.scenes.spec import SPECS

@@ -1,4 +1,4 @@
-"""Reading and drawing: no image knows what else is in its batch, and no cache changes a number."""
+"""Reading and drawing with Harmon, beside what test_inference.py tests of every family."""
 
 from dataclasses import replace
 
@@ -61,16 +61,6 @@ def loop_without_cache(model: Harmon, image: Tensor, prompt: str, penalty: float
     return answer
 
 
-def test_an_answer_knows_nothing_of_its_batch(model, images, answers) -> None:
-    together = answers(images, PROMPTS)
-    assert len({tuple(ids) for ids in together}) == len(PROMPTS)
-    assert together == [answers(image[None], [prompt])[0] for image, prompt in zip(images, PROMPTS, strict=True)]
-    assert together[::-1] == answers(images.flip(0), PROMPTS[::-1])
-    # Both the picture and the question matter, so the equalities above mean something.
-    assert answers(images.flip(0), PROMPTS) != together
-    assert answers(images, PROMPTS[::-1]) != together
-
-
 @pytest.mark.parametrize("penalty", [1.0, 1.7])
 def test_the_key_value_cache_changes_nothing(model, images, answers, monkeypatch, penalty) -> None:
     monkeypatch.setattr(model, "config", replace(model.config, repetition_penalty=penalty))
@@ -98,26 +88,6 @@ def draw(model: Harmon, captions: list[str], seed: int = 5, size: tuple[int, int
     return model.generate(captions, seed, replace(model.config.sampling, **drawing), size)
 
 
-def test_a_picture_is_its_prompt_and_its_seed(model) -> None:
-    pictures = draw(model, CAPTIONS)
-    assert torch.equal(pictures, draw(model, CAPTIONS))
-    assert pictures.shape == (3, 3, 32, 32) and pictures.abs().max() <= 1
-    for i, caption in enumerate(CAPTIONS):
-        torch.testing.assert_close(draw(model, [caption], seed=5 + i)[0], pictures[i], rtol=1e-3, atol=1e-3)
-        assert (draw(model, [caption], seed=9)[0] - pictures[i]).abs().mean() > 0.1
-    other = draw(model, [CAPTIONS[1], *CAPTIONS[1:]])
-    torch.testing.assert_close(other[1:], pictures[1:], rtol=1e-3, atol=1e-3)
-    assert (other[0] - pictures[0]).abs().mean() > 0.02
-
-
-def test_drawing_leaves_the_global_random_numbers_alone(model) -> None:
-    torch.manual_seed(0)
-    expected = torch.rand(3)
-    torch.manual_seed(0)
-    draw(model, CAPTIONS[:1])
-    assert torch.equal(torch.rand(3), expected)
-
-
 @pytest.mark.parametrize("size", [(8, 8), (16, 40), (64, 8)])
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 def test_any_grid(model, size, guidance) -> None:
@@ -133,11 +103,6 @@ def test_without_guidance_no_unconditional_prompt_is_encoded(model, monkeypatch)
     for guidance in (1.0, 3.0):
         draw(model, CAPTIONS, guidance=guidance, iterations=1)
     assert rows == [3, 6]
-
-
-def test_a_size_between_tokens_is_refused(model) -> None:
-    with pytest.raises(ValueError, match="image size 20 x 32 is not a multiple of 8 pixels"):
-        draw(model, CAPTIONS, size=(20, 32))
 
 
 def test_more_rounds_than_places_add_nothing(model) -> None:

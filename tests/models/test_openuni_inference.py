@@ -1,4 +1,4 @@
-"""Reading and drawing with OpenUni: no image knows what else is in its batch, and no cache changes a number."""
+"""Reading, drawing and editing with OpenUni, beside what test_inference.py tests of every family."""
 
 from dataclasses import replace
 
@@ -33,53 +33,10 @@ def images() -> Tensor:
     return torch.rand(len(PROMPTS), 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
 
-def test_an_answer_knows_nothing_of_its_batch_nor_of_the_cache(model, images) -> None:
-    together = model.describe(images, PROMPTS, NEW_TOKENS)
-    assert len(set(together)) == len(PROMPTS)
-    alone = [model.describe(image[None], [text], NEW_TOKENS)[0] for image, text in zip(images, PROMPTS, strict=True)]
-    assert together == alone
-    assert together == model.describe(images, PROMPTS, NEW_TOKENS, use_cache=False)
-    # Both the picture and the question matter, so the equalities above mean something.
-    assert model.describe(images.flip(0), PROMPTS, NEW_TOKENS) != together
-    assert model.describe(images, PROMPTS[::-1], NEW_TOKENS) != together
-
-
 def test_the_system_prompt_is_part_of_the_conversation(model, images, monkeypatch) -> None:
     before = model.describe(images, PROMPTS, NEW_TOKENS)
     monkeypatch.setattr(model.processor, "system", "answer in one word")
     assert model.describe(images, PROMPTS, NEW_TOKENS) != before
-
-
-def test_an_answer_stops_at_its_own_end(model, images, monkeypatch) -> None:
-    ids, mask = model.processor.understanding_prompts(PROMPTS)
-    with torch.no_grad():
-        embeds = model.embed_with_images(ids, model.understood_tokens(images))
-        free = model.answer(embeds, mask, NEW_TOKENS)
-        end = int(free[0, 2])
-        monkeypatch.setattr(model.processor, "end_id", end)
-        stopped = model.answer(embeds, mask, NEW_TOKENS)
-    for row, full in zip(stopped.tolist(), free.tolist(), strict=True):
-        length = full.index(end) + 1 if end in full else len(full)
-        assert row[:length] == full[:length]
-        assert set(row[length:]) <= {model.processor.pad_id}
-
-
-@pytest.mark.parametrize("guidance", [1.0, 3.0])
-@pytest.mark.parametrize("size", [None, (16, 48)])
-def test_a_picture_is_its_prompt_and_its_seed(model, guidance, size) -> None:
-    drawing = replace(model.config.sampling, guidance=guidance)
-    together = model.generate(CAPTIONS, 5, drawing, size)
-    assert together.shape == (3, 3, *(size or (32, 32)))
-    for i, caption in enumerate(CAPTIONS):
-        alone = model.generate([caption], 5 + i, drawing, size)
-        torch.testing.assert_close(together[i : i + 1], alone, rtol=0, atol=2e-4)
-    assert (together - model.generate(CAPTIONS[::-1], 5, drawing, size)).abs().max() > 0.01
-    assert (together - model.generate(CAPTIONS, 6, drawing, size)).abs().max() > 0.1
-
-
-def test_a_size_that_the_latents_cannot_have_is_refused(model) -> None:
-    with pytest.raises(ValueError, match="image size 20 x 32 is not a multiple of 8 pixels"):
-        model.generate(CAPTIONS[:1], image_size=(20, 32))
 
 
 def test_guidance_leads_away_from_the_negative_prompt(model) -> None:

@@ -17,9 +17,9 @@ from infotok_lit.models.common.reconstruction import (
 from infotok_lit.models.harmon.sampling import RandomNumbers as HarmonNumbers
 from infotok_lit.models.harmon.sampling import random_numbers as draw_harmon
 from infotok_lit.models.openuni.diffusion import random_numbers as draw_openuni
+from infotok_lit.models.showo2.diffusion import on_path, training_time
+from infotok_lit.models.showo2.diffusion import random_numbers as draw_showo2
 from infotok_lit.models.showo2.family import FAMILY as SHOWO2
-from infotok_lit.models.showo2.flow import on_path, training_time
-from infotok_lit.models.showo2.flow import random_numbers as draw_showo2
 from infotok_lit.models.unified import UnifiedModel
 from infotok_lit.scenes import Scenes
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from infotok_lit.errors import SettingsError
 from infotok_lit.models.harmon.diffusion import make_schedule
 from infotok_lit.models.harmon.family import SamplingConfig
-from infotok_lit.models.harmon.token_sampling import SOLVER_STEPS_FROM, sample_tokens, solve_tokens
+from infotok_lit.models.harmon.sampling import SOLVER_STEPS_FROM, sample_tokens, solve_tokens
 
 MEAN, STD = 0.7, 0.3
 SIGNAL = make_schedule().alphas_cumprod.sqrt()

@@ -17,9 +17,9 @@ from lightning.pytorch.strategies import DDPStrategy, Strategy
 from tiny import FAMILIES, TinyModule, scenes_data
 
 from infotok_lit.callbacks.export import ExportInference
-from infotok_lit.callbacks.saving import WholeCheckpoints
 from infotok_lit.modules.lora import LoraConfig
 from infotok_lit.modules.losses import TaskWeights
+from infotok_lit.modules.run_checkpoint import WholeCheckpoints
 from infotok_lit.modules.sharded_strategy import ShardedStrategy
 from infotok_lit.modules.sharding import own_share
 from infotok_lit.objective.balance import BalanceConfig, Shares
@@ -57,10 +57,26 @@ class Record(pl.Callback):
         self.bytes = sum(own_share(tensor).numel() * tensor.element_size() for tensor in tensors)
 
 
-def fit(folder: Path, module: TinyModule, strategy: Strategy | str, devices: int = 2, **options: Any) -> pl.Trainer:
-    """A run of a few steps with validation, a checkpoint and an export."""
+def fit(
+    folder: Path,
+    module: TinyModule,
+    strategy: Strategy | str,
+    devices: int = 2,
+    checkpoint: Path | None = None,
+    keeps: bool = False,
+) -> pl.Trainer:
+    """A run of a few steps with validation, which goes on from a checkpoint; with checkpoints and an export of its own.
+
+    Args:
+        keeps: whether it has these.
+    """
     pl.seed_everything(0, verbose=False)
-    record, checkpoint = Record(), options.pop("checkpoint", None)
+    record = Record()
+    kept = [
+        ModelCheckpoint(folder, "{step}", every_n_train_steps=2, save_top_k=-1, save_last="link"),
+        ExportInference(str(folder / "export"), force=True),
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
     data = scenes_data() if devices == 2 else scenes_data(batch_size=8)
     trainer = pl.Trainer(
         default_root_dir=folder,
@@ -79,12 +95,8 @@ def fit(folder: Path, module: TinyModule, strategy: Strategy | str, devices: int
         enable_progress_bar=False,
         enable_model_summary=False,
         plugins=[WholeCheckpoints()],
-        callbacks=[
-            record,
-            ModelCheckpoint(folder, "{step}", every_n_train_steps=2, save_top_k=-1, save_last="link"),
-            ExportInference(str(folder / "export"), force=True),
-        ],
-        **options,
+        callbacks=[record, *(kept if keeps else ())],
+        enable_checkpointing=keeps,
     )
     trainer.fit(module, data, ckpt_path=checkpoint)
     torch.save({name: getattr(record, name) for name in KEPT}, folder / f"record_{trainer.global_rank}.pt")
@@ -135,8 +147,8 @@ OTHERS = {
 def main(folder: Path) -> None:
     """All runs."""
     for family in FAMILIES:
-        fit(folder / family / "ddp", module(family), DDPStrategy())
-        fit(folder / family / "fsdp", module(family), ShardedStrategy())
+        fit(folder / family / "ddp", module(family), DDPStrategy(), keeps=True)
+        fit(folder / family / "fsdp", module(family), ShardedStrategy(), keeps=True)
     first = folder / "harmon"
     for name, strategy, run in (
         ("resumed", ShardedStrategy(), "fsdp"),
@@ -146,8 +158,8 @@ def main(folder: Path) -> None:
         fit(first / name, module("harmon"), strategy, checkpoint=first / run / CHECKPOINT)
     fit(first / "copies", module("harmon"), ShardedStrategy(data_parallel_size=2, tensor_parallel_size=1))
     for name, other in OTHERS.items():
-        fit(folder / name / "ddp", other(), DDPStrategy())
-        fit(folder / name / "fsdp", other(), ShardedStrategy())
+        fit(folder / name / "ddp", other(), DDPStrategy(), keeps=name == "lora")
+        fit(folder / name / "fsdp", other(), ShardedStrategy(), keeps=name == "lora")
 
 
 if __name__ == "__main__":

@@ -48,6 +48,7 @@ def test_a_dry_step_has_the_weights_gradients_states_and_operations_of_a_real_on
     trained = sum(p.numel() for p in real.parameters() if p.requires_grad)
     tensors = sum(p.requires_grad for p in real.parameters())
     held = dry.phases["optimiser"]
+    assert dry.phases["forward"][GRADIENTS] == 0, "those of the last step are forgotten"
     assert held[WEIGHTS] == 4 * sum(p.numel() for p in real.parameters())
     assert held[STATES] == 2 * 4 * trained + 4 * tensors, "two moments of each parameter, and a count of its steps"
     assert held[BUFFERS] == sum(buffer.nbytes for buffer in real.buffers())

@@ -14,7 +14,7 @@ from infotok_lit.models.harmon import model as harmon_model
 from infotok_lit.models.harmon.diffusion import make_schedule
 from infotok_lit.models.harmon.family import HarmonConfig, SamplingConfig
 from infotok_lit.models.harmon.model import Harmon
-from infotok_lit.models.harmon.token_sampling import sample_tokens
+from infotok_lit.models.harmon.sampling import sample_tokens
 
 
 @pytest.fixture(scope="module")

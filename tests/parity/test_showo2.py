@@ -10,9 +10,9 @@ from infotok_lit.batch import IMAGE_TOKEN_ID
 from infotok_lit.models.common.autoencoders import WanVAE
 from infotok_lit.models.common.language_model import text_loss
 from infotok_lit.models.common.sampling import guide, sinusoid
+from infotok_lit.models.showo2.diffusion import on_path, sampling_times, training_time
 from infotok_lit.models.showo2.encoder import as_tokens
 from infotok_lit.models.showo2.family import SamplingConfig
-from infotok_lit.models.showo2.flow import on_path, sampling_times, training_time
 from infotok_lit.models.showo2.inference import cached_velocity, continue_greedily, embed_prompts, full_velocity, walk
 from infotok_lit.models.showo2.model import Showo2
 from infotok_lit.models.showo2.network import Hidden

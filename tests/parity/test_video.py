@@ -11,8 +11,7 @@ import torch
 from golden import FIXTURES, Golden
 from torch import Tensor
 
-from infotok_lit.budgets.masks import keep_first
-from infotok_lit.budgets.router import FLEX_BASES, block_rates, budget_rate
+from infotok_lit.budgets import FLEX_BASES, block_rates, budget_rate, keep_first
 from infotok_lit.video.codec import CodecConfig, decode_window, encode_window, in_windows, keep_by_score, window_rates
 from infotok_lit.video.losses import LossConfig, Schedule, Vgg16Features, reconstruction_losses
 from infotok_lit.video.official import CONSTANTS, key_map, load_official_state, official_state

@@ -8,9 +8,9 @@ from infotok_lit.scenes import Scenes
 from infotok_lit.scenes.generator import Scene, SceneObject
 from infotok_lit.scenes.grammar import CATEGORIES, parse_caption
 from infotok_lit.scenes.negatives import answer_question, false_captions, false_exchanges
+from infotok_lit.scenes.parser import score
 from infotok_lit.scenes.questions import QUESTION_KINDS, describe_scene
 from infotok_lit.scenes.render import render
-from infotok_lit.scenes.scoring import score
 from infotok_lit.scenes.spec import GARMENTS, SHAPES, SPECS, SPLITS
 
 SPEC = SPECS["scenes32"]

@@ -6,9 +6,8 @@ from scipy.ndimage import gaussian_filter
 
 from infotok_lit.scenes.generator import Scene, SceneObject, Slot, draw_scene
 from infotok_lit.scenes.grammar import parse_caption
-from infotok_lit.scenes.parser import parse_image
+from infotok_lit.scenes.parser import parse_image, score
 from infotok_lit.scenes.render import render
-from infotok_lit.scenes.scoring import score
 from infotok_lit.scenes.spec import SPECS, SceneSpec
 
 SPEC = SPECS["scenes32"]

@@ -7,9 +7,8 @@ from itertools import combinations, product
 import numpy as np
 import pytest
 
-from infotok_lit.scenes.answer_entropy import answer_bits, answer_entropy_bits, kind_entropy_bits
 from infotok_lit.scenes.generator import Scene, SceneObject, fits_split
-from infotok_lit.scenes.prior import FACTORS, ScenePrior
+from infotok_lit.scenes.prior import FACTORS, ScenePrior, answer_bits, answer_entropy_bits, kind_entropy_bits
 from infotok_lit.scenes.questions import QUESTION_KINDS, draw_question
 from infotok_lit.scenes.spec import COLOURS, GARMENTS, SIZES, SPECS, SceneSpec
 

@@ -3,8 +3,17 @@
 import pytest
 import torch
 
-from infotok_lit.budgets.masks import keep_first, keep_top, kept_count
-from infotok_lit.budgets.router import FLEX_BASES, RunningMean, block_rates, budget_rate, draw_bases, rates_with_mean
+from infotok_lit.budgets import (
+    FLEX_BASES,
+    RunningMean,
+    block_rates,
+    budget_rate,
+    draw_bases,
+    keep_first,
+    keep_top,
+    kept_count,
+    rates_with_mean,
+)
 from infotok_lit.errors import SettingsError
 from infotok_lit.video.rates import RateConfig
 from infotok_lit.video.tokenizer import keep_clipwide

@@ -176,7 +176,7 @@ def test_a_broken_video_is_replaced_and_named(tmp_path) -> None:
     write_frames(tmp_path / "b", noise(2, 16, 16))
     dataset = ClipDataset(VideoFolder(str(tmp_path)), 9, 16, seed=0, augmentation=None)
     drawn = dataset[Request(1, 0)]
-    assert drawn.clip.name.endswith("a") and len(drawn.skipped) >= 1
+    assert drawn.sample.name.endswith("a") and len(drawn.skipped) >= 1
     assert "b: it has 2 frames" in drawn.skipped[0]
     only_broken = ClipDataset(VideoFolder(str(tmp_path / "b")), 9, 16, seed=0, augmentation=None)
     with pytest.raises(TooManyBrokenSamplesError, match="it has 2 frames"):
@@ -185,8 +185,8 @@ def test_a_broken_video_is_replaced_and_named(tmp_path) -> None:
 
 def test_the_same_request_gives_the_same_clip() -> None:
     dataset = ClipDataset(MovingScenes(side=48), 5, 32, seed=3, augmentation=Augmentation())
-    assert np.array_equal(dataset[Request(7, 0)].clip.frames, dataset[Request(7, 0)].clip.frames)
-    assert not np.array_equal(dataset[Request(7, 0)].clip.frames, dataset[Request(7, 1)].clip.frames)
+    assert np.array_equal(dataset[Request(7, 0)].sample.frames, dataset[Request(7, 0)].sample.frames)
+    assert not np.array_equal(dataset[Request(7, 0)].sample.frames, dataset[Request(7, 1)].sample.frames)
 
 
 @pytest.mark.parametrize("changed", [{"frames": 0}, {"batch_size": 0}, {"seed": -1}, {"max_broken_share": 2.0}])
@@ -272,5 +272,6 @@ def test_objects_stay_inside_and_some_appear_late() -> None:
 def test_clips_are_given_as_they_are_for_validation() -> None:
     data = ClipDataset(MovingScenes("val", side=32), 5, 32, seed=0, augmentation=None)
     assert torch.equal(
-        torch.from_numpy(data[Request(3, 0)].clip.frames), torch.from_numpy(MovingScenes("val", side=32).draw(3, 5)[1])
+        torch.from_numpy(data[Request(3, 0)].sample.frames),
+        torch.from_numpy(MovingScenes("val", side=32).draw(3, 5)[1]),
     )

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from infotok_lit.assets import ASSETS
-from infotok_lit.video.folder import load_tokenizer
 from infotok_lit.video.moving_scenes import MovingScenes
+from infotok_lit.video.official import load_tokenizer
 from infotok_lit.video.tokenizer import SIZES, VideoTokenizer, keep_clipwide
 from infotok_lit.video.windows import to_frames, to_pixels
 

@@ -11,7 +11,7 @@ from tiny_video import tiny_tokenizer
 from infotok_lit.cli import main as command_line
 from infotok_lit.video import evidence
 from infotok_lit.video.evidence import EvidenceOptions, best_allocation, measure
-from infotok_lit.video.folder import export_tokenizer
+from infotok_lit.video.official import export_tokenizer
 from infotok_lit.video.tokenizer import keep_clipwide
 
 SMALL = EvidenceOptions(clips=4, frames=5, side=32, rates=(0.5,))

@@ -26,8 +26,8 @@ from infotok_lit.errors import SettingsError
 from infotok_lit.modules.optimiser import OptimiserConfig
 from infotok_lit.modules.video_tokenizer import ExportTokenizer, VideoTokenizerModule, psnr, rebuild_tokenizer
 from infotok_lit.video.datamodule import ClipDataModule
-from infotok_lit.video.folder import load_tokenizer
 from infotok_lit.video.moving_scenes import MovingScenes
+from infotok_lit.video.official import load_tokenizer
 from infotok_lit.video.rates import RateConfig
 from infotok_lit.video.tokenizer import SIZES
 from infotok_lit.video.video_file import write_video

@@ -11,8 +11,8 @@ from tiny_video import noise, tiny_tokenizer
 from infotok_lit.checkpoints import CheckpointError
 from infotok_lit.cli import main as command_line
 from infotok_lit.video.codec import CodecConfig, compress, read_stream
-from infotok_lit.video.folder import export_tokenizer
 from infotok_lit.video.losses import SCALE, SHIFT, Vgg16Features
+from infotok_lit.video.official import export_tokenizer
 from infotok_lit.video.quality import Lpips, means_by_rate, measure_quality
 from infotok_lit.video.video_file import OpenVideo, write_video
 

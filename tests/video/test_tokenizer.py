@@ -11,9 +11,15 @@ from tiny_video import TINY, noise, tiny_tokenizer
 
 from infotok_lit.checkpoints import CheckpointError
 from infotok_lit.errors import DataError, SettingsError
-from infotok_lit.video.folder import WEIGHTS_FILE, export_tokenizer, load_tokenizer
 from infotok_lit.video.losses import LossConfig, Schedule, Vgg16Features, reconstruction_losses
-from infotok_lit.video.official import load_official_file, load_official_state, official_state
+from infotok_lit.video.official import (
+    WEIGHTS_FILE,
+    export_tokenizer,
+    load_official_file,
+    load_official_state,
+    load_tokenizer,
+    official_state,
+)
 from infotok_lit.video.tokenizer import VideoTokenizer, pool_error
 from infotok_lit.video.transformer import DoubleProjectionAttention, rotary_angles
 from infotok_lit.video.windows import to_pixels

@@ -1,8 +1,10 @@
 """Greedy answers to many questions about few images: what comes before the questions is computed once per image.
 
 All questions about an image lie in one sequence after it, hidden from one another; where they begin with the same
-words, these are there once. Shapes: I images, P positions up to the end of the image, M the most questions about one
-image, S the most positions that the questions about one take, H width, A new tokens, V vocabulary.
+words, these are there once. Of an image, positions may be dropped; the others keep theirs.
+
+Shapes: I images, P positions up to the end of the image, M the most questions about one image, S the most positions
+that the questions about one take, H width, A new tokens, V vocabulary; B rows of T positions, T' of them not dropped.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,10 +14,9 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from transformers import DynamicCache
+from transformers import Cache, DynamicCache
 
 from infotok_lit.batch import IMAGE_TOKEN_ID, Processor
-from infotok_lit.models.common.fewer_tokens import read_prefix
 
 
 class LanguageParts(NamedTuple):
@@ -69,6 +70,26 @@ def split_after_image(ids: Tensor, mask: Tensor, extra: int = 0) -> SharedPrompt
     return SharedPrompts(ids.new_tensor(rows[0][:length]), [row[length:] for row in rows])
 
 
+class Shortened(NamedTuple):
+    """Rows that hold some of their positions only: these first and in their order, then padding."""
+
+    source: Tensor
+    """(B, T') int64: which position of the whole row each one was."""
+    real: Tensor
+    """(B, T') bool, False at padding."""
+
+    def take(self, rows: Tensor) -> Tensor:
+        """(B, T, ...) -> (B, T', ...)."""
+        index = self.source.reshape(*self.source.shape, *[1] * (rows.ndim - 2)).expand(-1, -1, *rows.shape[2:])
+        return rows.gather(1, index)
+
+
+def shorten(left: Tensor) -> Shortened:
+    """Rows of which the positions (B, T) bool are left."""
+    order = left.long().argsort(dim=1, descending=True, stable=True)[:, : int(left.sum(1).max())]
+    return Shortened(order, left.gather(1, order))
+
+
 def answer_after_prefix(
     language: LanguageParts,
     prefix: Tensor,
@@ -90,7 +111,7 @@ def answer_after_prefix(
     """
     images, length, processor = *prefix.shape[:2], language.processor
     cache = DynamicCache(config=language.body.config)
-    read = read_prefix(language.body, prefix, cache, prefix_mask, prefix_left).real
+    read = _read_prefix(language.body, prefix, cache, prefix_mask, prefix_left)
     trees, slots = _grow(images, image_of, questions, processor.pad_id, prefix.device)
     most = trees.ends.shape[1]
     inputs, places, rows = language.embedding(trees.ids), length + trees.places, trees.ends.clamp(min=0)
@@ -117,6 +138,24 @@ def answer_after_prefix(
         places = places.gather(1, rows) + 1
         rows = torch.arange(most, device=prefix.device).expand(images, -1)
     return torch.stack(new, dim=1)[slots]
+
+
+def _read_prefix(body: nn.Module, prefix: Tensor, cache: Cache, mask: Tensor | None, left: Tensor | None) -> Tensor:
+    """Fill a cache with what comes before questions; returns which of its positions are real, (B, T') bool.
+
+    Args:
+        prefix: (B, T, H) embeddings without padding.
+        mask: (B, 1, T, T) bool: which positions see which; default: earlier ones.
+        left: (B, T) bool, under the default mask: the positions that are read; default: all.
+    """
+    real, places = torch.ones_like(prefix[..., 0], dtype=torch.bool), None
+    if left is not None:
+        rows = shorten(left)
+        prefix, real, places = rows.take(prefix), rows.real, rows.source
+        earlier = places.new_ones(places.shape[1], places.shape[1], dtype=torch.bool).tril()
+        mask = (earlier & real[:, None])[:, None]
+    body(inputs_embeds=prefix, attention_mask=mask, position_ids=places, past_key_values=cache, use_cache=True)
+    return real
 
 
 class _Trees(NamedTuple):

@@ -11,16 +11,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import (
-    LogitsProcessor,
-    LogitsProcessorList,
-    PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
     SiglipVisionConfig,
 )
 from transformers.models.siglip.modeling_siglip import SiglipEncoder
 
-from infotok_lit.batch import IGNORE_INDEX, IMAGE_TOKEN_ID, Processor
+from infotok_lit.batch import IGNORE_INDEX
 from infotok_lit.errors import SettingsError
 from infotok_lit.models.common.model_config import LanguageModelConfig
 from infotok_lit.models.common.text import label_places
@@ -45,25 +42,6 @@ def qwen2_config(config: LanguageModelConfig, attention: str | None = None) -> Q
 def build_language_model(config: LanguageModelConfig, attention: str = "sdpa") -> Qwen2ForCausalLM:
     """A Qwen2 with fresh weights."""
     return Qwen2ForCausalLM(qwen2_config(config, attention))
-
-
-def embed_with_images(embedding: nn.Embedding, input_ids: Tensor, visual: Tensor) -> Tensor:
-    """Embeddings (B, T, H) of ids (B, T) whose image slots are filled with visual tokens (n, N, H), in order.
-
-    Raises:
-        SettingsError: if there are not as many slots as tokens.
-    """
-    slots = input_ids == IMAGE_TOKEN_ID
-    num_slots, num_visual = slots.sum(), visual.shape[0] * visual.shape[1]
-    embeds = required(
-        embedding(input_ids.masked_fill(slots, 0)),
-        num_slots == num_visual,
-        lambda: (
-            f"the text has {num_slots} image slots for {num_visual} visual tokens: the image size and the processor's "
-            "disagree"
-        ),
-    )
-    return embeds.masked_scatter(slots.unsqueeze(-1), visual.to(embeds.dtype))
 
 
 def required(values: Tensor, holds: Tensor, message: Callable[[], str]) -> Tensor:
@@ -138,35 +116,6 @@ def read_after_text(body: nn.Module, text: Tensor, text_mask: Tensor, visual: Te
     hidden = body(inputs_embeds=embeds, attention_mask=CAUSAL, use_cache=False).last_hidden_state
     places = text_mask.sum(dim=1, keepdim=True) + torch.arange(count, device=hidden.device)
     return torch.take_along_dim(hidden, places.unsqueeze(2), dim=1)
-
-
-@torch.no_grad()
-def answer_greedily(
-    llm: PreTrainedModel,
-    embeds: Tensor,
-    mask: Tensor,
-    processor: Processor,
-    max_new_tokens: int,
-    use_cache: bool = True,
-    adjust: LogitsProcessor | None = None,
-    in_step: bool = False,
-) -> Tensor:
-    """Continuation ids (B, at most max_new_tokens) of left-padded embeddings (B, T, H), the likeliest each time.
-
-    Args:
-        in_step: no process stops before the others.
-    """
-    return llm.generate(
-        inputs_embeds=embeds,
-        attention_mask=mask.long(),
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        use_cache=use_cache,
-        synced_gpus=in_step,
-        logits_processor=LogitsProcessorList([] if adjust is None else [adjust]),
-        eos_token_id=processor.end_id,
-        pad_token_id=processor.pad_id,
-    )
 
 
 def run_layers(layers: Iterable[nn.Module], x: Tensor, *others: object, recompute: bool) -> Tensor:

@@ -4,9 +4,10 @@ What the families share: the request that goes with the image, the copy of the i
 of the gradient through it. Shapes: B images, D width of their tokens.
 """
 
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields, replace
-from typing import Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -112,6 +113,23 @@ class ReconstructionConfig:
         """These settings, and those of `defaults` where there are none."""
         given = {field.name: getattr(self, field.name) for field in fields(self)}
         return replace(defaults, **{name: value for name, value in given.items() if value is not None})
+
+
+class ReconstructionInputs(NamedTuple):
+    """What a reconstruction loss is computed from, beside the batch whose images are generated."""
+
+    copies: Tensor
+    """(B, 3, h, w) in [-1, 1]: the images to understand."""
+    requests: Sequence[str]
+    """What is asked of each; "" for the text of unconditional generation."""
+    gradient_scale: float
+    """Factor on the gradient through the understood tokens."""
+    understood_transform: Callable[[Tensor], Tensor] | None
+    """Applied to the shared tokens of the images that are understood."""
+    generated_transform: Callable[[Tensor], Tensor] | None
+    """Applied to the shared tokens of the images that are generated."""
+    random: Any = None
+    """The random numbers of the family's generation loss; drawn if not given."""
 
 
 @dataclass(frozen=True)

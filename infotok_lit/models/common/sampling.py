@@ -1,12 +1,31 @@
-"""What the families' samplers share: the random numbers of an image, classifier-free guidance, and features of time."""
+"""What the families' samplers share: options, an image's random numbers, classifier-free guidance, features of time."""
 
 import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from infotok_lit.models.common.model_config import Grid
+
 TIME_FEATURES = 256
 MAX_PERIOD = 10000.0
+
+Progress = Callable[[int, int], None]
+"""Called with (iteration, iterations) after each iteration."""
+
+
+class DrawingOptions(NamedTuple):
+    """How the images of one call are drawn, beside their random numbers."""
+
+    sampling: Any
+    """The family's SamplingConfig."""
+    grid: Grid
+    """Of the images' tokens."""
+    progress: Progress | None = None
+    use_cache: bool = True
+    """Compute the prompts' keys and values once; the images are the same without."""
 
 
 class ImageNoise:

@@ -28,19 +28,24 @@ from infotok_lit.models.common.language_model import (
     compact_positions,
     followed_by_ones,
     read_after_text,
-    text_loss,
 )
 from infotok_lit.models.common.model_config import Grid
-from infotok_lit.models.common.reconstruction import graph_unless_stopped, scale_gradient
-from infotok_lit.models.common.sampling import ImageNoise, is_guided
+from infotok_lit.models.common.reconstruction import ReconstructionInputs, graph_unless_stopped, scale_gradient
+from infotok_lit.models.common.sampling import DrawingOptions, ImageNoise, Progress, is_guided
 from infotok_lit.models.harmon.diffusion import TokenDiffusion, make_schedule
 from infotok_lit.models.harmon.family import HarmonConfig, SamplingConfig
 from infotok_lit.models.harmon.mar import MARDecoder, MAREncoder, gather_rows, places_where, with_buffers
 from infotok_lit.models.harmon.processor import HarmonProcessor
-from infotok_lit.models.harmon.sampling import RandomNumbers, random_numbers, sample_image_tokens
-from infotok_lit.models.harmon.token_sampling import Draw, sample_tokens, solve_tokens
+from infotok_lit.models.harmon.sampling import (
+    Draw,
+    RandomNumbers,
+    random_numbers,
+    sample_image_tokens,
+    sample_tokens,
+    solve_tokens,
+)
 from infotok_lit.models.reading import TokenTransform, transformed
-from infotok_lit.models.unified import Progress, UnifiedModel
+from infotok_lit.models.unified import UnifiedModel
 
 KEYS = KeyMap(
     renames=(
@@ -125,14 +130,10 @@ class Harmon(UnifiedModel):
         return self.encoder(*self.encode_images(pixel_values))
 
     def understanding(self, batch: UnderstandingBatch, transform: TokenTransform | None = None) -> BranchOutput:
-        """Next-token cross entropy (nats) summed over answer tokens; the head runs on those positions alone."""
+        """The answers' cross entropy, given the tokens of the whole image."""
         latents, grid = self.encode_images(batch.pixel_values, batch.encoded)
         tokens = self.encoder(latents, grid)
-        seen = scale_gradient(self.project_for_llm(tokens, transform), self.config.grad_scale)
-        embeds = self.embed_with_images(batch.input_ids, seen)
-        # Padding is on the right, so that causal attention alone hides it from every answer.
-        hidden = self.llm.model(inputs_embeds=embeds, attention_mask=CAUSAL, use_cache=False).last_hidden_state
-        loss = text_loss(self.llm.lm_head, hidden, batch.labels, batch.label_places)
+        loss = self.answer_loss(batch, tokens, transform)
         return self.branch_output("understanding", loss, tokens, batch.text, grid)
 
     def project_for_llm(self, tokens: Tensor, transform: TokenTransform | None = None) -> Tensor:
@@ -159,25 +160,16 @@ class Harmon(UnifiedModel):
         prompt = (self.text_embedding(batch.input_ids), batch.attention_mask)
         return self.predict_hidden(latents, grid, *prompt, batch.text, transform, random)
 
-    def reconstruct(
-        self,
-        batch: GenerationBatch,
-        copies: Tensor,
-        requests: Sequence[str],
-        gradient_scale: float,
-        understood_transform: TokenTransform | None,
-        generated_transform: TokenTransform | None,
-        random: RandomNumbers | None,
-    ) -> ReconstructionOutput:
+    def reconstruct(self, batch: GenerationBatch, inputs: ReconstructionInputs) -> ReconstructionOutput:
         """Token diffusion loss given the shared tokens of the whole image; the gradient is scaled after projection."""
         latents, grid = self.encode_images(batch.pixel_values, batch.encoded)
-        shown = (latents, grid) if copies is batch.pixel_values else self.encode_images(copies)
-        with graph_unless_stopped(gradient_scale):
-            visual = self.project_for_llm(self.encoder(*shown), understood_transform)
-            visual = scale_gradient(visual, gradient_scale)
-        ids, mask = self.processor.reconstruction_prompts(requests, num_image_tokens=visual.shape[1])
+        shown = (latents, grid) if inputs.copies is batch.pixel_values else self.encode_images(inputs.copies)
+        with graph_unless_stopped(inputs.gradient_scale):
+            visual = self.project_for_llm(self.encoder(*shown), inputs.understood_transform)
+            visual = scale_gradient(visual, inputs.gradient_scale)
+        ids, mask = self.processor.reconstruction_prompts(inputs.requests, num_image_tokens=visual.shape[1])
         prompt = (self.embed_with_images(ids.to(visual.device), visual), mask.to(visual.device))
-        output = self.predict_hidden(latents, grid, *prompt, batch.text, generated_transform, random)
+        output = self.predict_hidden(latents, grid, *prompt, batch.text, inputs.generated_transform, inputs.random)
         return ReconstructionOutput(output.loss_sum, output.loss_count)
 
     def predict_hidden(
@@ -245,16 +237,9 @@ class Harmon(UnifiedModel):
         cache.crop(-count)
         return self._add_correction(tokens, hidden)
 
-    def sample(
-        self,
-        prompts: Sequence[str],
-        noise: ImageNoise,
-        sampling: SamplingConfig,
-        grid: Grid,
-        progress: Progress | None,
-        use_cache: bool,
-    ) -> Tensor:
+    def sample(self, prompts: Sequence[str], noise: ImageNoise, options: DrawingOptions) -> Tensor:
         """Images of prompts by the MAR loop."""
+        sampling, grid, progress, use_cache = options
         ids, mask = self.processor.generation_prompts(prompts, "" if is_guided(sampling.guidance) else None)
         ids, mask = ids.to(noise.device), mask.to(noise.device)
         tokens = self.sample_latents(ids, mask, grid, noise, sampling, progress=progress, use_cache=use_cache)

@@ -22,10 +22,13 @@ from infotok_lit.checkpoints import KeyMap, OfficialPart
 from infotok_lit.errors import SettingsError
 from infotok_lit.models.common.autoencoders import NETWORK, build_autoencoder, encode, to_tokens
 from infotok_lit.models.common.channel import Channel
-from infotok_lit.models.common.language_model import CAUSAL, text_loss
-from infotok_lit.models.common.model_config import Grid
-from infotok_lit.models.common.reconstruction import ReconstructionConfig, graph_unless_stopped, scale_gradient
-from infotok_lit.models.common.sampling import ImageNoise, is_guided
+from infotok_lit.models.common.reconstruction import (
+    ReconstructionConfig,
+    ReconstructionInputs,
+    graph_unless_stopped,
+    scale_gradient,
+)
+from infotok_lit.models.common.sampling import DrawingOptions, ImageNoise, Progress, is_guided
 from infotok_lit.models.openuni.diffusion import (
     RandomNumbers,
     add_noise,
@@ -43,7 +46,7 @@ from infotok_lit.models.openuni.family import OpenUniConfig, SamplingConfig
 from infotok_lit.models.openuni.processor import KEEP_PROMPT, OpenUniProcessor
 from infotok_lit.models.openuni.vlm import VLM_KEYS, build_vlm, image_tokens, read_queries
 from infotok_lit.models.reading import TokenTransform, transformed
-from infotok_lit.models.unified import Progress, UnifiedModel
+from infotok_lit.models.unified import UnifiedModel
 
 PARTS = {
     "vision_tower": ("vlm.model.vision_tower.",),
@@ -120,14 +123,9 @@ class OpenUni(UnifiedModel):
         return self.understanding_channel(image_tokens(self.vlm, pixel_values, self.config.vision.input_side))
 
     def understanding(self, batch: UnderstandingBatch, transform: TokenTransform | None = None) -> BranchOutput:
-        """Next-token cross entropy (nats) summed over answer tokens; the head runs on those positions alone."""
-        tokens = self.understood_tokens(batch.pixel_values)
-        seen = scale_gradient(transformed(tokens, transform), self.config.grad_scale)
-        embeds = self.embed_with_images(batch.input_ids, seen)
-        # Padding is on the right, so that causal attention alone hides it from every answer.
-        hidden = self.text_body(inputs_embeds=embeds, attention_mask=CAUSAL, use_cache=False).last_hidden_state
-        loss = text_loss(self.vlm.lm_head, hidden, batch.labels, batch.label_places)
-        side = self.config.vision.grid_side
+        """The answers' cross entropy, given the tokens of the vision tower."""
+        tokens, side = self.understood_tokens(batch.pixel_values), self.config.vision.grid_side
+        loss = self.answer_loss(batch, tokens, transform)
         return self.branch_output("understanding", loss, tokens, batch.text, (side, side))
 
     # Generation
@@ -162,25 +160,16 @@ class OpenUni(UnifiedModel):
             "Show-o2"
         )
 
-    def reconstruct(
-        self,
-        batch: GenerationBatch,
-        copies: Tensor,
-        requests: Sequence[str],
-        gradient_scale: float,
-        understood_transform: TokenTransform | None,
-        generated_transform: TokenTransform | None,
-        random: RandomNumbers | None,
-    ) -> ReconstructionOutput:
+    def reconstruct(self, batch: GenerationBatch, inputs: ReconstructionInputs) -> ReconstructionOutput:
         """Squared error of the velocity, given the vision tower's tokens of the image in the place of a prompt."""
-        ids, mask = self.processor.reconstruction_prompts(requests)
-        with graph_unless_stopped(gradient_scale):
-            tokens = self.understood_tokens(copies)
-            seen = scale_gradient(transformed(tokens, understood_transform), gradient_scale)
+        ids, mask = self.processor.reconstruction_prompts(inputs.requests)
+        with graph_unless_stopped(inputs.gradient_scale):
+            tokens = self.understood_tokens(inputs.copies)
+            seen = scale_gradient(transformed(tokens, inputs.understood_transform), inputs.gradient_scale)
         embeds = self.embed_with_images(ids.to(seen.device), seen)
-        condition = self.condition_on(embeds, mask.to(seen.device), generated_transform)
+        condition = self.condition_on(embeds, mask.to(seen.device), inputs.generated_transform)
         latents = self.encode_images(batch.pixel_values, batch.encoded)
-        loss = self.flow_loss(latents, condition.condition, random)
+        loss = self.flow_loss(latents, condition.condition, inputs.random)
         return ReconstructionOutput(loss, loss.new_full((), latents.numel(), dtype=torch.int64))
 
     def flow_loss(self, latents: Tensor, condition: Tensor, random: RandomNumbers | None = None) -> Tensor:
@@ -194,20 +183,12 @@ class OpenUni(UnifiedModel):
         """(B, C, h, w) at noise levels (B,) in thousandths -> noise minus image."""
         return self.transformer(latents, condition, timesteps, return_dict=False)[0]
 
-    def sample(
-        self,
-        prompts: Sequence[str],
-        noise: ImageNoise,
-        sampling: SamplingConfig,
-        grid: Grid,
-        progress: Progress | None,
-        use_cache: bool,
-    ) -> Tensor:
+    def sample(self, prompts: Sequence[str], noise: ImageNoise, options: DrawingOptions) -> Tensor:
         """Images of prompts; a prompt is read once in any case, so `use_cache` changes nothing here."""
-        negative = sampling.negative_prompt if is_guided(sampling.guidance) else None
+        negative = options.sampling.negative_prompt if is_guided(options.sampling.guidance) else None
         ids, mask = self.processor.generation_prompts(prompts, negative)
         condition = self.condition_on(self.text_embedding(ids.to(noise.device)), mask.to(noise.device)).condition
-        return self._sample(condition, noise, sampling, grid, progress)
+        return self._sample(condition, noise, options)
 
     def sample_latents(
         self, condition: Tensor, start: Tensor, sampling: SamplingConfig, progress: Progress | None = None
@@ -271,7 +252,7 @@ class OpenUni(UnifiedModel):
         condition = self.condition_on_images(ids.to(tokens.device), mask.to(tokens.device), tokens).condition
         noise = ImageNoise([seed + offset for offset in range(len(instructions))], condition.device)
         grid = self.grid_of(self.config.image_size, self.config.image_size)
-        return self._sample(condition, noise, sampling, grid, None).clamp(-1, 1)
+        return self._sample(condition, noise, DrawingOptions(sampling, grid)).clamp(-1, 1)
 
     # Checkpoints
 
@@ -284,11 +265,9 @@ class OpenUni(UnifiedModel):
             "dc_ae": OfficialPart(("autoencoder.",), KeyMap(renames=(NETWORK,))),
         }
 
-    def _sample(
-        self, condition: Tensor, noise: ImageNoise, sampling: SamplingConfig, grid: Grid, progress: Progress | None
-    ) -> Tensor:
-        start = noise.normal(self.config.autoencoder.channels, *grid)
-        latents = self.sample_latents(condition, start, sampling, progress)
+    def _sample(self, condition: Tensor, noise: ImageNoise, options: DrawingOptions) -> Tensor:
+        start = noise.normal(self.config.autoencoder.channels, *options.grid)
+        latents = self.sample_latents(condition, start, options.sampling, options.progress)
         return self.decode_images(latents.to(condition.dtype))
 
     @property

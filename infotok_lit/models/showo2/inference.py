@@ -17,8 +17,8 @@ from infotok_lit.batch import IMAGE_TOKEN_ID
 from infotok_lit.models.common.answering import all_ended, answer_after_prefix, split_after_image
 from infotok_lit.models.common.language_model import compact_positions, followed_by_ones
 from infotok_lit.models.common.sampling import guide
+from infotok_lit.models.showo2.diffusion import from_runs, sampling_times
 from infotok_lit.models.showo2.family import SamplingConfig
-from infotok_lit.models.showo2.flow import from_runs, sampling_times
 from infotok_lit.models.showo2.network import Showo2Network
 from infotok_lit.models.showo2.sequence import dense_mask, find_regions, insert_images
 

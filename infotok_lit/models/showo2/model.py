@@ -28,16 +28,19 @@ from infotok_lit.models.common.autoencoders import (
     wan_keys,
 )
 from infotok_lit.models.common.language_model import text_loss, text_nats
-from infotok_lit.models.common.model_config import Grid
-from infotok_lit.models.common.reconstruction import ReconstructionConfig, graph_unless_stopped, scale_gradient
-from infotok_lit.models.common.sampling import ImageNoise, is_guided
+from infotok_lit.models.common.reconstruction import (
+    ReconstructionConfig,
+    ReconstructionInputs,
+    graph_unless_stopped,
+    scale_gradient,
+)
+from infotok_lit.models.common.sampling import DrawingOptions, ImageNoise, is_guided
 from infotok_lit.models.reading import TokenTransform, transformed
-from infotok_lit.models.showo2.family import EMBEDDINGS, LM_HEAD, PATCH_SIZE, SamplingConfig
-from infotok_lit.models.showo2.flow import RandomNumbers, on_path, random_numbers, to_runs, training_time
+from infotok_lit.models.showo2.diffusion import RandomNumbers, on_path, random_numbers, to_runs, training_time
+from infotok_lit.models.showo2.family import EMBEDDINGS, LM_HEAD, PATCH_SIZE
 from infotok_lit.models.showo2.inference import answer, answer_shared, sample_latents
 from infotok_lit.models.showo2.network import Hidden, Showo2Network
 from infotok_lit.models.showo2.sequence import token_places
-from infotok_lit.models.unified import Progress
 
 RENAMES = (
     (r"^llm\.", r"showo."),
@@ -158,29 +161,20 @@ class Showo2(Showo2Network):
         states = self.read_tokens(ids, tokens, output.noise_level)
         return text_nats(self.llm.lm_head, states, labels)
 
-    def reconstruct(
-        self,
-        batch: GenerationBatch,
-        copies: Tensor,
-        requests: Sequence[str],
-        gradient_scale: float,
-        understood_transform: TokenTransform | None,
-        generated_transform: TokenTransform | None,
-        random: RandomNumbers | None,
-    ) -> ReconstructionOutput:
+    def reconstruct(self, batch: GenerationBatch, inputs: ReconstructionInputs) -> ReconstructionOutput:
         """Squared error of the velocity, over the generated image only, given the fused tokens of its clean copy.
 
         There is no official form for Show-o2: this is Show-o's, with a smaller copy, because both images would
         otherwise lie in one latent space at one size, where copying is easiest.
         """
         clean = self.encode_images(batch.pixel_values, encoded=batch.encoded)
-        shown = clean if copies is batch.pixel_values else self.encode_images(copies)
-        ids, _ = self.processor.reconstruction_prompts(requests, _slots(shown), _slots(clean))
-        path = self._noisy(clean, random)
-        with graph_unless_stopped(gradient_scale):
+        shown = clean if inputs.copies is batch.pixel_values else self.encode_images(inputs.copies)
+        ids, _ = self.processor.reconstruction_prompts(inputs.requests, _slots(shown), _slots(clean))
+        path = self._noisy(clean, inputs.random)
+        with graph_unless_stopped(inputs.gradient_scale):
             condition = self.encoder(shown)
-            seen = _scaled(understood_transform, gradient_scale)(condition.tokens)
-        hidden = self.run_pair(ids.to(clean.device), seen, path.noisy, path.time, generated_transform)
+            seen = _scaled(inputs.understood_transform, inputs.gradient_scale)(condition.tokens)
+        hidden = self.run_pair(ids.to(clean.device), seen, path.noisy, path.time, inputs.generated_transform)
         generated = replace(hidden, regions=hidden.regions[:, 1:])
         loss_sum, loss_count = self.flow_loss(generated, path.velocity)
         losses = [loss for loss in (condition.loss, hidden.shared.loss) if loss is not None]
@@ -203,16 +197,9 @@ class Showo2(Showo2Network):
         error = (predicted.float() - targets).square().sum((1, 2))
         return torch.where(present, error, 0.0).sum(), present.sum() * targets[0].numel()
 
-    def sample(
-        self,
-        prompts: Sequence[str],
-        noise: ImageNoise,
-        sampling: SamplingConfig,
-        grid: Grid,
-        progress: Progress | None,
-        use_cache: bool,
-    ) -> Tensor:
+    def sample(self, prompts: Sequence[str], noise: ImageNoise, options: DrawingOptions) -> Tensor:
         """Images of prompts by an Euler walk along the velocity."""
+        sampling, grid, progress, use_cache = options
         negative = "" if is_guided(sampling.guidance) else None
         ids, _ = self.processor.generation_prompts(prompts, negative, 1 + grid[0] * grid[1])
         start = noise.normal(self.config.autoencoder.channels, PATCH_SIZE * grid[0], PATCH_SIZE * grid[1])

@@ -14,10 +14,9 @@ from infotok_lit.models.common.autoencoders import build_autoencoder
 from infotok_lit.models.common.channel import Channel
 from infotok_lit.models.common.language_model import build_language_model
 from infotok_lit.models.reading import TokenTransform, transformed
-from infotok_lit.models.showo2.diffusion_head import DiffusionHead
+from infotok_lit.models.showo2.diffusion import DiffusionHead, TimeEmbedding
 from infotok_lit.models.showo2.encoder import DualPathEncoder, SharedTokens
 from infotok_lit.models.showo2.family import PATCH_SIZE, Showo2Config
-from infotok_lit.models.showo2.flow import TimeEmbedding
 from infotok_lit.models.showo2.processor import Showo2Processor
 from infotok_lit.models.showo2.sequence import (
     OMNI_ATTENTION,

@@ -28,6 +28,8 @@ class ToyConfig(ModelConfig):
     token_pixels: int = 8
     kept: int = 4
     """How many of the lowest frequencies of a token's pixels it sees, per axis."""
+    grad_scale: float | None = None
+    """Factor on the gradient that understanding sends into the encoder; None leaves it alone."""
     max_length: int = 256
 
 

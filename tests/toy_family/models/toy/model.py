@@ -3,7 +3,7 @@
 Shapes: B batch, L grid places, C channels of a latent token, H width, T text length.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,13 +13,13 @@ from transformers import PreTrainedTokenizerBase
 from infotok_lit.batch import BranchOutput, GenerationBatch, ReconstructionOutput, UnderstandingBatch
 from infotok_lit.checkpoints import KeyMap, OfficialPart
 from infotok_lit.models.common.autoencoders import BlockTransform
-from infotok_lit.models.common.language_model import build_language_model, text_loss
+from infotok_lit.models.common.language_model import build_language_model
 from infotok_lit.models.common.processor import ChatProcessor, Words
-from infotok_lit.models.common.reconstruction import scale_gradient
-from infotok_lit.models.toy.family import SamplingConfig, ToyConfig
+from infotok_lit.models.common.reconstruction import ReconstructionInputs, scale_gradient
+from infotok_lit.models.common.sampling import DrawingOptions, ImageNoise
+from infotok_lit.models.reading import TokenTransform, transformed
+from infotok_lit.models.toy.family import ToyConfig
 from infotok_lit.models.unified import UnifiedModel
-
-Transform = Callable[[Tensor], Tensor] | None
 
 
 class ToyProcessor(ChatProcessor):
@@ -63,57 +63,38 @@ class Toy(UnifiedModel):
     def understood_tokens(self, pixel_values: Tensor) -> Tensor:
         return self.encode(self.latents(pixel_values))
 
-    def understanding(self, batch: UnderstandingBatch, transform: Transform = None) -> BranchOutput:
-        """Next-token cross entropy in nats, summed over answer tokens."""
+    def understanding(self, batch: UnderstandingBatch, transform: TokenTransform | None = None) -> BranchOutput:
+        """The answers' cross entropy in nats, summed over their tokens."""
         tokens = self.understood_tokens(batch.pixel_values)
-        seen = tokens if transform is None else transform(tokens)
-        embeds = self.embed_with_images(batch.input_ids, seen)
-        hidden = self.llm.model(inputs_embeds=embeds, attention_mask=batch.attention_mask).last_hidden_state
-        loss = text_loss(self.llm.lm_head, hidden, batch.labels, batch.label_places)
+        loss = self.answer_loss(batch, tokens, transform)
         return self.branch_output("understanding", loss, tokens, batch.text, (self.side, self.side))
 
-    def generation(self, batch: GenerationBatch, transform: Transform = None) -> BranchOutput:
+    def generation(self, batch: GenerationBatch, transform: TokenTransform | None = None) -> BranchOutput:
         """Squared error of the clean latents that are guessed from noisy ones and the prompt, summed."""
         condition = self._condition(batch.input_ids, batch.attention_mask)
         return self._denoising_loss(batch, condition, transform)
 
-    def reconstruct(
-        self,
-        batch: GenerationBatch,
-        copies: Tensor,
-        requests: Sequence[str],
-        gradient_scale: float,
-        understood_transform: Transform,
-        generated_transform: Transform,
-        random: None,
-    ) -> ReconstructionOutput:
+    def reconstruct(self, batch: GenerationBatch, inputs: ReconstructionInputs) -> ReconstructionOutput:
         """The same loss, with the mean token of the image in the place of the prompt."""
-        tokens = self.understood_tokens(copies)
-        seen = tokens if understood_transform is None else understood_transform(tokens)
-        output = self._denoising_loss(batch, scale_gradient(seen, gradient_scale).mean(1), generated_transform)
+        seen = transformed(self.understood_tokens(inputs.copies), inputs.understood_transform)
+        condition = scale_gradient(seen, inputs.gradient_scale).mean(1)
+        output = self._denoising_loss(batch, condition, inputs.generated_transform)
         return ReconstructionOutput(output.loss_sum, output.loss_count)
 
-    def sample(
-        self,
-        prompts: Sequence[str],
-        noise: Any,
-        sampling: SamplingConfig,
-        grid: tuple[int, int],
-        progress: Callable[[int, int], None] | None,
-        use_cache: bool,
-    ) -> Tensor:
+    def sample(self, prompts: Sequence[str], noise: ImageNoise, options: DrawingOptions) -> Tensor:
         """Images of prompts; nothing is cached, so `use_cache` changes nothing."""
-        if grid != (self.side, self.side):
+        if options.grid != (self.side, self.side):
             raise ValueError(f"Toy generates images of {self.config.image_size} pixels a side only")
         ids, mask = (x.to(noise.device) for x in self.processor.generation_prompts(prompts))
         condition = self._condition(ids, mask)
         latents = noise.normal(self.side**2, self.latent_width)
-        for i in range(sampling.iterations):
+        iterations = options.sampling.iterations
+        for i in range(iterations):
             clean = self._denoise(self.encode(latents), condition)
-            latents = latents + (clean - latents) / (sampling.iterations - i)
-            if progress is not None:
-                progress(i + 1, sampling.iterations)
-        return self.autoencoder.decode(latents.transpose(1, 2).unflatten(2, grid))
+            latents = latents + (clean - latents) / (iterations - i)
+            if options.progress is not None:
+                options.progress(i + 1, iterations)
+        return self.autoencoder.decode(latents.transpose(1, 2).unflatten(2, options.grid))
 
     def latents(self, pixel_values: Tensor) -> Tensor:
         """(B, 3, height, width) in [-1, 1] -> (B, L, C)."""
@@ -137,12 +118,14 @@ class Toy(UnifiedModel):
         weights = mask.unsqueeze(-1).float()
         return (self.text_embedding(ids) * weights).sum(1) / weights.sum(1)
 
-    def _denoising_loss(self, batch: GenerationBatch, condition: Tensor, transform: Transform) -> BranchOutput:
+    def _denoising_loss(
+        self, batch: GenerationBatch, condition: Tensor, transform: TokenTransform | None
+    ) -> BranchOutput:
         latents, grid = self.latents(batch.pixel_values), (self.side, self.side)
         time = torch.rand(len(latents), device=latents.device)
         share = time.view(-1, 1, 1)
         tokens = self.encode(share * latents + (1 - share) * torch.randn_like(latents))
-        guess = self._denoise(tokens if transform is None else transform(tokens), condition)
+        guess = self._denoise(transformed(tokens, transform), condition)
         loss = ((guess.float() - latents).square().sum(), torch.tensor(latents.numel(), device=latents.device))
         return self.branch_output(
             "generation", loss, tokens, batch.text, grid, latents=latents, latent_grid=grid, noise_level=time

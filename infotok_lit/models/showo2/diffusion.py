@@ -1,7 +1,11 @@
-"""The diffusion head: a transformer over the whole sequence, modulated by time where there is an image.
+"""The diffusion half of Show-o2: flow matching between noise (time 0) and clean latents (time 1), and its head.
 
-Shapes: B sequences, T positions, n images, W width, C latent channels.
+The head is a transformer over the whole sequence, modulated by time where there is an image. Shapes: B sequences,
+T positions, n images, W width, C latent channels.
 """
+
+import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -10,9 +14,12 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply
 from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP, Qwen2RMSNorm
 
 from infotok_lit.models.common.language_model import run_layers
+from infotok_lit.models.common.sampling import TIME_FEATURES, sinusoid
 from infotok_lit.models.showo2.family import PATCH_SIZE, DiffusionHeadConfig
 from infotok_lit.models.showo2.sequence import Mask, attend
 
+RUN = PATCH_SIZE**2
+"""Latent pixels that one token predicts."""
 BLOCK_EPS = 1e-5
 NORM_EPS = 1e-6
 NEUTRAL = (0.0, 0.0, 1.0, 0.0, 0.0, 1.0)
@@ -25,6 +32,79 @@ ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8192,
 }
+
+
+@dataclass(frozen=True)
+class RandomNumbers:
+    """The randomness of n images in one loss, drawn in one place so that runs can be replayed."""
+
+    noise: Tensor
+    """(n, C, h, w) standard normal: where the path begins."""
+    normal: Tensor
+    """(n,) standard normal: decides the time."""
+
+
+def random_numbers(shape: torch.Size, device: torch.device) -> RandomNumbers:
+    """For latents of a shape (n, C, h, w)."""
+    return RandomNumbers(torch.randn(shape, device=device), torch.randn(shape[0], device=device))
+
+
+def training_time(normal: Tensor, minimum: float = 0.0, num_image_tokens: int | None = None) -> Tensor:
+    """Logit-normal times from standard normal numbers, in [minimum, 1).
+
+    Args:
+        num_image_tokens: shift the times towards noise as for this many tokens, the time's own included. The shift
+            comes last, so times can end below `minimum`.
+    """
+    time = torch.sigmoid(normal) * (1 - minimum) + minimum
+    if num_image_tokens is None:
+        return time
+    factor = math.exp(0.5 + (num_image_tokens - 256) * (1.15 - 0.5) / (4096 - 256))
+    return 1 - factor / (factor + 1 / (1 - time) - 1)
+
+
+def on_path(clean: Tensor, noise: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
+    """Noisy latents at a time (n,), and the velocity there; both as `clean` (n, C, h, w)."""
+    at = time.view(-1, 1, 1, 1)
+    return at * clean + (1 - at) * noise, clean - noise
+
+
+def sampling_times(points: int, shift: float) -> Tensor:
+    """(points,) from 0 to 1; above 1, `shift` puts more of them near 0."""
+    time = torch.linspace(0, 1, points)
+    return time / (time + shift - shift * time)
+
+
+def to_runs(latents: Tensor) -> Tensor:
+    """What each token predicts: (n, C, h, w) -> (n, h w / 4, 4 C).
+
+    Not the 2x2 patch that the token has seen, but four latent pixels that follow each other in raster order, channels
+    fastest: the released weights were trained so.
+    """
+    pixels = latents.flatten(2).transpose(1, 2)
+    return pixels.reshape(len(latents), -1, RUN * latents.shape[1])
+
+
+def from_runs(runs: Tensor, channels: int, height: int, width: int) -> Tensor:
+    """Inverse of to_runs: (n, h w / 4, 4 C) -> (n, C, h, w)."""
+    return runs.reshape(len(runs), height * width, channels).transpose(1, 2).unflatten(2, (height, width))
+
+
+# The head
+
+
+class TimeEmbedding(nn.Module):
+    """Times in [0, 1] -> (n, width)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(TIME_FEATURES, width), nn.SiLU(), nn.Linear(width, width))
+        for layer in (self.mlp[0], self.mlp[2]):
+            nn.init.normal_(layer.weight, std=0.02)
+
+    def forward(self, time: Tensor) -> Tensor:
+        """(n,) -> (n, width)."""
+        return self.mlp(sinusoid(time).to(self.mlp[0].weight.dtype))
 
 
 class DiffusionHead(nn.Module):

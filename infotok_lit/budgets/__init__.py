@@ -1,1 +1,0 @@
-"""How many tokens a sample deserves, and which: shared by video tokens and image tokens."""
