@@ -61,7 +61,8 @@ class RunResult(pl.Callback):
     - `state`: running, finished, interrupted (a signal, Ctrl-C) or failed, with the `reason`;
     - `step`: optimiser steps taken; `seconds`: how long all tries took together; `started` and `versions`;
     - `validation`: one row per validation, its `step` and every `val/` metric; the last row is the latest;
-    - `training`: the `train/` metrics of the steps that were logged, thinned out to at most 500 rows.
+    - `training`: the `train/` metrics of the steps that were logged, thinned out to at most 500 rows;
+    - `benchmarks`: one row per time that TradeOff ran, its `step` and every `benchmark/` score.
 
     A number that is not finite is null. A run without a logger has no folder, and leaves no file.
     """
@@ -69,6 +70,7 @@ class RunResult(pl.Callback):
     def __init__(self) -> None:
         self.validation = MetricHistory()
         self.training = MetricHistory(most_rows=500)
+        self.benchmarks = MetricHistory()
         self._folder: str | None = None
         self._resumes, self._resumed = True, False
         self._seconds_before = 0.0
@@ -116,12 +118,15 @@ class RunResult(pl.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The numbers so far, so that a resumed run goes on with them."""
-        return {"validation": self.validation.rows, "training": self.training.rows, "seconds": self._seconds()}
+        rows = {"validation": self.validation.rows, "training": self.training.rows, "benchmarks": self.benchmarks.rows}
+        return rows | {"seconds": self._seconds()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from the numbers of the run; `validate` begins its own."""
         if self._resumes:
             self.validation.rows, self.training.rows = state_dict["validation"], state_dict["training"]
+            # Older checkpoints have none.
+            self.benchmarks.rows = state_dict.get("benchmarks", [])
             self._seconds_before = state_dict["seconds"]
             self._resumed = True
 
@@ -159,6 +164,7 @@ class RunResult(pl.Callback):
             **self._circumstances,
             "validation": [_finite(row) for row in self.validation.rows],
             "training": [_finite(row) for row in self.training.rows],
+            "benchmarks": [_finite(row) for row in self.benchmarks.rows],
         }
         Path(self._folder).mkdir(parents=True, exist_ok=True)
         write_whole(Path(self._folder, RESULT_FILE), (json.dumps(content) + "\n").encode())

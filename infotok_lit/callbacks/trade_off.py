@@ -2,13 +2,14 @@
 
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from infotok_lit.callbacks.history import RunResult
 from infotok_lit.errors import SettingsError
 from infotok_lit.evaluation.benchmark import Benchmark, Grader
 from infotok_lit.evaluation.catalogue import Options, check_names, make_benchmarks
@@ -30,15 +31,12 @@ class PatientGrader:
     def __init__(self, grader: Grader) -> None:
         self.grader, self.name, self.batch_size = grader, grader.name, grader.batch_size
 
-    def verdicts(self, rows: Sequence[Row], folder: Path) -> list[Row]:
-        """The verdicts that came."""
+    def verdicts(self, rows: Sequence[Row], folder: Path) -> Iterator[Row]:
+        """The verdicts that come."""
         try:
-            return self.grader.verdicts(rows, folder)
+            yield from self.grader.verdicts(rows, folder)
         except JudgeError as error:
-            warnings.warn(
-                f"TradeOff: {len(rows) - len(error.kept)} of {len(rows)} rows have no verdict: {error}", stacklevel=2
-            )
-            return error.kept
+            warnings.warn(f"TradeOff: some of {len(rows)} rows have no verdict: {error}", stacklevel=2)
 
     def facts(self, verdicts: Sequence[Row]) -> dict[str, Any]:
         """What they cost."""
@@ -122,6 +120,11 @@ class TradeOff(pl.Callback):
         if step != self._measured and (step % self.every_n_steps == 0 or step == trainer.max_steps):
             self._measure(trainer, pl_module)
 
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Measure the last step of a run that epochs, a time or a callback ended."""
+        if trainer.global_step != self._measured:
+            self._measure(trainer, pl_module)
+
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Measure a model that is validated and not trained."""
         if trainer.state.fn == "validate":
@@ -147,18 +150,19 @@ class TradeOff(pl.Callback):
             }
         if not self.before:
             self.before = graded
-        fallen, risen = [], []
+        fallen, risen, logged = [], [], {}
         for benchmark in self.benchmarks:
             rows = graded[benchmark.name]
             scores = {name: score.value for name, score in benchmark.scores(rows).items()}
-            self._log(trainer, benchmark, scores)
             changes = change(benchmark, self.before[benchmark.name], rows)
-            self._log(trainer, benchmark, {f"{name}_change": one.value for name, one in changes.items()})
+            told = scores | {f"{name}_change": one.value for name, one in changes.items()}
+            logged |= {f"benchmark/{benchmark.name}/{name}": value for name, value in told.items()}
             for name in benchmark.headlines:
                 if name in changes and abs(changes[name].value) > self.errors * (changes[name].error or 0.0):
                     said = f"{benchmark.name} {name} {changes[name].value:+.3f} to {scores[name]:.3f}"
                     said += "" if changes[name].error is None else f" (± {changes[name].error:.3f})"
                     (risen if changes[name].value > 0 else fallen).append(said)
+        self._log(trainer, logged)
         if fallen:
             rank_zero_warn(_warning(trainer.global_step, fallen, risen))
         elif risen:
@@ -183,10 +187,13 @@ class TradeOff(pl.Callback):
         finally:
             pl_module.train(training)
 
-    def _log(self, trainer: pl.Trainer, benchmark: Benchmark, values: Mapping[str, float]) -> None:
-        named = {f"benchmark/{benchmark.name}/{name}": value for name, value in values.items()}
+    def _log(self, trainer: pl.Trainer, values: Mapping[str, float]) -> None:
         for logger in trainer.loggers:
-            logger.log_metrics(named, trainer.global_step)
+            logger.log_metrics(dict(values), trainer.global_step)
+        for callback in trainer.callbacks:
+            if isinstance(callback, RunResult):
+                # Where studies look for a run's numbers.
+                callback.benchmarks.record(trainer.global_step, values, values)
 
 
 def _warning(step: int, fallen: list[str], risen: list[str]) -> str:

@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from infotok_lit.evaluation.running import Evaluation, World
 
 
+INTERRUPTED = 130
+"""The exit status that shells give a program which the user stopped."""
+
+
 @dataclass(frozen=True)
 class JudgeOptions:
     """What looks at images and answers where rules do not.
@@ -39,6 +43,7 @@ class JudgeOptions:
         judge_key: The environment variable that holds its key.
         judge_price_in: What a million tokens sent costs, to report the cost.
         judge_price_out: What a million tokens received costs.
+        judge_limit: Ask no more once the verdicts of this process have cost so much.
     """
 
     detector: Path | None = None
@@ -48,6 +53,7 @@ class JudgeOptions:
     judge_key: str = "OPENAI_API_KEY"
     judge_price_in: float | None = None
     judge_price_out: float | None = None
+    judge_limit: float | None = None
 
 
 def evaluate(
@@ -65,14 +71,16 @@ def evaluate(
     rules: Literal["official", "lmms-eval", "vlmevalkit"] = "official",
     detections: Path | None = None,
     verdicts: list[Path] | None = None,
-) -> None:
+) -> int:
     """Score models on public benchmarks: draw or ask, grade, and put the paper's rows beside the result.
 
     A run that was killed goes on when the same command is given again. `torchrun --nproc_per_node N -m infotok_lit
-    evaluate ...` shares the work among N processes. The names of the benchmarks are in docs/evaluation.md.
+    evaluate ...` shares the work among N processes. What each benchmark needs is in docs/evaluation.md.
 
     Args:
-        benchmark: Which benchmarks; `all` runs every one.
+        benchmark: Which of scenes32, scenes64, garments32, geneval, geneval_rewritten, geneval++, wise, wise_verified,
+            dpg_bench, geneval2, unibench, pope, mme, gqa, seed, seed_likelihood, mmmu, mm_vet, mm_vet_v2; `all` runs
+            every one.
         model: An exported folder, a run, an official checkpoint, a name on the Hugging Face hub, or a folder of
             transformers (questions) or diffusers (images); or several.
         data: Benchmark files that do not ship: DATA/NAME/...
@@ -87,6 +95,10 @@ def evaluate(
         verdicts: No model: add up the result files of a benchmark's official script.
     """
     if detections is not None:
+        if set(benchmark or ()) - {"geneval", "geneval_rewritten"}:
+            raise SettingsError(
+                "--detections are judged by GenEval's rules alone: leave out --benchmark, or name geneval"
+            )
         return score_detections(detections)
     if not benchmark:
         raise SettingsError("say which --benchmark (or all)")
@@ -114,19 +126,24 @@ def evaluate_models(
     limit: int | None,
     batch_size: int,
     budget: float | None = None,
-) -> None:
-    """Score every model, and show and write the table of all."""
+) -> int:
+    """Score every model, and show and write the table of all; returns the exit status."""
     from infotok_lit.evaluation.running import World
 
-    with _joined(World.join()) as world:
+    with _joined(World.join()) as world, _disk_named(out):
         _tell_plan(benchmarks, limit)
         results: dict[str, list[Result]] = {one.name: [] for one in benchmarks}
         for name, source in zip(labels(sources), sources, strict=True):
             # One model in memory at a time.
             found = evaluate_model(load(source, name, options, budget), benchmarks, out, limit, batch_size, world)
-            for result in found:
-                results[result.benchmark.name].append(result)
+            try:
+                for result in found:
+                    results[result.benchmark.name].append(result)
+            except KeyboardInterrupt:
+                _tell([f"stopped; what was made is kept in {out}, and the same command goes on from there"])
+                return INTERRUPTED
         _finish(results, out, world)
+    return 0
 
 
 def evaluate_model(
@@ -156,7 +173,7 @@ def evaluate_model(
         with progress_bar(sum(evaluation.left().values()), shown=world.rank == 0) as bar:
             evaluation.progress.start(bar.show)
             rows = evaluation.graded()
-        content = summarise(evaluation.benchmark, rows, model.description(), evaluation.whole, evaluation.progress)
+        content = summarise(evaluation.benchmark, rows, model.description(), evaluation.progress)
         result = Result(model.name, evaluation.benchmark, content)
         if world.rank == 0:
             write_result(evaluation.folder, result, rows)
@@ -187,25 +204,27 @@ def load(source: str, name: str, options: ModelOptions, budget: float | None = N
     return OwnModel(InferenceModel.of(choice, budget), name, choice.path)
 
 
-def score_detections(path: Path) -> None:
-    """Judge stored detections by GenEval's rules and print the scores."""
+def score_detections(path: Path) -> int:
+    """Judge stored detections by GenEval's rules and print the scores; returns the exit status."""
     from infotok_lit.evaluation.geneval import GenEval, judge_stored, task_scores
 
     rows, told = judge_stored(path)
     lines = [f"{name}: {score.value:.4f} (n = {score.n})" for name, score in task_scores(rows).items()]
     sys.stdout.write("\n".join([f"{GenEval.title}, {len(rows)} stored scenes", *lines, *told]) + "\n")
+    return 0
 
 
-def aggregate(benchmarks: "Sequence[Benchmark]", files: Sequence[Path]) -> None:
-    """Print the scores that the result files of an official run add up to."""
+def aggregate(benchmarks: "Sequence[Benchmark]", files: Sequence[Path]) -> int:
+    """Print the scores that the result files of an official run add up to; returns the exit status."""
     from infotok_lit.evaluation.results import Result, summarise, table
     from infotok_lit.evaluation.running import Progress
 
     if len(benchmarks) != 1:
         raise SettingsError("stored verdicts belong to one benchmark: name that one by --benchmark")
     rows = benchmarks[0].aggregate(files)
-    content = summarise(benchmarks[0], rows, {"name": "stored verdicts"}, len(rows), Progress())
+    content = summarise(benchmarks[0], rows, {"name": "stored verdicts"}, Progress())
     sys.stdout.write(table([Result("stored verdicts", benchmarks[0], content)]))
+    return 0
 
 
 def labels(sources: Sequence[str]) -> list[str]:
@@ -228,7 +247,7 @@ def _options(
         if judging.judge_model is None:
             raise SettingsError("say which model judges there: --judge_model")
         prices = {"price_in": judging.judge_price_in, "price_out": judging.judge_price_out}
-        endpoint = Endpoint(judging.judge, judging.judge_model, judging.judge_key, **prices)
+        endpoint = Endpoint(judging.judge, judging.judge_model, judging.judge_key, **prices, limit=judging.judge_limit)
     return Options(
         data=data,
         seed=seed,
@@ -253,6 +272,17 @@ def _joined(world: "World") -> "Iterator[World]":
         yield world
     finally:
         world.leave()
+
+
+@contextmanager
+def _disk_named(out: Path) -> "Iterator[None]":
+    """What fails on a full disk is said of the folder: errors in the middle of a write name no file."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(out)
+        raise
 
 
 def _finish(results: "dict[str, list[Result]]", out: Path, world: "World") -> None:

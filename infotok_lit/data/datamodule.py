@@ -89,10 +89,8 @@ class UnifiedDataModule(LightningDataModule):
             "generation": next((source for source in (generation_val, val) if source is not None), drawn),
         }
         self._sizes = {branch: branch_length(source, branch) for branch, source in self._train.items()}
-        self._batch_sizes: dict[Branch, int] = {
-            "understanding": understanding_batch_size,
-            "generation": generation_batch_size,
-        }
+        sizes = (understanding_batch_size, generation_batch_size)
+        self._batch_sizes: dict[Branch, int] = dict(zip(BRANCHES, sizes, strict=True))
         self._val_batch_size = val_batch_size
         self._val_samples = val_samples
         self._num_workers = num_workers

@@ -12,8 +12,9 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 from PIL import Image
 
+from infotok_lit.batch import BrokenSampleError
 from infotok_lit.data.image_file import read_image
-from infotok_lit.errors import MissingFileError, SettingsError
+from infotok_lit.errors import DataError, MissingFileError, SettingsError
 from infotok_lit.evaluation.records import Row, digest
 
 
@@ -58,8 +59,8 @@ class Grader(Protocol):
     """What tells its verdicts from another's."""
     batch_size: int
 
-    def verdicts(self, rows: Sequence[Row], folder: Path) -> list[Row]:
-        """One verdict per output row, with its `id`."""
+    def verdicts(self, rows: Sequence[Row], folder: Path) -> Iterable[Row]:
+        """One verdict per output row, with its `id`, in any order."""
         ...
 
     def facts(self, verdicts: Sequence[Row]) -> dict[str, Any]:
@@ -71,8 +72,8 @@ class Benchmark(ABC):
     """One benchmark on the user's data.
 
     A row of output holds `id`, `group`, `image` and either `prompt` and `seed`, or `question` and `answer` (or
-    `likelihoods`, nats per token, one per option). Grading adds `score` in [0, 1] (None without a verdict) and, for
-    answers, `parsed`: what the rule read in the answer, None where it read nothing.
+    `likelihoods`, nats per token, one per option). Grading adds `score` in [0, 1] (None without a verdict; no such key
+    where nothing is graded) and, for answers, `parsed`: what the rule read in the answer, None where it read nothing.
     """
 
     name: ClassVar[str]
@@ -184,8 +185,11 @@ def require(path: Path, benchmark: type[Benchmark]) -> Path:
 
 
 def open_file(path: Path, benchmark: type[Benchmark]) -> Image.Image:
-    """An image file as RGB, of any shape."""
-    return read_image(require(path, benchmark), min_side=1, max_aspect=float("inf"))
+    """An image file as RGB, of any shape; DataError for one that is damaged."""
+    try:
+        return read_image(require(path, benchmark), min_side=1, max_aspect=float("inf"))
+    except BrokenSampleError as error:
+        raise DataError(str(error)) from error
 
 
 def _fault(path: Path) -> str | None:

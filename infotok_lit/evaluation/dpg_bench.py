@@ -13,7 +13,7 @@ from PIL import Image
 
 from infotok_lit.errors import DataError
 from infotok_lit.evaluation.benchmark import Benchmark, Drawing, Score, average, require
-from infotok_lit.evaluation.records import Row, read_text
+from infotok_lit.evaluation.records import Row, checked, read_text
 from infotok_lit.files import write_whole
 
 FILE = "dpg_bench.csv"
@@ -37,8 +37,10 @@ class DpgBench(Benchmark):
         self.sources = [require(folder / FILE, type(self))]
         self.seed, self.images_per_prompt = seed, images_per_prompt
         rows = list(csv.DictReader(io.StringIO(read_text(folder / FILE))))
-        if not rows or not {"item_id", "text"} <= set(rows[0]):
-            raise DataError(f"{folder / FILE} needs the columns item_id and text")
+        checked(rows, folder / FILE, {"item_id": str, "text": str})
+        for row in rows:
+            if Path(row["item_id"]).name != row["item_id"]:
+                raise DataError(f"{folder / FILE}: the item_id {row['item_id']!r} is to name files, and cannot")
         self.prompts = {row["item_id"]: row["text"] for row in reversed(rows)}
         self.prompts = dict(reversed(self.prompts.items()))
 
@@ -79,13 +81,18 @@ class DpgBench(Benchmark):
 
     def aggregate(self, files: Sequence[Path]) -> list[Row]:
         """From the official result file, whose lines read `PATH/ITEM.png, score, ..., mean`."""
-        rows = []
-        for line in (line for file in files for line in read_text(file).splitlines()):
-            name, *values = line.split(", ")
-            if name.endswith(".png") and len(values) > 1:
-                item = Path(name).stem
-                rows.append({"id": item, "group": item, "score": float(values[-1])})
-        return rows
+        scores: dict[str, float] = {}
+        for file in files:
+            for number, line in enumerate(read_text(file).split("\n"), 1):
+                name, *values = line.split(", ")
+                if name.endswith(".png") and len(values) > 1:
+                    try:
+                        scores[Path(name).stem] = float(values[-1])
+                    except ValueError as error:
+                        raise DataError(f"line {number} of {file} ends in no score: {line!r:.80}") from error
+        if not scores:
+            raise DataError(f"no line of {', '.join(map(str, files))} reads `PATH/ITEM.png, score, ..., mean`")
+        return [{"id": item, "group": item, "score": score} for item, score in scores.items()]
 
 
 def square(files: Sequence[Path]) -> Image.Image:

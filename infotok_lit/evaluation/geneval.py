@@ -14,7 +14,7 @@ from infotok_lit.assets import BENCHMARKS
 from infotok_lit.evaluation.benchmark import Benchmark, Drawing, Score, average, scores_by
 from infotok_lit.evaluation.geneval_rules import TAGS, Detection, judge, read_scene
 from infotok_lit.evaluation.geneval_vision import ImageJudge
-from infotok_lit.evaluation.records import Row, read_json_lines, to_lines
+from infotok_lit.evaluation.records import Row, checked, read_json_lines, to_lines
 from infotok_lit.files import write_whole
 
 IMAGES = "images"
@@ -89,7 +89,8 @@ class GenEval(Benchmark):
 
     def aggregate(self, files: Sequence[Path]) -> list[Row]:
         """From the official results.jsonl."""
-        rows = [row for file in files for row in read_json_lines(file)]
+        fields = {"tag": str, "correct": bool | int, "metadata": str}
+        rows = [row for file in files for row in checked(read_json_lines(file), file, fields)]
         return [
             {"id": str(number), "group": row["metadata"], "tag": row["tag"], "score": float(row["correct"])}
             for number, row in enumerate(rows)
@@ -169,7 +170,7 @@ def judge_stored(path: Path) -> tuple[list[Row], list[str]]:
         Their graded rows; and what to tell about scenes that came with a verdict, ending with how many agree.
     """
     rows, told, compared, agreeing = [], [], 0, 0
-    for number, content in enumerate(read_json_lines(path), 1):
+    for number, content in enumerate(checked(read_json_lines(path), path, {"metadata": dict}), 1):
         scene = read_scene(content, f"scene {number} of {path}")
         verdict = judge(scene.metadata, scene.detections)
         group = json.dumps(scene.metadata, sort_keys=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from infotok_lit.errors import DataError
 from infotok_lit.evaluation.benchmark import Benchmark, Drawing, Score, average, require
-from infotok_lit.evaluation.records import Row, read_json, read_json_lines
+from infotok_lit.evaluation.records import Row, checked, read_json, read_json_lines
 from infotok_lit.files import write_json
 
 FILE = "geneval2_data.jsonl"
@@ -32,7 +32,7 @@ class GenEval2(Benchmark):
 
     def __init__(self, folder: Path, seed: int = 0) -> None:
         self.sources, self.seed = [require(folder / FILE, type(self))], seed
-        self.prompts = read_json_lines(folder / FILE)
+        self.prompts = checked(read_json_lines(folder / FILE), folder / FILE, {"prompt": str, "skills": list})
 
     def drawings(self) -> Sequence[Drawing]:
         return [
@@ -68,6 +68,11 @@ class GenEval2(Benchmark):
         lists = [scores for file in files for scores in read_json(file)]
         if len(lists) != len(self.prompts):
             raise DataError(f"there are {len(self.prompts)} prompts in {FILE}, and {len(lists)} score lists")
+        for number, (entry, scores) in enumerate(zip(self.prompts, lists, strict=True), 1):
+            if not (isinstance(scores, list) and len(scores) == len(entry["skills"]) and all(map(_is_share, scores))):
+                raise DataError(
+                    f"score list {number} is {scores!r:.60}, not {len(entry['skills'])} numbers from 0 to 1"
+                )
         return [
             {
                 "id": str(number),
@@ -78,3 +83,7 @@ class GenEval2(Benchmark):
             }
             for number, (entry, scores) in enumerate(zip(self.prompts, lists, strict=True))
         ]
+
+
+def _is_share(value: object) -> bool:
+    return isinstance(value, int | float) and 0 <= value <= 1

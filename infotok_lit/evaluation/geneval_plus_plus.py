@@ -14,7 +14,7 @@ from infotok_lit.assets import BENCHMARKS
 from infotok_lit.errors import DataError
 from infotok_lit.evaluation.benchmark import Benchmark, Drawing, Score, average, scores_by
 from infotok_lit.evaluation.judge import Endpoint, JudgeGrader, image_part, text_part
-from infotok_lit.evaluation.records import Row, read_json, read_json_lines
+from infotok_lit.evaluation.records import Row, checked, read_json, read_json_lines
 
 TAGS = (
     "color_attr", "spatial_count_attr", "color_spatial_attr", "color_count_attr", "multi_object_count_attr",
@@ -70,7 +70,7 @@ class GenEvalPlusPlus(Benchmark):
         found = re.search(r"\{.*\}", text, re.DOTALL)
         try:
             correct = json.loads(found[0])["correct"] if found else None
-        except (json.JSONDecodeError, KeyError, TypeError):
+        except (ValueError, RecursionError, KeyError, TypeError):
             return None
         return int(correct) if correct in (0, 1) else None
 
@@ -92,26 +92,25 @@ class GenEvalPlusPlus(Benchmark):
         return overall | {tag: tags[tag] for tag in TAGS if tag in tags}
 
     def aggregate(self, files: Sequence[Path]) -> list[Row]:
-        """From the official Output.json: one entry per image, under `overall_results` or in a plain list.
-
-        An entry says `correct` (1, 0, or -1 for unread), itself or in its `result`, and which image it is: by its `id`,
-        the number of the prompt from 1, or by its place.
+        """From the official Output.json: under `overall_results` one entry per image with `id`, the number of its
+        prompt from 1, and a `result` whose `correct` is 1, 0, or -1 for unread.
         """
-        contents = [read_json(file) for file in files]
-        try:
-            entries = [one for content in contents for one in (content if isinstance(content, list) else content[KEY])]
-            numbers = [int(entry.get("id", place)) for place, entry in enumerate(entries, 1)]
-            return [
-                {
-                    "id": str(number),
-                    "group": str(number),
-                    "tag": self.metadata[number - 1]["tag"],
-                    "score": float(entry.get("result", entry)["correct"] == 1),
+        rows = []
+        for file in files:
+            content = read_json(file)
+            entries = content.get(KEY) if isinstance(content, dict) else None
+            for entry in checked(entries, f"{KEY} of {file}", {"id": int, "result": dict}):
+                if not 1 <= entry["id"] <= len(self.metadata):
+                    raise DataError(
+                        f"{KEY} of {file}: there is no prompt {entry['id']}, only 1 to {len(self.metadata)}"
+                    )
+                # The official sum takes a reply without `correct` as wrong.
+                own = {
+                    "tag": self.metadata[entry["id"] - 1]["tag"],
+                    "score": float(entry["result"].get("correct") == 1),
                 }
-                for number, entry in zip(numbers, entries, strict=True)
-            ]
-        except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
-            raise DataError("each entry of Output.json needs `correct`, and an `id` from 1 to 280 if any") from error
+                rows.append({"id": str(entry["id"]), "group": str(entry["id"])} | own)
+        return rows
 
 
 def checklist(metadata: Row) -> str:

@@ -155,10 +155,14 @@ def read_scene(content: Any, where: str) -> Scene:
     try:
         metadata = content["metadata"]
         detections = [
-            Detection(one["class"], _box(one["box"]), float(one["score"]), one.get("color"))
+            Detection(one["class"], _box(one["box"]), _finite(one["score"]), one.get("color"))
             for one in content["detections"]
         ]
         correct = content.get("correct")
+        if correct not in (None, True, False):
+            raise ValueError(f"correct is {correct!r}")
+        if not isinstance(metadata["tag"], str):
+            raise ValueError(f"tag is {metadata['tag']!r}")
         # A dry run: every field that the rules read is there.
         judge(metadata, detections)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
@@ -170,5 +174,12 @@ def read_scene(content: Any, where: str) -> Scene:
 
 
 def _box(values: Sequence[float]) -> tuple[float, float, float, float]:
-    left, top, right, bottom = map(float, values)
+    left, top, right, bottom = map(_finite, values)
     return left, top, right, bottom
+
+
+def _finite(value: Any) -> float:
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"{value} is no number")
+    return number

@@ -6,12 +6,14 @@ from pathlib import Path
 
 from PIL import Image
 
+from infotok_lit.errors import MissingFileError
 from infotok_lit.evaluation.benchmark import Benchmark, Question, Score, average, open_file, require, rule_named
-from infotok_lit.evaluation.records import Row, read_json
+from infotok_lit.evaluation.records import Row, by_name, checked, read_json
 from infotok_lit.evaluation.tables import Table
 from infotok_lit.files import write_json
 
 QUESTIONS = "testdev_balanced_questions.json"
+FIELDS = {"imageId": str, "question": str, "answer": str}
 SUFFIX = "\nAnswer the question using a single word or phrase."
 
 
@@ -55,12 +57,14 @@ class Gqa(Benchmark):
         official_file = folder / QUESTIONS
         if official_file.is_file():
             self.sources = (official_file,)
-            self.records = read_json(official_file)
+            self.records = checked(read_json(official_file), official_file, FIELDS)
         else:
-            asked = Table(require(folder / "testdev_balanced_instructions", type(self)), ())
+            where = require(folder / "testdev_balanced_instructions", type(self))
+            asked = Table(where, fields=FIELDS | {"id": str}, fetch=self.fetch)
             self.sources = asked.files
-            self.records = {row["id"]: row for row in asked.rows}
-            self.table = Table(require(folder / "testdev_balanced_images", type(self)), ("image",))
+            self.records = by_name(asked.rows, "id", where)
+            where = require(folder / "testdev_balanced_images", type(self))
+            self.table = Table(where, ("image",), fields={"id": str}, fetch=self.fetch)
             self.places = {row["id"]: number for number, row in enumerate(self.table.rows)}
 
     def questions(self) -> Sequence[Question]:
@@ -71,6 +75,8 @@ class Gqa(Benchmark):
 
     def open_image(self, name: str, folder: Path) -> Image.Image:
         if self.table is not None:
+            if name not in self.places:
+                raise MissingFileError(f"{self.table.folder} has no image {name}, which is asked about")
             return self.table.image(self.places[name], "image")
         return open_file(self.folder / "images" / f"{name}.jpg", type(self))
 

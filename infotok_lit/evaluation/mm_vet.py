@@ -11,12 +11,14 @@ from typing import Any, ClassVar, Literal
 
 from PIL import Image
 
+from infotok_lit.errors import DataError
 from infotok_lit.evaluation.benchmark import Benchmark, Question, Score, average, open_file, require
 from infotok_lit.evaluation.judge import Endpoint, JudgeGrader, text_part
-from infotok_lit.evaluation.records import Row, read_json
+from infotok_lit.evaluation.records import Fields, Row, by_name, checked, read_json
 from infotok_lit.evaluation.tables import Table
 from infotok_lit.files import write_json
 
+FIELDS = {"question": str, "answer": str, "capability": list}
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 TEMPERATURES = (0.0, 0.5, 1.0, 1.5, 2.0)
 """As the official script raises them while the judge's answer is no grade."""
@@ -53,6 +55,8 @@ class MmVet(Benchmark):
     instructions = INSTRUCTIONS
     max_judge_tokens = 3
     file: ClassVar[str] = "mm-vet.json"
+    more_fields: ClassVar[Fields] = {"imagename": str}
+    """That an official record has beside FIELDS."""
     fetch = (
         "Unpack mm-vet.zip from https://github.com/yuweihao/MM-Vet/releases to DATA/mm_vet (v2: mm-vet-v2.zip to "
         "DATA/mm_vet_v2)."
@@ -63,14 +67,16 @@ class MmVet(Benchmark):
         self.table: Table | None = None
         if (folder / self.file).is_file():
             self.sources = [folder / self.file]
-            self.records = read_json(folder / self.file)
+            self.records = checked(read_json(folder / self.file), folder / self.file, FIELDS | self.more_fields)
         else:
-            self.table = Table(folder, ("image",), "test")
+            fields = FIELDS | {"question_id": str, "capability": str}
+            self.table = Table(folder, ("image",), "test", fields, self.fetch)
             self.sources = self.table.files
-            self.records = {
-                row["question_id"]: row | {"capability": row["capability"].split(","), "imagename": str(number)}
+            rows = [
+                row | {"capability": row["capability"].split(","), "imagename": str(number)}
                 for number, row in enumerate(self.table.rows)
-            }
+            ]
+            self.records = by_name(rows, "question_id", folder)
         self.grader = None if endpoint is None else JudgeGrader(endpoint, self, TEMPERATURES)
 
     def questions(self) -> Sequence[Question]:
@@ -95,8 +101,11 @@ class MmVet(Benchmark):
         return [text_part(f"{self.instructions}{line} |")]
 
     def read_verdict(self, text: str) -> float | None:
-        found = re.match(r"\s*(\d(?:\.\d+)?)", text)
-        grade = float(found[1]) if found else -1.0
+        """The number that the reply begins with, as the official script takes it; None unless it is from 0 to 1."""
+        try:
+            grade = float(text.strip().split(" ")[0].strip("\n |"))
+        except ValueError:
+            return None
         return grade if 0 <= grade <= 1 else None
 
     def grade(self, rows: Sequence[Row]) -> list[Row]:
@@ -125,10 +134,17 @@ class MmVet(Benchmark):
 
     def aggregate(self, files: Sequence[Path]) -> list[Row]:
         """From an official grade file: id -> {"score": one grade per run}; runs are averaged."""
+        groups = {question.id: question.group for question in self.questions()}
         rows = []
-        for name, entry in (pair for file in files for pair in read_json(file).items()):
-            verdict = {"reading": average(entry["score"]).value}
-            rows.append({"id": name, "group": name, "verdict": verdict})
+        for file in files:
+            for name, entry in checked(read_json(file), file, {"score": list}).items():
+                if (
+                    name not in groups
+                    or not entry["score"]
+                    or not all(isinstance(one, int | float) and 0 <= one <= 1 for one in entry["score"])
+                ):
+                    raise DataError(f"row {name} of {file} is no question of {self.title} with grades from 0 to 1")
+                rows.append({"id": name, "group": groups[name], "verdict": {"reading": average(entry["score"]).value}})
         return self.grade(rows)
 
 
@@ -138,6 +154,7 @@ class MmVetV2(MmVet):
     name = "mm_vet_v2"
     title = "MM-Vet v2"
     file = "mm-vet-v2.json"
+    more_fields = {}
 
 
 def split_question(text: str) -> tuple[str, tuple[str, ...]]:

@@ -19,6 +19,8 @@ from infotok_lit.files import write_whole
 PERCEPTION = (
     "existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR",
 )  # fmt: skip
+FIELDS = {"question_id": str, "question": str, "answer": ("Yes", "No"), "category": str}
+"""Of a row of the Hugging Face copy."""
 COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
 
 
@@ -57,7 +59,7 @@ class Mme(Benchmark):
         self.table: Table | None = None
         found = list(self._from_texts())
         if not found:
-            self.table = Table(folder, ("image",), "test")
+            self.table = Table(folder, ("image",), "test", FIELDS, self.fetch)
             self.sources = self.table.files
             found = [
                 Entry(row["category"], row["question_id"], row["question"], row["answer"], number)
@@ -124,14 +126,16 @@ class Mme(Benchmark):
             texts = sorted([*own.glob("*.txt"), *own.glob("questions_answers_YN/*.txt")])
             for file in [single] if single.is_file() else texts:
                 sources.append(file)
-                for number, line in enumerate(read_text(file).splitlines(), 1):
+                for number, line in enumerate(read_text(file).split("\n"), 1):
                     fields = line.split("\t")
                     if not line.strip():
                         continue
                     if file != single:
                         fields = [_image_beside(file), *fields]
-                    if len(fields) < 3:
-                        raise DataError(f"line {number} of {file} needs image, question and answer, split by tabs")
+                    if len(fields) < 3 or fields[2].strip().lower() not in ("yes", "no"):
+                        raise DataError(
+                            f"line {number} of {file} needs image, question and Yes or No, split by tabs: {line!r:.60}"
+                        )
                     yield Entry(subtask, fields[0], fields[1], fields[2].strip())
         self.sources = sources
 

@@ -15,11 +15,13 @@ from typing import Literal
 
 from PIL import Image
 
+from infotok_lit.errors import DataError
 from infotok_lit.evaluation.benchmark import Benchmark, Question, Score, average, require, rule_named, scores_by
-from infotok_lit.evaluation.records import Row
+from infotok_lit.evaluation.records import Row, by_name
 from infotok_lit.evaluation.tables import Table
 from infotok_lit.files import write_json
 
+FIELDS = {"id": str, "question": str, "options": str | list, "answer": str, "question_type": str}
 Style = Literal["official", "lmms-eval"]
 CUES = ("could be ", "so ", "is ", "thus ", "therefore ", "final ", "answer ", "result ")
 """What stands before the point of a sentence."""
@@ -63,18 +65,19 @@ class Mmmu(Benchmark):
 
     def __init__(self, folder: Path, rules: str = "official") -> None:
         self.rule, self.rules = rule_named(self, rules), rules
-        self.table = Table(require(folder, type(self)), IMAGES, "validation")
+        self.table = Table(require(folder, type(self)), IMAGES, "validation", FIELDS, self.fetch)
         self.sources = self.table.files
+        by_name(self.table.rows, "id", folder)
         self.places = {row["id"]: number for number, row in enumerate(self.table.rows)}
+        self.images = {row["id"]: self._images(row, number) for number, row in enumerate(self.table.rows)}
 
     def questions(self) -> Sequence[Question]:
         asked = []
-        for row, place in zip(self.table.rows, self.places.values(), strict=True):
+        for row in self.table.rows:
             options = _options(row)
             lines = "".join(f"\n({letter}) {text}" for letter, text in options.items())
             text = row["question"] + lines + (CHOICE_SUFFIX if options else OPEN_SUFFIX)
-            images = tuple(f"{row['id']}/{column}" for column in IMAGES if self.table.has_image(place, column))
-            asked.append(Question(row["id"], text, images, row["id"]))
+            asked.append(Question(row["id"], text, self.images[row["id"]], row["id"]))
         return asked
 
     def open_image(self, name: str, folder: Path) -> Image.Image:
@@ -112,6 +115,18 @@ class Mmmu(Benchmark):
         for subject, own in subjects.items():
             (folder / "parse_and_eval" / subject).mkdir(parents=True, exist_ok=True)
             write_json(folder / "parse_and_eval" / subject / "output.json", own)
+
+    def _images(self, row: Row, number: int) -> tuple[str, ...]:
+        """What `open_image` calls them; DataError unless there is one, and id, options and answer can be read."""
+        try:
+            _options(row), _answer(row)
+            fault = "" if re.match(r"[^_]+_\w+_[^_]+$", row["id"]) else f"id {row['id']!r} is not SPLIT_SUBJECT_NUMBER"
+        except (ValueError, SyntaxError) as error:
+            fault = f"options or answer is no list: {error}"
+        found = tuple(f"{row['id']}/{column}" for column in IMAGES if self.table.has_image(number, column))
+        if fault or not found:
+            raise DataError(f"{self.table.where(number)}: {fault or 'there is no image'}")
+        return found
 
 
 def _options(record: Row) -> dict[str, str]:

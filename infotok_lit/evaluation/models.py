@@ -105,13 +105,19 @@ class TransformersModel(EvaluatedModel):
 
     def __init__(self, path: Path, name: str, device: str, dtype: str) -> None:
         from transformers import AutoModelForImageTextToText, AutoProcessor
+        from transformers.utils import is_torchvision_available
 
         self.path, self.name, self.dtype = path, name, dtype
         try:
-            self.processor = AutoProcessor.from_pretrained(path, local_files_only=True, backend="pil")
+            # Models that read videos, too, have a processor that only torchvision runs.
+            backend = {} if is_torchvision_available() else {"backend": "pil"}
+            self.processor = AutoProcessor.from_pretrained(path, local_files_only=True, **backend)
             self.model = AutoModelForImageTextToText.from_pretrained(
                 path, local_files_only=True, trust_remote_code=False, dtype=getattr(torch, dtype)
             )
+        except ImportError as error:
+            text = f"{path} needs a package that is not here (models that read videos, torchvision): {error}"
+            raise SettingsError(text) from error
         except (ValueError, OSError) as error:
             raise SettingsError(f"{path} is no image-text-to-text model of transformers: {error}") from error
         self.model = self.model.to(device).eval()
@@ -137,13 +143,25 @@ class TransformersModel(EvaluatedModel):
         return found
 
     def _likelihood(self, asked: Any, option: str) -> float:
-        ids = self.processor.tokenizer(option, add_special_tokens=False, return_tensors="pt")["input_ids"]
-        ids = ids.to(self.model.device)
-        more = {"input_ids": torch.cat([asked["input_ids"], ids], dim=1)}
-        more["attention_mask"] = torch.ones_like(more["input_ids"])
-        rest = {name: value for name, value in asked.items() if name not in more and name != "token_type_ids"}
-        logits = self.model(**rest, **more).logits[0, -ids.shape[1] - 1 : -1].float()
-        return float(logits.log_softmax(-1).gather(1, ids[0, :, None]).mean())
+        """By the model's own way to generate, which knows its masks and positions, made to say the option."""
+        ids = self.processor.tokenizer(option, add_special_tokens=False)["input_ids"]
+        start = asked["input_ids"].shape[1]
+
+        def forced(before: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+            wanted = torch.full_like(scores, -torch.inf)
+            wanted[:, ids[before.shape[1] - start]] = 0.0
+            return wanted
+
+        output = self.model.generate(
+            **asked,
+            max_new_tokens=len(ids),
+            do_sample=False,
+            logits_processor=[forced],
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+        told = [logits[0].float().log_softmax(-1)[one] for logits, one in zip(output.logits, ids, strict=True)]
+        return float(torch.stack(told).mean())
 
     def _inputs(self, chats: list[list[dict[str, Any]]]) -> Any:
         """Up to where the answer starts; left-padded, so that answers follow at once."""
@@ -166,8 +184,10 @@ class DiffusersModel(EvaluatedModel):
         self.path, self.name, self.dtype, self.device = path, name, dtype, device
         try:
             pipeline = DiffusionPipeline.from_pretrained(path, local_files_only=True, dtype=getattr(torch, dtype))
-        except (ValueError, OSError) as error:
-            raise SettingsError(f"{path} is no pipeline of diffusers: {error}") from error
+        except (ValueError, OSError, ImportError) as error:
+            raise SettingsError(
+                f"{path} is no pipeline of diffusers, or one that needs other packages: {error}"
+            ) from error
         self.pipeline = pipeline.to(device)
         self.pipeline.set_progress_bar_config(disable=True)
 

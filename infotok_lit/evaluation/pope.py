@@ -7,11 +7,12 @@ from PIL import Image
 
 from infotok_lit.assets import BENCHMARKS
 from infotok_lit.evaluation.benchmark import Benchmark, Question, Score, average, open_file, rule_named
-from infotok_lit.evaluation.records import Row, read_json_lines, to_lines
+from infotok_lit.evaluation.records import Row, checked, read_json_lines, to_lines
 from infotok_lit.evaluation.yes_no import pope_lmms_eval, pope_official, vlmevalkit
 from infotok_lit.files import write_whole
 
 SPLITS = ("random", "popular", "adversarial")
+FIELDS = {"question_id": int | str, "image": str, "text": str, "label": ("yes", "no")}
 
 
 class Pope(Benchmark):
@@ -38,7 +39,8 @@ class Pope(Benchmark):
         own = [folder / f"coco_pope_{split}.json" for split in SPLITS]
         shipped = [BENCHMARKS / "pope" / file.name for file in own]
         self.sources = own if all(file.is_file() for file in own) else shipped
-        self.splits = dict(zip(SPLITS, map(read_json_lines, self.sources), strict=True))
+        read = [checked(read_json_lines(file), file, FIELDS) for file in self.sources]
+        self.splits = dict(zip(SPLITS, read, strict=True))
 
     def questions(self) -> Sequence[Question]:
         pairs = dict.fromkeys((line["image"], line["text"]) for lines in self.splits.values() for line in lines)

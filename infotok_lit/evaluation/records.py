@@ -3,8 +3,10 @@
 import gzip
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import UnionType
 from typing import Any
 
 from infotok_lit.errors import DataError, MissingFileError
@@ -13,6 +15,8 @@ from infotok_lit.files import write_whole
 Row = dict[str, Any]
 """One line of a result: JSON."""
 
+Fields = Mapping[str, type | UnionType | tuple[str, ...]]
+"""Field -> its type, or the texts that it may be."""
 _GZIP = b"\x1f\x8b"
 
 
@@ -28,16 +32,13 @@ def read_text(path: Path) -> str:
         return (gzip.decompress(content) if content.startswith(_GZIP) else content).decode("utf-8-sig")
     except (FileNotFoundError, IsADirectoryError) as error:
         raise MissingFileError(f"there is no file {path}") from error
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
 
 
 def read_json(path: Path) -> Any:
     """The content of a JSON file, gzipped or not; errors as for `read_text`."""
-    try:
-        return json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path} is not JSON: {error}") from error
+    return _parsed(read_text(path), str(path))
 
 
 def read_json_lines(path: Path) -> list[Any]:
@@ -48,19 +49,50 @@ def read_json_lines(path: Path) -> list[Any]:
     """
     text = read_text(path)
     try:
-        whole = json.loads(text)
-    except json.JSONDecodeError:
-        return list(_lines(text, path))
+        whole = _parsed(text, str(path))
+    except DataError:
+        # Some texts hold other line breaks, such as U+2028, which JSON need not escape.
+        lines = enumerate(text.split("\n"), 1)
+        return [_parsed(line, f"line {number} of {path}") for number, line in lines if line.strip()]
     return whole if isinstance(whole, list) else [whole]
 
 
-def _lines(text: str, path: Path) -> Iterator[Any]:
-    for number, line in enumerate(text.splitlines(), 1):
-        if line.strip():
-            try:
-                yield json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(f"line {number} of {path} is not JSON: {error}") from error
+def _parsed(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where} is not JSON: {error}") from error
+
+
+def checked(content: Any, source: Path | str, fields: Fields) -> Any:
+    """The content of a benchmark file, in which every row has these fields: a list of rows, or rows by their name.
+
+    Raises:
+        DataError: naming the file, the first row that is otherwise, and what is wrong with it.
+    """
+    pairs = content.items() if isinstance(content, dict) else enumerate(content, 1) if isinstance(content, list) else ()
+    if not pairs or not content:
+        raise DataError(f"{source} holds no rows")
+    for name, row in pairs:
+        if not isinstance(row, dict):
+            raise DataError(f"row {name} of {source} is {row!r:.60}, not an object with fields")
+        for field, wanted in fields.items():
+            if field not in row:
+                raise DataError(f"row {name} of {source} has no {field}")
+            if row[field] not in wanted if isinstance(wanted, tuple) else not isinstance(row[field], wanted):
+                meant = f", not {' or '.join(wanted)}" if isinstance(wanted, tuple) else ""
+                raise DataError(f"row {name} of {source}: {field} cannot be {row[field]!r:.60}{meant}")
+    return content
+
+
+def by_name(rows: Sequence[Row], field: str, source: Path | str) -> dict[str, Row]:
+    """The rows by the value of a field; DataError where two share one."""
+    found: dict[str, Row] = {}
+    for row in rows:
+        if str(row[field]) in found:
+            raise DataError(f"two rows of {source} have the {field} {row[field]}")
+        found[str(row[field])] = row
+    return found
 
 
 def digest(paths: Sequence[Path]) -> str:
@@ -72,7 +104,7 @@ def digest(paths: Sequence[Path]) -> str:
 
 
 class Log:
-    """A file of rows, each with an `id`, added one batch at a time. What a kill left of a last line is cut off."""
+    """A file of rows, each with an `id`, added one at a time. What a kill left of a last line is cut off."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -82,15 +114,17 @@ class Log:
             if whole != content:
                 write_whole(path, whole)
 
-    def append(self, rows: Sequence[Row]) -> None:
-        """Add rows, in one write."""
+    def append(self, row: Row) -> None:
+        """Add a row, in one write."""
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(to_lines(rows))
+            file.write(to_lines([row]))
 
 
 def to_lines(rows: Iterable[Row]) -> str:
     """Rows as JSON lines."""
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    # Half a surrogate pair, which a judge may send, is no UTF-8; escaped, it is JSON.
+    return text.encode(errors="backslashreplace").decode()
 
 
 def read_log(path: Path) -> dict[str, Row]:
@@ -98,11 +132,12 @@ def read_log(path: Path) -> dict[str, Row]:
     if not path.exists():
         return {}
     rows = {}
-    lines = path.read_text(encoding="utf-8").split("\n")
+    # A kill may have cut a character, too.
+    lines = path.read_bytes().split(b"\n")
     for number, line in enumerate(lines[:-1], 1):
         try:
             row = json.loads(line)
             rows[row["id"]] = row
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"line {number} of {path} is damaged: delete that line, and it is made again") from error
     return rows

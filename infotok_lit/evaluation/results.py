@@ -33,20 +33,21 @@ class Result:
 
 
 def summarise(
-    benchmark: Benchmark, rows: Sequence[Row], model: Mapping[str, Any], planned: int, progress: Progress
+    benchmark: Benchmark, rows: Sequence[Row], model: Mapping[str, Any], progress: Progress
 ) -> dict[str, Any]:
     """The content of result.json.
 
     Args:
         rows: graded.
         model: its description.
-        planned: how many rows there are when nothing is missing; the whole benchmark, whatever the limit.
         progress: what this process has done.
     """
     errors = standard_errors(benchmark, rows)
     answered = [row for row in rows if "parsed" in row]
     grader, verdicts = benchmark.grader, [row["verdict"] for row in rows if "verdict" in row]
-    graded = sum(row["score"] is not None for row in rows)
+    graded, ungraded = (sum((row["score"] is None) == none for row in rows if "score" in row) for none in (False, True))
+    items = [*benchmark.drawings(), *benchmark.questions()]
+    covered = len({row["group"] for row in rows}) == len({item.group for item in items})
     return {
         "benchmark": benchmark.name,
         "scores": {
@@ -55,7 +56,7 @@ def summarise(
         },
         "rows": len(rows),
         "graded": graded,
-        "complete": len(rows) == planned and graded == planned,
+        "complete": covered and not ungraded,
         "unparsed": sum(row["parsed"] is None for row in answered) / len(answered) if answered else None,
         "grader": None if grader is None else {"name": grader.name, **grader.facts(verdicts)},
         **benchmark.facts,

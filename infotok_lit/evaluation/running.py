@@ -8,7 +8,7 @@ import io
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -18,9 +18,8 @@ from PIL import Image
 
 from infotok_lit.errors import SettingsError
 from infotok_lit.evaluation.benchmark import Benchmark, Drawing, Question
-from infotok_lit.evaluation.judge import JudgeError
 from infotok_lit.evaluation.models import EvaluatedModel
-from infotok_lit.evaluation.records import Log, Row, read_log, to_lines
+from infotok_lit.evaluation.records import Log, Row, checked, read_json, read_log, to_lines
 from infotok_lit.files import write_json, write_whole
 
 Item = TypeVar("Item", Drawing, Question)
@@ -105,8 +104,6 @@ class Evaluation:
     progress: Progress = field(default_factory=Progress)
 
     def __post_init__(self) -> None:
-        self.whole = len(self.benchmark.drawings()) + len(self.benchmark.questions())
-        """How many rows of output there are without a limit."""
         self.drawings = spread(self.benchmark.drawings(), self.limit)
         self.questions = spread(self.benchmark.questions(), self.limit)
 
@@ -120,7 +117,7 @@ class Evaluation:
         path = self.folder / SETTINGS
         settings = json.loads(json.dumps({"model": self.model.description(), "benchmark": self.benchmark.facts}))
         if path.exists():
-            earlier = json.loads(path.read_text(encoding="utf-8"))
+            earlier = checked(read_json(path), path, {})
             differing = [
                 f"{part}.{key}" for part in settings for key in settings[part] | earlier.get(part, {})
                 if key != "rules" and settings[part].get(key) != earlier.get(part, {}).get(key)
@@ -174,7 +171,7 @@ class Evaluation:
         if grader is not None:
             by_id = {row["id"]: row for row in rows}
 
-            def judge(batch: Sequence[Drawing | Question]) -> list[Row]:
+            def judge(batch: Sequence[Drawing | Question]) -> Iterable[Row]:
                 return grader.verdicts([by_id[item.id] for item in batch], self.folder)
 
             subjects = [item for item in self._subjects if item.id in by_id]
@@ -227,7 +224,7 @@ class Evaluation:
         self,
         name: str,
         items: Sequence[Item],
-        work: Callable[[Sequence[Item]], list[Row]],
+        work: Callable[[Sequence[Item]], Iterable[Row]],
         batch_size: int,
         most: int | None,
     ) -> list[Row]:
@@ -244,11 +241,8 @@ class Evaluation:
         log = Log(path.with_name(f"{name}.{self.world.rank}.part"))
         for batch in mine:
             started = time.perf_counter()
-            try:
-                log.append(work(batch))
-            except JudgeError as error:
-                log.append(error.kept)
-                raise
+            for row in work(batch):
+                log.append(row)
             what = f"{self.benchmark.name}: {name.split('.')[0]}"
             self.progress.add(name, len(batch), time.perf_counter() - started, self.world.size, what)
         self.world.wait()
@@ -259,11 +253,13 @@ class Evaluation:
         return [rows[item.id] for item in items if item.id in rows]
 
     def _done(self, path: Path) -> dict[str, Row]:
-        """The rows of a log and of the parts that processes added to it, of this world or of an earlier one."""
+        """The rows of a log and of the parts that processes added to it, of this world or of an earlier one; those of
+        images that someone deleted are left out, and made again."""
         rows = read_log(path)
         for part in _parts(path):
             rows |= read_log(part)
-        return rows
+        gone = {name for name, row in rows.items() if path.stem == DRAWN and not (self.folder / row["image"]).is_file()}
+        return {name: row for name, row in rows.items() if name not in gone}
 
     def _merge(self, path: Path, items: Sequence[Item]) -> None:
         rows, parts = self._done(path), _parts(path)

@@ -20,11 +20,15 @@ from infotok_lit.evaluation.benchmark import (
     rule_named,
     scores_by,
 )
-from infotok_lit.evaluation.records import Row, read_json, to_lines
+from infotok_lit.evaluation.records import Row, by_name, checked, read_json, to_lines
 from infotok_lit.evaluation.tables import Table
 from infotok_lit.files import write_whole
 
 LETTERS = ("A", "B", "C", "D")
+FIELDS = {
+    "question_id": str | int, "data_id": str | int, "data_type": str, "question": str, "answer": LETTERS,
+    "question_type_id": str | int,
+} | {f"choice_{letter.lower()}": str | int | float for letter in LETTERS}  # fmt: skip
 SUFFIX = "\nAnswer with the option's letter from the given choices directly."
 QUESTIONS = "SEED-Bench.json"
 IMAGES = "SEED-Bench-image"
@@ -73,16 +77,14 @@ class SeedBench(Benchmark):
         self.table: Table | None = None
         if (folder / QUESTIONS).is_file():
             self.sources = (folder / QUESTIONS,)
-            rows = read_json(folder / QUESTIONS)["questions"]
+            content = read_json(folder / QUESTIONS)
+            rows = checked(content.get("questions") if isinstance(content, dict) else None, self.sources[0], FIELDS)
         else:
-            self.table = Table(folder, ("image",), "test")
+            self.table = Table(folder, ("image",), "test", FIELDS, self.fetch)
             self.sources = self.table.files
             rows = self.table.rows
-        self.records = {
-            str(row["question_id"]): row | {"place": number}
-            for number, row in enumerate(rows)
-            if row["data_type"] == "image"
-        }
+        placed = [row | {"place": number} for number, row in enumerate(rows) if row["data_type"] == "image"]
+        self.records = by_name(placed, "question_id", self.sources[0])
         self.image_places = {str(record["data_id"]): record["place"] for record in self.records.values()}
 
     def questions(self) -> Sequence[Question]:

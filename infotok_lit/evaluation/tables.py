@@ -1,6 +1,6 @@
-"""A Hugging Face dataset folder: Parquet files, or JSON lines with image files beside them.
+"""A Hugging Face dataset folder: Parquet, Arrow (as `save_to_disk` writes), or JSON lines with image files beside them.
 
-Parquet needs pyarrow, which is not among this package's dependencies.
+Parquet and Arrow need pyarrow, which is not among this package's dependencies.
 """
 
 from collections.abc import Sequence
@@ -10,80 +10,95 @@ from typing import Any
 
 from PIL import Image
 
+from infotok_lit.batch import BrokenSampleError
 from infotok_lit.data.image_file import read_image
 from infotok_lit.errors import DataError, MissingFileError
-from infotok_lit.evaluation.records import Row, read_json_lines
+from infotok_lit.evaluation.records import Fields, Row, checked, read_json_lines
 
 
 class Table:
-    """The rows of a folder in order, of the files whose names start with `split`, or of all where none does.
+    """The rows of a folder in order: of the files called `SPLIT...` or in a folder SPLIT, or of all where none is.
 
     Images stay on disk: a row holds None in their columns, and `image` reads one.
 
     Args:
         image_columns: which columns hold images (or lists of them).
+        fields: what every row must have.
+        fetch: how to get the files, for who has none.
 
     Raises:
         MissingFileError: there are no such files, or pyarrow is not installed.
+        DataError: naming the file that cannot be read.
     """
 
-    def __init__(self, folder: Path, image_columns: Sequence[str], split: str = "") -> None:
-        self.folder, self.image_columns = folder, image_columns
-        files = [file for kind in ("*.parquet", "*.jsonl") for file in sorted(folder.rglob(kind))]
-        self.files = [file for file in files if file.name.startswith(split)] or files
+    def __init__(
+        self,
+        folder: Path,
+        image_columns: Sequence[str] = (),
+        split: str = "",
+        fields: Fields | None = None,
+        fetch: str = "",
+    ) -> None:
+        self.folder, self.image_columns, self.fields = folder, image_columns, fields or {}
+        files = [file for pattern in _PARTS for file in sorted(folder.rglob(pattern))]
+        named = [file for file in files if file.name.startswith(split) or file.parent.name == split]
+        self.files = named or files
         if not self.files:
-            raise MissingFileError(f"there are no .parquet or .jsonl files in {folder}")
-        self._parts = [_ParquetPart(file) if file.suffix == ".parquet" else _LinesPart(file) for file in self.files]
-        self._group: tuple[object, list[Row]] = (None, [])
+            raise MissingFileError(f"there are no .parquet, .arrow or .jsonl files in {folder}. {fetch}")
+        self._parts = [_opened(file) for file in self.files]
 
     @cached_property
     def rows(self) -> list[Row]:
-        """Every row, without its images."""
+        """Every row, without its images; DataError for the first that lacks a field."""
         return [
             row | {column: None for column in self.image_columns if column in row}
-            for part in self._parts
-            for row in part.rows(self.image_columns)
+            for file, part in zip(self.files, self._parts, strict=True)
+            for row in checked(part.rows(self.image_columns), file, self.fields)
         ]
 
     def has_image(self, number: int, column: str) -> bool:
         """Whether a row has an image in a column."""
-        return bool(self._cell(number, column))
+        part, _, place = self._place(number)
+        return bool(part.cell(place, column))
 
     def image(self, number: int, column: str, index: int = 0) -> Image.Image:
         """The image of a row, RGB; of a list of images that at `index`."""
-        cell = self._cell(number, column)
+        part, file, place = self._place(number)
+        cell = part.cell(place, column)
         cell = cell[index] if isinstance(cell, list) else cell
-        source, name = cell, f"row {number} of {self.folder}, {column}"
+        source, name = cell, f"row {place + 1} of {file}, {column}"
         if isinstance(cell, dict):
             source = cell["bytes"] if cell.get("bytes") else cell.get("path")
         if isinstance(source, str):
-            source = self._file_of(number).parent / source
+            source = file.parent / source
             if not source.is_file():
                 raise MissingFileError(f"{name} is {source}, which is not there")
         if source is None:
             raise DataError(f"{name} holds no image")
-        return read_image(source, name, min_side=1, max_aspect=float("inf"))
+        try:
+            return read_image(source, name, min_side=1, max_aspect=float("inf"))
+        except BrokenSampleError as error:
+            raise DataError(str(error)) from error
 
-    def _cell(self, number: int, column: str) -> Any:
-        for part in self._parts:
-            if number < len(part):
-                return part.cell(number, column)
-            number -= len(part)
-        raise IndexError(f"{self.folder} has no row {number}")
+    def where(self, number: int) -> str:
+        """What an error calls a row: its place in its file."""
+        _, file, place = self._place(number)
+        return f"row {place + 1} of {file}"
 
-    def _file_of(self, number: int) -> Path:
+    def _place(self, number: int) -> "tuple[_Lines | _Parquet | _Arrow, Path, int]":
+        """The part that holds a row, its file, and the row's place in it."""
         for file, part in zip(self.files, self._parts, strict=True):
             if number < len(part):
-                return file
+                return part, file, number
             number -= len(part)
         raise IndexError(f"{self.folder} has no row {number}")
 
 
-class _LinesPart:
+class _Lines:
     """JSON lines; images are paths relative to the file."""
 
     def __init__(self, file: Path) -> None:
-        self._rows = read_json_lines(file)
+        self._rows = checked(read_json_lines(file), file, {})
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -95,17 +110,14 @@ class _LinesPart:
         return self._rows[number].get(column)
 
 
-class _ParquetPart:
-    """One Parquet file, of whose images one row group at a time is in memory."""
+class _Parquet:
+    """One Parquet file, of whose images one row group per column is in memory."""
 
     def __init__(self, file: Path) -> None:
-        try:
-            from pyarrow import parquet
-        except ImportError as error:
-            raise MissingFileError(f"{file} is Parquet, which needs pyarrow: `pip install pyarrow`") from error
+        from pyarrow import parquet
+
         self._file = parquet.ParquetFile(file)
-        self._cached: tuple[int, str] | None = None
-        self._column: list[Any] = []
+        self._cached: dict[str, tuple[int, list[Any]]] = {}
 
     def __len__(self) -> int:
         return self._file.metadata.num_rows
@@ -124,7 +136,43 @@ class _ParquetPart:
             if number < size:
                 break
             number -= size
-        if self._cached != (group, column):
-            self._column = self._file.read_row_group(group, columns=[column]).column(0).to_pylist()
-            self._cached = (group, column)
-        return self._column[number]
+        if column not in self._cached or self._cached[column][0] != group:
+            self._cached[column] = group, self._file.read_row_group(group, columns=[column]).column(0).to_pylist()
+        return self._cached[column][1][number]
+
+
+class _Arrow:
+    """One file of Arrow's stream format, of which only what is asked for is in memory."""
+
+    def __init__(self, file: Path) -> None:
+        import pyarrow
+
+        self._table = pyarrow.ipc.open_stream(pyarrow.memory_map(str(file))).read_all()
+
+    def __len__(self) -> int:
+        return self._table.num_rows
+
+    def rows(self, image_columns: Sequence[str]) -> list[Row]:
+        names = self._table.column_names
+        rows = self._table.select([name for name in names if name not in image_columns]).to_pylist()
+        present = {name: None for name in names if name in image_columns}
+        return [row | present for row in rows]
+
+    def cell(self, number: int, column: str) -> Any:
+        return self._table.column(column)[number].as_py() if column in self._table.column_names else None
+
+
+_PARTS = {"*.parquet": _Parquet, "data*.arrow": _Arrow, "*.jsonl": _Lines}
+"""Which files are read, and how: beside Arrow's data, `datasets` keeps caches of the same kind."""
+
+
+def _opened(file: Path) -> _Lines | _Parquet | _Arrow:
+    kind = next(kind for pattern, kind in _PARTS.items() if file.match(pattern))
+    try:
+        return kind(file)
+    except ImportError as error:
+        raise MissingFileError(f"{file} is {kind.__name__[1:]}, which needs pyarrow: `pip install pyarrow`") from error
+    except (OSError, ValueError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{file} cannot be read: {error}") from error

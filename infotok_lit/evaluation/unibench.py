@@ -5,12 +5,15 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from infotok_lit.errors import DataError
 from infotok_lit.evaluation.benchmark import Benchmark, Drawing, Question, Score, average, require
-from infotok_lit.evaluation.records import Row, read_json
+from infotok_lit.evaluation.records import Row, checked, read_json
 from infotok_lit.files import write_json
 
 FILE = "uni_bench.json"
 LETTERS = "ABCDE"
+FIELDS = {"prompt_id": int, "prompt": str, "QAs": list}
+QUESTION_FIELDS = {"QA_id": int, "question": str, "answer": tuple(LETTERS), "tag": str}
 
 
 class UniBench(Benchmark):
@@ -31,7 +34,15 @@ class UniBench(Benchmark):
     def __init__(self, folder: Path, seed: int = 1024, images_per_prompt: int = 4) -> None:
         self.sources = [require(folder / FILE, type(self))]
         self.seed, self.images_per_prompt = seed, images_per_prompt
-        self.cases = read_json(folder / FILE)
+        self.cases = checked(read_json(folder / FILE), folder / FILE, FIELDS)
+        for case in self.cases:
+            for entry in checked(
+                case["QAs"], f"the QAs of prompt {case['prompt_id']} of {folder / FILE}", QUESTION_FIELDS
+            ):
+                if len(_tag(entry)) != 3:
+                    raise DataError(
+                        f"QA {entry['QA_id']} of {folder / FILE} has the tag {entry['tag']!r}, not three levels"
+                    )
         self.asked = {str(entry["QA_id"]): entry for case in self.cases for entry in case["QAs"]}
 
     def drawings(self) -> Sequence[Drawing]:
@@ -61,13 +72,13 @@ class UniBench(Benchmark):
         ]
 
     def grade(self, rows: Sequence[Row]) -> list[Row]:
-        """Only answers are graded; the rows of drawn images stay as they are."""
-        return [row | self._answered(row) if "answer" in row else row | {"score": None} for row in rows]
+        """Only answers have a score; the rows of drawn images stay as they are."""
+        return [row | self._answered(row) if "answer" in row else row for row in rows]
 
     def scores(self, rows: Sequence[Row]) -> dict[str, Score]:
         """`uniscore`: tags within tags are averaged level by level, and the 13 of the middle level, each rounded to
         three decimals, give the score. Beside it the mean over prompts, and the share of prompts with no mistake."""
-        scored = [row for row in rows if row["score"] is not None]
+        scored = [row for row in rows if "score" in row]
         if not scored:
             return {}
         leaves: dict[tuple[str, str, str], list[float]] = {}
@@ -92,7 +103,7 @@ class UniBench(Benchmark):
         records = [
             [int(row["id"].split("/")[1]), -1 if row["parsed"] is None else int(row["score"]), row["parsed"] or ""]
             for row in rows
-            if row["score"] is not None
+            if "score" in row
         ]
         write_json(folder / "records.json", records)
 
@@ -100,9 +111,15 @@ class UniBench(Benchmark):
         """From such records."""
         places = {str(entry["QA_id"]): str(case["prompt_id"]) for case in self.cases for entry in case["QAs"]}
         rows = []
-        for number, (name, right, letter) in enumerate(record for file in files for record in read_json(file)):
+        records = [record for file in files for record in read_json(file)]
+        for number, record in enumerate(records):
+            if not (isinstance(record, list) and len(record) == 3 and str(record[0]) in places):
+                raise DataError(f"record {number + 1} is {record!r:.60}, not [QA_id, 1, 0 or -1, letter]")
+            name, right, letter = record
             own = {"id": str(number), "group": places[str(name)], "tag": _tag(self.asked[str(name)])}
             rows.append(own | {"parsed": letter or None, "score": float(right == 1)})
+        if not rows:
+            raise DataError(f"{', '.join(map(str, files))}: there are no records")
         return rows
 
     def _answered(self, row: Row) -> Row:

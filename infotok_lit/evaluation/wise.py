@@ -7,16 +7,24 @@ No licence lets its files be passed on, so prompts come from the user and the ju
 
 import re
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
 
+from infotok_lit.errors import DataError
 from infotok_lit.evaluation.benchmark import Benchmark, Drawing, Score, average, require
 from infotok_lit.evaluation.judge import Endpoint, JudgeGrader, image_part, text_part
-from infotok_lit.evaluation.records import Row, read_json, read_json_lines, to_lines
+from infotok_lit.evaluation.records import Row, checked, read_json, read_json_lines, to_lines
 from infotok_lit.files import write_whole
 
 GRADES = {"consistency": 0.7, "realism": 0.2, "aesthetic_quality": 0.1}
 """Grade -> its weight in WiScore; each is 0, 1 or 2."""
+
+FIELDS = {"prompt_id": int, "Prompt": str, "Explanation": str, "Subcategory": str}
+"""Of a prompt."""
+
+NUMBER = r"[\s*_:=]*(-?[0-9]+(?:\.[0-9]+)?)"
+"""After its name, perhaps in bold."""
 
 INSTRUCTIONS = """You grade an image that was drawn from a text. The text does not say directly what should be seen; \
 the explanation does.
@@ -65,6 +73,8 @@ class Wise(Benchmark):
     )
     instructions = INSTRUCTIONS
     max_judge_tokens = 2000
+    stored: ClassVar[Sequence[str]] = tuple(GRADES)
+    """What an official result line says."""
     files: ClassVar[Sequence[str]] = (
         "cultural_common_sense.json", "spatio-temporal_reasoning.json", "natural_science.json",
     )  # fmt: skip
@@ -78,7 +88,10 @@ class Wise(Benchmark):
         where = inner if inner.is_dir() else folder
         self.sources = [require(where / file, type(self)) for file in self.files]
         self.seed = seed
-        self.prompts = {prompt["prompt_id"]: prompt for file in self.sources for prompt in read_json(file)}
+        prompts = [prompt for file in self.sources for prompt in checked(read_json(file), file, FIELDS)]
+        self.prompts = {prompt["prompt_id"]: prompt for prompt in prompts}
+        for number in self.prompts:
+            self.category(number)
         self.grader = None if endpoint is None else JudgeGrader(endpoint, self, (0.0, 0.0, 0.0))
 
     def drawings(self) -> Sequence[Drawing]:
@@ -93,10 +106,10 @@ class Wise(Benchmark):
         return [text_part(text), image_part(folder / row["image"])]
 
     def read_verdict(self, text: str) -> dict[str, float] | None:
-        """The three grades; None unless all are there and in range."""
-        found = re.findall(r"(consistency|realism|aesthetic quality)\W*?(\d+)", text, re.IGNORECASE)
+        """The three grades; None unless all are there and 0, 1 or 2."""
+        found = re.findall(rf"(consistency|realism|aesthetic quality){NUMBER}", text, re.IGNORECASE)
         grades = {name.lower().replace(" ", "_"): float(value) for name, value in found}
-        good = set(grades) == set(GRADES) and all(value <= 2 for value in grades.values())
+        good = set(grades) == set(GRADES) and set(grades.values()) <= {0, 1, 2}
         return grades if good else None
 
     def value(self, reading: Any) -> float:
@@ -122,16 +135,24 @@ class Wise(Benchmark):
             own = [row["score"] for row in scored if row["part"] == name]
             if own:
                 parts[name] = average(own)
-        return {"overall": average(row["score"] for row in scored), **parts}
+        # Each category weighs what its share of the 1,000 prompts is, also while some images have no verdict.
+        bounds = [0, *self.last_ids.values()]
+        weights = {name: end - start for name, (start, end) in zip(self.last_ids, pairwise(bounds), strict=True)}
+        total = sum(weights[name] * part.value for name, part in parts.items()) / sum(weights[name] for name in parts)
+        return {"overall": Score(total, len(scored)), **parts}
 
     def category(self, number: int) -> str:
-        """Of a prompt id."""
-        return next(name for name, last in self.last_ids.items() if number <= last)
+        """Of a prompt id; DataError for one that is not from 1 to 1000."""
+        found = [name for name, last in self.last_ids.items() if 0 < number <= last]
+        if not found:
+            raise DataError(f"{self.title} has no prompt_id {number}: they go from 1 to {max(self.last_ids.values())}")
+        return found[0]
 
     def aggregate(self, files: Sequence[Path]) -> list[Row]:
-        """From the official result lines: `prompt_id` and the grades; 999 stands for a failure."""
+        """From the official result lines: `prompt_id` and the grades; others than 0, 1 and 2 stand for a failure."""
         rows = {}
-        for entry in (entry for file in files for entry in read_json_lines(file)):
+        fields = {"prompt_id": int} | dict.fromkeys(self.stored, int | float)
+        for entry in (entry for file in files for entry in checked(read_json_lines(file), file, fields)):
             reading = self.stored_reading(entry)
             row = {"id": str(entry["prompt_id"]), "group": str(entry["prompt_id"])}
             rows[row["id"]] = row | {"verdict": {"reading": reading}}
@@ -140,7 +161,7 @@ class Wise(Benchmark):
     def stored_reading(self, entry: Row) -> Any:
         """The verdict in an official result line; None for a failure."""
         grades = {name: float(entry[name]) for name in GRADES}
-        return grades if max(grades.values()) <= 2 else None
+        return grades if set(grades.values()) <= {0, 1, 2} else None
 
     def write_official(self, folder: Path, rows: Sequence[Row]) -> None:
         """scores.jsonl for the official calculation, of the images that have verdicts."""
@@ -164,19 +185,19 @@ class WiseVerified(Wise):
     paper = {}
     instructions = VERIFIED_INSTRUCTIONS
     max_judge_tokens = 64
+    stored = ("score",)
     files = tuple(file.replace(".json", "_verified.json") for file in Wise.files)
     last_ids = {"culture": 400, "time": 520, "space": 640, "biology": 760, "physics": 880, "chemistry": 1000}
 
     def read_verdict(self, text: str) -> int | None:
-        found = re.findall(r"score\W*?([01])\b", text, re.IGNORECASE)
-        return int(found[-1]) if found else None
+        found = re.findall(rf"score{NUMBER}", text, re.IGNORECASE)
+        return int(found[-1]) if found and found[-1] in ("0", "1") else None
 
     def value(self, reading: Any) -> float:
         return float(reading)
 
     def stored_reading(self, entry: Row) -> Any:
-        score = entry.get("score", entry.get("Score"))
-        return int(score) if score in (0, 1) else None
+        return int(entry["score"]) if entry["score"] in (0, 1) else None
 
     def official_line(self, row: Row) -> Row:
         number = int(row["id"])

@@ -199,7 +199,8 @@ def _read_run(folder: Path) -> dict[str, Any]:
 
 def _curves(result: dict[str, Any]) -> dict[str, Curve]:
     curves: dict[str, Curve] = {}
-    for row in [*result["training"], *result["validation"]]:
+    # Older runs have no benchmarks.
+    for row in [*result["training"], *result["validation"], *result.get("benchmarks", ())]:
         for tag, value in row.items():
             curves.setdefault(tag, {})[row["step"]] = math.nan if value is None else value
     curves.pop("step", None)

@@ -12,10 +12,12 @@ from fit_with import events, fit
 from tiny import TinyModule, scenes_data
 
 from infotok_lit.callbacks import TradeOff
+from infotok_lit.callbacks.history import RunResult
 from infotok_lit.errors import ExplainedError, SettingsError
 from infotok_lit.evaluation.catalogue import Options, make_benchmarks
 from infotok_lit.evaluation.models import OwnModel
 from infotok_lit.evaluation.results import change
+from infotok_lit.study.record import read_curves
 
 
 def trade_off(**options) -> TradeOff:
@@ -40,7 +42,7 @@ def test_a_task_that_falls_is_warned_about_in_words(tmp_path, monkeypatch):
     falling(monkeypatch, from_step=3)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        trainer = fit(tmp_path, [trade_off()], steps=4)
+        trainer = fit(tmp_path, [trade_off(), RunResult()], steps=4)
     told = [str(warning.message) for warning in caught if "has become worse" in str(warning.message)]
     assert len(told) == 1 and told[0].startswith("step 4: ") and "scenes32 understanding" in told[0]
     assert "to 0.000" in told[0] and "optimiser.lr" in told[0]
@@ -49,6 +51,10 @@ def test_a_task_that_falls_is_warned_about_in_words(tmp_path, monkeypatch):
     steps, values = zip(*logged["benchmark/scenes32/understanding"], strict=True)
     assert steps == (0, 2, 4) and values == (1, 1, 0)
     assert logged["benchmark/scenes32/understanding_change"][-1] == (4, -1)
+    # Where a study reads them.
+    curves = read_curves(Path(trainer.log_dir))
+    assert curves["benchmark/scenes32/understanding"] == {0: 1, 2: 1, 4: 0}
+    assert curves["benchmark/scenes32/understanding_change"] == {0: 0, 2: 0, 4: -1}
     folders = sorted(path.name for path in (Path(trainer.log_dir) / "benchmarks").iterdir())
     assert folders == ["step_0000000", "step_0000002", "step_0000004"]
 
@@ -65,6 +71,17 @@ def test_training_is_not_disturbed_and_a_resumed_run_compares_with_step_0(tmp_pa
     with pytest.warns(UserWarning, match="step 4: a task has become worse since step 0"):
         fit(tmp_path / "resumed", [callback], TinyModule(), steps=4, checkpoint=checkpoint)
     assert callback.before["scenes32"] == json.loads(json.dumps(callback.before["scenes32"]))
+
+
+def test_the_last_step_is_compared_whatever_ends_the_run(tmp_path):
+    class Enough(pl.Callback):
+        def on_train_batch_end(self, trainer, *arguments):
+            trainer.should_stop = trainer.global_step == 3
+
+    trainer = fit(tmp_path, [trade_off(), Enough()], steps=10)
+    assert trainer.global_step == 3
+    steps = [event.step for event in events(trainer).Scalars("benchmark/scenes32/understanding")]
+    assert steps == [0, 2, 3]
 
 
 def test_validate_measures_once(tmp_path):

@@ -1,5 +1,6 @@
 """`evaluate`, from the command line to the result folder."""
 
+import errno
 import gzip
 import json
 from pathlib import Path
@@ -45,6 +46,11 @@ def test_everything_runs_and_runs_again_for_nothing(model, data, tmp_path, capsy
         assert result["model"]["sampler"]["iterations"] == 4 and result["versions"]["torch"]
         if result["graded"]:
             assert all(0 <= score["value"] <= 2800 and score["n"] for score in result["scores"].values())
+    complete = {
+        name for name in BENCHMARKS if json.loads((tmp_path / "tiny" / name / "result.json").read_text())["complete"]
+    }
+    # Two prompts or pictures are all that is in the invented files of these, and no judge is wanted.
+    assert complete == {"unibench", "pope", "gqa", "seed", "seed_likelihood"}
     pope = json.loads((tmp_path / "tiny" / "pope" / "result.json").read_text())
     assert 0 <= pope["unparsed"] <= 1 and pope["rules"] == "official"
     table = (tmp_path / "table.md").read_text()
@@ -80,6 +86,34 @@ def test_models_stand_side_by_side(model, tmp_path, capsys):
     assert main([*map(str, command)]) == 0
     rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| tiny")]
     assert [row[0] for row in rows] == ["| tiny-1", "| tiny-2"] and rows[0][1:] == rows[1][1:]
+
+
+def test_help_names_every_benchmark(capsys):
+    with pytest.raises(SystemExit):
+        main(["evaluate", "--help"])
+    words = capsys.readouterr().out.replace(",", " ").replace(";", " ").split()
+    assert set(BENCHMARKS) < set(words)
+
+
+def test_a_run_that_the_user_stops_says_how_to_go_on(model, tmp_path, capsys, monkeypatch):
+    def stop(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("infotok_lit.evaluation.models.OwnModel.answer", stop)
+    command = ["evaluate", "--model", str(model), "--benchmark", "scenes32", "--limit", "1", "--out", str(tmp_path)]
+    assert main(command) == 130
+    assert f"kept in {tmp_path}, and the same command goes on" in capsys.readouterr().err
+    assert len(list((tmp_path / "tiny" / "scenes32" / "images").iterdir())) == 1
+
+
+def test_a_full_disk_is_named(model, tmp_path, capsys, monkeypatch):
+    def full(self, row):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("infotok_lit.evaluation.records.Log.append", full)
+    command = ["evaluate", "--model", str(model), "--benchmark", "scenes32", "--limit", "1", "--out", str(tmp_path)]
+    assert main(command) == 2
+    assert f"{tmp_path}: No space left on device" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["as it is", "unpacked", "lines", "packed lines"])
@@ -126,6 +160,9 @@ def test_an_official_run_is_added_up(tmp_path, capsys):
         (["--benchmark", "scenes32"], "say which --model"),
         (["--detections", "gone.json"], "there is no file gone.json"),
         (["--out", "x"], "say which --benchmark"),
+        (["--benchmark", "pope", "--detections", "x"], "by GenEval's rules alone"),
+        (["--benchmark", "geneval++", "--judge", "localhost:8000", "--judge_model", "j"], "no URL"),
+        (["--benchmark", "geneval++", "--judge", "http://x/v1", "--judge_model", "j", "--judge_limit", "1"], "prices"),
     ],
 )
 def test_mistakes_are_said_in_one_sentence(options, message, capsys):

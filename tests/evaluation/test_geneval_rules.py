@@ -100,6 +100,10 @@ def test_a_position_must_hold_against_every_object_of_the_target():
         {"metadata": {"tag": "colors"}, "detections": []},
         {"metadata": prompt("colors"), "detections": [{"class": "cat", "box": [0, 0, 1], "score": 0.5}]},
         {"metadata": prompt("position", position=["above", 3]), "detections": [ONE_CAT]},
+        {"metadata": prompt("colors"), "detections": [ONE_CAT | {"score": float("nan")}]},
+        {"metadata": prompt("colors"), "detections": [ONE_CAT | {"box": [0, 0, float("inf"), 1]}]},
+        {"metadata": prompt("colors"), "detections": [], "correct": "false"},
+        {"metadata": prompt("colors") | {"tag": ["colors"]}, "detections": []},
     ],
 )
 def test_what_is_no_scene_is_named(content):

@@ -1,5 +1,8 @@
 """A judge behind an endpoint that fails, stalls and lies."""
 
+import os
+import signal
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -9,6 +12,7 @@ import pytest
 from evaluation.fakes import FakeModel
 from evaluation.judge_server import Server, fails, says, send
 
+from infotok_lit.errors import SettingsError
 from infotok_lit.evaluation.geneval_plus_plus import GenEvalPlusPlus
 from infotok_lit.evaluation.judge import Endpoint, JudgeError, JudgeGrader, Refusal
 from infotok_lit.evaluation.running import Evaluation
@@ -44,12 +48,17 @@ def hangs_up(handler: BaseHTTPRequestHandler, body: dict) -> None:
 GOOD = says('{"correct": 1, "reason": "as asked"}', {"prompt_tokens": 1000, "completion_tokens": 10})
 HTML = lambda handler, body: send(handler, 200, b"<html>welcome</html>")  # noqa: E731
 EMPTY = lambda handler, body: send(handler, 200, b'{"choices": []}')  # noqa: E731
+DEEP = lambda handler, body: send(handler, 200, b"[" * 200_000)  # noqa: E731
+CUT = lambda handler, body: send(handler, 200, b'{"choices": [{"mess')  # noqa: E731
+GARBAGE = lambda handler, body: handler.wfile.write(b"garbage\r\n\r\n")  # noqa: E731
 HUGE = lambda handler, body: send(handler, 200, b"x" * (3 << 20))  # noqa: E731
 
 
 @pytest.mark.parametrize(
-    "bad", [fails(500), fails(429), fails(503), stalls, drips, hangs_up, HTML, EMPTY, HUGE, says(None), says(["a"])]
-)
+    "bad",
+    [fails(500), fails(429), fails(503), stalls, drips, hangs_up, HTML, EMPTY, DEEP, CUT, GARBAGE, HUGE, says(None),
+     says(["a"])],
+)  # fmt: skip
 def test_a_call_that_fails_is_made_again(server, bad):
     server.behaviours = [bad, GOOD]
     reply = server.endpoint.ask([], 0.0, 5)
@@ -73,6 +82,45 @@ def test_a_hopeless_call_is_made_once(server, status, mend):
     assert len(server.calls) == 1
 
 
+def answers(status: int, **headers: str):
+    def behaviour(handler: BaseHTTPRequestHandler, body: dict) -> None:
+        handler.send_response(status)
+        for name, value in (headers | {"Content-Length": "0"}).items():
+            handler.send_header(name.replace("_", "-"), value)
+        handler.end_headers()
+
+    return behaviour
+
+
+def test_a_judge_that_says_how_long_to_wait_is_left_alone_so_long(server):
+    server.behaviours = [answers(429, Retry_After="7"), answers(429, Retry_After="Fri, 31 Dec 2027 23:59:59 GMT"), GOOD]
+    waited = []
+    assert server.endpoint.ask([], 0.0, 5, waited.append).tokens_in == 1000
+    # A date is not read: there the wait is the endpoint's own, 0.01 seconds, doubled.
+    assert waited == [7.0, 0.02]
+    server.behaviours, server.calls[:] = [answers(429, Retry_After="86400")], []
+    with pytest.raises(JudgeError, match="left alone for 86400 seconds.*run the same command again then"):
+        server.endpoint.ask([], 0.0, 5, waited.append)
+    assert len(server.calls) == 1 and len(waited) == 2
+
+
+def test_the_key_is_not_taken_elsewhere(server, monkeypatch):
+    """A redirection is refused, where following it would send the key along."""
+    monkeypatch.setenv("NO_KEY_HERE", "secret")
+    server.behaviours = [answers(302, Location=server.endpoint.url + "/elsewhere"), GOOD]
+    with pytest.raises(JudgeError, match="302.*check --judge"):
+        server.endpoint.ask([], 0.0, 5)
+    assert len(server.calls) == 1
+
+
+@pytest.mark.parametrize(
+    "url", ["nonsense", "ftp://x/v1", "file:///etc/passwd", "http://", "http://a b/v1", "http://[/v1"]
+)
+def test_what_is_no_url_is_refused_before_anything_is_drawn(url):
+    with pytest.raises(SettingsError, match="no URL"):
+        Endpoint(url, "m")
+
+
 def test_a_refusal_concerns_one_question(server):
     server.behaviours = [fails(400)]
     with pytest.raises(Refusal):
@@ -88,7 +136,7 @@ def test_a_key_is_sent_only_if_there_is_one(server, monkeypatch):
 
 
 def test_cost_is_tokens_times_price():
-    endpoint = Endpoint("u", "m")
+    endpoint = Endpoint("http://u/v1", "m")
     assert endpoint.cost(10**6, 10**6) is None
     assert replace(endpoint, price_in=2.0, price_out=8.0).cost(500_000, 250_000) == 3.0
 
@@ -106,9 +154,9 @@ class Judged:
 def test_nonsense_is_asked_again_warmer_and_then_kept_as_unread(server, tmp_path):
     server.behaviours = [says("well..."), says("7"), says("1"), says("never")]
     grader = JudgeGrader(server.endpoint, Judged(), (0.0, 0.5, 1.0))
-    (first,) = grader.verdicts([{"id": "a"}], tmp_path)
+    (first,) = list(grader.verdicts([{"id": "a"}], tmp_path))
     assert first["reading"] == 1 and [call["temperature"] for call in server.calls] == [0.0, 0.5, 1.0]
-    (second,) = grader.verdicts([{"id": "b"}], tmp_path)
+    (second,) = list(grader.verdicts([{"id": "b"}], tmp_path))
     assert second["reading"] is None and second["reply"] == "never" and len(server.calls) == 6
 
 
@@ -132,15 +180,62 @@ def test_verdicts_survive_a_judge_that_breaks_down(server, tmp_path):
     server.behaviours = [fails(500)]
     _, again = judged(tmp_path, endpoint, FakeModel(most=0))
     assert again == rows and len(server.calls) == calls
-    # Of four more, the second call breaks down, and the others bring a verdict that is kept.
+    # Of four more, the second call finds that the key is no longer valid: no more are begun, and the first is kept.
     server.calls.clear()
-    server.behaviours = [GOOD, fails(401), GOOD]
-    with pytest.raises(JudgeError):
+    server.behaviours = [GOOD, fails(401)]
+    with pytest.raises(JudgeError, match="valid key"):
         judged(tmp_path, endpoint, FakeModel(), limit=8)
+    assert len(server.calls) in (2, 3)
+    # Then it fails at one row alone, which is left for another time, and warned about.
+    server.calls.clear()
+    server.behaviours = [GOOD, fails(500), fails(500), GOOD]
+    with pytest.warns(UserWarning, match="1 of 3 rows have no verdict.*status 500"):
+        _, more = judged(tmp_path, endpoint, FakeModel(most=0), limit=8)
+    assert sorted("verdict" in row for row in more) == [False] + [True] * 7 and len(server.calls) == 4
     server.calls.clear()
     benchmark, more = judged(tmp_path, endpoint, FakeModel(most=0), limit=8)
-    assert len(more) == 8 and len(server.calls) == 1
+    assert all("verdict" in row for row in more) and len(server.calls) == 1
     assert benchmark.grader.facts([row["verdict"] for row in more])["tokens_in"] == 6000
+
+
+def test_an_interrupt_keeps_what_is_under_way_and_asks_no_more(server, tmp_path):
+    """Two calls at a time: the first two are answered after the interrupt, and the other six are never made."""
+
+    def slow(handler: BaseHTTPRequestHandler, body: dict) -> None:
+        time.sleep(1.0)
+        GOOD(handler, body)
+
+    def interrupts(handler: BaseHTTPRequestHandler, body: dict) -> None:
+        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+        slow(handler, body)
+
+    server.behaviours = [slow, interrupts, GOOD]
+    endpoint = replace(server.endpoint, timeout=30)
+    with pytest.raises(KeyboardInterrupt):
+        judged(tmp_path, endpoint, FakeModel(), limit=8)
+    assert len(server.calls) == 2
+    _, rows = judged(tmp_path, endpoint, FakeModel(most=0), limit=8)
+    assert len(server.calls) == 8 and all(row["score"] == 1 for row in rows)
+
+
+def test_the_limit_of_the_cost_stops_the_asking(server, tmp_path):
+    """A verdict costs 1,000 x 2 + 10 x 8 millionths: a batch of eight reaches 0.015, and a second is not begun."""
+    server.behaviours = [GOOD]
+    endpoint = replace(server.endpoint, price_in=2.0, price_out=8.0, limit=0.015)
+    with pytest.raises(JudgeError, match=r"has cost 0.02, and --judge_limit is 0.015.*run the same command again"):
+        judged(tmp_path, endpoint, FakeModel(), limit=20)
+    assert len(server.calls) == 8
+    judged(tmp_path, replace(endpoint, limit=1.0), FakeModel(most=0), limit=20)
+    assert len(server.calls) == 20
+    with pytest.raises(SettingsError, match="needs the prices"):
+        replace(endpoint, price_in=None)
+
+
+def test_half_a_character_from_the_judge_is_kept_as_it_came(server, tmp_path):
+    server.behaviours = [lambda handler, body: send(handler, 200, b'{"choices":[{"message":{"content":"\\ud83d"}}]}')]
+    for model in (FakeModel(), FakeModel(most=0)):
+        _, rows = judged(tmp_path, server.endpoint, model, limit=1)
+        assert rows[0]["verdict"]["reply"] == "\ud83d" and rows[0]["score"] == 0
 
 
 def test_the_judge_sees_the_image_the_prompt_and_the_checklist(server, tmp_path):

@@ -17,6 +17,7 @@ from infotok_lit.evaluation.dpg_bench import DpgBench
 from infotok_lit.evaluation.geneval import GenEval, RewrittenGenEval
 from infotok_lit.evaluation.geneval_2 import GenEval2
 from infotok_lit.evaluation.geneval_plus_plus import TAGS, GenEvalPlusPlus, checklist
+from infotok_lit.evaluation.mm_vet import MmVet
 from infotok_lit.evaluation.running import Evaluation
 from infotok_lit.evaluation.wise import Wise, WiseVerified
 
@@ -106,17 +107,25 @@ def test_geneval_plus_plus_counts_an_unread_verdict_as_wrong(tmp_path):
     unread = len(tags) - tags[::-1].index("counting")
     verdicts = {**dict.fromkeys(first, 1), unread: -1}
     file = tmp_path / "Output.json"
-    nested = [{"id": number, "prompt": "", "result": {"correct": correct}} for number, correct in verdicts.items()]
-    plain = [{"tag": tags[number], "correct": int(verdicts.get(number + 1, 0) == 1)} for number in range(len(tags))]
-    file.write_text(json.dumps({"overall_results": nested}))
+    entries = [
+        {"id": number, "tag": tags[number - 1], "prompt": "", "result": {"correct": correct, "reason": ""}}
+        for number, correct in verdicts.items()
+    ]
+    # What the official script writes, beside its own sums.
+    file.write_text(json.dumps({"overall_results": entries, "tag_accuracy": {}, "overall_score_mean_of_tags": 0.9286}))
     found = scores(benchmark, benchmark.aggregate([file]))
     assert found["counting"] == 0.5 and found["overall"] == pytest.approx((6 + 0.5) / 7)
-    file.write_text(json.dumps(plain))
-    found = scores(benchmark, benchmark.aggregate([file]))
-    assert (found["counting"], found["overall"]) == pytest.approx((1 / 40, 1 / 40))
-    for wrong in ('[{"verdict": 1}]', '{"results": []}', '[{"id": 281, "correct": 1}]'):
+    # A reply without `correct` counts as wrong there, too.
+    file.write_text(json.dumps({"overall_results": [*entries[:-1], entries[-1] | {"result": {"reason": "x"}}]}))
+    assert scores(benchmark, benchmark.aggregate([file])) == found
+    wrong_ones = {
+        '[{"id": 1}]': "holds no rows",
+        '{"overall_results": [{"id": 1}]}': "row 1 .* has no result",
+        '{"overall_results": [{"id": 281, "result": {}}]}': "no prompt 281, only 1 to 280",
+    }
+    for wrong, said in wrong_ones.items():
         file.write_text(wrong)
-        with pytest.raises(DataError, match="needs `correct`, and an `id` from 1 to 280"):
+        with pytest.raises(DataError, match=said):
             benchmark.aggregate([file])
 
 
@@ -178,9 +187,44 @@ def test_wise_adds_up_official_lines_as_its_formula_says(data, tmp_path):
     invented.json_lines(files[1], lines[400:])
     found = scores(benchmark, benchmark.aggregate(files))
     assert found == pytest.approx(means | {"overall": sum(weights[name] * means[name] for name in means)})
+    # Without some verdicts, a category still weighs the same.
+    invented.json_lines(files[0], lines[:100])
+    fewer = means | {"culture": np.mean([value[number] for number in range(1, 101)])}
+    found = scores(benchmark, benchmark.aggregate(files))
+    assert found == pytest.approx(fewer | {"overall": sum(weights[name] * fewer[name] for name in fewer)})
     invented.json_lines(files[0], [lines[0] | {"consistency": 999, "realism": 999, "aesthetic_quality": 999}])
     (row,) = benchmark.aggregate(files[:1])
     assert row["score"] is None and benchmark.scores([row]) == {}
+
+
+def test_wise_verified_adds_up_official_lines(data, tmp_path):
+    """Lines as its script writes them; a score that is neither 0 nor 1 is left out there."""
+    file = tmp_path / "scores.jsonl"
+    scored = {1: 1, 2: 0.0, 3: 0.5, 401: 1, 521: 0, 641: 1, 761: 1.0, 881: 0}
+    invented.json_lines(
+        file, [{"prompt_id": number, "Subcategory": "s", "score": one} for number, one in scored.items()]
+    )
+    benchmark = WiseVerified(data / "wise_verified")
+    assert scores(benchmark, benchmark.aggregate([file])) == pytest.approx(
+        {
+            "overall": 0.4 * 0.5 + 0.12 * 3,
+            "culture": 0.5,
+            "time": 1,
+            "space": 0,
+            "biology": 1,
+            "physics": 1,
+            "chemistry": 0,
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("reply", "grade"),
+    [("0.7", 0.7), ("1", 1), (" 0.3\n", 0.3), (".5", 0.5), ("1.0 |", 1), ("10", None), ("1/10", None), ("-0.5", None),
+     ("2", None), ("nan", None), ("good", None), ("", None)],
+)  # fmt: skip
+def test_mm_vet_takes_the_number_that_a_reply_begins_with(data, reply, grade):
+    assert MmVet(data / "mm_vet").read_verdict(reply) == grade
 
 
 @pytest.mark.parametrize(
@@ -191,6 +235,10 @@ def test_wise_adds_up_official_lines_as_its_formula_says(data, tmp_path):
         ("Consistency: 2\nRealism: 1", None),
         ("Consistency: 3\nRealism: 1\nAesthetic Quality: 0", None),
         ("Consistency: 20\nRealism: 1\nAesthetic Quality: 0", None),
+        ("Consistency: -1\nRealism: 1\nAesthetic Quality: 0", None),
+        ("Consistency: 1.5\nRealism: 1\nAesthetic Quality: 0", None),
+        ("Consistency (0-2): 1\nRealism: 1\nAesthetic Quality: 0", None),
+        ("consistency = 0\nREALISM 2\nAesthetic quality: 1/2", (0, 2, 1)),
     ],
 )
 def test_wise_reads_three_grades_or_none(data, reply, grades):
@@ -199,7 +247,10 @@ def test_wise_reads_three_grades_or_none(data, reply, grades):
     assert Wise(data / "wise").read_verdict(reply) == expected
 
 
-@pytest.mark.parametrize(("reply", "score"), [("Score: 1", 1), ("**Score:** 0", 0), ("Score: 10", None), ("1", None)])
+@pytest.mark.parametrize(
+    ("reply", "score"),
+    [("Score: 1", 1), ("**Score:** 0", 0), ("Score: 10", None), ("1", None), ("Score: -1", None), ("Score: 0.5", None)],
+)
 def test_wise_verified_reads_right_or_wrong(data, reply, score):
     assert WiseVerified(data / "wise_verified").read_verdict(reply) == score
 

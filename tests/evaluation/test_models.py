@@ -22,6 +22,7 @@ from transformers import (
     LlavaProcessor,
     PreTrainedTokenizerFast,
 )
+from transformers.utils import is_torchvision_available
 
 from infotok_lit.assets import SCENES_TOKENIZER
 from infotok_lit.batch import UnderstandingSample
@@ -190,6 +191,18 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path, llava):
         DiffusersModel(llava, "x", "cpu", "float32")
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(SettingsError, match="no image-text-to-text model"):
+        TransformersModel(tmp_path, "x", "cpu", "float32")
+
+
+def test_a_model_that_reads_videos_asks_for_torchvision(tmp_path):
+    """Only torchvision runs its processor; with it, such a model loads like any other."""
+    if is_torchvision_available():
+        pytest.skip("torchvision is installed")
+    PreTrainedTokenizerFast.from_pretrained(SCENES_TOKENIZER).save_pretrained(tmp_path)
+    pictures = {"image_processor_type": "Qwen2VLImageProcessor", "processor_class": "Qwen2VLProcessor"}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(pictures))
+    (tmp_path / "config.json").write_text('{"model_type": "qwen2_vl"}')
+    with pytest.raises(SettingsError, match="torchvision"):
         TransformersModel(tmp_path, "x", "cpu", "float32")
 
 

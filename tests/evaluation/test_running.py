@@ -43,6 +43,16 @@ def test_a_killed_run_goes_on_and_makes_nothing_twice(tmp_path):
     assert files == ["asked.jsonl", "drawn.jsonl", "images", "settings.json", "verdicts.parser.jsonl"]
 
 
+def test_an_image_that_was_deleted_is_drawn_again(tmp_path):
+    whole = run(tmp_path, FakeModel())
+    image = tmp_path / "images" / "00003.png"
+    content = image.read_bytes()
+    image.unlink()
+    model = FakeModel()
+    assert run(tmp_path, model) == whole
+    assert image.read_bytes() == content and len(model.drawn) == 1 and not model.asked
+
+
 def test_a_seed_belongs_to_its_prompt_whatever_the_limit(tmp_path):
     everything, some = FakeModel(), FakeModel()
     run(tmp_path / "all", everything)
@@ -70,12 +80,15 @@ def test_a_folder_of_other_settings_is_refused(tmp_path):
         run(tmp_path, other)
 
 
-def test_a_log_loses_only_the_line_that_a_kill_cut_short(tmp_path):
+@pytest.mark.parametrize("rest", [b'{"id": "c", "val', '{"id": "c", "value": "ü'.encode()[:-1]])
+def test_a_log_loses_only_the_line_that_a_kill_cut_short(rest, tmp_path):
+    """Also where it was cut inside a character."""
     path = tmp_path / "log"
-    Log(path).append([{"id": "a", "value": 1}, {"id": "b", "value": 2}])
-    path.write_bytes(path.read_bytes() + b'{"id": "c", "val')
+    Log(path).append({"id": "a", "value": 1})
+    Log(path).append({"id": "b", "value": 2})
+    path.write_bytes(path.read_bytes() + rest)
     assert list(read_log(path)) == ["a", "b"]
-    Log(path).append([{"id": "d", "value": 4}])
+    Log(path).append({"id": "d", "value": 4})
     assert {name: row["value"] for name, row in read_log(path).items()} == {"a": 1, "b": 2, "d": 4}
 
 

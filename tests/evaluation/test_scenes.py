@@ -39,7 +39,7 @@ def scored(benchmark: Benchmark, folder, wrong: bool = False) -> Result:
     evaluation = Evaluation(model, benchmark, folder, batch_size=50)
     evaluation.open()
     rows = evaluation.graded()
-    return Result("knowing", benchmark, summarise(benchmark, rows, {}, evaluation.whole, Progress()))
+    return Result("knowing", benchmark, summarise(benchmark, rows, {}, Progress()))
 
 
 @pytest.mark.parametrize(("kind", "floor"), [(ScenesBenchmark, 0.99), (GarmentsBenchmark, 0.7)])
