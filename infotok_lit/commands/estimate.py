@@ -155,7 +155,8 @@ def sizes_of(module: "InfoTokModule") -> Sizes:
 def bytes_on_card(step: "DryRun", sizes: Sizes, cards: int, sharded: bool, buckets: bool) -> int:
     """The memory of each of several cards at the worst moment.
 
-    DDP copies gradients into buckets to send them, unless they are views of these. FSDP shares out weights, gradients
+    DDP copies gradients into buckets to send them, unless they are views of these; buckets are there all
+    the time. FSDP shares out weights, gradients
     and states; gathered are two blocks, as the next is fetched while one computes, and all that lies outside blocks.
 
     Args:
@@ -163,8 +164,11 @@ def bytes_on_card(step: "DryRun", sizes: Sizes, cards: int, sharded: bool, bucke
         sharded: by FSDP; else each process holds everything.
         buckets: whether gradients are copied for sending.
     """
+    if not sharded and (cards == 1 or buckets):
+        return step.peak + (sizes.trained if cards > 1 else 0)
     if not sharded:
-        return step.peak + (sizes.trained if cards > 1 and buckets else 0)
+        # Buckets stay when the gradients that are views of them are forgotten.
+        return max(held.total() - held["gradients"] for held in step.phases.values()) + sizes.trained
     gradients = sizes.trained / sizes.weights
     gathered = (sizes.outside + 2 * sizes.block) * (1 + gradients)
     most = 0.0

@@ -68,6 +68,8 @@ def test_sharding_divides_what_it_shares_and_gathers_the_rest() -> None:
     assert bytes_on_card(step, sizes, 1, sharded=False, buckets=True) == 46 * GIB
     assert bytes_on_card(step, sizes, 8, sharded=False, buckets=True) == 56 * GIB
     assert bytes_on_card(step, sizes, 8, sharded=False, buckets=False) == 46 * GIB
+    none_yet = DryRun({"forward": Counter({name: size for name, size in step.held.items() if name != "gradients"})})
+    assert bytes_on_card(none_yet, sizes, 8, sharded=False, buckets=False) == 46 * GIB, "buckets are there before"
     gathered = 2 * (2 + 2 * 2)
     assert bytes_on_card(step, sizes, 8, sharded=True, buckets=True) == (5 + 1 + 40 / 8 + gathered) * GIB
 
