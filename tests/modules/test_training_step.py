@@ -82,6 +82,23 @@ def test_the_task_losses_do_not_depend_on_the_noise_of_the_heads(family, tmp_pat
     assert losses[0] == losses[1]
 
 
+def test_the_generation_loss_does_not_depend_on_what_is_drawn_at_the_tokens(family) -> None:
+    """As an inline bottleneck draws there; tiny models have no dropout after it."""
+    module = TinyModule((), family=family)
+    module.configure_model()
+    batch, drawn = batches(module)["generation"], []
+
+    def draws(tokens):
+        drawn.append(torch.randn(1000))
+        return tokens
+
+    losses = []
+    for transform in (None, draws):
+        torch.manual_seed(0)
+        losses.append(module.base.generation(batch, transform).loss_sum.item())
+    assert drawn and losses[0] == losses[1]
+
+
 def test_plain_fine_tuning_is_the_sum_of_the_task_losses() -> None:
     module = TinyModule(())
     module.configure_model()

@@ -144,6 +144,8 @@ class OpenUni(UnifiedModel):
     ) -> BranchOutput:
         """Squared error of the velocity, summed over latent numbers."""
         latents = self.encode_images(batch.pixel_values, batch.encoded)
+        # Before the tokens, so that the noise of an inline bottleneck does not shift the model's own.
+        random = random_numbers(latents.shape, latents.device) if random is None else random
         condition = self.condition_on(self.text_embedding(batch.input_ids), batch.attention_mask, transform)
         loss_sum = self.flow_loss(latents, condition.condition, random)
         loss = (loss_sum, loss_sum.new_full((), latents.numel(), dtype=torch.int64))
