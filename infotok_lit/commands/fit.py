@@ -231,12 +231,15 @@ def with_defaults(arguments: Sequence[str]) -> list[str]:
 def _with_null(argument: str) -> str:
     """A null deep in a class's settings as a piece of configuration: jsonargparse hands it on as the word None."""
     name, _, value = argument.partition("=")
-    if value != "null" or "." not in name.partition(".init_args.")[2]:
+    if "null" not in value or "." not in name.partition(".init_args.")[2]:
         return argument
-    content: Any = None
-    for part in reversed(name.removeprefix("--").split(".")):
-        content = {part: content}
-    return f"--config={json.dumps(content)}"
+    with contextlib.suppress(yaml.YAMLError):
+        content = yaml.safe_load(value)
+        if content is None or (isinstance(content, dict) and None in content.values()):
+            for part in reversed(name.removeprefix("--").split(".")):
+                content = {part: content}
+            return f"--config={json.dumps(content)}"
+    return argument
 
 
 def _check_complete(files: Sequence[Path]) -> None:

@@ -177,6 +177,15 @@ def test_a_misspelt_key_is_named_whole_whatever_its_value(here, capsys, key, mea
         assert f"there is no setting model.init_args.{key}; did you mean model.init_args.{meant}?" in message
 
 
+def test_nulls_among_the_values_of_one_option_take_back_what_they_name(here) -> None:
+    shares = "model.init_args.objective.balance.understanding"
+    found = InfoTokCLI(["fit", f"--{shares}", "{compactness: null, alignment: 0.5}"], run=False).config
+    for part in shares.split("."):
+        found = found[part]
+    assert found["compactness"] is None
+    assert found["alignment"] == 0.5
+
+
 def test_null_for_a_rate_is_refused_by_name(here, capsys) -> None:
     message = said(capsys, "--model.init_args.optimiser.heads_lr=null")
     assert message.endswith("optimiser.heads_lr is null; set it to a number, or leave it out")
