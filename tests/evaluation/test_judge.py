@@ -211,8 +211,13 @@ def test_an_interrupt_keeps_what_is_under_way_and_asks_no_more(server, tmp_path)
 
     server.behaviours = [slow, interrupts, GOOD]
     endpoint = replace(server.endpoint, timeout=30)
-    with pytest.raises(KeyboardInterrupt):
-        judged(tmp_path, endpoint, FakeModel(), limit=8)
+    # What a shell starts in the background ignores interrupts, and so would the tests there.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            judged(tmp_path, endpoint, FakeModel(), limit=8)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert len(server.calls) == 2
     _, rows = judged(tmp_path, endpoint, FakeModel(most=0), limit=8)
     assert len(server.calls) == 8 and all(row["score"] == 1 for row in rows)

@@ -120,7 +120,9 @@ def test_base_and_heads_are_clipped_by_their_own_norms(tmp_path) -> None:
             enable_progress_bar=False,
             enable_model_summary=False,
             callbacks=[
-                pl.callbacks.LambdaCallback(on_train_batch_end=lambda *_, kept=kept, m=module: gradients(m, kept))
+                pl.callbacks.LambdaCallback(
+                    on_train_start=lambda trainer, module, kept=kept: keep_last_gradients(trainer, module, kept)
+                )
             ],
         )
         trainer.fit(module, scenes_data())
@@ -132,6 +134,18 @@ def test_base_and_heads_are_clipped_by_their_own_norms(tmp_path) -> None:
     assert torch.equal(seen[0][0]["base"], seen[1][0]["base"])
     ratio = seen[1][1]["train/gradient_norm/heads"] / seen[0][1]["train/gradient_norm/heads"]
     assert ratio.item() == pytest.approx(1e4, rel=1e-3)
+
+
+def keep_last_gradients(trainer: pl.Trainer, module: TinyModule, kept: dict[str, torch.Tensor]) -> None:
+    """The optimiser forgets them after its step: what it had is kept just before."""
+    optimiser = trainer.optimizers[0]
+    forget = optimiser.zero_grad
+
+    def keep_and_forget(set_to_none: bool = True) -> None:
+        gradients(module, kept)
+        forget(set_to_none)
+
+    optimiser.zero_grad = keep_and_forget
 
 
 def gradients(module: TinyModule, kept: dict[str, torch.Tensor]) -> None:
