@@ -25,7 +25,9 @@ def write_whole(path: Path, content: bytes) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file, whole or not at all, into a folder that is made where there is none."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    # Half a surrogate pair is no UTF-8; escaped, it is JSON.
+    write_whole(path, text.encode(errors="backslashreplace"))
 
 
 PART = ".part"

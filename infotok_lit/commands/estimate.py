@@ -178,11 +178,11 @@ def bytes_on_card(step: "DryRun", sizes: Sizes, cards: int, sharded: bool, bucke
     return int(most)
 
 
-def account(module: "InfoTokModule", step: "DryRun", cards: int, buckets: bool, libraries: int) -> Result:
+def account(module: "InfoTokModule", step: "DryRun", cards: int, buckets: bool, libraries: int | None) -> Result:
     """What there is to say of a dry run, in primitives: bytes, parameters and operations.
 
     Args:
-        libraries: bytes of a process that has loaded what a fit loads, without tensors.
+        libraries: bytes of a process that has loaded what a fit loads, without tensors; None where that is unknown.
     """
     sizes = sizes_of(module)
     states = step.held["optimiser states"]
@@ -198,7 +198,7 @@ def account(module: "InfoTokModule", step: "DryRun", cards: int, buckets: bool, 
             f"DDP, {cards} cards": bytes_on_card(step, sizes, cards, sharded=False, buckets=buckets),
             f"FSDP, {cards} cards": bytes_on_card(step, sizes, cards, sharded=True, buckets=buckets),
         },
-        "process_bytes": libraries + int(step.peak / USABLE),
+        "process_bytes": None if libraries is None else libraries + int(step.peak / USABLE),
         # The tensors of a file are mapped, and become the model's own.
         "host_bytes": sizes.whole + sizes.weights,
         "checkpoint_bytes": sizes.saved + states,
@@ -236,11 +236,13 @@ def show(result: Result) -> None:
     if "measured_bytes" in result:
         measured, wanted = result["measured_bytes"], result["plans"][0]["bytes"]["1 card"]
         console.print(f"measured {_gib(measured)} GiB of tensors: the estimate is {wanted / measured:.3f} of it")
+    process = first["process_bytes"]
     console.print(
         f"{first['flops']:.3g} floating-point operations a step"
         + (f", {result['step_seconds']:.2f} s" if "step_seconds" in result else "")
         + f"; memory of the host while weights are read {_gib(first['host_bytes'])} GiB a process; a checkpoint "
-        f"{_gib(first['checkpoint_bytes'])} GiB; trained on a CPU, the process takes {_gib(first['process_bytes'])} GiB"
+        f"{_gib(first['checkpoint_bytes'])} GiB"
+        + (f"; trained on a CPU, the process takes {_gib(process)} GiB" if process is not None else "")
     )
 
 

@@ -3,6 +3,7 @@
 import ctypes
 import gc
 import logging
+import platform
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
+from infotok_lit.errors import SettingsError
 from infotok_lit.modules.infotok_module import ENCODER_EVERY
 
 M_MMAP_THRESHOLD = -3
@@ -53,29 +55,41 @@ def measured_run(
         build: makes a module, not yet configured.
         data: makes the data.
         trainer_settings: as for `dry_run`, and accelerator.
+
+    Raises:
+        SettingsError: on a CPU, where glibc is not.
     """
-    c = ctypes.CDLL(None)
-    # Before any tensor: blocks of 64 KiB and more go back to the system when they are freed, so that what is resident
-    # is what is held, and not what the allocator keeps. A fit leaves that off, as it makes a step 1.8 times as slow.
-    c.mallopt(M_MMAP_THRESHOLD, 2**16)
+    on_cpu = trainer_settings["accelerator"] == "cpu"
+    if on_cpu:
+        if not _glibc():
+            raise SettingsError("on a CPU --measure needs Linux with glibc, which says what is held; leave it out")
+        # Before any tensor: blocks of 64 KiB and more go back to the system when they are freed, so that what is
+        # resident is what is held, and not what the allocator keeps. A fit leaves it off: steps take 1.8 times as long.
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**16)
     run_two_steps(build(), data(), [], **trainer_settings)
     module = build()
-    if trainer_settings["accelerator"] != "cpu":
+    if not on_cpu:
         gc.collect()
         torch.cuda.reset_peak_memory_stats()
         run_two_steps(module, data(), [], **trainer_settings)
         return torch.cuda.max_memory_allocated()
-    before = resident_memory()
+    before = resident_memory() or 0
     Path("/proc/self/clear_refs").write_text("5")
     run_two_steps(module, data(), [], **trainer_settings)
     return _resident("VmHWM") - before
 
 
-def resident_memory() -> int:
-    """Bytes that this process has in memory, without what its allocator could give back."""
+def resident_memory() -> int | None:
+    """Bytes that this process has in memory, without what its allocator could give back; None where glibc is not."""
+    if not _glibc():
+        return None
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     return _resident("VmRSS")
+
+
+def _glibc() -> bool:
+    return platform.libc_ver()[0] == "glibc"
 
 
 def _resident(kind: str) -> int:

@@ -48,6 +48,20 @@ def test_the_peak_of_a_cpu_is_as_estimated(tmp_path) -> None:
     assert found["plans"][0]["bytes"]["1 card"] == pytest.approx(found["measured_bytes"], rel=0.15)
 
 
+def test_where_no_system_tells_what_a_process_holds_the_rest_is_said(tmp_path, monkeypatch, capsys) -> None:
+    """As on macOS, whose C library has neither mallopt nor malloc_trim."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("platform.libc_ver", lambda: ("", ""))
+    monkeypatch.setattr("ctypes.CDLL", lambda name: pytest.fail("a call into glibc"))
+    arguments = ["estimate", "--config", "harmon/scenes32", "--alternatives", "false", "--out", "found.json"]
+    assert cli.main(arguments) == 0
+    (plan,) = json.loads((tmp_path / "found.json").read_text())["plans"]
+    assert plan["process_bytes"] is None and plan["bytes"]["1 card"] > 0
+    assert "the process takes" not in capsys.readouterr().out
+    assert cli.main([*arguments, "--measure"]) != 0
+    assert "needs Linux with glibc" in capsys.readouterr().err
+
+
 def test_texts_are_those_of_images_that_a_program_draws() -> None:
     fit = ["--config", "harmon/scenes32", "--data.init_args.train.init_args.seed", "7"]
     settings = read_settings(fit)

@@ -1,5 +1,6 @@
 """A judge behind an endpoint that fails, stalls and lies."""
 
+import json
 import os
 import signal
 import threading
@@ -16,6 +17,7 @@ from infotok_lit.errors import SettingsError
 from infotok_lit.evaluation.geneval_plus_plus import GenEvalPlusPlus
 from infotok_lit.evaluation.judge import Endpoint, JudgeError, JudgeGrader, Refusal
 from infotok_lit.evaluation.running import Evaluation
+from infotok_lit.files import write_json
 
 
 @pytest.fixture
@@ -241,6 +243,11 @@ def test_half_a_character_from_the_judge_is_kept_as_it_came(server, tmp_path):
     for model in (FakeModel(), FakeModel(most=0)):
         _, rows = judged(tmp_path, server.endpoint, model, limit=1)
         assert rows[0]["verdict"]["reply"] == "\ud83d" and rows[0]["score"] == 0
+
+
+def test_half_a_character_is_json_in_an_official_file_too(tmp_path):
+    write_json(tmp_path / "answers.json", {"a": "\ud83d", "b": "é"})
+    assert json.loads((tmp_path / "answers.json").read_bytes().decode()) == {"a": "\ud83d", "b": "é"}
 
 
 def test_the_judge_sees_the_image_the_prompt_and_the_checklist(server, tmp_path):
