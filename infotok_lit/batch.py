@@ -165,6 +165,12 @@ class UnderstandingBatch(NamedTuple):
     """(n,) int64: where the flattened labels are tokens, found while tensors lie on the host; None: not yet."""
     encoded: Tensor | None = None
     """(B, c, h, w) float32: what the frozen autoencoder makes of the images; None where nobody has asked it yet."""
+    step_labels: float | None = None
+    """Labels of a batch in the mean over those that make one optimiser step with this one; None where it is alone."""
+
+    def count_labels(self) -> int:
+        """How many tokens the loss is taken on; nothing predicts the first of a row. To be asked on the host."""
+        return int((self.labels[:, 1:] >= 0).sum()) if self.label_places is None else len(self.label_places)
 
 
 class GenerationBatch(NamedTuple):

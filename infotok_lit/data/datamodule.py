@@ -1,6 +1,7 @@
 """Both branches of a unified model, each step, from any sources; resumable to the sample."""
 
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from infotok_lit.data.stream import (
     BrokenSampleTally,
     EndlessSampler,
     FixedSampler,
+    StepLoader,
     branch_length,
     collate,
 )
@@ -214,6 +216,12 @@ class UnifiedDataModule(LightningDataModule):
         """Training batches that are done. `global_step` would not do: an epoch's last step may have fewer batches."""
         return self.trainer.fit_loop.epoch_loop.batch_progress.total.processed
 
+    def _missing(self) -> Iterator[int]:
+        """How many batches the next optimiser steps still need, the present one first; without an end."""
+        size = self.trainer.accumulate_grad_batches
+        done = self.trainer.fit_loop.epoch_loop.batch_progress.current.processed % size
+        return itertools.chain([size - done], itertools.repeat(size))
+
     def _position(self, branch: Branch) -> int:
         """The first sample of the stream, over all processes, that was not trained on yet.
 
@@ -236,14 +244,14 @@ class UnifiedDataModule(LightningDataModule):
             lookahead=source.lookahead(branch, batch_size),
         )
         dataset = BranchDataset(source, branch, self._seed, self._prompt_dropout, self._hard_negatives(branch, source))
-        return self._loader(dataset, branch, sampler, batch_size, keep_workers=True)
+        return self._loader(dataset, branch, sampler, batch_size, training=True)
 
     def _val_loader(self, branch: Branch) -> DataLoader:
         source = self._val[branch]
         count = min(self._val_samples, branch_length(source, branch))
         sampler = FixedSampler(count, self.trainer.world_size, self.trainer.global_rank)
         dataset = BranchDataset(source, branch, self._seed, hard_negatives=self._hard_negatives(branch, source))
-        return self._loader(dataset, branch, sampler, self._val_batch_size, keep_workers=False)
+        return self._loader(dataset, branch, sampler, self._val_batch_size, training=False)
 
     def _hard_negatives(self, branch: Branch, source: Source) -> int:
         """How many texts per image are wanted that its source knows to be false of it."""
@@ -261,7 +269,7 @@ class UnifiedDataModule(LightningDataModule):
         branch: Branch,
         sampler: EndlessSampler | FixedSampler,
         batch_size: int,
-        keep_workers: bool,
+        training: bool,
     ) -> DataLoader:
         if self._processor is None:
             raise SettingsError(
@@ -271,14 +279,18 @@ class UnifiedDataModule(LightningDataModule):
         processor = self._processor()
         dataset.check = processor.check
         build = processor.understanding if branch == "understanding" else processor.generation
-        return DataLoader(
+        ahead = training and branch == "understanding"
+        # All batches of a step are asked for at once: workers should have them ready.
+        prefetch = max(2, -(-self.trainer.accumulate_grad_batches // max(1, self._num_workers))) if ahead else 2
+        return (partial(StepLoader, missing=self._missing) if ahead else DataLoader)(
             dataset,
             batch_size=batch_size,
             sampler=sampler,
             num_workers=self._num_workers,
             collate_fn=partial(collate, build, latents=self._latents_of(branch)),
             pin_memory=self.trainer.strategy.root_device.type == "cuda",
-            persistent_workers=keep_workers and self._num_workers > 0,
+            persistent_workers=training and self._num_workers > 0,
+            prefetch_factor=prefetch if self._num_workers else None,
             # Of its own: a loader otherwise takes a number from the global generator each time it is iterated, and
             # the model's random numbers would depend on how often that was.
             generator=torch.Generator(),

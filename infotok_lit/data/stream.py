@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
-from torch.utils.data import Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from infotok_lit.batch import (
     BRANCHES,
@@ -234,6 +234,34 @@ def collate(
     """
     batch = build([draw.sample for draw in draws], [message for draw in draws for message in draw.skipped])
     return batch if latents is None else batch._replace(encoded=latents.look_up(batch.pixel_values, batch.names))
+
+
+class StepLoader(DataLoader):
+    """A loader that reads all batches to read of an optimiser step before it gives the first one.
+
+    So each batch knows how many labels the step has, by which the gradients that are accumulated become those of one
+    large batch. The step's batches lie on the host meanwhile.
+    """
+
+    def __init__(self, *arguments: Any, missing: Callable[[], Iterator[int]], **options: Any) -> None:
+        """
+        Args:
+            arguments: With `options`, what a DataLoader takes.
+            missing: Gives how many batches each step still needs, one step after another; asked at each iteration.
+        """
+        super().__init__(*arguments, **options)
+        self._missing = missing
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._by_step(super().__iter__())
+
+    def _by_step(self, batches: Iterator[Any]) -> Iterator[Any]:
+        for count in self._missing():
+            step = list(itertools.islice(batches, count))
+            if not step:
+                return
+            labels = sum(batch.count_labels() for batch in step) / len(step)
+            yield from (batch._replace(step_labels=labels) for batch in step)
 
 
 class BrokenSampleTally:

@@ -135,6 +135,15 @@ class UnifiedModel(ImageReader):
     def reconstruct(self, batch: GenerationBatch, inputs: ReconstructionInputs) -> ReconstructionOutput:
         """The reconstruction loss, with the settings of `reconstruction` applied."""
 
+    def drawn_elements(self, images: int, grid: Grid, generator: torch.Generator) -> int | None:
+        """How many elements the generation loss of so many images has; None where that is the same each time.
+
+        Args:
+            grid: of the tokens of an image.
+            generator: stands where the loss begins to draw on the host.
+        """
+        return None
+
     def branch_output(
         self,
         branch: Branch,

@@ -28,6 +28,8 @@ from infotok_lit.modules.losses import (
     ReconstructionResult,
     TaskWeights,
     check_trainable,
+    draw_seeds,
+    elements_of_step,
     idle_message,
     loss_parts,
     read_with_fewer,
@@ -72,8 +74,7 @@ class InfoTokModule(pl.LightningModule):
         image_size: Side of the images in pixels; default: that of the size.
         capacity_bits: The most bits that the shared tokens of an image may carry in training, in each branch: they are
             normalised without a gain, then noise of a fixed strength is added (docs/objective.md). Null for no limit.
-        reading_gradient_scale: Factor on the gradient that the image-to-text loss sends into the visual encoder;
-            default: that of the size.
+        reading_gradient_scale: Factor on the image-to-text loss's gradient in the visual encoder; default: the size's.
         settings: Other entries of the model's configuration that differ from the size's, nested as in an exported
             config.json.
         objective: The InfoTok objective; its `terms` decide which heads exist.
@@ -117,22 +118,18 @@ class InfoTokModule(pl.LightningModule):
         named = {"image_size": image_size, "capacity_bits": capacity_bits, "grad_scale": reading_gradient_scale}
         settings = dict(settings or {}) | {name: value for name, value in named.items() if value is not None}
         self.initial_model = InitialModel(self.family, size, init_from, dict(parts or {}), tokenizer, settings)
-        self.objective_config = objective
-        self.optimiser_config = optimiser
-        self.task_weights = task_weights
-        self.reconstruction = reconstruction
+        self.objective_config, self.optimiser_config = objective, optimiser
+        self.task_weights, self.reconstruction = task_weights, reconstruction
         check_trainable(task_weights, objective)
         if answer_tokens < 1:
             raise SettingsError(f"answer_tokens is {answer_tokens}; set it to 1 or more")
         self.frozen, self.unfrozen = tuple(freeze), tuple(unfreeze)
         self.lora = lora
-        self.activation_checkpointing = activation_checkpointing
-        self.compile_blocks = compile_blocks
+        self.activation_checkpointing, self.compile_blocks = activation_checkpointing, compile_blocks
         self.answer_tokens = answer_tokens
-        self.guard = FiniteGuard()
+        self.guard, self.gradients = FiniteGuard(), GradientWatch()
         self.validation: Validation | None = None
         self._said: set[tuple[str, Branch]] = set()
-        self.gradients = GradientWatch()
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, *_: Any, **__: Any) -> NoReturn:
@@ -180,7 +177,8 @@ class InfoTokModule(pl.LightningModule):
 
     def configure_callbacks(self) -> list[pl.Callback]:
         """What every run gets, also with a Trainer that was built by hand."""
-        return [StepSeed(), DataConnection()]
+        self.step_seed = StepSeed()
+        return [self.step_seed, DataConnection()]
 
     def build_heads(self, objective: ObjectiveConfig) -> InfoTok:
         """Fresh training-only heads for the base model."""
@@ -225,8 +223,7 @@ class InfoTokModule(pl.LightningModule):
 
     def training_step(self, batch: Mapping[Branch, Batch], batch_idx: int) -> Tensor:
         """L = L_i2t + L_t2i + lambda (L_u + L_g), Eq. 11; and the reconstruction loss, where it has a weight."""
-        # What one branch draws must not shift another's: runs that differ in their terms alone share their noise.
-        seeds = dict(zip((*BRANCHES, "reconstruction"), torch.randint(2**31, (3,)).tolist(), strict=True))
+        seeds = draw_seeds()
         results, reconstruction = {}, None
         branches = trained_branches(self.base, self.infotok.heads, self.task_weights)
         self._say_once("idle", "understanding", idle_message(self.base, self.task_weights, branches))
@@ -237,7 +234,8 @@ class InfoTokModule(pl.LightningModule):
         if self.task_weights.reconstruction:
             with isolated_rng(seeds["reconstruction"], self.device):
                 reconstruction = self.run_reconstruction(batch["generation"])
-        parts = loss_parts(self.task_weights, results, reconstruction)
+        elements = elements_of_step(self.base, batch, self.step_seed.seeds_of_step(self.trainer, batch_idx))
+        parts = loss_parts(self.task_weights, results, reconstruction, elements)
         total = self.guard.watch_losses(parts, {**batch, "reconstruction": batch["generation"]}, self.global_step)
         self.log("train/loss", total.detach(), prog_bar=True)
         if self._logs_this_step():

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from infotok_lit.batch import BRANCHES, Branch, BranchOutput, ReconstructionOutput, UnderstandingBatch
+from infotok_lit.batch import BRANCHES, Batch, Branch, BranchOutput, ReconstructionOutput, UnderstandingBatch
 from infotok_lit.errors import SettingsError
 from infotok_lit.models.unified import UnifiedModel
 from infotok_lit.objective.config import ObjectiveConfig
@@ -125,9 +125,44 @@ class ReconstructionResult:
     """None for continuous tokens."""
 
 
-def task_loss(output: BranchOutput | ReconstructionOutput) -> Tensor:
-    """The model's own loss, a mean over the global batch: this rank's share; a collective call."""
-    return global_mean(output.loss_sum.float(), output.loss_count)
+def task_loss(output: BranchOutput | ReconstructionOutput, elements: float | None = None) -> Tensor:
+    """The model's own loss, a mean over the global batch: this rank's share; a collective call.
+
+    Args:
+        elements: what to divide by instead of the number of elements: that of a batch of the step in the mean.
+    """
+    return global_mean(output.loss_sum.float(), output.loss_count if elements is None else elements)
+
+
+def draw_seeds(generator: torch.Generator | None = None) -> dict[str, int]:
+    """A seed for each part of a training step: what one draws must not shift another's.
+
+    So runs that differ in their terms alone share their noise.
+    """
+    seeds = torch.randint(2**31, (3,), generator=generator).tolist()
+    return dict(zip((*BRANCHES, "reconstruction"), seeds, strict=True))
+
+
+def elements_of_step(base: UnifiedModel, batch: Mapping[Branch, Batch], seeds: Sequence[int]) -> dict[Branch, float]:
+    """How many elements a branch's own loss has, in the mean over the batches of one optimiser step of this process.
+
+    Divided by these, gradients that are accumulated are those of one large batch. What is left out has as many in each.
+
+    Args:
+        batch: one of them.
+        seeds: what all of them are seeded with, before `draw_seeds`.
+    """
+    found = {}
+    if len(seeds) == 1:
+        return found
+    if (labels := batch["understanding"].step_labels) is not None:
+        found["understanding"] = labels
+    images = batch["generation"].pixel_values
+    draws = [torch.Generator().manual_seed(draw_seeds(torch.Generator().manual_seed(s))["generation"]) for s in seeds]
+    drawn = [base.drawn_elements(len(images), base.grid_of(*images.shape[2:]), draw) for draw in draws]
+    if None not in drawn:
+        found["generation"] = sum(drawn) / len(drawn)
+    return found
 
 
 def read_with_fewer(base: UnifiedModel, infotok: InfoTok, batch: UnderstandingBatch, tokens: Tensor) -> ReadWithFewer:
@@ -151,11 +186,18 @@ def loss_parts(
     weights: TaskWeights,
     results: Mapping[Branch, BranchResult],
     reconstruction: ReconstructionResult | None = None,
+    elements: Mapping[Branch, float] | None = None,
 ) -> dict[str, Tensor]:
-    """Every summand of the total loss under a name."""
+    """Every summand of the total loss under a name; a collective call.
+
+    Args:
+        elements: what `elements_of_step` gives, in training.
+    """
     parts = {}
     for branch, result in results.items():
-        parts[f"{branch}/task"] = getattr(weights, branch) * result.task_loss
+        of_step = (elements or {}).get(branch)
+        task = result.task_loss if of_step is None else task_loss(result.output, of_step)
+        parts[f"{branch}/task"] = getattr(weights, branch) * task
         parts |= {f"{branch}/{term}": value for term, value in result.objective.terms.items()}
         if result.output.codes is not None and result.output.codes.loss is not None:
             parts[f"{branch}/quantiser"] = result.output.codes.loss

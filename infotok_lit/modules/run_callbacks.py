@@ -45,8 +45,16 @@ class StepSeed(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Seed from (seed, batches so far, rank)."""
-        done = trainer.fit_loop.epoch_loop.batch_progress.total.processed
-        torch.manual_seed(seed_of(self.seed, done, trainer.global_rank))
+        torch.manual_seed(self._seed_at(trainer.fit_loop.epoch_loop.batch_progress.total.processed, trainer))
+
+    def seeds_of_step(self, trainer: pl.Trainer, batch_idx: int) -> list[int]:
+        """What all batches that make one optimiser step with the present one are seeded with, in their order."""
+        size = trainer.accumulate_grad_batches
+        first = trainer.fit_loop.epoch_loop.batch_progress.total.processed - batch_idx % size
+        return [self._seed_at(number, trainer) for number in range(first, first + size)]
+
+    def _seed_at(self, done: int, trainer: pl.Trainer) -> int:
+        return seed_of(self.seed, done, trainer.global_rank)
 
     def state_dict(self) -> dict[str, Any]:
         """The seed."""

@@ -31,7 +31,7 @@ def global_sum(local: Tensor) -> Tensor:
     return total
 
 
-def global_mean(total: Tensor, count: Tensor | int) -> Tensor:
+def global_mean(total: Tensor, count: Tensor | float) -> Tensor:
     """This rank's share of a mean over the global batch: its average over ranks is sum(totals) / sum(counts).
 
     Dividing by the local count instead would weigh a rank's elements by how few they are. A global count of 0 gives 0.

@@ -8,6 +8,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from jsonargparse import ArgumentParser
 from lightning.pytorch.callbacks import Callback
@@ -55,6 +56,47 @@ def test_resuming_in_the_middle_of_an_accumulation(tmp_path):
     resumed = fit(tmp_path, data(), str(tmp_path / "middle.ckpt"), max_steps=4, accumulate_grad_batches=3)
     assert len(recorder.steps) == 12
     assert resumed.steps == recorder.steps[5:]
+
+
+class Labels(StandInProcessor):
+    """Number i has i mod 5 labels."""
+
+    def understanding(self, samples, skipped=()):
+        batch = super().understanding(samples, skipped)
+        counts = torch.tensor([int(sample.name) % 5 for sample in samples])
+        return batch._replace(labels=torch.where(torch.arange(6) <= counts[:, None], 1, -100))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_each_batch_knows_how_many_labels_its_step_has(tmp_path, workers):
+    """Also where a run goes on in the middle of a step, whose first batches are lost."""
+
+    class Counts(Callback):
+        def __init__(self):
+            self.seen = []
+
+        def on_train_batch_start(self, trainer, module, batch, batch_idx) -> None:
+            read = batch["understanding"]
+            self.seen.append((sum(int(name) % 5 for name in read.names), read.step_labels))
+
+        def on_train_batch_end(self, trainer, *arguments) -> None:
+            if trainer.fit_loop.total_batch_idx == 4:
+                trainer.save_checkpoint(tmp_path / "middle.ckpt")
+
+    def run(resume=None):
+        counts, recorder = Counts(), Recorder()
+        recorder.base.processor = Labels()
+        trainer = make_trainer(str(tmp_path), max_steps=4, accumulate_grad_batches=3, limit_val_batches=0)
+        trainer.callbacks.append(counts)
+        trainer.fit(recorder, datamodule=data(num_workers=workers), ckpt_path=resume, weights_only=True)
+        return counts.seen
+
+    whole, resumed = run(), run(str(tmp_path / "middle.ckpt"))
+    own = [labels for labels, _ in whole]
+    means = [sum(own[first : first + 3]) / 3 for first in range(0, 12, 3)]
+    assert len(set(own)) > 3
+    assert [of_step for _, of_step in whole] == [mean for mean in means for _ in range(3)]
+    assert resumed == [(own[5], own[5]), *whole[6:]]
 
 
 def test_a_run_cut_into_epochs_sees_the_same_stream(tmp_path):

@@ -1,4 +1,4 @@
-"""Two processes under DDP are one process with the whole batch: gradients, and what validation logs."""
+"""Parts of a batch, on two processes under DDP or accumulated, are the whole: gradients, and what validation logs."""
 
 from collections.abc import Callable
 from dataclasses import fields, replace
@@ -23,10 +23,11 @@ from infotok_lit.models.showo2 import model as showo2
 from infotok_lit.modules.lora import LoraConfig
 from infotok_lit.modules.losses import TaskWeights
 from infotok_lit.objective.compactness import Posterior
-from infotok_lit.objective.distributed import rank, world_size
 from infotok_lit.scenes import Scenes
 
 BATCH = 6
+PART = {"index": 0, "of": 1}
+"""Which part of the global batch is being computed, here and now."""
 ALL = ("compactness", "sufficiency", "alignment")
 
 
@@ -46,13 +47,13 @@ class Uneven(Source):
         return sample
 
 
-def data(processes: int) -> UnifiedDataModule:
+def data(parts: int) -> UnifiedDataModule:
     return UnifiedDataModule(
         train=Uneven(),
         val=Uneven(),
-        understanding_batch_size=BATCH // processes,
-        generation_batch_size=BATCH // processes,
-        val_batch_size=BATCH // processes,
+        understanding_batch_size=BATCH // parts,
+        generation_batch_size=BATCH // parts,
+        val_batch_size=BATCH // parts,
         val_samples=2 * BATCH,
     )
 
@@ -66,6 +67,9 @@ class Keep(pl.Callback):
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int):
         self.labels = int((batch["understanding"].labels >= 0).sum())
+        processes, accumulated = trainer.world_size, trainer.accumulate_grad_batches
+        PART["index"] = batch_idx % accumulated * processes + trainer.global_rank
+        PART["of"] = accumulated * processes
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any) -> None:
         gradients = {name: p.grad for name, p in pl_module.named_parameters() if p.requires_grad}
@@ -79,7 +83,7 @@ class Keep(pl.Callback):
         torch.save(content, self.folder / f"{trainer.global_rank}_of_{trainer.world_size}.pt")
 
 
-def trainer(folder: Path, processes: int, steps: int = 1) -> pl.Trainer:
+def trainer(folder: Path, processes: int, steps: int = 1, accumulated: int = 1) -> pl.Trainer:
     return pl.Trainer(
         default_root_dir=folder,
         accelerator="cpu",
@@ -87,6 +91,7 @@ def trainer(folder: Path, processes: int, steps: int = 1) -> pl.Trainer:
         strategy="ddp_fork" if processes > 1 else "auto",
         max_steps=steps,
         max_epochs=1,
+        accumulate_grad_batches=accumulated,
         limit_val_batches=1.0,
         check_val_every_n_epoch=None,
         val_check_interval=100,
@@ -106,14 +111,14 @@ def kept(folder: Path, processes: int) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def sliced_draws(monkeypatch) -> None:
-    """Every process draws the random numbers of the global batch and takes those of its own rows."""
+    """Every part draws the random numbers of the global batch and takes those of its own rows."""
     draw_global, rsample = Harmon.random_numbers, Posterior.rsample
 
     def draw(model: Harmon, batch: int, places: int, device: torch.device) -> RandomNumbers:
         torch.manual_seed(1)
-        draws = draw_global(model, batch * world_size(), places, device)
-        mine = slice(batch * rank(), batch * (rank() + 1))
-        copies = (model.config.mar.noise_draws, batch * world_size(), -1)
+        draws = draw_global(model, batch * PART["of"], places, device)
+        mine = slice(batch * PART["index"], batch * (PART["index"] + 1))
+        copies = (model.config.mar.noise_draws, batch * PART["of"], -1)
 
         def own(numbers: Tensor) -> Tensor:
             return numbers.unflatten(0, copies)[:, mine].flatten(0, 2)
@@ -123,26 +128,27 @@ def sliced_draws(monkeypatch) -> None:
     def sample(posterior: Posterior, noise: Tensor | None = None) -> Tensor:
         rows, *rest = posterior.mean.shape
         torch.manual_seed(2)
-        return rsample(posterior, torch.randn(rows * world_size(), *rest)[rows * rank() :][:rows])
+        return rsample(posterior, torch.randn(rows * PART["of"], *rest)[rows * PART["index"] :][:rows])
 
     def sliced(draw_flow: Callable[..., Any]) -> Callable[..., Any]:
         def draw(shape: torch.Size, device: torch.device) -> Any:
             torch.manual_seed(1)
-            draws = draw_flow((shape[0] * world_size(), *shape[1:]), device)
-            mine = slice(shape[0] * rank(), shape[0] * (rank() + 1))
+            draws = draw_flow((shape[0] * PART["of"], *shape[1:]), device)
+            mine = slice(shape[0] * PART["index"], shape[0] * (PART["index"] + 1))
             return type(draws)(*(getattr(draws, field.name)[mine] for field in fields(draws)))
 
         return draw
 
     def templates(batch: int) -> RandomTemplates:
         torch.manual_seed(3)
-        draws, mine = random_templates(batch * world_size()), slice(batch * rank(), batch * (rank() + 1))
+        draws, mine = random_templates(batch * PART["of"]), slice(batch * PART["index"], batch * (PART["index"] + 1))
         return RandomTemplates(draws.template[mine], draws.swap[mine])
 
     for family in (showo2, openuni):
         monkeypatch.setattr(family, "random_numbers", sliced(family.random_numbers))
     monkeypatch.setattr(unified, "random_templates", templates)
     monkeypatch.setattr(Harmon, "random_numbers", draw)
+    monkeypatch.setattr(Harmon, "drawn_elements", lambda *_: None)  # all parts hide as many places
     monkeypatch.setattr(Posterior, "rsample", sample)
 
 
@@ -191,6 +197,45 @@ def test_two_halves_have_the_gradients_of_the_whole(tmp_path, sliced_draws, term
     assert all(gradient.any() for name, gradient in whole["gradients"].items() if name.startswith("base."))
     for half in halves:
         torch.testing.assert_close(half["gradients"], whole["gradients"], rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("family", "processes"), [*((family, 1) for family in FAMILIES), ("harmon", 2)], ids=lambda value: str(value)
+)
+def test_accumulated_batches_have_the_gradients_of_the_whole(tmp_path, sliced_draws, family, processes) -> None:
+    for count, accumulated, folder in ((1, 1, tmp_path / "whole"), (processes, 3, tmp_path / "parts")):
+        folder.mkdir()
+        run = trainer(folder, count, accumulated=accumulated)
+        run.fit(TinyModule((), family=family), data(count * accumulated))
+    (whole,) = kept(tmp_path / "whole", 1)
+    assert all(gradient.any() for gradient in whole["gradients"].values())
+    for part in kept(tmp_path / "parts", processes):
+        torch.testing.assert_close(part["gradients"], whole["gradients"], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_accumulated_batches_count_by_their_elements_whatever_they_draw(tmp_path, family) -> None:
+    """The gradient is that of all batches' sums over all batches' counts, computed here in one piece."""
+    module, whole = TinyModule((), family=family, dropout=0.1), TinyModule((), family=family, dropout=0.1)
+    whole.configure_model()
+    passes, run_branch = {"understanding": [], "generation": []}, module.run_branch
+
+    def recorded(branch, batch):
+        passes[branch].append((torch.initial_seed(), batch))
+        return run_branch(branch, batch)
+
+    module.run_branch = recorded
+    trainer(tmp_path, 1, accumulated=3).fit(module, data(3))
+    for branch, recordings in passes.items():
+        outputs = []
+        for seed, batch in recordings:
+            torch.manual_seed(seed)
+            outputs.append(getattr(whole.base, branch)(batch))
+        counts = [int(output.loss_count) for output in outputs]
+        assert len(counts) == 3 and (len(set(counts)) > 1) == (branch == "understanding" or family == "harmon")
+        (sum(output.loss_sum for output in outputs) / sum(counts)).backward()
+    expected = {name: parameter.grad for name, parameter in whole.named_parameters() if parameter.requires_grad}
+    torch.testing.assert_close(kept(tmp_path, 1)[0]["gradients"], expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(

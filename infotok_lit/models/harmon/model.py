@@ -39,6 +39,7 @@ from infotok_lit.models.harmon.processor import HarmonProcessor
 from infotok_lit.models.harmon.sampling import (
     Draw,
     RandomNumbers,
+    draw_num_hidden,
     random_numbers,
     sample_image_tokens,
     sample_tokens,
@@ -203,6 +204,10 @@ class Harmon(UnifiedModel):
     def random_numbers(self, batch: int, places: int, device: torch.device) -> RandomNumbers:
         """The randomness of one generation loss."""
         return random_numbers(batch, places, self.latent_width, self.config.mar, device)
+
+    def drawn_elements(self, images: int, grid: Grid, generator: torch.Generator) -> int:
+        """As many as there are hidden tokens and noise draws."""
+        return self.config.mar.noise_draws * images * draw_num_hidden(grid[0] * grid[1], self.config.mar, generator)
 
     def condition_on_text(self, tokens: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Add the language model's correction, given right-padded text, to shared tokens (B, R + K, D)."""

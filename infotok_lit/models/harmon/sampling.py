@@ -51,7 +51,7 @@ class RandomNumbers:
 
 def random_numbers(batch: int, places: int, channels: int, config: MARConfig, device: torch.device) -> RandomNumbers:
     """One mask ratio for the batch, a random set of that size per row, and independent noise per hidden token."""
-    num_hidden = math.ceil(places * truncated_normal_ratio(config.mask_ratio_min, config.mask_ratio_std))
+    num_hidden = draw_num_hidden(places, config)
     order = torch.rand(batch, places, device=device).argsort(dim=1)
     hidden = order.argsort(dim=1) < num_hidden
     count = config.noise_draws * batch * num_hidden
@@ -59,10 +59,15 @@ def random_numbers(batch: int, places: int, channels: int, config: MARConfig, de
     return RandomNumbers(hidden, timesteps, torch.randn(count, channels, device=device))
 
 
-def truncated_normal_ratio(minimum: float, std: float) -> float:
+def draw_num_hidden(places: int, config: MARConfig, generator: torch.Generator | None = None) -> int:
+    """How many places each row of a batch hides; drawn on the host."""
+    return math.ceil(places * truncated_normal_ratio(config.mask_ratio_min, config.mask_ratio_std, generator))
+
+
+def truncated_normal_ratio(minimum: float, std: float, generator: torch.Generator | None = None) -> float:
     """A sample of a normal with mean 1 truncated to [minimum, 1], by inversion of its distribution function."""
     lowest = 0.5 * (1 + math.erf((minimum - 1) / (std * math.sqrt(2))))
-    level = lowest + float(torch.rand((), dtype=torch.float64)) * (0.5 - lowest)
+    level = lowest + float(torch.rand((), dtype=torch.float64, generator=generator)) * (0.5 - lowest)
     quantile = float(torch.special.ndtri(torch.tensor(level, dtype=torch.float64)))
     return min(1.0, max(minimum, 1 + std * quantile))
 
