@@ -109,7 +109,7 @@ class ExportInference(pl.Callback):
             checkpoint["callbacks"] = {average.state_key: average.state_dict()}
         if self.weights == "averaged" and average_updates(checkpoint) == 0:
             rank_zero_warn("ExportInference: the average was never updated, so it is what training began with")
-        with pl_module.plain_base() as base:
+        with pl_module.plain_base(exact=True) as base:
             try:
                 self.written = self._write(base, self.target(run), checkpoint, run)
             except ExportError as error:

@@ -20,6 +20,7 @@ from infotok_lit.models.common.loading import adopt_state, without_initial_weigh
 from infotok_lit.models.export import Weights
 from infotok_lit.models.family import Family, family
 from infotok_lit.models.unified import UnifiedModel
+from infotok_lit.modules.half_linear import is_halved, with_originals
 from infotok_lit.modules.lora import LoraConfig, merged, merged_state
 from infotok_lit.modules.run_checkpoint import completed
 from infotok_lit.modules.sharding import gathered_state, is_sharded
@@ -239,19 +240,31 @@ def rebuild_base(checkpoint: dict[str, Any], weights: Weights = "averaged") -> U
 
 
 @contextmanager
-def plain(base: UnifiedModel, initial: InitialModel, lora: LoraConfig | None) -> Iterator[UnifiedModel | None]:
+def plain(
+    base: UnifiedModel, initial: InitialModel, lora: LoraConfig | None, exact: bool = False
+) -> Iterator[UnifiedModel | None]:
     """Inside, the base model without adapters, which are merged in; a collective call if it is sharded.
 
     Of a sharded model it is a whole copy on the first process, and None on the others.
+
+    Args:
+        exact: what training keeps in bfloat16 is as in the files that it came from; then it is a copy, too.
     """
-    if is_sharded(base):
-        state = gathered_state(base)
+    restored = exact and is_halved(base)
+    if is_sharded(base) or restored:
+        state = gathered_state(base) if is_sharded(base) else _on_host(base)
+        if state and restored and initial.init_from is not None:
+            state = with_originals(state, base, initial.build().state_dict())
         state = merged_state(state, lora) if state and lora is not None else state
         tokenizer = initial.reference()["tokenizer"]
         yield family(base.family).rebuild(base.config.to_dict(), tokenizer, state) if state else None
         return
     with nullcontext() if lora is None else merged(base, lora):
         yield base
+
+
+def _on_host(module: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.cpu() for name, value in module.state_dict().items()}
 
 
 def encoding_of(base: UnifiedModel) -> Encoding:

@@ -22,6 +22,7 @@ from infotok_lit.models.unified import UnifiedModel
 from infotok_lit.modules.base_model import HOW_TO_LOAD, InitialModel, build_heads, plain, refuse_lost_average
 from infotok_lit.modules.finite import FiniteGuard
 from infotok_lit.modules.gradients import GradientWatch, frozen_tokens_message
+from infotok_lit.modules.half_linear import halve_frozen_layers
 from infotok_lit.modules.lora import LoraConfig, add_adapters
 from infotok_lit.modules.losses import (
     BranchResult,
@@ -84,6 +85,7 @@ class InfoTokModule(pl.LightningModule):
         freeze: Prefixes of the parameters that stay as they are, such as `llm.`; the autoencoder always does.
         unfreeze: Prefixes of parameters that are trained although `freeze` names them.
         lora: Low-rank adapters, trained whatever `freeze` says; export merges them into the weights. None for none.
+        halve_frozen: Keep frozen linear layers in bfloat16, in half the memory; bf16-mixed computes the same with them.
         activation_checkpointing: Save memory by recomputing activations in the backward pass.
         compile_blocks: Compile the layers with torch.compile; the first steps take minutes, later ones less time.
         answer_tokens: The longest answer that validation generates, in tokens.
@@ -110,6 +112,7 @@ class InfoTokModule(pl.LightningModule):
         freeze: tuple[str, ...] = (),
         unfreeze: tuple[str, ...] = (),
         lora: LoraConfig | None = None,
+        halve_frozen: bool = False,
         activation_checkpointing: bool = False,
         compile_blocks: bool = False,
         answer_tokens: int = 32,
@@ -124,7 +127,7 @@ class InfoTokModule(pl.LightningModule):
         if answer_tokens < 1:
             raise SettingsError(f"answer_tokens is {answer_tokens}; set it to 1 or more")
         self.frozen, self.unfrozen = tuple(freeze), tuple(unfreeze)
-        self.lora = lora
+        self.lora, self.halve_frozen = lora, halve_frozen
         self.activation_checkpointing, self.compile_blocks = activation_checkpointing, compile_blocks
         self.answer_tokens = answer_tokens
         self.guard, self.gradients = FiniteGuard(), GradientWatch()
@@ -163,17 +166,18 @@ class InfoTokModule(pl.LightningModule):
         if strategy is not None:
             refuse_captioning(self.objective_config)
         self.infotok = self.build_heads(self.objective_config)
-        self.frozen_weights = FrozenWeights(self.base, self.initial_model.init_from, strategy)
+        self.frozen_weights = FrozenWeights(
+            self.base, self.initial_model.init_from, strategy, changing=self.halve_frozen
+        )
+        if self.halve_frozen:
+            halve_frozen_layers(self.base)
         if strategy is not None:
             shard(self.base, self.infotok, self.device_mesh)
         tell_model_is_built(self)
 
-    def plain_base(self) -> AbstractContextManager[UnifiedModel | None]:
-        """The base model as it is exported: adapters are merged for as long as the context lasts.
-
-        Of a sharded model it is a copy, on the first process alone; a collective call.
-        """
-        return plain(self.base, self.initial_model, self.lora)
+    def plain_base(self, exact: bool = False) -> AbstractContextManager[UnifiedModel | None]:
+        """The base model without adapters, which are merged for as long as the context lasts; see `plain`."""
+        return plain(self.base, self.initial_model, self.lora, exact)
 
     def configure_callbacks(self) -> list[pl.Callback]:
         """What every run gets, also with a Trainer that was built by hand."""

@@ -101,7 +101,7 @@ def merged(model: nn.Module, config: LoraConfig) -> Iterator[None]:
 def _plain(layer: nn.Module, scale: float) -> nn.Linear:
     inside = layer.base_layer
     down, up = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
-    plain = nn.Linear(inside.in_features, inside.out_features, bias=inside.bias is not None, device="meta")
+    plain = type(inside)(inside.in_features, inside.out_features, bias=inside.bias is not None, device="meta")
     with torch.no_grad():
         plain.weight = nn.Parameter(merged_weight(inside.weight, down, up, scale))
     plain.bias = inside.bias

@@ -111,15 +111,18 @@ class FrozenWeights:
         base: the model as it trains, with its adapters; not sharded yet.
         source: where its weights came from and can be read again; None if nowhere, so that nothing is left out.
         strategy: what is about to shard the model; None for nothing.
+        changing: whether they are about to be kept in another type; known by what they were, they can be read again.
     """
 
-    def __init__(self, base: nn.Module, source: str | None, strategy: Strategy | None = None) -> None:
+    def __init__(
+        self, base: nn.Module, source: str | None, strategy: Strategy | None = None, changing: bool = False
+    ) -> None:
         # Lightning's own strategy for sharding resumes from whole checkpoints only.
         source = None if type(strategy) is ModelParallelStrategy else source
         self.base, self.source = base, source
         named = base.named_parameters(remove_duplicate=False) if source is not None else ()
         self.names = [name for name, parameter in named if not parameter.requires_grad]
-        if strategy is not None:
+        if strategy is not None or changing:
             _ = self.digests
 
     @cached_property

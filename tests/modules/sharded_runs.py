@@ -117,6 +117,13 @@ def with_lora() -> TinyModule:
     return TinyModule(freeze=("llm.",), lora=LoraConfig(("llm.model.*",), rank=2))
 
 
+def halved() -> TinyModule:
+    """The same, kept in bfloat16."""
+    made = with_lora()
+    made.halve_frozen = True
+    return made
+
+
 def with_inline_bottleneck() -> TinyModule:
     """The heads' noise is put on the tokens inside the base model, with a weight that is found."""
     return balanced(TinyModule(("compactness", "alignment"), "inline"))
@@ -138,6 +145,7 @@ def balanced(made: TinyModule) -> TinyModule:
 
 OTHERS = {
     "lora": with_lora,
+    "halved": halved,
     "balanced": lambda: balanced(TinyModule()),
     "inline": with_inline_bottleneck,
     "placebo": with_placebo,

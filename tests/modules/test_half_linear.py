@@ -1,0 +1,125 @@
+"""Frozen layers in bfloat16: the same run in bf16-mixed, and nothing of the original weights is lost."""
+
+from pathlib import Path
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from fit_tiny import fit
+from safetensors.torch import load_file
+from tiny import FAMILIES, TinyModule, scenes_data
+from torch import nn
+
+from infotok_lit.assets import embedded_base
+from infotok_lit.checkpoints import newest_checkpoint, read_run
+from infotok_lit.cli import main as command_line
+from infotok_lit.modules import HarmonModule
+from infotok_lit.modules.half_linear import HalfLinear, halve_frozen_layers, is_halved
+from infotok_lit.modules.lora import LoraConfig
+
+FROZEN = {"harmon": ("llm.",), "showo2": ("llm.",), "openuni": ("vlm.", "transformer.")}
+ADAPTED = {"harmon": "llm.model.*", "showo2": "llm.model.*", "openuni": "vlm.model.language_model.*"}
+
+
+def run(module: pl.LightningModule, folder: Path, precision: str = "bf16-mixed", steps: int = 3, **settings) -> None:
+    pl.seed_everything(0, verbose=False)
+    quiet = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing"), False)
+    settings = {"limit_val_batches": 1, "val_check_interval": steps, "check_val_every_n_epoch": None} | settings
+    pl.Trainer(
+        accelerator="cpu",
+        devices=1,
+        default_root_dir=folder,
+        precision=precision,
+        max_steps=steps,
+        num_sanity_val_steps=0,
+        gradient_clip_val=1.0,
+        accumulate_grad_batches=2,
+        **quiet | settings,
+    ).fit(module, scenes_data())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_bf16_mixed_trains_to_the_same_bits(tmp_path, family) -> None:
+    """Autocast rounds a frozen matrix to bfloat16 at each use, so rounding it once changes nothing."""
+    modules = []
+    for halves in (False, True):
+        lora = LoraConfig((ADAPTED[family],), rank=2)
+        module = TinyModule(family=family, freeze=FROZEN[family], lora=lora)
+        module.halve_frozen = halves
+        run(module, tmp_path)
+        modules.append(module)
+    whole, half = modules
+    assert not is_halved(whole) and is_halved(half)
+    assert float(whole.trainer.callback_metrics["train/loss"]) == float(half.trainer.callback_metrics["train/loss"])
+    for (name, expected), found in zip(whole.named_parameters(), half.parameters(), strict=True):
+        assert torch.equal(found, expected.to(found.dtype)), name
+        assert found.requires_grad == expected.requires_grad
+        assert found.dtype == torch.float32 or not found.requires_grad
+
+
+def test_what_is_halved() -> None:
+    """Linear layers of which nothing is trained and no weight is used elsewhere, but for the autoencoder's."""
+    model = nn.ModuleDict({"autoencoder": nn.Sequential(nn.Linear(2, 2)), "table": nn.Embedding(3, 2)})
+    model["frozen"], model["trained"], model["tied"] = nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 3, bias=False)
+    model["norm"], model["convolution"] = nn.LayerNorm(2), nn.Conv2d(1, 1, 1)
+    model["tied"].weight = model["table"].weight
+    model.requires_grad_(False)["trained"].bias.requires_grad_(True)
+    halve_frozen_layers(model)
+    assert [name for name, module in model.named_modules() if isinstance(module, HalfLinear)] == ["frozen"]
+    assert {name for name, p in model.named_parameters() if p.dtype == torch.bfloat16} == {
+        "frozen.weight",
+        "frozen.bias",
+    }
+
+
+def test_without_autocast_it_computes_in_the_precision_of_its_input() -> None:
+    torch.manual_seed(0)
+    model, x = nn.ModuleDict({"layer": nn.Linear(16, 8)}).requires_grad_(False), torch.randn(4, 16)
+    expected = x @ model["layer"].weight.bfloat16().float().T + model["layer"].bias.bfloat16().float()
+    halve_frozen_layers(model)
+    torch.testing.assert_close(model["layer"](x), expected, rtol=1e-5, atol=1e-6)
+
+
+def halved(**options) -> HarmonModule:
+    """The embedded base, from a path as of any export."""
+    lora = LoraConfig(("llm.model.*",), rank=2)
+    return HarmonModule(
+        init_from=str(embedded_base("harmon", "scenes32")), freeze=("llm.",), lora=lora, halve_frozen=True, **options
+    )
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory) -> tuple[Path, HarmonModule]:
+    """A run of two steps, and its module."""
+    folder, module = tmp_path_factory.mktemp("run"), halved()
+    fit(folder, module=module, steps=2, val_every=100)
+    return folder, module
+
+
+def test_a_run_resumes_exactly(ended, tmp_path) -> None:
+    whole, resumed = halved(), halved()
+    fit(tmp_path / "whole", module=whole, steps=4, val_every=100)
+    fit(tmp_path / "on", newest_checkpoint([ended[0]]), module=resumed, steps=4, val_every=100)
+    for name, value in whole.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], value), name
+
+
+def test_exports_have_the_weights_of_the_files_and_adapters_are_added_to_these(ended, tmp_path) -> None:
+    folder, module = ended
+    path = newest_checkpoint([folder])
+    assert command_line(["export", "--ckpt", str(path), "--out", str(tmp_path / "out")]) == 0
+    exported = load_file(tmp_path / "out" / "harmon.safetensors")
+    with module.plain_base(exact=True) as base:
+        live = base.official_weights()["harmon"]
+    files = load_file(embedded_base("harmon", "scenes32") / "harmon.safetensors")
+    initial = {name: value.float() for name, value in files.items() if name.startswith("llm.")}
+    adapted = [name for name in initial if name.endswith("_proj.weight")]
+    untouched = initial.keys() - adapted
+    assert untouched and adapted
+    assert all(torch.equal(exported[name], initial[name]) for name in untouched)
+    assert all(torch.equal(exported[name], live[name]) for name in exported)
+    state = read_run(path)["state_dict"]
+    for name in adapted:
+        layer = f"base.{name.removesuffix('.weight')}"
+        down, up = (state[f"{layer}.lora_{matrix}.default.weight"] for matrix in "AB")
+        torch.testing.assert_close(exported[name], initial[name] + 16.0 * up @ down, rtol=1e-5, atol=1e-6)
