@@ -104,6 +104,15 @@ def test_a_run_resumes_exactly(ended, tmp_path) -> None:
         assert torch.equal(resumed.state_dict()[name], value), name
 
 
+def test_a_run_may_go_on_without_it(ended, tmp_path) -> None:
+    module, name = halved(), "llm.model.layers.0.mlp.down_proj"
+    module.halve_frozen = False
+    fit(tmp_path, newest_checkpoint([ended[0]]), module=module, steps=3, val_every=100)
+    original = load_file(embedded_base("harmon", "scenes32") / "harmon.safetensors")[f"{name}.weight"].float()
+    assert not torch.equal(original, original.bfloat16().float())
+    assert torch.equal(module.base.get_parameter(f"{name}.base_layer.weight"), original)
+
+
 def test_exports_have_the_weights_of_the_files_and_adapters_are_added_to_these(ended, tmp_path) -> None:
     folder, module = ended
     path = newest_checkpoint([folder])
