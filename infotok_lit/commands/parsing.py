@@ -35,7 +35,8 @@ def run(function: Callable[..., int | None], argv: Sequence[str], config: bool =
     """Call a function with the options of a command line.
 
     A parameter that is a dataclass is spelled by its fields, as if they were parameters. A list takes several values
-    (`--image a.png b.png`), and may be given several times. A flag is `--force` or `--force true`.
+    (`--image a.png b.png`), may be given several times, and takes the place of one in a file. A flag is `--force` or
+    `--force true`.
 
     Args:
         function: What to call; its docstring is the help, and what it returns (None: 0) the exit status.
@@ -56,6 +57,7 @@ def run(function: Callable[..., int | None], argv: Sequence[str], config: bool =
         own = {*known, "config", "help"} if config else {*known, "help"}
         others = [option for option in options if _name(option[0]) not in own and option[0] != "-h"]
         options = [option for option in options if option not in others]
+    options = _gathered(options, known)
     arguments = [argument for option in options for argument in _spelled(*option, hint=known.get(_name(option[0])))]
     arguments = [_with_path(argument) if config else argument for argument in arguments]
     with one_sentence(parser, arguments):
@@ -111,12 +113,26 @@ def _options(argv: Iterable[str]) -> Iterator[tuple[str, list[str]]]:
         yield option
 
 
+def _gathered(options: list[tuple[str, list[str]]], known: dict[str, Any]) -> list[tuple[str, list[str]]]:
+    """Lists that are given several times become one option with all values, where the first of them stood."""
+    gathered: dict[str, tuple[str, list[str]]] = {}
+    for place, (name, values) in enumerate(options):
+        is_list = _is_list(known.get(_name(name))) and not name.endswith("+")
+        first = gathered.setdefault(name if is_list else f"{place}", (name, []))
+        first[1].extend(_items(values) if is_list else values)
+    return list(gathered.values())
+
+
+def _items(values: list[str]) -> Iterator[Any]:
+    """What the values of a list stand for: `a b` for two, and so does `["a", "b"]`."""
+    for value in values:
+        yield from json.loads(value) if _is_json_list(value) else [value]
+
+
 def _spelled(name: str, values: list[str], hint: Any = None) -> list[str]:
     """An option as arguments that jsonargparse reads."""
     if _is_list(hint) and not name.endswith("+"):
-        # Several options of one name add up.
-        values = values[0:1] if len(values) == 1 and _is_json_list(values[0]) else [json.dumps(values)]
-        return [f"{name}+={value}" for value in values]
+        return [f"{name}={json.dumps(values)}"]
     if hint is bool and not values:
         return [f"{name}=true"]
     if len(values) > 1:

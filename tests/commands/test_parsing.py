@@ -94,6 +94,20 @@ def test_options_that_are_not_the_functions_are_handed_on() -> None:
     assert run(bench, argv, rest="fit_arguments") == 0
 
 
+def test_a_list_on_the_command_line_takes_the_place_of_a_files(tmp_path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text("image: [a, b]\nmodel: m\n")
+    for argv, images in (
+        ([], ["a", "b"]),
+        (["--image", "c"], ["c"]),
+        (["--image", '["c"]', "--scale", "2", "--image", "d", "e"], ["c", "d", "e"]),
+        (["--image+", "c"], ["a", "b", "c"]),
+    ):
+        called.clear()
+        run(ask, ["ask", "--config", str(file), *argv], config=True)
+        assert called[0][1] == images
+
+
 def test_settings_from_a_file_are_refused_with_its_name(tmp_path) -> None:
     good, bad = tmp_path / "good.yaml", tmp_path / "bad.yaml"
     good.write_text("image: [a]\nmodel: m\n")
