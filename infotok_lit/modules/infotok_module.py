@@ -163,15 +163,13 @@ class InfoTokModule(pl.LightningModule):
             self.base.recompute_activations()
         if self.compile_blocks:
             compile_blocks(self.base)
-        if strategy is not None:
-            refuse_captioning(self.objective_config)
         self.infotok = self.build_heads(self.objective_config)
-        self.frozen_weights = FrozenWeights(
-            self.base, self.initial_model.init_from, strategy, changing=self.halve_frozen
-        )
+        source = self.initial_model.init_from
+        self.frozen_weights = FrozenWeights(self.base, source, strategy, changing=self.halve_frozen)
         if self.halve_frozen:
             halve_frozen_layers(self.base)
         if strategy is not None:
+            refuse_captioning(self.objective_config)
             shard(self.base, self.infotok, self.device_mesh)
         tell_model_is_built(self)
 
