@@ -40,6 +40,8 @@ class Sizes:
     """Of the autoencoder's parameters and of all buffers, which every process holds."""
     weights: int
     """Of all other parameters."""
+    read: int
+    """Of these as they are read, in float32, before frozen layers are halved."""
     trained: int
     """Of those among them that have gradients."""
     block: int
@@ -134,6 +136,8 @@ def _estimated(settings: Namespace, plans: Sequence[Plan], cards: int, text_toke
 
 def sizes_of(module: "InfoTokModule") -> Sizes:
     """The bytes of a module's weights, by how strategies treat them."""
+    import torch
+
     from infotok_lit.modules.sharding import repeated_blocks
 
     whole = _bytes(module.base.autoencoder.parameters()) + _bytes(module.buffers())
@@ -145,6 +149,7 @@ def sizes_of(module: "InfoTokModule") -> Sizes:
     return Sizes(
         whole=whole,
         weights=weights,
+        read=sum(torch.float32.itemsize * parameter.numel() for _, parameter in own),
         trained=_bytes(parameter for _, parameter in own if parameter.requires_grad),
         block=max(blocks, default=0),
         outside=weights - sum(blocks),
@@ -200,7 +205,7 @@ def account(module: "InfoTokModule", step: "DryRun", cards: int, buckets: bool, 
         },
         "process_bytes": None if libraries is None else libraries + int(step.peak / USABLE),
         # The tensors of a file are mapped, and become the model's own.
-        "host_bytes": sizes.whole + sizes.weights,
+        "host_bytes": sizes.whole + sizes.read,
         "checkpoint_bytes": sizes.saved + states,
     }
 

@@ -78,7 +78,8 @@ def test_sharding_divides_what_it_shares_and_gathers_the_rest() -> None:
     """10 GiB of weights, all trained, in 4 blocks of 2 and 2 outside; 5 GiB of activations; 1 held whole."""
     held = Counter({"parameters": 11, "gradients": 10, "optimiser states": 20, "llm": 5})
     step = DryRun({"forward": Counter({name: size * GIB for name, size in held.items()})})
-    sizes = Sizes(whole=GIB, weights=10 * GIB, trained=10 * GIB, block=2 * GIB, outside=2 * GIB, saved=11 * GIB)
+    weights = {"weights": 10 * GIB, "read": 10 * GIB, "trained": 10 * GIB}
+    sizes = Sizes(whole=GIB, **weights, block=2 * GIB, outside=2 * GIB, saved=11 * GIB)
     assert bytes_on_card(step, sizes, 1, sharded=False, buckets=True) == 46 * GIB
     assert bytes_on_card(step, sizes, 8, sharded=False, buckets=True) == 56 * GIB
     assert bytes_on_card(step, sizes, 8, sharded=False, buckets=False) == 46 * GIB

@@ -13,6 +13,7 @@ from torch import nn
 from infotok_lit.assets import embedded_base
 from infotok_lit.checkpoints import newest_checkpoint, read_run
 from infotok_lit.cli import main as command_line
+from infotok_lit.commands.estimate import sizes_of
 from infotok_lit.modules import HarmonModule
 from infotok_lit.modules.half_linear import HalfLinear, halve_frozen_layers, is_halved
 from infotok_lit.modules.lora import LoraConfig
@@ -78,6 +79,20 @@ def test_without_autocast_it_computes_in_the_precision_of_its_input() -> None:
     expected = x @ model["layer"].weight.bfloat16().float().T + model["layer"].bias.bfloat16().float()
     halve_frozen_layers(model)
     torch.testing.assert_close(model["layer"](x), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_an_estimate_counts_halved_weights_by_half_but_not_while_they_are_read() -> None:
+    sizes = []
+    for halves in (False, True):
+        module = TinyModule(freeze=("llm.",))
+        module.halve_frozen = halves
+        module.configure_model()
+        sizes.append(sizes_of(module))
+    whole, half = sizes
+    smaller = sum(parameter.numel() for parameter in module.parameters() if parameter.dtype == torch.bfloat16)
+    assert smaller > 0
+    assert half.weights == whole.weights - 2 * smaller
+    assert half.read == whole.read == whole.weights
 
 
 def halved(**options) -> HarmonModule:
