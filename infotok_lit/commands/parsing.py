@@ -56,11 +56,14 @@ def run(function: Callable[..., int | None], argv: Sequence[str], config: bool =
         own = {*known, "config", "help"} if config else {*known, "help"}
         others = [option for option in options if _name(option[0]) not in own and option[0] != "-h"]
         options = [option for option in options if option not in others]
-    arguments = [argument for option in options for argument in _spelled(*option, hint=known.get(_name(option[0])))]
+    arguments, said = [], set()
+    for name, given in options:
+        arguments += _spelled(name, given, known.get(_name(name)), further=name in said)
+        said.add(name)
     arguments = [_with_path(argument) if config else argument for argument in arguments]
     with one_sentence(parser, arguments):
-        given = parser.instantiate(parser.parse_args(arguments))
-    values = {name: _taken(given, name, hint) for name, hint in hints.items() if name not in (rest, "return")}
+        parsed = parser.instantiate(parser.parse_args(arguments))
+    values = {name: _taken(parsed, name, hint) for name, hint in hints.items() if name not in (rest, "return")}
     if rest is not None:
         values[rest] = [argument for option in others for argument in _spelled(*option)]
     return function(**values) or 0
@@ -111,12 +114,16 @@ def _options(argv: Iterable[str]) -> Iterator[tuple[str, list[str]]]:
         yield option
 
 
-def _spelled(name: str, values: list[str], hint: Any = None) -> list[str]:
-    """An option as arguments that jsonargparse reads."""
+def _spelled(name: str, values: list[str], hint: Any = None, further: bool = False) -> list[str]:
+    """An option as arguments that jsonargparse reads.
+
+    Args:
+        further: whether an option of this name stands before it: of lists, several add up, and the first of them takes
+            the place of what a file or the default says.
+    """
     if _is_list(hint) and not name.endswith("+"):
-        # Several options of one name add up.
-        values = values[0:1] if len(values) == 1 and _is_json_list(values[0]) else [json.dumps(values)]
-        return [f"{name}+={value}" for value in values]
+        value = values[0] if len(values) == 1 and _is_json_list(values[0]) else json.dumps(values)
+        return [f"{name}{'+' if further else ''}={value}"]
     if hint is bool and not values:
         return [f"{name}=true"]
     if len(values) > 1:

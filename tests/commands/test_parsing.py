@@ -98,6 +98,10 @@ def test_settings_from_a_file_are_refused_with_its_name(tmp_path) -> None:
     good, bad = tmp_path / "good.yaml", tmp_path / "bad.yaml"
     good.write_text("image: [a]\nmodel: m\n")
     assert run(ask, ["ask", "--config", str(good)], config=True) == 3
+    # A list of the command line takes the place of the file's; `+` adds to it.
+    for more, expected in (("--image b", ["b"]), ("--image b --image c", ["b", "c"]), ("--image+ b", ["a", "b"])):
+        run(ask, ["ask", "--config", str(good), *more.split()], config=True)
+        assert called[-1][1] == expected
     for content, sentence in (
         ("scale: fast\n", f"scale: 'fast' is not a number (in {bad})"),
         ("scle: 1\n", f"there is no setting scle (in {bad}); did you mean scale?"),
