@@ -12,7 +12,7 @@ from pathlib import Path
 from PIL import Image
 
 from infotok_lit.errors import DataError
-from infotok_lit.evaluation.benchmark import Benchmark, Drawing, Score, average, require
+from infotok_lit.evaluation.benchmark import Benchmark, Drawing, Score, average, open_drawn, require
 from infotok_lit.evaluation.records import Row, checked, read_text
 from infotok_lit.files import write_whole
 
@@ -97,7 +97,7 @@ class DpgBench(Benchmark):
 
 def square(files: Sequence[Path]) -> Image.Image:
     """Images of one size, two to a row for four of them."""
-    images = [Image.open(file).convert("RGB") for file in files]
+    images = [open_drawn(file) for file in files]
     columns = math.ceil(math.sqrt(len(images)))
     width, height = images[0].size
     canvas = Image.new("RGB", (columns * width, math.ceil(len(images) / columns) * height))

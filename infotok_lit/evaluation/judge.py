@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
 from infotok_lit.errors import ExplainedError, SettingsError
+from infotok_lit.evaluation.benchmark import open_drawn
 from infotok_lit.evaluation.records import Row
 
 LARGEST_REPLY = 1 << 20
@@ -288,7 +289,8 @@ def _stop(calls: "Sequence[Future[Row]]", stopped: Event) -> None:
 
 
 def image_part(path: Path) -> dict[str, Any]:
-    """A picture file as part of a message."""
+    """A picture file as part of a message; DataError for one that is damaged: asking about it costs as much."""
+    open_drawn(path)
     kind = "jpeg" if path.suffix.lower() in (".jpg", ".jpeg") else "png"
     data = base64.b64encode(path.read_bytes()).decode()
     return {"type": "image_url", "image_url": {"url": f"data:image/{kind};base64,{data}"}}

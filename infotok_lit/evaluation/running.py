@@ -196,10 +196,10 @@ class Evaluation:
         for item, image in zip(batch, images, strict=True):
             path = self.folder / item.file
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(path, encoded(image, path.suffix))
-            rows.append(
-                {"id": item.id, "group": item.group, "prompt": item.prompt, "seed": item.seed, "image": item.file}
-            )
+            content = encoded(image, path.suffix)
+            write_whole(path, content)
+            kept = {"image": item.file, "bytes": len(content)}
+            rows.append({"id": item.id, "group": item.group, "prompt": item.prompt, "seed": item.seed} | kept)
         return rows
 
     def _ask(self, batch: Sequence[Question]) -> list[Row]:
@@ -254,12 +254,16 @@ class Evaluation:
 
     def _done(self, path: Path) -> dict[str, Row]:
         """The rows of a log and of the parts that processes added to it, of this world or of an earlier one; those of
-        images that someone deleted are left out, and made again."""
+        images that were deleted or are not as long as they were are left out, and made again."""
         rows = read_log(path)
         for part in _parts(path):
             rows |= read_log(part)
-        gone = {name for name, row in rows.items() if path.stem == DRAWN and not (self.folder / row["image"]).is_file()}
-        return {name: row for name, row in rows.items() if name not in gone}
+        return {name: row for name, row in rows.items() if path.stem != DRAWN or self._is_whole(row)}
+
+    def _is_whole(self, row: Row) -> bool:
+        path = self.folder / row["image"]
+        # Rows of older versions do not say how long their images are.
+        return path.is_file() and path.stat().st_size == row.get("bytes", path.stat().st_size)
 
     def _merge(self, path: Path, items: Sequence[Item]) -> None:
         rows, parts = self._done(path), _parts(path)

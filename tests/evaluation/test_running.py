@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 from evaluation.fakes import FakeModel
 
-from infotok_lit.errors import SettingsError
+from infotok_lit.errors import DataError, SettingsError
 from infotok_lit.evaluation.records import Log, read_log
 from infotok_lit.evaluation.running import Evaluation, spread
 from infotok_lit.evaluation.scenes import ScenesBenchmark
@@ -51,6 +52,35 @@ def test_an_image_that_was_deleted_is_drawn_again(tmp_path):
     model = FakeModel()
     assert run(tmp_path, model) == whole
     assert image.read_bytes() == content and len(model.drawn) == 1 and not model.asked
+
+
+@pytest.mark.parametrize("damage", [b"", b"no picture", None])
+def test_a_damaged_image_is_drawn_again(damage, tmp_path):
+    """Empty, a text, or cut in half; the verdicts on it are those on the same picture."""
+    whole = run(tmp_path, FakeModel())
+    image = tmp_path / "images" / "00007.png"
+    content = image.read_bytes()
+    image.write_bytes(content[: len(content) // 2] if damage is None else damage)
+    model = FakeModel()
+    assert run(tmp_path, model) == whole
+    assert image.read_bytes() == content and len(model.drawn) == 1
+
+
+def test_a_damaged_image_that_is_as_long_as_before_is_named_with_the_mend(tmp_path):
+    class Spoiling(FakeModel):
+        """Spoils the first image, within its length, once all are drawn."""
+
+        def answer(self, *arguments):
+            if not self.asked:
+                image.write_bytes(bytes(image.stat().st_size))
+            return super().answer(*arguments)
+
+    image = tmp_path / "images" / "00000.png"
+    with pytest.raises(DataError, match=f"{re.escape(str(image))}: not an image .*delete that file and run again"):
+        run(tmp_path, Spoiling())
+    assert scenes().check_complete(tmp_path)[0].startswith("images/00000.png: not an image")
+    image.unlink()
+    assert run(tmp_path, FakeModel()) == run(tmp_path / "whole", FakeModel())
 
 
 def test_a_seed_belongs_to_its_prompt_whatever_the_limit(tmp_path):
