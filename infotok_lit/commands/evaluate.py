@@ -43,7 +43,7 @@ class JudgeOptions:
         judge_key: The environment variable that holds its key.
         judge_price_in: What a million tokens sent costs, to report the cost.
         judge_price_out: What a million tokens received costs.
-        judge_limit: Ask no more once the verdicts of this process have cost so much.
+        judge_limit: Ask no more once the verdicts of this run, over all benchmarks and processes, have cost so much.
     """
 
     detector: Path | None = None
@@ -240,14 +240,21 @@ def _options(
     judging: JudgeOptions, data: Path | None, seed: int, images_per_prompt: int | None, rules: str, device: str
 ) -> "Options":
     from infotok_lit.evaluation.catalogue import Options
-    from infotok_lit.evaluation.judge import Endpoint
+    from infotok_lit.evaluation.endpoint import Endpoint
 
     endpoint = None
     if judging.judge is not None:
         if judging.judge_model is None:
             raise SettingsError("say which model judges there: --judge_model")
         prices = {"price_in": judging.judge_price_in, "price_out": judging.judge_price_out}
-        endpoint = Endpoint(judging.judge, judging.judge_model, judging.judge_key, **prices, limit=judging.judge_limit)
+        endpoint = Endpoint(
+            judging.judge,
+            judging.judge_model,
+            judging.judge_key,
+            **prices,
+            limit=judging.judge_limit,
+            processes=int(os.environ.get("WORLD_SIZE", 1)),
+        )
     return Options(
         data=data,
         seed=seed,

@@ -13,7 +13,8 @@ from PIL import Image
 
 from infotok_lit.errors import DataError
 from infotok_lit.evaluation.benchmark import Benchmark, Question, Score, average, open_file, require
-from infotok_lit.evaluation.judge import Endpoint, JudgeGrader, text_part
+from infotok_lit.evaluation.endpoint import Endpoint
+from infotok_lit.evaluation.judge import JudgeGrader, text_part
 from infotok_lit.evaluation.records import Fields, Row, by_name, checked, read_json
 from infotok_lit.evaluation.tables import Table
 from infotok_lit.files import write_json

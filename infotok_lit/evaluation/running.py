@@ -18,6 +18,7 @@ from PIL import Image
 
 from infotok_lit.errors import SettingsError
 from infotok_lit.evaluation.benchmark import Benchmark, Drawing, Question
+from infotok_lit.evaluation.endpoint import JudgeError
 from infotok_lit.evaluation.models import EvaluatedModel
 from infotok_lit.evaluation.records import Log, Row, checked, read_json, read_log, to_lines
 from infotok_lit.files import write_json, write_whole
@@ -53,6 +54,17 @@ class World:
             import torch.distributed as dist
 
             dist.barrier()
+
+    def any(self, happened: bool) -> bool:
+        """Whether it has happened in some process, once every one has come here."""
+        if self.size > 1:
+            import torch
+            import torch.distributed as dist
+
+            found = torch.tensor(int(happened))
+            dist.all_reduce(found, dist.ReduceOp.MAX)
+            happened = bool(found)
+        return happened
 
     def leave(self) -> None:
         """Leave the world, if there are others in it."""
@@ -239,16 +251,24 @@ class Evaluation:
         batches = [pending[start : start + batch_size] for start in range(0, len(pending), batch_size)]
         mine = batches[self.world.rank :: self.world.size][:most]
         log = Log(path.with_name(f"{name}.{self.world.rank}.part"))
-        for batch in mine:
-            started = time.perf_counter()
-            for row in work(batch):
-                log.append(row)
-            what = f"{self.benchmark.name}: {name.split('.')[0]}"
-            self.progress.add(name, len(batch), time.perf_counter() - started, self.world.size, what)
-        self.world.wait()
+        failure = None
+        try:
+            for batch in mine:
+                started = time.perf_counter()
+                for row in work(batch):
+                    log.append(row)
+                what = f"{self.benchmark.name}: {name.split('.')[0]}"
+                self.progress.add(name, len(batch), time.perf_counter() - started, self.world.size, what)
+        except JudgeError as error:
+            # The other processes keep what they pay for, and all of them end.
+            failure = error
+        failed = self.world.any(failure is not None)
         if self.world.rank == 0:
             self._merge(path, items)
         self.world.wait()
+        if failed:
+            text = "the judge has failed in another process. Verdicts so far are kept: run the same command again"
+            raise failure or JudgeError(text)
         rows = read_log(path)
         return [rows[item.id] for item in items if item.id in rows]
 

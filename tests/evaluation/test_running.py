@@ -126,6 +126,7 @@ PROCESS = """
 import sys
 from pathlib import Path
 from evaluation.fakes import FakeModel
+from infotok_lit.evaluation.endpoint import JudgeError
 from infotok_lit.evaluation.running import Evaluation, World
 from infotok_lit.evaluation.scenes import ScenesBenchmark
 from infotok_lit.evaluation.records import to_lines
@@ -136,6 +137,19 @@ evaluation.open()
 evaluation.outputs(most=1)
 rows = evaluation.graded()
 Path(sys.argv[2] + str(world.rank)).write_text(to_lines(rows) + f"{len(model.drawn)} {len(model.asked)}")
+
+class Judge:
+    name, batch_size = "judge", 2
+    def verdicts(self, rows, folder):
+        for number, row in enumerate(rows):
+            if world.rank == 0 and number:
+                raise JudgeError("rank 0 has lost its judge")
+            yield {"id": row["id"], "correct": True}
+evaluation.benchmark.grader = Judge()
+try:
+    evaluation.graded()
+except JudgeError as error:
+    Path(sys.argv[2] + f"-lost{world.rank}").write_text(str(error))
 world.leave()
 """
 
@@ -161,3 +175,9 @@ def test_two_processes_give_the_rows_of_one(tmp_path):
     assert [json.loads(line) for line in outcomes[0][:-1]] == run(tmp_path / "one", FakeModel())
     for image in (tmp_path / "one" / "images").iterdir():
         assert image.read_bytes() == (tmp_path / "two" / "images" / image.name).read_bytes()
+    # Where one loses its judge, the other goes on to its end, what came is kept, and both say so. Of five batches of
+    # two, the first has the 1st, 3rd and 5th, of which one verdict comes; the second has the 2nd and 4th.
+    lost = [(tmp_path / f"rows-lost{rank}").read_text() for rank in range(2)]
+    assert lost[0] == "rank 0 has lost its judge" and "failed in another process" in lost[1]
+    kept = [json.loads(line)["id"] for line in (tmp_path / "two" / "verdicts.judge.jsonl").read_text().splitlines()]
+    assert kept == [f"draw/{number:05d}" for number in (0, 2, 3, 6, 7)]
