@@ -318,7 +318,8 @@ def _tell_plan(benchmarks: "Sequence[Benchmark]", limit: int | None) -> None:
             parts.append(f"{answers} answers of at most {benchmark.max_new_tokens} tokens")
         if benchmark.grader is not None:
             parts.append(f"judged by {benchmark.grader.name}")
-        lines.append(f"{benchmark.name}: {', '.join(parts)}")
+        shortfall = benchmark.shortfall()
+        lines.append(f"{benchmark.name}: {', '.join(parts)}{f'; {shortfall}' if shortfall else ''}")
     _tell(lines)
 
 

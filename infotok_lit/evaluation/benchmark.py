@@ -88,6 +88,8 @@ class Benchmark(ABC):
     """Whether the questions are about the images of `drawings`."""
     max_new_tokens: ClassVar[int] = 16
     """Of an answer."""
+    size: ClassVar[int | None] = None
+    """How many prompts, or without any, questions the official files hold; None for files that ship."""
     fetch: ClassVar[str] = ""
     """What to get, and where to put it below the folder of `--data`."""
 
@@ -126,6 +128,14 @@ class Benchmark(ABC):
     def questions(self) -> Sequence[Question]:
         """All questions, in the official order."""
         return ()
+
+    def shortfall(self) -> str | None:
+        """What the user's files have too little or too much of, in words; None where they are the whole benchmark."""
+        prompts = {drawing.group for drawing in self.drawings()}
+        found, what = (len(prompts), "prompts") if prompts else (len(self.questions()), "questions")
+        if self.size in (None, found):
+            return None
+        return f"the files hold {found} {what}, the benchmark has {self.size}"
 
     def open_image(self, name: str, folder: Path) -> Image.Image:
         """An image of a question, RGB; here one of `drawings`. MissingFileError if it is not there.

@@ -31,15 +31,19 @@ class DpgBench(Benchmark):
     name = "dpg_bench"
     title = "DPG-Bench"
     rewritten = False
+    size = 1065
     fetch = "Put dpg_bench/dpg_bench.csv of https://github.com/TencentQQGYLab/ELLA to DATA/dpg_bench."
 
     def __init__(self, folder: Path, seed: int = 0, images_per_prompt: int = 4) -> None:
         self.sources = [require(folder / FILE, type(self))]
         self.seed, self.images_per_prompt = seed, images_per_prompt
-        rows = list(csv.DictReader(io.StringIO(read_text(folder / FILE))))
+        try:
+            rows = list(csv.DictReader(io.StringIO(read_text(folder / FILE))))
+        except csv.Error as error:
+            raise DataError(f"{folder / FILE} is no CSV: {error}") from error
         checked(rows, folder / FILE, {"item_id": str, "text": str})
         for row in rows:
-            if Path(row["item_id"]).name != row["item_id"]:
+            if Path(row["item_id"]).name != row["item_id"] or row["item_id"] in ("", ".."):
                 raise DataError(f"{folder / FILE}: the item_id {row['item_id']!r} is to name files, and cannot")
         self.prompts = {row["item_id"]: row["text"] for row in reversed(rows)}
         self.prompts = dict(reversed(self.prompts.items()))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from infotok_lit.assets import BENCHMARKS
+from infotok_lit.errors import DataError
 from infotok_lit.evaluation.benchmark import Benchmark, Drawing, Score, average, open_drawn, scores_by
 from infotok_lit.evaluation.geneval_rules import TAGS, Detection, judge, read_scene
 from infotok_lit.evaluation.geneval_vision import ImageJudge
@@ -89,6 +90,11 @@ class GenEval(Benchmark):
         """From the official results.jsonl."""
         fields = {"tag": str, "correct": bool | int, "metadata": str}
         rows = [row for file in files for row in checked(read_json_lines(file), file, fields)]
+        for number, row in enumerate(rows, 1):
+            if row["correct"] not in (0, 1):
+                raise DataError(
+                    f"row {number} of {', '.join(map(str, files))}: correct is {row['correct']}, not 0 or 1"
+                )
         return [
             {"id": str(number), "group": row["metadata"], "tag": row["tag"], "score": float(row["correct"])}
             for number, row in enumerate(rows)

@@ -129,7 +129,7 @@ class Evaluation:
         path = self.folder / SETTINGS
         settings = json.loads(json.dumps({"model": self.model.description(), "benchmark": self.benchmark.facts}))
         if path.exists():
-            earlier = checked(read_json(path), path, {})
+            earlier = checked(read_json(path), path, {}, dict)
             differing = [
                 f"{part}.{key}" for part in settings for key in settings[part] | earlier.get(part, {})
                 if key != "rules" and settings[part].get(key) != earlier.get(part, {}).get(key)
