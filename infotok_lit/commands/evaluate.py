@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from infotok_lit.evaluation.running import Evaluation, World
 
 
+TOLD = 10
+"""Files that are missing from an official layout, before the rest is only counted."""
 INTERRUPTED = 130
 """The exit status that shells give a program which the user stopped."""
 
@@ -179,10 +181,9 @@ def evaluate_model(
             write_result(evaluation.folder, result, rows)
             evaluation.benchmark.write_official(evaluation.folder, rows)
             if limit is None:
-                _tell(
-                    f"{evaluation.benchmark.name}: {problem}"
-                    for problem in evaluation.benchmark.check_complete(evaluation.folder)[:10]
-                )
+                problems = evaluation.benchmark.check_complete(evaluation.folder)
+                more = [f"and {len(problems) - TOLD} more files"] if len(problems) > TOLD else []
+                _tell(f"{evaluation.benchmark.name}: {problem}" for problem in problems[:TOLD] + more)
         yield result
 
 

@@ -69,7 +69,7 @@ class Endpoint:
         processes: how many share the limit, each an equal part.
 
     Raises:
-        SettingsError: the URL is none, or a limit stands without prices.
+        SettingsError: the URL or the key is none, or a limit stands without prices.
     """
 
     url: str
@@ -89,6 +89,7 @@ class Endpoint:
     def __post_init__(self) -> None:
         if not _is_url(self.url):
             raise SettingsError(f"--judge is {self.url!r}, no URL: such as https://api.openai.com/v1")
+        self._key()
         if self.limit is not None and self.cost(0, 0) is None:
             raise SettingsError("--judge_limit needs the prices: --judge_price_in and --judge_price_out")
 
@@ -161,8 +162,9 @@ class Endpoint:
 
     def _post(self, body: bytes) -> bytes:
         headers = {"Content-Type": "application/json"}
-        if os.environ.get(self.key_variable):
-            headers["Authorization"] = f"Bearer {os.environ[self.key_variable]}"
+        key = self._key()
+        if key:
+            headers["Authorization"] = f"Bearer {key}"
         request = urllib.request.Request(f"{self.url.rstrip('/')}/chat/completions", body, headers)
         deadline, parts = time.monotonic() + self.timeout, []
         with urllib.request.build_opener(_NoRedirection).open(request, timeout=self.timeout) as response:
@@ -174,6 +176,13 @@ class Endpoint:
                 if sum(map(len, parts)) > LARGEST_REPLY:
                     raise ValueError("the answer is too long to be one")
         return b"".join(parts)
+
+    def _key(self) -> str:
+        """Empty without one. What cannot be one is refused here: what http.client says of it would print it."""
+        key = os.environ.get(self.key_variable, "").strip()
+        if not (key.isascii() and key.isprintable()):
+            raise SettingsError(f"the environment variable {self.key_variable} holds no key: one is a single word")
+        return key
 
     def _mend(self, status: int) -> str:
         if status in (401, 403):

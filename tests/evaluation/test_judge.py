@@ -167,7 +167,18 @@ def test_a_key_is_sent_only_if_there_is_one(server, monkeypatch):
     server.endpoint.ask([], 0.0, 5)
     monkeypatch.setenv("NO_KEY_HERE", "secret")
     server.endpoint.ask([], 0.0, 5)
-    assert server.keys == [None, "Bearer secret"]
+    # A file's last line break comes along when a key is read from one.
+    monkeypatch.setenv("NO_KEY_HERE", "secret\n")
+    server.endpoint.ask([], 0.0, 5)
+    assert server.keys == [None, "Bearer secret", "Bearer secret"]
+
+
+def test_a_key_that_is_none_is_not_printed(server, monkeypatch):
+    for key in ("sec\nret", "secrét"):
+        monkeypatch.setenv("NO_KEY_HERE", key)
+        with pytest.raises(SettingsError, match="NO_KEY_HERE holds no key") as caught:
+            replace(server.endpoint)
+        assert "sec" not in str(caught.value)
 
 
 def test_cost_is_tokens_times_price():
