@@ -35,7 +35,8 @@ def run(function: Callable[..., int | None], argv: Sequence[str], config: bool =
     """Call a function with the options of a command line.
 
     A parameter that is a dataclass is spelled by its fields, as if they were parameters. A list takes several values
-    (`--image a.png b.png`), and may be given several times. A flag is `--force` or `--force true`.
+    (`--image a.png b.png`), may be given several times, and takes the place of one in a file. A flag is `--force` or
+    `--force true`.
 
     Args:
         function: What to call; its docstring is the help, and what it returns (None: 0) the exit status.
@@ -56,14 +57,12 @@ def run(function: Callable[..., int | None], argv: Sequence[str], config: bool =
         own = {*known, "config", "help"} if config else {*known, "help"}
         others = [option for option in options if _name(option[0]) not in own and option[0] != "-h"]
         options = [option for option in options if option not in others]
-    arguments, said = [], set()
-    for name, given in options:
-        arguments += _spelled(name, given, known.get(_name(name)), further=name in said)
-        said.add(name)
+    options = _gathered(options, known)
+    arguments = [argument for option in options for argument in _spelled(*option, hint=known.get(_name(option[0])))]
     arguments = [_with_path(argument) if config else argument for argument in arguments]
     with one_sentence(parser, arguments):
-        parsed = parser.instantiate(parser.parse_args(arguments))
-    values = {name: _taken(parsed, name, hint) for name, hint in hints.items() if name not in (rest, "return")}
+        given = parser.instantiate(parser.parse_args(arguments))
+    values = {name: _taken(given, name, hint) for name, hint in hints.items() if name not in (rest, "return")}
     if rest is not None:
         values[rest] = [argument for option in others for argument in _spelled(*option)]
     return function(**values) or 0
@@ -114,16 +113,26 @@ def _options(argv: Iterable[str]) -> Iterator[tuple[str, list[str]]]:
         yield option
 
 
-def _spelled(name: str, values: list[str], hint: Any = None, further: bool = False) -> list[str]:
-    """An option as arguments that jsonargparse reads.
+def _gathered(options: list[tuple[str, list[str]]], known: dict[str, Any]) -> list[tuple[str, list[str]]]:
+    """Lists that are given several times become one option with all values, where the first of them stood."""
+    gathered: dict[str, tuple[str, list[str]]] = {}
+    for place, (name, values) in enumerate(options):
+        is_list = _is_list(known.get(_name(name))) and not name.endswith("+")
+        first = gathered.setdefault(name if is_list else f"{place}", (name, []))
+        first[1].extend(_items(values) if is_list else values)
+    return list(gathered.values())
 
-    Args:
-        further: whether an option of this name stands before it: of lists, several add up, and the first of them takes
-            the place of what a file or the default says.
-    """
+
+def _items(values: list[str]) -> Iterator[Any]:
+    """What the values of a list stand for: `a b` for two, and so does `["a", "b"]`."""
+    for value in values:
+        yield from json.loads(value) if _is_json_list(value) else [value]
+
+
+def _spelled(name: str, values: list[str], hint: Any = None) -> list[str]:
+    """An option as arguments that jsonargparse reads."""
     if _is_list(hint) and not name.endswith("+"):
-        value = values[0] if len(values) == 1 and _is_json_list(values[0]) else json.dumps(values)
-        return [f"{name}{'+' if further else ''}={value}"]
+        return [f"{name}={json.dumps(values)}"]
     if hint is bool and not values:
         return [f"{name}=true"]
     if len(values) > 1:

@@ -1,7 +1,7 @@
 """`rate_distortion`: the quality of compressed videos against their bits."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -11,6 +11,8 @@ from infotok_lit.commands.progress import progress_bar
 from infotok_lit.files import write_whole
 
 if TYPE_CHECKING:
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
     from infotok_lit.video.codec import CodecConfig
     from infotok_lit.video.quality import Lpips, Quality
     from infotok_lit.video.tokenizer import VideoTokenizer
@@ -29,10 +31,11 @@ def rate_distortion(
     tile: int = 256,
     vgg_weights: Path | None = None,
     lpips_weights: Path | None = None,
+    i3d_weights: Path | None = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     force: bool = False,
 ) -> None:
-    """Compress videos at several rates, decode them, and report PSNR, SSIM and LPIPS against the bits of the files.
+    """Compress videos at several rates, decode them, and report PSNR, SSIM, LPIPS and FVD against the files' bits.
 
     Args:
         model: An exported tokenizer's folder, or `embedded`.
@@ -45,6 +48,7 @@ def rate_distortion(
         tile: Longer frames are cut into tiles of this many pixels.
         vgg_weights: torchvision's VGG-16, for LPIPS.
         lpips_weights: The lpips package's weights/v0.1/vgg.pth, for LPIPS.
+        i3d_weights: An I3D of Kinetics-400, i3d_pretrained_400.pt or rgb_imagenet.pt, for FVD of clips of 16 frames.
         device: Where the tokenizer runs; auto: cuda if there is one.
         force: Replace a table and a plot that are there.
     """
@@ -52,6 +56,7 @@ def rate_distortion(
 
     from infotok_lit.errors import SettingsError
     from infotok_lit.video.codec import CodecConfig
+    from infotok_lit.video.fvd import I3d, video_distance
     from infotok_lit.video.quality import Lpips, means_by_rate
 
     config = CodecConfig(1.0, rule, window=window, overlap=overlap, tile=tile)
@@ -61,15 +66,23 @@ def rate_distortion(
     if (out / TABLE).exists() and not force:
         raise SettingsError(f"{out / TABLE} exists; choose another folder, or replace it with --force")
     lpips = None if vgg_weights is None or lpips_weights is None else Lpips.from_files(vgg_weights, lpips_weights)
-    rows = _measured(open_tokenizer(model, device), video, each, lpips)
-    means = means_by_rate(rows)
+    i3d = None if i3d_weights is None else I3d.from_file(i3d_weights)
+    distances = {} if i3d is None else {at.rate: video_distance(i3d) for at in each}
+    rows = _measured(open_tokenizer(model, device), video, each, lpips, distances)
+    means = means_by_rate(rows, distances)
     _write(out, rows, means)
     sys.stdout.writelines(map(_line, means))
+    if i3d is not None and all(row.fvd is None for row in means):
+        sys.stdout.write("no FVD: it needs two clips of 16 frames or more, and should have hundreds\n")
     sys.stdout.write(f"wrote {out / TABLE} and {PICTURE}\n")
 
 
 def _measured(
-    tokenizer: "VideoTokenizer", videos: Sequence[Path], each: "Sequence[CodecConfig]", lpips: "Lpips | None"
+    tokenizer: "VideoTokenizer",
+    videos: Sequence[Path],
+    each: "Sequence[CodecConfig]",
+    lpips: "Lpips | None",
+    distances: "Mapping[float, FrechetInceptionDistance]",
 ) -> "list[Quality]":
     """A row for every video at every rate."""
     from infotok_lit.video.quality import measure_quality
@@ -80,7 +93,8 @@ def _measured(
         for path in videos:
             for at in each:
                 bar.show(len(rows), f"{path.name} at rate {at.rate:g}")
-                rows.append(measure_quality(tokenizer, str(path), lambda path=path: read_video(path), at, lpips))
+                measures = (lpips, distances.get(at.rate))
+                rows.append(measure_quality(tokenizer, str(path), lambda path=path: read_video(path), at, *measures))
     return rows
 
 
@@ -106,6 +120,7 @@ def _line(row: "Quality") -> str:
     """A row of the table, in words."""
     quality = f"{row.psnr:.2f} dB" + ("" if row.ssim is None else f", SSIM {row.ssim:.4f}")
     quality += "" if row.lpips is None else f", LPIPS {row.lpips:.4f}"
+    quality += "" if row.fvd is None else f", FVD {row.fvd:.1f}"
     bits = f"{row.bpp16:.3f} bits per 16 pixels ({row.paper_bpp16:.3f} as the paper counts)"
     return f"rate {row.rate:g}: {quality}; {bits}\n"
 

@@ -4,14 +4,14 @@ Shapes: B local images, K candidate texts (ranks x B, and those of a queue), N t
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from infotok_lit.batch import BranchOutput
+from infotok_lit.batch import BranchOutput, NegativeTexts, PairedText
 from infotok_lit.errors import SettingsError
 from infotok_lit.objective.distributed import RowGatherer, rank
 from infotok_lit.objective.term import TermNats, mean_negatives, mean_text
@@ -91,6 +91,7 @@ class Alignment(nn.Module):
         temperature: tau, or where it starts.
         negatives: which texts an image is contrasted with.
         learn_temperature: learn tau within `TEMPERATURE_RANGE`.
+        shuffled_texts: a control: what counts as an image's own text is the text of the next image of its batch.
     """
 
     def __init__(
@@ -100,10 +101,12 @@ class Alignment(nn.Module):
         temperature: float,
         negatives: NegativesConfig = NegativesConfig(),
         learn_temperature: bool = False,
+        shuffled_texts: bool = False,
     ) -> None:
         super().__init__()
         self.fixed_temperature = temperature
         self.negatives = negatives
+        self.shuffled_texts = shuffled_texts
         self.text_map = nn.Linear(text_width, latent_width, bias=False)
         self.queue = TextQueue(negatives.queue_size, text_width) if negatives.queue_size else None
         self.gather = RowGatherer()
@@ -121,6 +124,12 @@ class Alignment(nn.Module):
 
     def forward(self, mean: Tensor, output: BranchOutput) -> Contrast:
         """Posterior means (B, N, d) -> the contrast against the texts of the global batch (a collective call)."""
+        if self.shuffled_texts:
+            if self.training and len(mean) < 2:
+                raise SettingsError(
+                    "shuffled_texts needs another image in the batch; use 2 or more images per process."
+                )
+            output = replace(output, text=next_images_text(output.text))
         images = F.normalize(mean.mean(1), dim=-1)
         own_text = mean_text(output, output.text.mask)
         all_texts, all_keys, all_paired = self._candidates(own_text, output)
@@ -150,6 +159,13 @@ class Alignment(nn.Module):
             self.queue.push(*batch)
         texts, keys, paired = (torch.cat(pair) for pair in zip(batch, past, strict=True))
         return texts, keys, paired
+
+
+def next_images_text(text: PairedText) -> PairedText:
+    """Each row's text, with all that belongs to it, becomes that of the row below; the last row takes the first's."""
+    ids, mask, target_mask, key = (part.roll(-1, 0) for part in (text.ids, text.mask, text.target_mask, text.key))
+    negatives = NegativeTexts(*(part.roll(-1, 0) for part in text.negatives)) if text.negatives else None
+    return PairedText(ids, mask, target_mask, key, negatives)
 
 
 def info_nce(

@@ -111,6 +111,8 @@ class ObjectiveConfig:
         temperature: tau of the alignment term: cosine similarities are divided by it.
         learn_temperature: Learn tau, from `temperature` on, within [0.01, 1].
         negatives: The texts that alignment contrasts an image with.
+        shuffled_texts: A control: alignment pairs each image with the text of another image of its batch, at the same
+            share or weight, so whatever it then gains does not come from what the texts say.
         reduction: `tokens` divides every term, in nats per image, by the token count N of the full canvas, so that
             alpha and beta are exchange rates; `mean` takes each term's mean over its own elements.
         dual: Dual ascent, for branches that ask for a budget or a target.
@@ -134,6 +136,7 @@ class ObjectiveConfig:
     temperature: float = 0.1
     learn_temperature: bool = False
     negatives: NegativesConfig = field(default_factory=NegativesConfig)
+    shuffled_texts: bool = False
     reduction: Reduction = "tokens"
     dual: DualConfig = field(default_factory=DualConfig)
     token_budget: TokenBudgetConfig | None = None
@@ -170,6 +173,10 @@ class ObjectiveConfig:
         for term in RIVALS if self.estimator == "hsic" else ():
             if term in self.terms:
                 raise SettingsError(f"estimator hsic does not measure {term}; take it out of terms.")
+        if self.shuffled_texts and (self.estimator == "hsic" or "alignment" not in self.terms):
+            raise SettingsError(
+                "shuffled_texts is a control of alignment by InfoNCE; set it with that term, or remove it."
+            )
         if self.placebo and inline:
             raise SettingsError("bottleneck inline changes the model's own loss; a placebo needs bottleneck projected.")
         for branch in get_args(Branch):

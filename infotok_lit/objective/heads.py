@@ -42,7 +42,7 @@ class BranchHeads(nn.Module):
         decoded = "sufficiency" in terms and not inline
         self.decoder = _decoder(branch, config, widths, width) if decoded else None
         aligned = "alignment" in terms
-        settings = (config.temperature, config.negatives, config.learn_temperature)
+        settings = (config.temperature, config.negatives, config.learn_temperature, config.shuffled_texts)
         self.alignment = Alignment(widths.text, width, *settings) if aligned else None
         sizes = (widths.tokens, understood_width, config.projection.hidden_width)
         self.self_alignment = SelfAlignment(*sizes) if "self_alignment" in terms else None

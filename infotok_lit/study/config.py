@@ -9,6 +9,9 @@ from infotok_lit.evaluation.paper import paper_columns, paper_scores
 
 NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
 
+Setting = None | bool | int | float | list | dict | str
+"""A value of `fit`, handed on as it is written: with `Any` jsonargparse would build what names a class_path."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -24,7 +27,7 @@ class Row:
     """
 
     configs: list[str] = field(default_factory=list)
-    overrides: dict[str, Any] = field(default_factory=dict)
+    overrides: dict[str, Setting] = field(default_factory=dict)
     train: bool = True
     seeds: list[int] | None = None
     control_of: str | None = None
@@ -78,7 +81,7 @@ class Dimension:
     high: float | None = None
     log: bool = False
     integer: bool = False
-    choices: list[Any] | None = None
+    choices: list[Setting] | None = None
     variants: dict[str, Row] | None = None
 
     def __post_init__(self) -> None:
@@ -202,7 +205,7 @@ class Study:
     rows: dict[str, Row] = field(default_factory=dict)
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     validate_every: int | None = None
-    overrides: dict[str, Any] = field(default_factory=dict)
+    overrides: dict[str, Setting] = field(default_factory=dict)
     seeded: list[str] = field(default_factory=lambda: ["seed_everything", "data.init_args.seed"])
     references: list[str] | None = None
     curves: list[str] = field(default_factory=lambda: ["train/understanding/loss", "train/generation/loss"])

@@ -1,7 +1,7 @@
 """Rate and distortion of real streams: what videos look like after `compress` and `decompress`, against their bits."""
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -12,14 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torchmetrics.functional.image import structural_similarity_index_measure
+from torchmetrics.image.fid import FrechetInceptionDistance
 
 from infotok_lit.checkpoints import CheckpointError, read_weights
 from infotok_lit.video.codec import CodecConfig, compress, read_stream
+from infotok_lit.video.fvd import CLIP_FRAMES
 from infotok_lit.video.losses import SCALE, SHIFT, Vgg16Features
 from infotok_lit.video.tokenizer import VideoTokenizer
 from infotok_lit.video.video_file import OpenVideo
 
-FRAMES_AT_A_TIME = 16
 SSIM_SIDE = 11
 """Of the Gaussian window that SSIM needs room for."""
 
@@ -43,6 +44,8 @@ class Quality:
     """None for frames of fewer than 11 pixels on a side."""
     lpips: float | None
     """None without weights."""
+    fvd: float | None = None
+    """The Frechet distance of the clips of all videos at this rate; None for a single one, and without weights."""
 
 
 class Lpips(nn.Module):
@@ -84,11 +87,13 @@ def measure_quality(
     open_video: Callable[[], OpenVideo],
     config: CodecConfig,
     lpips: Lpips | None = None,
+    distance: FrechetInceptionDistance | None = None,
 ) -> Quality:
     """Compress a video, decode the stream, and compare; memory holds a window at a time.
 
     Args:
         open_video: opens the video; called twice.
+        distance: takes the video's clips of `CLIP_FRAMES`, as they were and as decoded; a shorter rest is left out.
     """
     with tempfile.TemporaryFile() as file:
         opened = open_video()
@@ -104,6 +109,9 @@ def measure_quality(
                 ssim += similar.flatten().tolist()
             if lpips is not None:
                 perceptual += lpips(wanted / 127.5 - 1, found / 127.5 - 1).tolist()
+            if distance is not None and len(wanted) == CLIP_FRAMES:
+                distance.update(wanted[None], real=True)
+                distance.update(found[None], real=False)
     return Quality(
         video=name,
         rate=config.rate,
@@ -120,12 +128,14 @@ def measure_quality(
 def _batches(frames: Iterable[np.ndarray]) -> Iterator[Tensor]:
     """uint8 (H, W, 3) -> float (N, 3, H, W) in [0, 255]."""
     remaining = iter(frames)
-    while batch := list(islice(remaining, FRAMES_AT_A_TIME)):
+    while batch := list(islice(remaining, CLIP_FRAMES)):
         yield torch.from_numpy(np.stack(batch)).movedim(-1, 1).float()
 
 
-def means_by_rate(rows: Sequence[Quality]) -> list[Quality]:
-    """The mean over videos at each rate."""
+def means_by_rate(
+    rows: Sequence[Quality], distances: Mapping[float, FrechetInceptionDistance] | None = None
+) -> list[Quality]:
+    """The mean over videos at each rate, and the distance of their clips, which needs two clips."""
     means = []
     for rate in sorted({row.rate for row in rows}):
         same = [row for row in rows if row.rate == rate]
@@ -136,7 +146,11 @@ def means_by_rate(rows: Sequence[Quality]) -> list[Quality]:
 
         counted = ("kept", "bpp16", "paper_bpp16", "psnr", "ssim", "lpips")
         frames = sum(row.frames for row in same)
-        means.append(Quality(f"mean of {len(same)}", rate, frames, **{field: mean(field) for field in counted}))
+        distance = (distances or {}).get(rate)
+        fvd = None if distance is None or distance.real_features_num_samples < 2 else distance.compute().item()
+        means.append(
+            Quality(f"mean of {len(same)}", rate, frames, **{field: mean(field) for field in counted}, fvd=fvd)
+        )
     return means
 
 
@@ -144,7 +158,7 @@ def plot_quality(means: Sequence[Quality], file: BinaryIO) -> None:
     """Quality against bits per 16 pixels, those of the file and those that the paper counts, as a PNG."""
     from matplotlib.figure import Figure
 
-    measures = [("psnr", "PSNR (dB)"), ("ssim", "SSIM"), ("lpips", "LPIPS")]
+    measures = [("psnr", "PSNR (dB)"), ("ssim", "SSIM"), ("lpips", "LPIPS"), ("fvd", "FVD")]
     shown = [(name, label) for name, label in measures if all(getattr(row, name) is not None for row in means)]
     figure = Figure(figsize=(4.2 * len(shown), 3.6), layout="constrained")
     for axes, (name, label) in zip(np.atleast_1d(figure.subplots(1, len(shown))), shown, strict=True):
