@@ -154,6 +154,12 @@ class Endpoint:
                 hopeless=True,
             )
 
+    def check_usage(self, reply: Reply) -> None:
+        """JudgeError where a limit stands and the judge does not say what it took."""
+        if self.limit is not None and reply.tokens_in == 0:
+            text = f"the judge {self.model} does not say how many tokens it takes, so that --judge_limit cannot hold"
+            raise JudgeError(f"{text}: leave it out", hopeless=True)
+
     def cost(self, tokens_in: int, tokens_out: int) -> float | None:
         """In the currency of the prices; None where they are not known."""
         if self.price_in is None or self.price_out is None:

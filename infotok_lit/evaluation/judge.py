@@ -101,6 +101,7 @@ class JudgeGrader:
                 text = f"refused: {refusal}"
                 break
             self._answers, model = True, reply.model
+            self.endpoint.check_usage(reply)
             text, tokens_in, tokens_out = reply.text, tokens_in + reply.tokens_in, tokens_out + reply.tokens_out
             reading = self.benchmark.read_verdict(text)
             if reading is not None:

@@ -291,6 +291,9 @@ def test_the_limit_of_the_cost_stops_the_asking(server, tmp_path):
             with pytest.raises(JudgeError, match="limit is 0.03, of which each of 2 processes has a part"):
                 evaluation.graded()
             assert not server.calls
+    server.behaviours = [says('{"correct": 1}')]
+    with pytest.raises(JudgeError, match="does not say how many tokens it takes, so that --judge_limit cannot hold"):
+        judged(tmp_path / "c", replace(endpoint), FakeModel(), limit=2)
     with pytest.raises(SettingsError, match="needs the prices"):
         replace(endpoint, price_in=None)
 
