@@ -41,7 +41,7 @@ class Table:
         fields: Fields | None = None,
         fetch: str = "",
     ) -> None:
-        self.folder, self.image_columns, self.fields = folder, image_columns, fields or {}
+        self.folder, self.image_columns, self.fields, self.fetch = folder, image_columns, fields or {}, fetch
         files = [file for pattern in _PARTS for file in sorted(folder.rglob(pattern))]
         named = [file for file in files if file.name.startswith(split) or file.parent.name == split]
         self.files = named or files
@@ -81,7 +81,7 @@ class Table:
         try:
             return read_image(source, name, min_side=1, max_aspect=float("inf"))
         except BrokenSampleError as error:
-            raise DataError(str(error)) from error
+            raise DataError(f"{error}: get that file anew. {self.fetch}".strip()) from error
 
     def where(self, number: int) -> str:
         """What an error calls a row: its place in its file."""
