@@ -13,7 +13,8 @@ from infotok_lit.callbacks.history import RunResult
 from infotok_lit.errors import SettingsError
 from infotok_lit.evaluation.benchmark import Benchmark, Grader
 from infotok_lit.evaluation.catalogue import Options, check_names, make_benchmarks
-from infotok_lit.evaluation.judge import Endpoint, JudgeError, JudgeGrader
+from infotok_lit.evaluation.endpoint import Endpoint, JudgeError
+from infotok_lit.evaluation.judge import JudgeGrader
 from infotok_lit.evaluation.models import OwnModel
 from infotok_lit.evaluation.records import Row
 from infotok_lit.evaluation.results import change

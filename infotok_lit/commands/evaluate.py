@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from infotok_lit.evaluation.running import Evaluation, World
 
 
+TOLD = 10
+"""Files that are missing from an official layout, before the rest is only counted."""
 INTERRUPTED = 130
 """The exit status that shells give a program which the user stopped."""
 
@@ -43,7 +45,7 @@ class JudgeOptions:
         judge_key: The environment variable that holds its key.
         judge_price_in: What a million tokens sent costs, to report the cost.
         judge_price_out: What a million tokens received costs.
-        judge_limit: Ask no more once the verdicts of this process have cost so much.
+        judge_limit: Ask no more once the verdicts of this run, over all benchmarks and processes, have cost so much.
     """
 
     detector: Path | None = None
@@ -179,10 +181,9 @@ def evaluate_model(
             write_result(evaluation.folder, result, rows)
             evaluation.benchmark.write_official(evaluation.folder, rows)
             if limit is None:
-                _tell(
-                    f"{evaluation.benchmark.name}: {problem}"
-                    for problem in evaluation.benchmark.check_complete(evaluation.folder)[:10]
-                )
+                problems = evaluation.benchmark.check_complete(evaluation.folder)
+                more = [f"and {len(problems) - TOLD} more files"] if len(problems) > TOLD else []
+                _tell(f"{evaluation.benchmark.name}: {problem}" for problem in problems[:TOLD] + more)
         yield result
 
 
@@ -240,14 +241,21 @@ def _options(
     judging: JudgeOptions, data: Path | None, seed: int, images_per_prompt: int | None, rules: str, device: str
 ) -> "Options":
     from infotok_lit.evaluation.catalogue import Options
-    from infotok_lit.evaluation.judge import Endpoint
+    from infotok_lit.evaluation.endpoint import Endpoint
 
     endpoint = None
     if judging.judge is not None:
         if judging.judge_model is None:
             raise SettingsError("say which model judges there: --judge_model")
         prices = {"price_in": judging.judge_price_in, "price_out": judging.judge_price_out}
-        endpoint = Endpoint(judging.judge, judging.judge_model, judging.judge_key, **prices, limit=judging.judge_limit)
+        endpoint = Endpoint(
+            judging.judge,
+            judging.judge_model,
+            judging.judge_key,
+            **prices,
+            limit=judging.judge_limit,
+            processes=int(os.environ.get("WORLD_SIZE", 1)),
+        )
     return Options(
         data=data,
         seed=seed,
@@ -311,7 +319,8 @@ def _tell_plan(benchmarks: "Sequence[Benchmark]", limit: int | None) -> None:
             parts.append(f"{answers} answers of at most {benchmark.max_new_tokens} tokens")
         if benchmark.grader is not None:
             parts.append(f"judged by {benchmark.grader.name}")
-        lines.append(f"{benchmark.name}: {', '.join(parts)}")
+        shortfall = benchmark.shortfall()
+        lines.append(f"{benchmark.name}: {', '.join(parts)}{f'; {shortfall}' if shortfall else ''}")
     _tell(lines)
 
 

@@ -88,6 +88,8 @@ class Benchmark(ABC):
     """Whether the questions are about the images of `drawings`."""
     max_new_tokens: ClassVar[int] = 16
     """Of an answer."""
+    size: ClassVar[int | None] = None
+    """How many prompts, or without any, questions the official files hold; None for files that ship."""
     fetch: ClassVar[str] = ""
     """What to get, and where to put it below the folder of `--data`."""
 
@@ -127,13 +129,21 @@ class Benchmark(ABC):
         """All questions, in the official order."""
         return ()
 
+    def shortfall(self) -> str | None:
+        """What the user's files have too little or too much of, in words; None where they are the whole benchmark."""
+        prompts = {drawing.group for drawing in self.drawings()}
+        found, what = (len(prompts), "prompts") if prompts else (len(self.questions()), "questions")
+        if self.size in (None, found):
+            return None
+        return f"the files hold {found} {what}, the benchmark has {self.size}"
+
     def open_image(self, name: str, folder: Path) -> Image.Image:
         """An image of a question, RGB; here one of `drawings`. MissingFileError if it is not there.
 
         Args:
             folder: the result folder.
         """
-        return open_file(folder / name, type(self))
+        return open_drawn(folder / name)
 
     @abstractmethod
     def grade(self, rows: Sequence[Row]) -> list[Row]:
@@ -185,19 +195,27 @@ def require(path: Path, benchmark: type[Benchmark]) -> Path:
 
 
 def open_file(path: Path, benchmark: type[Benchmark]) -> Image.Image:
-    """An image file as RGB, of any shape; DataError for one that is damaged."""
+    """An image file of a benchmark as RGB, of any shape; DataError for one that is damaged."""
+    return _opened(require(path, benchmark), f"put a whole one there. {benchmark.fetch}")
+
+
+def open_drawn(path: Path) -> Image.Image:
+    """An image of the result folder as RGB; DataError for one that is damaged."""
+    return _opened(path, "delete that file and run again, and it is drawn anew")
+
+
+def _opened(path: Path, mend: str) -> Image.Image:
     try:
-        return read_image(require(path, benchmark), min_side=1, max_aspect=float("inf"))
+        return read_image(path, min_side=1, max_aspect=float("inf"))
     except BrokenSampleError as error:
-        raise DataError(str(error)) from error
+        raise DataError(f"{error}: {mend}") from error
 
 
 def _fault(path: Path) -> str | None:
     if not path.is_file():
         return "missing"
     try:
-        with Image.open(path) as image:
-            image.verify()
-    except Exception as error:  # decoders raise almost anything on damaged bytes
-        return f"no image ({type(error).__name__})"
+        open_drawn(path)
+    except DataError as error:
+        return str(error).removeprefix(f"{path}: ")
     return None

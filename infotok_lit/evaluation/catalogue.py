@@ -8,12 +8,12 @@ from pathlib import Path
 from infotok_lit.errors import ExplainedError, MissingFileError, SettingsError, did_you_mean
 from infotok_lit.evaluation.benchmark import Benchmark
 from infotok_lit.evaluation.dpg_bench import DpgBench
+from infotok_lit.evaluation.endpoint import Endpoint
 from infotok_lit.evaluation.geneval import GenEval, RewrittenGenEval
 from infotok_lit.evaluation.geneval_2 import GenEval2
 from infotok_lit.evaluation.geneval_plus_plus import GenEvalPlusPlus
 from infotok_lit.evaluation.geneval_vision import ImageJudge
 from infotok_lit.evaluation.gqa import Gqa
-from infotok_lit.evaluation.judge import Endpoint
 from infotok_lit.evaluation.mm_vet import MmVet, MmVetV2
 from infotok_lit.evaluation.mme import Mme
 from infotok_lit.evaluation.mmmu import Mmmu

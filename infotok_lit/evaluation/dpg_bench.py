@@ -12,7 +12,7 @@ from pathlib import Path
 from PIL import Image
 
 from infotok_lit.errors import DataError
-from infotok_lit.evaluation.benchmark import Benchmark, Drawing, Score, average, require
+from infotok_lit.evaluation.benchmark import Benchmark, Drawing, Score, average, open_drawn, require
 from infotok_lit.evaluation.records import Row, checked, read_text
 from infotok_lit.files import write_whole
 
@@ -31,15 +31,19 @@ class DpgBench(Benchmark):
     name = "dpg_bench"
     title = "DPG-Bench"
     rewritten = False
+    size = 1065
     fetch = "Put dpg_bench/dpg_bench.csv of https://github.com/TencentQQGYLab/ELLA to DATA/dpg_bench."
 
     def __init__(self, folder: Path, seed: int = 0, images_per_prompt: int = 4) -> None:
         self.sources = [require(folder / FILE, type(self))]
         self.seed, self.images_per_prompt = seed, images_per_prompt
-        rows = list(csv.DictReader(io.StringIO(read_text(folder / FILE))))
+        try:
+            rows = list(csv.DictReader(io.StringIO(read_text(folder / FILE))))
+        except csv.Error as error:
+            raise DataError(f"{folder / FILE} is no CSV: {error}") from error
         checked(rows, folder / FILE, {"item_id": str, "text": str})
         for row in rows:
-            if Path(row["item_id"]).name != row["item_id"]:
+            if Path(row["item_id"]).name != row["item_id"] or row["item_id"] in ("", ".."):
                 raise DataError(f"{folder / FILE}: the item_id {row['item_id']!r} is to name files, and cannot")
         self.prompts = {row["item_id"]: row["text"] for row in reversed(rows)}
         self.prompts = dict(reversed(self.prompts.items()))
@@ -97,7 +101,7 @@ class DpgBench(Benchmark):
 
 def square(files: Sequence[Path]) -> Image.Image:
     """Images of one size, two to a row for four of them."""
-    images = [Image.open(file).convert("RGB") for file in files]
+    images = [open_drawn(file) for file in files]
     columns = math.ceil(math.sqrt(len(images)))
     width, height = images[0].size
     canvas = Image.new("RGB", (columns * width, math.ceil(len(images) / columns) * height))

@@ -8,10 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from infotok_lit.assets import BENCHMARKS
-from infotok_lit.evaluation.benchmark import Benchmark, Drawing, Score, average, scores_by
+from infotok_lit.errors import DataError
+from infotok_lit.evaluation.benchmark import Benchmark, Drawing, Score, average, open_drawn, scores_by
 from infotok_lit.evaluation.geneval_rules import TAGS, Detection, judge, read_scene
 from infotok_lit.evaluation.geneval_vision import ImageJudge
 from infotok_lit.evaluation.records import Row, checked, read_json_lines, to_lines
@@ -91,6 +90,11 @@ class GenEval(Benchmark):
         """From the official results.jsonl."""
         fields = {"tag": str, "correct": bool | int, "metadata": str}
         rows = [row for file in files for row in checked(read_json_lines(file), file, fields)]
+        for number, row in enumerate(rows, 1):
+            if row["correct"] not in (0, 1):
+                raise DataError(
+                    f"row {number} of {', '.join(map(str, files))}: correct is {row['correct']}, not 0 or 1"
+                )
         return [
             {"id": str(number), "group": row["metadata"], "tag": row["tag"], "score": float(row["correct"])}
             for number, row in enumerate(rows)
@@ -137,14 +141,13 @@ class DetectorGrader:
         verdicts = []
         for row in rows:
             metadata = self.benchmark.metadata_of(row)
-            with Image.open(folder / row["image"]) as image:
-                verdict, detections = self.image_judge(image, metadata)
-                size = [image.height, image.width]
+            image = open_drawn(folder / row["image"])
+            verdict, detections = self.image_judge(image, metadata)
             verdicts.append(
                 {
                     "id": row["id"],
                     "metadata": metadata,
-                    "image_size": size,
+                    "image_size": [image.height, image.width],
                     "detections": [stored(one) for one in detections],
                     "correct": verdict.correct,
                     "reasons": list(verdict.reasons),

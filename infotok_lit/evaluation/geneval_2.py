@@ -10,7 +10,7 @@ from pathlib import Path
 
 from infotok_lit.errors import DataError
 from infotok_lit.evaluation.benchmark import Benchmark, Drawing, Score, average, require
-from infotok_lit.evaluation.records import Row, checked, read_json, read_json_lines
+from infotok_lit.evaluation.records import Row, checked, read_json_lines, read_list
 from infotok_lit.files import write_json
 
 FILE = "geneval2_data.jsonl"
@@ -28,6 +28,7 @@ class GenEval2(Benchmark):
     title = "GenEval 2"
     rewritten = False
     headline = "soft_tifa_gm"
+    size = 800
     fetch = f"Put {FILE} of https://github.com/facebookresearch/GenEval2 to DATA/geneval2."
 
     def __init__(self, folder: Path, seed: int = 0) -> None:
@@ -65,7 +66,7 @@ class GenEval2(Benchmark):
 
     def aggregate(self, files: Sequence[Path]) -> list[Row]:
         """From the official score lists: for each prompt in order, one score per question."""
-        lists = [scores for file in files for scores in read_json(file)]
+        lists = [scores for file in files for scores in read_list(file)]
         if len(lists) != len(self.prompts):
             raise DataError(f"there are {len(self.prompts)} prompts in {FILE}, and {len(lists)} score lists")
         for number, (entry, scores) in enumerate(zip(self.prompts, lists, strict=True), 1):

@@ -13,7 +13,8 @@ from typing import Any
 from infotok_lit.assets import BENCHMARKS
 from infotok_lit.errors import DataError
 from infotok_lit.evaluation.benchmark import Benchmark, Drawing, Score, average, scores_by
-from infotok_lit.evaluation.judge import Endpoint, JudgeGrader, image_part, text_part
+from infotok_lit.evaluation.endpoint import Endpoint
+from infotok_lit.evaluation.judge import JudgeGrader, image_part, text_part
 from infotok_lit.evaluation.records import Row, checked, read_json, read_json_lines
 
 TAGS = (

@@ -6,6 +6,7 @@ their kind. How far scores with these weights lie from the official ones has not
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch.nn import functional as F
 from infotok_lit.assets import BENCHMARKS
 from infotok_lit.errors import DataError, MissingFileError
 from infotok_lit.evaluation.geneval_rules import COLOURS, THRESHOLD, Detection, Verdict, judge
-from infotok_lit.evaluation.models import fingerprint
+from infotok_lit.evaluation.models import fingerprint, loading
 
 CLASSES = tuple((BENCHMARKS / "geneval" / "object_names.txt").read_text().split("\n")[:80])
 GREY = (0x99, 0x99, 0x99)
@@ -53,7 +54,7 @@ class ImageJudge:
 
     Raises:
         MissingFileError: a folder is not there.
-        DataError: the detector is of another kind, or does not know all of GenEval's classes.
+        DataError: one is damaged or of another kind, or the detector does not know all of GenEval's classes.
     """
 
     def __init__(self, detector: Path, classifier: Path, device: str = "cpu") -> None:
@@ -66,7 +67,8 @@ class ImageJudge:
         self.labels = _labels(self.detector, detector)
         self.classifier = _load(AutoModel, classifier, device)
         self.classifier_processor = _processor(classifier)
-        self.tokenizer = AutoTokenizer.from_pretrained(classifier, local_files_only=True)
+        with _loading(classifier):
+            self.tokenizer = AutoTokenizer.from_pretrained(classifier, local_files_only=True)
         self._colour_features: dict[str, Tensor] = {}
 
     def __call__(self, image: Image.Image, metadata: dict[str, Any]) -> tuple[Verdict, list[Detection]]:
@@ -173,17 +175,20 @@ def _load(kind: Any, folder: Path, device: str) -> nn.Module:
             "`hf download facebook/mask2former-swin-small-coco-instance --local-dir DETECTOR` and "
             "`hf download openai/clip-vit-large-patch14 --local-dir CLASSIFIER`"
         )
-    try:
+    with _loading(folder):
         model = kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (ValueError, OSError) as error:
-        raise DataError(f"the model at {folder} cannot be used to judge images: {error}") from error
     return model.float().to(device).eval()
+
+
+def _loading(folder: Path) -> AbstractContextManager[None]:
+    return loading(f"the model at {folder} cannot be used to judge images", DataError)
 
 
 def _processor(folder: Path) -> Any:
     from transformers import AutoImageProcessor
 
-    return AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=True)
+    with _loading(folder):
+        return AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=True)
 
 
 def _labels(detector: nn.Module, folder: Path) -> list[str | None]:

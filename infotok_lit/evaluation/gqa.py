@@ -45,6 +45,7 @@ class Gqa(Benchmark):
     headline = "accuracy"
     paper = {"accuracy": "GQA"}
     RULES = {"official": official, "lmms-eval": lmms_eval, "vlmevalkit": vlmevalkit}
+    size = 12_578
     fetch = (
         f"From https://cs.stanford.edu/people/dorarad/gqa/download.html put {QUESTIONS} and images/ to DATA/gqa, or "
         "download `hf download lmms-lab/GQA --repo-type dataset --include 'testdev_balanced*' --local-dir DATA/gqa`."
@@ -57,7 +58,7 @@ class Gqa(Benchmark):
         official_file = folder / QUESTIONS
         if official_file.is_file():
             self.sources = (official_file,)
-            self.records = checked(read_json(official_file), official_file, FIELDS)
+            self.records = checked(read_json(official_file), official_file, FIELDS, dict)
         else:
             where = require(folder / "testdev_balanced_instructions", type(self))
             asked = Table(where, fields=FIELDS | {"id": str}, fetch=self.fetch)

@@ -13,7 +13,8 @@ from PIL import Image
 
 from infotok_lit.errors import DataError
 from infotok_lit.evaluation.benchmark import Benchmark, Question, Score, average, open_file, require
-from infotok_lit.evaluation.judge import Endpoint, JudgeGrader, text_part
+from infotok_lit.evaluation.endpoint import Endpoint
+from infotok_lit.evaluation.judge import JudgeGrader, text_part
 from infotok_lit.evaluation.records import Fields, Row, by_name, checked, read_json
 from infotok_lit.evaluation.tables import Table
 from infotok_lit.files import write_json
@@ -57,6 +58,7 @@ class MmVet(Benchmark):
     file: ClassVar[str] = "mm-vet.json"
     more_fields: ClassVar[Fields] = {"imagename": str}
     """That an official record has beside FIELDS."""
+    size = 218
     fetch = (
         "Unpack mm-vet.zip from https://github.com/yuweihao/MM-Vet/releases to DATA/mm_vet (v2: mm-vet-v2.zip to "
         "DATA/mm_vet_v2)."
@@ -67,7 +69,13 @@ class MmVet(Benchmark):
         self.table: Table | None = None
         if (folder / self.file).is_file():
             self.sources = [folder / self.file]
-            self.records = checked(read_json(folder / self.file), folder / self.file, FIELDS | self.more_fields)
+            fields = FIELDS | self.more_fields
+            self.records = checked(read_json(folder / self.file), folder / self.file, fields, dict)
+            for name, record in self.records.items():
+                if not all(isinstance(one, str) for one in record["capability"]):
+                    raise DataError(f"row {name} of {folder / self.file}: capability is no list of names")
+                if "imagename" not in record and not split_question(record["question"])[1]:
+                    raise DataError(f"row {name} of {folder / self.file}: there is no image in the question")
         else:
             fields = FIELDS | {"question_id": str, "capability": str}
             self.table = Table(folder, ("image",), "test", fields, self.fetch)
@@ -137,7 +145,7 @@ class MmVet(Benchmark):
         groups = {question.id: question.group for question in self.questions()}
         rows = []
         for file in files:
-            for name, entry in checked(read_json(file), file, {"score": list}).items():
+            for name, entry in checked(read_json(file), file, {"score": list}, dict).items():
                 if (
                     name not in groups
                     or not entry["score"]
@@ -154,6 +162,7 @@ class MmVetV2(MmVet):
     name = "mm_vet_v2"
     title = "MM-Vet v2"
     file = "mm-vet-v2.json"
+    size = 517
     more_fields = {}
 
 

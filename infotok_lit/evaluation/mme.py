@@ -48,6 +48,7 @@ class Mme(Benchmark):
     headline = "overall"
     paper = {"overall": "MME"}
     RULES = {"official": mme_official, "lmms-eval": mme_lmms_eval, "vlmevalkit": vlmevalkit}
+    size = 2374
     fetch = (
         "Ask its authors for MME_Benchmark_release_version and put its 14 folders to DATA/mme, or download "
         "`hf download lmms-lab/MME --repo-type dataset --local-dir DATA/mme`."
@@ -108,14 +109,16 @@ class Mme(Benchmark):
         return {"overall": overall, **parts, **points}
 
     def write_official(self, folder: Path, rows: Sequence[Row]) -> None:
-        """results/SUBTASK.txt, as the official calculation reads them."""
-        results: dict[str, list[str]] = {}
+        """results/SUBTASK.txt, as the official calculation reads them: the lines of an image together."""
+        results: dict[str, dict[str, list[str]]] = {}
         for row in rows:
             entry = self.entries[row["id"]]
-            answer = " ".join(row["answer"].split())
-            results.setdefault(entry.subtask, []).append(f"{entry.image}\t{entry.question}\t{entry.label}\t{answer}\n")
+            question, answer = (" ".join(text.split()) for text in (entry.question, row["answer"]))
+            line = f"{entry.image}\t{question}\t{entry.label}\t{answer}\n"
+            results.setdefault(entry.subtask, {}).setdefault(entry.image, []).append(line)
         (folder / "results").mkdir(exist_ok=True)
-        for subtask, lines in results.items():
+        for subtask, images in results.items():
+            lines = [line for own in images.values() for line in own]
             write_whole(folder / "results" / f"{subtask}.txt", "".join(lines).encode())
 
     def _from_texts(self) -> Iterator[Entry]:

@@ -58,6 +58,7 @@ class Mmmu(Benchmark):
     paper = {"accuracy": "MMMU"}
     max_new_tokens = 128
     RULES = {"official": partial(_read, style="official"), "lmms-eval": partial(_read, style="lmms-eval")}
+    size = 900
     fetch = (
         "Download it: `hf download lmms-lab/MMMU --repo-type dataset --include 'data/validation*' "
         "--local-dir DATA/mmmu`."
@@ -121,7 +122,7 @@ class Mmmu(Benchmark):
         try:
             _options(row), _answer(row)
             fault = "" if re.match(r"[^_]+_\w+_[^_]+$", row["id"]) else f"id {row['id']!r} is not SPLIT_SUBJECT_NUMBER"
-        except (ValueError, SyntaxError) as error:
+        except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as error:
             fault = f"options or answer is no list: {error}"
         found = tuple(f"{row['id']}/{column}" for column in IMAGES if self.table.has_image(number, column))
         if fault or not found:
@@ -133,6 +134,8 @@ def _options(record: Row) -> dict[str, str]:
     """Letter -> text; empty for a short answer."""
     given = record["options"]
     options = ast.literal_eval(given) if isinstance(given, str) else given
+    if not isinstance(options, list | tuple | None):
+        raise ValueError(f"it is {options!r:.60}")
     return dict(zip(ascii_uppercase, map(str, options or ()), strict=False))
 
 

@@ -5,8 +5,10 @@ Everything else here knows a model only as an `EvaluatedModel`.
 
 import hashlib
 from abc import ABC
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
+from inspect import signature
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,13 +17,25 @@ import torch
 from PIL import Image
 
 from infotok_lit.batch import UnderstandingSample
-from infotok_lit.errors import SettingsError
+from infotok_lit.errors import ExplainedError, SettingsError
 from infotok_lit.inference import InferenceModel
 from infotok_lit.pictures import to_uint8
 
 WEIGHTS = (".safetensors", ".pth", ".ckpt", ".bin", ".pt")
 EDGE = 1 << 16
 """Bytes at either end of a weight file that tell it from another."""
+
+
+@contextmanager
+def loading(fault: str, kind: type[ExplainedError] = SettingsError) -> Iterator[None]:
+    """Whatever a library raises on a folder that it cannot load, in one sentence that begins with `fault`."""
+    try:
+        yield
+    except ImportError as error:
+        text = "it needs a package that is not here (models that read videos, torchvision)"
+        raise kind(f"{fault}: {text}: {error}") from error
+    except Exception as error:  # on damaged files almost anything: SafetensorError, KeyError, TypeError...
+        raise kind(f"{fault}: {error}") from error
 
 
 class EvaluatedModel(ABC):
@@ -108,18 +122,17 @@ class TransformersModel(EvaluatedModel):
         from transformers.utils import is_torchvision_available
 
         self.path, self.name, self.dtype = path, name, dtype
-        try:
+        with loading(f"{path} is no image-text-to-text model of transformers, or a damaged one"):
             # Models that read videos, too, have a processor that only torchvision runs.
             backend = {} if is_torchvision_available() else {"backend": "pil"}
             self.processor = AutoProcessor.from_pretrained(path, local_files_only=True, **backend)
             self.model = AutoModelForImageTextToText.from_pretrained(
                 path, local_files_only=True, trust_remote_code=False, dtype=getattr(torch, dtype)
             )
-        except ImportError as error:
-            text = f"{path} needs a package that is not here (models that read videos, torchvision): {error}"
-            raise SettingsError(text) from error
-        except (ValueError, OSError) as error:
-            raise SettingsError(f"{path} is no image-text-to-text model of transformers: {error}") from error
+        if getattr(self.processor, "chat_template", None) is None:
+            raise SettingsError(
+                f"{path} has no chat template, by which a model is asked: take one that was tuned to chat"
+            )
         self.model = self.model.to(device).eval()
 
     def description(self) -> dict[str, Any]:
@@ -182,12 +195,10 @@ class DiffusersModel(EvaluatedModel):
         from diffusers import DiffusionPipeline
 
         self.path, self.name, self.dtype, self.device = path, name, dtype, device
-        try:
+        with loading(f"{path} is no pipeline of diffusers, or a damaged one"):
             pipeline = DiffusionPipeline.from_pretrained(path, local_files_only=True, dtype=getattr(torch, dtype))
-        except (ValueError, OSError, ImportError) as error:
-            raise SettingsError(
-                f"{path} is no pipeline of diffusers, or one that needs other packages: {error}"
-            ) from error
+        if "prompt" not in signature(pipeline.__call__).parameters:
+            raise SettingsError(f"{path} is a {type(pipeline).__name__}, which takes no prompts: choose one that does")
         self.pipeline = pipeline.to(device)
         self.pipeline.set_progress_bar_config(disable=True)
 
@@ -197,14 +208,14 @@ class DiffusersModel(EvaluatedModel):
     def generate(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
         # Random numbers are drawn on the CPU, so that a seed means one image on every device.
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
-        return [image.convert("RGB") for image in self.pipeline(list(prompts), generator=generators).images]
+        return [image.convert("RGB") for image in self.pipeline(prompt=list(prompts), generator=generators).images]
 
 
 def kind_of(path: Path) -> str | None:
     """`diffusers` or `transformers` for a folder of such a model; None for anything else."""
     if (path / "model_index.json").is_file():
         return "diffusers"
-    if (path / "config.json").is_file() and '"model_type"' in (path / "config.json").read_text(encoding="utf-8"):
+    if (path / "config.json").is_file() and '"model_type"' in (path / "config.json").read_text(errors="replace"):
         return "transformers"
     return None
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from PIL import Image
 
 from infotok_lit.assets import BENCHMARKS
+from infotok_lit.errors import MissingFileError
 from infotok_lit.evaluation.benchmark import Benchmark, Question, Score, average, open_file, rule_named
 from infotok_lit.evaluation.records import Row, checked, read_json_lines, to_lines
 from infotok_lit.evaluation.yes_no import pope_lmms_eval, pope_official, vlmevalkit
@@ -28,6 +29,7 @@ class Pope(Benchmark):
     headline = "accuracy"
     paper = {"accuracy": "POPE", "f1": "POPE"}
     RULES = {"official": pope_official, "lmms-eval": pope_lmms_eval, "vlmevalkit": vlmevalkit}
+    size = 5127
     fetch = (
         "The images are COCO's val2014 (http://images.cocodataset.org/zips/val2014.zip, 6.2 GB), of which POPE uses "
         "500: unpack them to DATA/pope/val2014."
@@ -38,7 +40,11 @@ class Pope(Benchmark):
         self.folder = folder
         own = [folder / f"coco_pope_{split}.json" for split in SPLITS]
         shipped = [BENCHMARKS / "pope" / file.name for file in own]
-        self.sources = own if all(file.is_file() for file in own) else shipped
+        missing = [file.name for file in own if not file.is_file()]
+        if 0 < len(missing) < len(own):
+            text = f"{folder} has labels of POPE, but not {' and '.join(missing)}"
+            raise MissingFileError(f"{text}: put all three there, or none, and those that ship are taken")
+        self.sources = shipped if missing else own
         read = [checked(read_json_lines(file), file, FIELDS) for file in self.sources]
         self.splits = dict(zip(SPLITS, read, strict=True))
 

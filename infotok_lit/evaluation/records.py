@@ -41,6 +41,14 @@ def read_json(path: Path) -> Any:
     return _parsed(read_text(path), str(path))
 
 
+def read_list(path: Path) -> list[Any]:
+    """The content of a JSON file that is one list; DataError for anything else."""
+    content = read_json(path)
+    if not isinstance(content, list):
+        raise DataError(f"{path} holds no list")
+    return content
+
+
 def read_json_lines(path: Path) -> list[Any]:
     """The objects of a file of JSON lines, or of one JSON list, gzipped or not.
 
@@ -64,15 +72,21 @@ def _parsed(text: str, where: str) -> Any:
         raise DataError(f"{where} is not JSON: {error}") from error
 
 
-def checked(content: Any, source: Path | str, fields: Fields) -> Any:
-    """The content of a benchmark file, in which every row has these fields: a list of rows, or rows by their name.
+def checked(content: Any, source: Path | str, fields: Fields, kind: type[list] | type[dict] = list) -> Any:
+    """The content of a benchmark file, in which every row has these fields.
+
+    Args:
+        kind: a list of rows, or a dict of rows by their names.
 
     Raises:
         DataError: naming the file, the first row that is otherwise, and what is wrong with it.
     """
-    pairs = content.items() if isinstance(content, dict) else enumerate(content, 1) if isinstance(content, list) else ()
-    if not pairs or not content:
+    if not content or not isinstance(content, list | dict):
         raise DataError(f"{source} holds no rows")
+    if not isinstance(content, kind):
+        wanted = "a list of rows" if kind is list else "rows by their names"
+        raise DataError(f"{source} holds a {type(content).__name__}, not {wanted}")
+    pairs = content.items() if isinstance(content, dict) else enumerate(content, 1)
     for name, row in pairs:
         if not isinstance(row, dict):
             raise DataError(f"row {name} of {source} is {row!r:.60}, not an object with fields")

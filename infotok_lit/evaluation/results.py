@@ -57,6 +57,7 @@ def summarise(
         "rows": len(rows),
         "graded": graded,
         "complete": covered and not ungraded,
+        "shortfall": benchmark.shortfall(),
         "unparsed": sum(row["parsed"] is None for row in answered) / len(answered) if answered else None,
         "grader": None if grader is None else {"name": grader.name, **grader.facts(verdicts)},
         **benchmark.facts,
@@ -152,6 +153,9 @@ def _notes(results: Sequence[Result], marked: bool) -> list[str]:
         notes[0] += f" Rows marked (paper) are printed in {SOURCE}; prompts, seeds and scorer are not all stated there."
     if marked:
         notes.append(IMPOSSIBLE)
+    shortfall = results[0].content["shortfall"]
+    if shortfall is not None:
+        notes.append(f"{shortfall[0].upper()}{shortfall[1:]}: scores are not to be set beside others'.")
     for result in results:
         content = result.content
         if not content["complete"]:

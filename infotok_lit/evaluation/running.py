@@ -18,6 +18,7 @@ from PIL import Image
 
 from infotok_lit.errors import SettingsError
 from infotok_lit.evaluation.benchmark import Benchmark, Drawing, Question
+from infotok_lit.evaluation.endpoint import JudgeError
 from infotok_lit.evaluation.models import EvaluatedModel
 from infotok_lit.evaluation.records import Log, Row, checked, read_json, read_log, to_lines
 from infotok_lit.files import write_json, write_whole
@@ -53,6 +54,17 @@ class World:
             import torch.distributed as dist
 
             dist.barrier()
+
+    def any(self, happened: bool) -> bool:
+        """Whether it has happened in some process, once every one has come here."""
+        if self.size > 1:
+            import torch
+            import torch.distributed as dist
+
+            found = torch.tensor(int(happened))
+            dist.all_reduce(found, dist.ReduceOp.MAX)
+            happened = bool(found)
+        return happened
 
     def leave(self) -> None:
         """Leave the world, if there are others in it."""
@@ -117,7 +129,7 @@ class Evaluation:
         path = self.folder / SETTINGS
         settings = json.loads(json.dumps({"model": self.model.description(), "benchmark": self.benchmark.facts}))
         if path.exists():
-            earlier = checked(read_json(path), path, {})
+            earlier = checked(read_json(path), path, {}, dict)
             differing = [
                 f"{part}.{key}" for part in settings for key in settings[part] | earlier.get(part, {})
                 if key != "rules" and settings[part].get(key) != earlier.get(part, {}).get(key)
@@ -196,10 +208,10 @@ class Evaluation:
         for item, image in zip(batch, images, strict=True):
             path = self.folder / item.file
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(path, encoded(image, path.suffix))
-            rows.append(
-                {"id": item.id, "group": item.group, "prompt": item.prompt, "seed": item.seed, "image": item.file}
-            )
+            content = encoded(image, path.suffix)
+            write_whole(path, content)
+            kept = {"image": item.file, "bytes": len(content)}
+            rows.append({"id": item.id, "group": item.group, "prompt": item.prompt, "seed": item.seed} | kept)
         return rows
 
     def _ask(self, batch: Sequence[Question]) -> list[Row]:
@@ -239,27 +251,39 @@ class Evaluation:
         batches = [pending[start : start + batch_size] for start in range(0, len(pending), batch_size)]
         mine = batches[self.world.rank :: self.world.size][:most]
         log = Log(path.with_name(f"{name}.{self.world.rank}.part"))
-        for batch in mine:
-            started = time.perf_counter()
-            for row in work(batch):
-                log.append(row)
-            what = f"{self.benchmark.name}: {name.split('.')[0]}"
-            self.progress.add(name, len(batch), time.perf_counter() - started, self.world.size, what)
-        self.world.wait()
+        failure = None
+        try:
+            for batch in mine:
+                started = time.perf_counter()
+                for row in work(batch):
+                    log.append(row)
+                what = f"{self.benchmark.name}: {name.split('.')[0]}"
+                self.progress.add(name, len(batch), time.perf_counter() - started, self.world.size, what)
+        except JudgeError as error:
+            # The other processes keep what they pay for, and all of them end.
+            failure = error
+        failed = self.world.any(failure is not None)
         if self.world.rank == 0:
             self._merge(path, items)
         self.world.wait()
+        if failed:
+            text = "the judge has failed in another process. Verdicts so far are kept: run the same command again"
+            raise failure or JudgeError(text)
         rows = read_log(path)
         return [rows[item.id] for item in items if item.id in rows]
 
     def _done(self, path: Path) -> dict[str, Row]:
         """The rows of a log and of the parts that processes added to it, of this world or of an earlier one; those of
-        images that someone deleted are left out, and made again."""
+        images that were deleted or are not as long as they were are left out, and made again."""
         rows = read_log(path)
         for part in _parts(path):
             rows |= read_log(part)
-        gone = {name for name, row in rows.items() if path.stem == DRAWN and not (self.folder / row["image"]).is_file()}
-        return {name: row for name, row in rows.items() if name not in gone}
+        return {name: row for name, row in rows.items() if path.stem != DRAWN or self._is_whole(row)}
+
+    def _is_whole(self, row: Row) -> bool:
+        path = self.folder / row["image"]
+        # Rows of older versions do not say how long their images are.
+        return path.is_file() and path.stat().st_size == row.get("bytes", path.stat().st_size)
 
     def _merge(self, path: Path, items: Sequence[Item]) -> None:
         rows, parts = self._done(path), _parts(path)

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from infotok_lit.assets import GARMENT_JUDGE
-from infotok_lit.evaluation.benchmark import Benchmark, Drawing, Question, Score, average, scores_by
+from infotok_lit.evaluation.benchmark import Benchmark, Drawing, Question, Score, average, open_drawn, scores_by
 from infotok_lit.evaluation.records import Row, digest
 from infotok_lit.scenes import SPECS, Scenes, parse_caption, question_kind, score
 from infotok_lit.scenes.metrics import parser_accuracy
@@ -125,8 +125,8 @@ class SceneGrader:
         """Images of another size are brought to that of the scenes first."""
         side, verdicts = self.spec.image_size, []
         for row in rows:
-            with Image.open(folder / row["image"]) as image:
-                pixels = np.array(image.convert("RGB").resize((side, side), Image.Resampling.BOX))
+            image = open_drawn(folder / row["image"])
+            pixels = np.array(image.resize((side, side), Image.Resampling.BOX))
             verdicts.append({"id": row["id"], "correct": bool(score(pixels, parse_caption(row["prompt"]), self.spec))})
         return verdicts
 

@@ -66,6 +66,7 @@ class SeedBench(Benchmark):
     headline = "accuracy"
     paper = {"accuracy": "SEED"}
     RULES = {"official": official, "lmms-eval": lmms_eval, "vlmevalkit": vlmevalkit}
+    size = 14_233
     fetch = (
         f"From https://huggingface.co/datasets/AILab-CVC/SEED-Bench (CC BY-NC 4.0) put {QUESTIONS} and {IMAGES}/ to "
         "DATA/seed, or download `hf download lmms-lab/SEED-Bench --repo-type dataset --local-dir DATA/seed`."

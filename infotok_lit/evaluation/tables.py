@@ -3,10 +3,10 @@
 Parquet and Arrow need pyarrow, which is not among this package's dependencies.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from PIL import Image
 
@@ -14,6 +14,8 @@ from infotok_lit.batch import BrokenSampleError
 from infotok_lit.data.image_file import read_image
 from infotok_lit.errors import DataError, MissingFileError
 from infotok_lit.evaluation.records import Fields, Row, checked, read_json_lines
+
+Content = TypeVar("Content")
 
 
 class Table:
@@ -39,7 +41,7 @@ class Table:
         fields: Fields | None = None,
         fetch: str = "",
     ) -> None:
-        self.folder, self.image_columns, self.fields = folder, image_columns, fields or {}
+        self.folder, self.image_columns, self.fields, self.fetch = folder, image_columns, fields or {}, fetch
         files = [file for pattern in _PARTS for file in sorted(folder.rglob(pattern))]
         named = [file for file in files if file.name.startswith(split) or file.parent.name == split]
         self.files = named or files
@@ -53,19 +55,20 @@ class Table:
         return [
             row | {column: None for column in self.image_columns if column in row}
             for file, part in zip(self.files, self._parts, strict=True)
-            for row in checked(part.rows(self.image_columns), file, self.fields)
+            for row in checked(self._read(file, lambda part=part: part.rows(self.image_columns)), file, self.fields)
         ]
 
     def has_image(self, number: int, column: str) -> bool:
         """Whether a row has an image in a column."""
-        part, _, place = self._place(number)
-        return bool(part.cell(place, column))
+        part, file, place = self._place(number)
+        return bool(self._read(file, lambda: part.cell(place, column)))
 
     def image(self, number: int, column: str, index: int = 0) -> Image.Image:
         """The image of a row, RGB; of a list of images that at `index`."""
         part, file, place = self._place(number)
-        cell = part.cell(place, column)
-        cell = cell[index] if isinstance(cell, list) else cell
+        cell = self._read(file, lambda: part.cell(place, column))
+        if isinstance(cell, list):
+            cell = cell[index] if index < len(cell) else None
         source, name = cell, f"row {place + 1} of {file}, {column}"
         if isinstance(cell, dict):
             source = cell["bytes"] if cell.get("bytes") else cell.get("path")
@@ -78,12 +81,20 @@ class Table:
         try:
             return read_image(source, name, min_side=1, max_aspect=float("inf"))
         except BrokenSampleError as error:
-            raise DataError(str(error)) from error
+            raise DataError(f"{error}: get that file anew. {self.fetch}".strip()) from error
 
     def where(self, number: int) -> str:
         """What an error calls a row: its place in its file."""
         _, file, place = self._place(number)
         return f"row {place + 1} of {file}"
+
+    @staticmethod
+    def _read(file: Path, read: Callable[[], Content]) -> Content:
+        """DataError, naming the file, where it is damaged further in."""
+        try:
+            return read()
+        except (OSError, ValueError) as error:
+            raise DataError(f"{file} cannot be read: {error}") from error
 
     def _place(self, number: int) -> "tuple[_Lines | _Parquet | _Arrow, Path, int]":
         """The part that holds a row, its file, and the row's place in it."""

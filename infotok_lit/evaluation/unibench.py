@@ -7,7 +7,7 @@ from pathlib import Path
 
 from infotok_lit.errors import DataError
 from infotok_lit.evaluation.benchmark import Benchmark, Drawing, Question, Score, average, require
-from infotok_lit.evaluation.records import Row, checked, read_json
+from infotok_lit.evaluation.records import Row, by_name, checked, read_json, read_list
 from infotok_lit.files import write_json
 
 FILE = "uni_bench.json"
@@ -29,12 +29,14 @@ class UniBench(Benchmark):
     headline = "uniscore"
     about_own_images = True
     paper = {"uniscore": "UniBench"}
+    size = 1234
     fetch = "Put uni_bench.json of https://github.com/xmed-lab/UniEval to DATA/unibench."
 
     def __init__(self, folder: Path, seed: int = 1024, images_per_prompt: int = 4) -> None:
         self.sources = [require(folder / FILE, type(self))]
         self.seed, self.images_per_prompt = seed, images_per_prompt
         self.cases = checked(read_json(folder / FILE), folder / FILE, FIELDS)
+        by_name(self.cases, "prompt_id", folder / FILE)
         for case in self.cases:
             for entry in checked(
                 case["QAs"], f"the QAs of prompt {case['prompt_id']} of {folder / FILE}", QUESTION_FIELDS
@@ -43,7 +45,7 @@ class UniBench(Benchmark):
                     raise DataError(
                         f"QA {entry['QA_id']} of {folder / FILE} has the tag {entry['tag']!r}, not three levels"
                     )
-        self.asked = {str(entry["QA_id"]): entry for case in self.cases for entry in case["QAs"]}
+        self.asked = by_name([entry for case in self.cases for entry in case["QAs"]], "QA_id", folder / FILE)
 
     def drawings(self) -> Sequence[Drawing]:
         return [
@@ -111,7 +113,7 @@ class UniBench(Benchmark):
         """From such records."""
         places = {str(entry["QA_id"]): str(case["prompt_id"]) for case in self.cases for entry in case["QAs"]}
         rows = []
-        records = [record for file in files for record in read_json(file)]
+        records = [record for file in files for record in read_list(file)]
         for number, record in enumerate(records):
             if not (isinstance(record, list) and len(record) == 3 and str(record[0]) in places):
                 raise DataError(f"record {number + 1} is {record!r:.60}, not [QA_id, 1, 0 or -1, letter]")

@@ -13,8 +13,9 @@ from typing import Any, ClassVar
 
 from infotok_lit.errors import DataError
 from infotok_lit.evaluation.benchmark import Benchmark, Drawing, Score, average, require
-from infotok_lit.evaluation.judge import Endpoint, JudgeGrader, image_part, text_part
-from infotok_lit.evaluation.records import Row, checked, read_json, read_json_lines, to_lines
+from infotok_lit.evaluation.endpoint import Endpoint
+from infotok_lit.evaluation.judge import JudgeGrader, image_part, text_part
+from infotok_lit.evaluation.records import Row, by_name, checked, read_json, read_json_lines, to_lines
 from infotok_lit.files import write_whole
 
 GRADES = {"consistency": 0.7, "realism": 0.2, "aesthetic_quality": 0.1}
@@ -67,6 +68,7 @@ class Wise(Benchmark):
     title = "WISE (legacy protocol)"
     rewritten = False
     paper = {"overall": "WISE/overall"}
+    size = 1000
     fetch = (
         "Clone https://github.com/PKU-YuanGroup/WISE and copy its prompt folder (WISE_legacy/data for wise, "
         "data_verified for wise_verified) to DATA/wise or DATA/wise_verified."
@@ -89,7 +91,7 @@ class Wise(Benchmark):
         self.sources = [require(where / file, type(self)) for file in self.files]
         self.seed = seed
         prompts = [prompt for file in self.sources for prompt in checked(read_json(file), file, FIELDS)]
-        self.prompts = {prompt["prompt_id"]: prompt for prompt in prompts}
+        self.prompts = {int(number): prompt for number, prompt in by_name(prompts, "prompt_id", where).items()}
         for number in self.prompts:
             self.category(number)
         self.grader = None if endpoint is None else JudgeGrader(endpoint, self, (0.0, 0.0, 0.0))

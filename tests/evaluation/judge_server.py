@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from infotok_lit.evaluation.judge import Endpoint
+from infotok_lit.evaluation.endpoint import Endpoint
 
 Behaviour = Callable[[BaseHTTPRequestHandler, dict], None]
 

@@ -1,5 +1,7 @@
 """A judge behind an endpoint that fails, stalls and lies."""
 
+import base64
+import io
 import json
 import os
 import signal
@@ -12,10 +14,12 @@ from http.server import BaseHTTPRequestHandler
 import pytest
 from evaluation.fakes import FakeModel
 from evaluation.judge_server import Server, fails, says, send
+from PIL import Image
 
 from infotok_lit.errors import SettingsError
+from infotok_lit.evaluation.endpoint import Endpoint, JudgeError, Refusal
 from infotok_lit.evaluation.geneval_plus_plus import GenEvalPlusPlus
-from infotok_lit.evaluation.judge import Endpoint, JudgeError, JudgeGrader, Refusal
+from infotok_lit.evaluation.judge import JudgeGrader
 from infotok_lit.evaluation.running import Evaluation
 from infotok_lit.files import write_json
 
@@ -64,7 +68,7 @@ HUGE = lambda handler, body: send(handler, 200, b"x" * (3 << 20))  # noqa: E731
 def test_a_call_that_fails_is_made_again(server, bad):
     server.behaviours = [bad, GOOD]
     reply = server.endpoint.ask([], 0.0, 5)
-    assert reply == ('{"correct": 1, "reason": "as asked"}', 1000, 10)
+    assert reply == ('{"correct": 1, "reason": "as asked"}', 1000, 10, None)
     assert len(server.calls) == 2 and server.calls[0] == server.calls[1]
     assert server.calls[0]["model"] == "judge-1" and server.calls[0]["max_tokens"] == 5
 
@@ -129,12 +133,52 @@ def test_a_refusal_concerns_one_question(server):
         server.endpoint.ask([], 0.0, 5)
 
 
+def unless_white(handler: BaseHTTPRequestHandler, body: dict) -> None:
+    """Refuses every picture but a white one, as a content policy might."""
+    parts = body["messages"][0]["content"]
+    content = base64.b64decode(parts[1]["image_url"]["url"].partition(",")[2])
+    white = Image.open(io.BytesIO(content)).convert("RGB").getextrema() == ((255, 255),) * 3
+    (GOOD if white else fails(400))(handler, body)
+
+
+def test_a_judge_that_refuses_everything_is_no_verdict(server, tmp_path):
+    """A setting that it does not know, or a model without eyes: said in its own words, and nothing is kept."""
+    body = b'{"error": {"message": "Unsupported parameter:\\n\'max_tokens\'"}}'
+    server.behaviours = [lambda handler, _: send(handler, 400, body)]
+    with pytest.raises(JudgeError, match="refuses every question: status 400 .*: Unsupported parameter: 'max_tokens'"):
+        judged(tmp_path, server.endpoint, FakeModel())
+    assert not list(tmp_path.glob("verdicts*.jsonl"))
+    # One that refuses some pictures only is asked once whether it answers at all, and what it refuses is wrong.
+    server.behaviours, server.calls[:] = [unless_white], []
+    _, rows = judged(tmp_path, replace(server.endpoint, workers=1), FakeModel(most=0))
+    assert len(server.calls) == 5 and [row["score"] for row in rows] == [0.0] * 4
+    assert all(row["verdict"]["reply"] == "refused: status 400 Bad Request: sorry" for row in rows)
+
+
+def test_the_result_says_what_the_judge_calls_itself(server, tmp_path):
+    completion = {"choices": [{"message": {"content": '{"correct": 1}'}}], "model": "another-7b"}
+    server.behaviours = [lambda handler, _: send(handler, 200, json.dumps(completion).encode())]
+    benchmark, rows = judged(tmp_path, server.endpoint, FakeModel())
+    assert benchmark.grader.facts([row["verdict"] for row in rows])["answered_as"] == ["another-7b"]
+
+
 def test_a_key_is_sent_only_if_there_is_one(server, monkeypatch):
     server.behaviours = [GOOD]
     server.endpoint.ask([], 0.0, 5)
     monkeypatch.setenv("NO_KEY_HERE", "secret")
     server.endpoint.ask([], 0.0, 5)
-    assert server.keys == [None, "Bearer secret"]
+    # A file's last line break comes along when a key is read from one.
+    monkeypatch.setenv("NO_KEY_HERE", "secret\n")
+    server.endpoint.ask([], 0.0, 5)
+    assert server.keys == [None, "Bearer secret", "Bearer secret"]
+
+
+def test_a_key_that_is_none_is_not_printed(server, monkeypatch):
+    for key in ("sec\nret", "secrét"):
+        monkeypatch.setenv("NO_KEY_HERE", key)
+        with pytest.raises(SettingsError, match="NO_KEY_HERE holds no key") as caught:
+            replace(server.endpoint)
+        assert "sec" not in str(caught.value)
 
 
 def test_cost_is_tokens_times_price():
@@ -234,6 +278,22 @@ def test_the_limit_of_the_cost_stops_the_asking(server, tmp_path):
     assert len(server.calls) == 8
     judged(tmp_path, replace(endpoint, limit=1.0), FakeModel(most=0), limit=20)
     assert len(server.calls) == 20
+    # What one benchmark has cost counts for the next, and of two processes each has half.
+    spender = replace(endpoint, limit=0.03, processes=2)
+    for benchmark, folder in ((GenEvalPlusPlus(endpoint=spender), "a"), (GenEvalPlusPlus(1, spender), "b")):
+        evaluation = Evaluation(FakeModel(), benchmark, tmp_path / folder, limit=8)
+        evaluation.open()
+        server.calls.clear()
+        if folder == "a":
+            evaluation.graded()
+            assert len(server.calls) == 8
+        else:
+            with pytest.raises(JudgeError, match="limit is 0.03, of which each of 2 processes has a part"):
+                evaluation.graded()
+            assert not server.calls
+    server.behaviours = [says('{"correct": 1}')]
+    with pytest.raises(JudgeError, match="does not say how many tokens it takes, so that --judge_limit cannot hold"):
+        judged(tmp_path / "c", replace(endpoint), FakeModel(), limit=2)
     with pytest.raises(SettingsError, match="needs the prices"):
         replace(endpoint, price_in=None)
 

@@ -60,7 +60,7 @@ def test_a_file_that_is_no_image_is_not_complete(tmp_path):
     assert benchmark.check_complete(tmp_path) == []
     (tmp_path / "images" / "00001" / "samples" / "00000.png").write_bytes(b"half an ima")
     (problem,) = benchmark.check_complete(tmp_path)
-    assert problem.startswith("images/00001/samples/00000.png: no image")
+    assert problem.startswith("images/00001/samples/00000.png: not an image")
 
 
 def test_rewritten_prompts_differ_in_nothing_but_the_prompt():

@@ -1,12 +1,21 @@
 """What is evaluated: this package's models, and tiny random ones of transformers and diffusers."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DDPMPipeline,
+    DDPMScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+    UNet2DModel,
+)
 from evaluation import invented
 from evaluation.fakes import noise
 from PIL import Image
@@ -192,6 +201,31 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path, llava):
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(SettingsError, match="no image-text-to-text model"):
         TransformersModel(tmp_path, "x", "cpu", "float32")
+
+
+@pytest.mark.parametrize("damage", [b"", b"version https://git-lfs.github.com/spec/v1", None])
+@pytest.mark.parametrize("kind", ["llava", "pipeline"])
+def test_damaged_weights_are_said_of_the_folder(kind, damage, tmp_path, request):
+    """Empty, a pointer of git-lfs, or cut in half."""
+    folder = tmp_path / "model"
+    shutil.copytree(request.getfixturevalue(kind), folder)
+    weights = next(folder.rglob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2] if damage is None else damage)
+    with pytest.raises(SettingsError, match=f"{folder} is no .*, or a damaged one: "):
+        (TransformersModel if kind == "llava" else DiffusersModel)(folder, "x", "cpu", "float32")
+
+
+def test_a_model_that_cannot_be_asked_is_refused(llava, tmp_path):
+    shutil.copytree(llava, tmp_path / "base", ignore=lambda _, names: [name for name in names if "template" in name])
+    with pytest.raises(SettingsError, match="has no chat template"):
+        TransformersModel(tmp_path / "base", "x", "cpu", "float32")
+    sizes = {"block_out_channels": (8, 8), "layers_per_block": 1, "norm_num_groups": 4}
+    blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
+    DDPMPipeline(UNet2DModel(sample_size=8, **sizes, **blocks), DDPMScheduler()).save_pretrained(tmp_path / "ddpm")
+    with pytest.raises(SettingsError, match="is a DDPMPipeline, which takes no prompts"):
+        DiffusersModel(tmp_path / "ddpm", "x", "cpu", "float32")
+    (tmp_path / "config.json").write_bytes(b'\xff\xfe"model_type"')
+    assert kind_of(tmp_path) == "transformers"
 
 
 def test_a_model_that_reads_videos_asks_for_torchvision(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 from evaluation.fakes import FakeModel
 
-from infotok_lit.errors import SettingsError
+from infotok_lit.errors import DataError, SettingsError
 from infotok_lit.evaluation.records import Log, read_log
 from infotok_lit.evaluation.running import Evaluation, spread
 from infotok_lit.evaluation.scenes import ScenesBenchmark
@@ -51,6 +52,35 @@ def test_an_image_that_was_deleted_is_drawn_again(tmp_path):
     model = FakeModel()
     assert run(tmp_path, model) == whole
     assert image.read_bytes() == content and len(model.drawn) == 1 and not model.asked
+
+
+@pytest.mark.parametrize("damage", [b"", b"no picture", None])
+def test_a_damaged_image_is_drawn_again(damage, tmp_path):
+    """Empty, a text, or cut in half; the verdicts on it are those on the same picture."""
+    whole = run(tmp_path, FakeModel())
+    image = tmp_path / "images" / "00007.png"
+    content = image.read_bytes()
+    image.write_bytes(content[: len(content) // 2] if damage is None else damage)
+    model = FakeModel()
+    assert run(tmp_path, model) == whole
+    assert image.read_bytes() == content and len(model.drawn) == 1
+
+
+def test_a_damaged_image_that_is_as_long_as_before_is_named_with_the_mend(tmp_path):
+    class Spoiling(FakeModel):
+        """Spoils the first image, within its length, once all are drawn."""
+
+        def answer(self, *arguments):
+            if not self.asked:
+                image.write_bytes(bytes(image.stat().st_size))
+            return super().answer(*arguments)
+
+    image = tmp_path / "images" / "00000.png"
+    with pytest.raises(DataError, match=f"{re.escape(str(image))}: not an image .*delete that file and run again"):
+        run(tmp_path, Spoiling())
+    assert scenes().check_complete(tmp_path)[0].startswith("images/00000.png: not an image")
+    image.unlink()
+    assert run(tmp_path, FakeModel()) == run(tmp_path / "whole", FakeModel())
 
 
 def test_a_seed_belongs_to_its_prompt_whatever_the_limit(tmp_path):
@@ -96,6 +126,7 @@ PROCESS = """
 import sys
 from pathlib import Path
 from evaluation.fakes import FakeModel
+from infotok_lit.evaluation.endpoint import JudgeError
 from infotok_lit.evaluation.running import Evaluation, World
 from infotok_lit.evaluation.scenes import ScenesBenchmark
 from infotok_lit.evaluation.records import to_lines
@@ -106,6 +137,19 @@ evaluation.open()
 evaluation.outputs(most=1)
 rows = evaluation.graded()
 Path(sys.argv[2] + str(world.rank)).write_text(to_lines(rows) + f"{len(model.drawn)} {len(model.asked)}")
+
+class Judge:
+    name, batch_size = "judge", 2
+    def verdicts(self, rows, folder):
+        for number, row in enumerate(rows):
+            if world.rank == 0 and number:
+                raise JudgeError("rank 0 has lost its judge")
+            yield {"id": row["id"], "correct": True}
+evaluation.benchmark.grader = Judge()
+try:
+    evaluation.graded()
+except JudgeError as error:
+    Path(sys.argv[2] + f"-lost{world.rank}").write_text(str(error))
 world.leave()
 """
 
@@ -131,3 +175,9 @@ def test_two_processes_give_the_rows_of_one(tmp_path):
     assert [json.loads(line) for line in outcomes[0][:-1]] == run(tmp_path / "one", FakeModel())
     for image in (tmp_path / "one" / "images").iterdir():
         assert image.read_bytes() == (tmp_path / "two" / "images" / image.name).read_bytes()
+    # Where one loses its judge, the other goes on to its end, what came is kept, and both say so. Of five batches of
+    # two, the first has the 1st, 3rd and 5th, of which one verdict comes; the second has the 2nd and 4th.
+    lost = [(tmp_path / f"rows-lost{rank}").read_text() for rank in range(2)]
+    assert lost[0] == "rank 0 has lost its judge" and "failed in another process" in lost[1]
+    kept = [json.loads(line)["id"] for line in (tmp_path / "two" / "verdicts.judge.jsonl").read_text().splitlines()]
+    assert kept == [f"draw/{number:05d}" for number in (0, 2, 3, 6, 7)]

@@ -4,10 +4,19 @@ import pytest
 from evaluation.fakes import FakeModel
 from PIL import ImageChops
 
+from infotok_lit.commands.evaluate import evaluate_model
 from infotok_lit.evaluation.benchmark import Benchmark
 from infotok_lit.evaluation.results import Result, summarise, table
-from infotok_lit.evaluation.running import Evaluation, Progress
+from infotok_lit.evaluation.running import Evaluation, Progress, World
 from infotok_lit.evaluation.scenes import GarmentsBenchmark, ScenesBenchmark
+
+
+def test_what_is_missing_from_a_layout_is_named_and_the_rest_counted(tmp_path, capsys, monkeypatch):
+    benchmark = ScenesBenchmark(count=2)
+    monkeypatch.setattr(benchmark, "check_complete", lambda folder: [f"images/{n}.png: missing" for n in range(13)])
+    list(evaluate_model(FakeModel(), [benchmark], tmp_path, limit=None, batch_size=2, world=World()))
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("scenes32: ")]
+    assert told == [*(f"scenes32: images/{n}.png: missing" for n in range(10)), "scenes32: and 3 more files"]
 
 
 class Knowing(FakeModel):

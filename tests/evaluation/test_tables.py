@@ -68,8 +68,8 @@ def test_arrow_is_read_as_it_is_saved(tmp_path):
 
 def test_a_file_or_a_row_that_cannot_be_read_is_named(tmp_path, parquet):
     parquet(tmp_path / "good" / "test-0.parquet", {"id": ["a", "b"], "image": [{"bytes": b"no", "path": None}] * 2})
-    with pytest.raises(DataError, match=r"row 2 of .*test-0.parquet, image: not an image"):
-        Table(tmp_path / "good", ("image",)).image(1, "image")
+    with pytest.raises(DataError, match=r"row 2 of .*test-0.parquet, image: not an image .*: get that file anew. Ask"):
+        Table(tmp_path / "good", ("image",), fetch="Ask.").image(1, "image")
     with pytest.raises(DataError, match=r"row 1 of .*test-0.parquet has no answer"):
         len(Table(tmp_path / "good", ("image",), fields={"answer": str}).rows)
     (tmp_path / "bad").mkdir()
