@@ -45,8 +45,8 @@ def load(
     """A model to use.
 
     Args:
-        source: An exported folder, a run, or its name on the Hugging Face hub; or an official checkpoint, with the
-            options from `family` on.
+        source: An exported folder, a run, or its name on the Hugging Face hub; a base that ships, such as
+            `harmon_scenes32`; or an official checkpoint, with the options from `family` on.
         device: `auto` is cuda if there is one.
         dtype: Of the weights.
         family: `harmon`, `showo2` or `openuni`; the others are as in ModelOptions.

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from infotok_lit.assets import shipped_bases
 from infotok_lit.checkpoints import (
     CHECKPOINT_KEY,
     exported_family,
@@ -126,7 +127,8 @@ def choose(source: str | Path, options: ModelOptions = ModelOptions()) -> ModelC
 
     Args:
         source: An exported folder; a run, or one of its checkpoints; an official file or folder, with its family and
-            size in the options; or any of these by its name on the Hugging Face hub (hub.py).
+            size in the options; or any of these by its name on the Hugging Face hub (hub.py). A base that ships with
+            the package goes by its name, such as `harmon_scenes32`, where no file has it.
 
     Raises:
         MissingFileError: if there is none.
@@ -134,7 +136,9 @@ def choose(source: str | Path, options: ModelOptions = ModelOptions()) -> ModelC
     """
     path = fetch(source)
     if not path.exists():
-        raise MissingFileError(f"there is no model at {path}")
+        path = shipped_bases().get(str(source), path)
+    if not path.exists():
+        raise MissingFileError(f"there is no model at {path}; those that ship are {', '.join(shipped_bases())}")
     family = exported_family(path)
     if family is not None:
         _refuse_official_options(source, "an exported folder", options)

@@ -30,14 +30,18 @@ GARMENT_JUDGE = ASSETS / "garments" / "judge.safetensors"
 
 def embedded_base(family: str, size: str) -> Path:
     """The exported folder of a base that ships with the package; MissingFileError if none does."""
-    folder = ASSETS / f"{family}_{size}"
-    if not folder.is_dir():
-        shipped = ", ".join(sorted(path.parent.name for path in ASSETS.glob("*/config.json")))
+    folder = shipped_bases().get(f"{family}_{size}")
+    if folder is None:
         raise MissingFileError(
-            f"no base of family {family} and size {size} ships with the package, only {shipped}: set model.init_from "
-            "to weights of your own, or to null for random ones"
+            f"no base of family {family} and size {size} ships with the package, only {', '.join(shipped_bases())}: "
+            "set model.init_from to weights of your own, or to null for random ones"
         )
     return folder
+
+
+def shipped_bases() -> dict[str, Path]:
+    """The exported folders of the bases that ship with the package by their names, such as `harmon_scenes32`."""
+    return {path.parent.name: path.parent for path in sorted(ASSETS.glob("*_scenes32/config.json"))}
 
 
 def find_config(name: str | Path) -> Path:

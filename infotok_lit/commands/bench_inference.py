@@ -139,7 +139,8 @@ def bench_evaluate(
     questions, and with it encoded anew for each. The answers themselves must agree.
 
     Args:
-        model: An exported folder, a run, an official checkpoint, or a name on the Hugging Face hub.
+        model: An exported folder, a run, an official checkpoint, a name on the Hugging Face hub, or a base that ships,
+            such as harmon_scenes32.
         images: Pictures that are asked about.
         questions: Questions about each.
         drawn: Images to draw.

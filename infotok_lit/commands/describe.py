@@ -48,7 +48,8 @@ def describe(
     """Ask models about images: one line per answer, `image<TAB>prompt<TAB>answer`; several models answer side by side.
 
     Args:
-        model: An exported folder, a run, an official checkpoint, or a name on the Hugging Face hub; or several.
+        model: An exported folder, a run, an official checkpoint, a name on the Hugging Face hub, or a base that ships,
+            such as harmon_scenes32; or several.
         image: Image files, folders of images, or quoted glob patterns.
         prompt: What to ask about every image; default: to describe it in detail.
         max_new_tokens: The longest answer.

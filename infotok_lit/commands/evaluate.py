@@ -83,8 +83,8 @@ def evaluate(
         benchmark: Which of scenes32, scenes64, garments32, geneval, geneval_rewritten, geneval++, wise, wise_verified,
             dpg_bench, geneval2, unibench, pope, mme, gqa, seed, seed_likelihood, mmmu, mm_vet, mm_vet_v2; `all` runs
             every one.
-        model: An exported folder, a run, an official checkpoint, a name on the Hugging Face hub, or a folder of
-            transformers (questions) or diffusers (images); or several.
+        model: An exported folder, a run, an official checkpoint, a name on the Hugging Face hub, a base that ships
+            (such as harmon_scenes32), or a folder of transformers (questions) or diffusers (images); or several.
         data: Benchmark files that do not ship: DATA/NAME/...
         out: Where results go: OUT/MODEL/NAME/.
         limit: At most so many prompts or images of each benchmark, evenly spread.

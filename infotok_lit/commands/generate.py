@@ -85,7 +85,8 @@ def generate(
     """Draw images from prompts: one to a PNG file, several to a folder with a manifest.json; several models' to a grid.
 
     Args:
-        model: An exported folder, a run, an official checkpoint, or a name on the Hugging Face hub; or several.
+        model: An exported folder, a run, an official checkpoint, a name on the Hugging Face hub, or a base that ships,
+            such as harmon_scenes32; or several.
         out: x.png for one image or for several models, or a folder.
         prompt: What to draw; or several.
         prompts: A text file with more prompts, one a line.

@@ -44,7 +44,8 @@ def probe(
     """Measure what the shared tokens hold: bits about the objects of unseen scenes, and about the texture behind them.
 
     Args:
-        model: An exported folder, a run, an official checkpoint, or a name on the Hugging Face hub.
+        model: An exported folder, a run, an official checkpoint, a name on the Hugging Face hub, or a base that ships,
+            such as harmon_scenes32.
         scenes: Family of scenes.
         train: Scenes that fit the probes, 50 or more.
         test: Scenes that measure them.

@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import save_file
 
 from infotok_lit.assets import embedded_base
-from infotok_lit.errors import ExplainedError
+from infotok_lit.errors import ExplainedError, MissingFileError
 from infotok_lit.model_choice import ModelOptions, choose
+from infotok_lit.models.family import families
 
 
 def load(source: object, **options: object):
@@ -34,6 +35,18 @@ def test_both_export_formats_load(kl16_model, exported_kl16, file_format) -> Non
 
 def official(folder: Path) -> dict[str, str]:
     return {"family": "harmon", "model_size": "0.5b", "tokenizer": str(folder)}
+
+
+def test_a_base_that_ships_goes_by_its_name_unless_a_file_has_it(
+    exported_kl16, kl16_model, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for family in families():
+        assert choose(f"{family}_scenes32").path == embedded_base(family, "scenes32")
+    shutil.copytree(exported_kl16["safetensors"], tmp_path / "harmon_scenes32")
+    assert_same_model(load("harmon_scenes32"), kl16_model)
+    with pytest.raises(MissingFileError, match=r"no model at embedded; those that ship are harmon_scenes32, openuni_"):
+        choose("embedded")
 
 
 @pytest.mark.usefixtures("tiny_official_size")
