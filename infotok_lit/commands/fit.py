@@ -255,7 +255,7 @@ def quieten() -> None:
     """Silence what Lightning says of choices that we make on purpose, of its own dependencies, and of its products."""
     for message in (
         "LightningCLI's args parameter is intended",
-        r"Found 1 module\(s\) in eval mode",  # the frozen autoencoder
+        r"Found \d+ module\(s\) in eval mode",  # frozen parts
         r"`isinstance\(treespec, LeafSpec\)` is deprecated",
     ):
         warnings.filterwarnings("ignore", message=rf".*{message}")
