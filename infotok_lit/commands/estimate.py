@@ -160,9 +160,9 @@ def sizes_of(module: "InfoTokModule") -> Sizes:
 def bytes_on_card(step: "DryRun", sizes: Sizes, cards: int, sharded: bool, buckets: bool) -> int:
     """The memory of each of several cards at the worst moment.
 
-    DDP copies gradients into buckets to send them, unless they are views of these; buckets are there all
-    the time. FSDP shares out weights, gradients
-    and states; gathered are two blocks, as the next is fetched while one computes, and all that lies outside blocks.
+    DDP copies gradients into buckets to send them, unless they are views of these; buckets are there all the time.
+    FSDP shares out weights, gradients and states; gathered are two blocks, as the next is fetched while one computes,
+    and all that lies outside blocks.
 
     Args:
         step: of one process.
