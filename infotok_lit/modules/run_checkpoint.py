@@ -20,7 +20,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from infotok_lit.checkpoints import SHOWN, CheckpointError
-from infotok_lit.files import PART, staging_path
+from infotok_lit.files import PART, replacing
 from infotok_lit.modules.lora import BASE, LoraConfig
 from infotok_lit.modules.optimiser import OptimiserConfig
 from infotok_lit.sharded_checkpoints import is_sharded_checkpoint, read_sharded
@@ -42,15 +42,10 @@ class WholeCheckpoints(TorchCheckpointIO):
             return super().save_checkpoint(checkpoint, path, storage_options)
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        staging = staging_path(path)
-        try:
-            with staging.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            staging.replace(path)
-        finally:
-            staging.unlink(missing_ok=True)
+        with replacing(path) as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
 
     def load_checkpoint(
         self, path: str | Path, map_location: Callable | None = None, weights_only: bool | None = None
