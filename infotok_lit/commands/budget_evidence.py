@@ -12,6 +12,7 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from infotok_lit.commands.parsing import run
 from infotok_lit.commands.progress import progress_bar
+from infotok_lit.errors import SettingsError
 from infotok_lit.files import write_json, write_whole
 from infotok_lit.model_choice import ModelOptions, choose
 
@@ -179,8 +180,6 @@ def answers_figure(means: Sequence[Mapping[str, Mapping[str, Mapping[str, float]
 
 def _refuse_existing(out: Path, force: bool) -> None:
     """SettingsError if there is something that an earlier measurement did not write, or anything and not `force`."""
-    from infotok_lit.errors import SettingsError
-
     if out.exists() and not out.is_dir():
         raise SettingsError(f"{out} is no folder; choose another --out")
     if (out / "table.md").exists() and not force:

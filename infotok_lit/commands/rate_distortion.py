@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from infotok_lit.commands.compress import open_tokenizer
 from infotok_lit.commands.parsing import run
 from infotok_lit.commands.progress import progress_bar
+from infotok_lit.errors import SettingsError
 from infotok_lit.files import write_whole
 
 if TYPE_CHECKING:
@@ -54,7 +55,6 @@ def rate_distortion(
     """
     from dataclasses import replace
 
-    from infotok_lit.errors import SettingsError
     from infotok_lit.video.codec import CodecConfig
     from infotok_lit.video.fvd import I3d, video_distance
     from infotok_lit.video.quality import Lpips, means_by_rate
