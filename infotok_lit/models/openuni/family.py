@@ -181,19 +181,16 @@ class OpenUniFamily(Family):
     }
     parts: ClassVar[Mapping[str, Part]] = {
         "vlm": Part(
-            help="the folder of OpenUni's InternVL3",
             missing="vlm: set `vlm` to the folder of OpenGVLab/InternVL3-1B or -2B",
             prefix="lmm.",
             stem="internvl3",
         ),
         "transformer": Part(
-            help="SANA's folder, for OpenUni checkpoints without it",
             missing="transformer: set `transformer` to SANA's folder (its `transformer` subfolder)",
             prefix="transformer.",
             stem=None,
         ),
         "autoencoder": Part(
-            help="the folder of SANA's DC-AE",
             missing="autoencoder: set `autoencoder` to the folder of mit-han-lab/dc-ae-f32c32-sana-1.1-diffusers",
             prefix="vae.",
             stem="dc_ae",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from infotok_lit.assets import embedded_base
 from infotok_lit.batch import BRANCHES
+from infotok_lit.checkpoints import first_existing, read_weights
 from infotok_lit.models.common.model_config import (
     QWEN25,
     SCENES_LLM,
@@ -188,7 +189,6 @@ class Showo2Family(Family):
     }
     parts: ClassVar[Mapping[str, Part]] = {
         "autoencoder": Part(
-            help="the Wan2.1 VAE of Show-o2 (Wan2.1_VAE.pth)",
             missing="image autoencoder: set `autoencoder` to Wan2.1_VAE.pth (Wan-AI/Wan2.1-T2V-14B)",
             prefix="vae.",
             stem="wan_vae",
@@ -210,8 +210,6 @@ class Showo2Family(Family):
 
     def read_exported(self, folder: Path) -> tuple[Showo2Config, OfficialWeights]:
         """As for all families, with the quantiser, which no official file has."""
-        from infotok_lit.checkpoints import first_existing, read_weights
-
         config, official = super().read_exported(folder)
         if config.quantiser.kind == "none":
             return config, official
