@@ -110,11 +110,12 @@ def generate(
             texts = [picture.prompt for picture in pictures]
             # One model at a time: the last one is let go before the next is loaded.
             drawn = InferenceModel(choice.load()).pictures(texts, seed, image_size, batch_size, sampling.given, report)
-            if len(choices) == 1:
-                write = write_file if is_file(out) else write_folder
-                write(out, pictures, drawn)
-            else:
+            if len(choices) > 1:
                 columns.append(list(drawn))
+            elif is_file(out):
+                write_whole(out, _png(*drawn))
+            else:
+                write_folder(out, pictures, drawn)
             del drawn
         if columns:
             write_whole(out, _png(side_by_side(labels(choices), pictures, columns)))
@@ -218,12 +219,6 @@ def drawn_before(folder: Path) -> set[str]:
         return {name for name in names if re.fullmatch(NUMBERED, name)}
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return set()
-
-
-def write_file(out: Path, pictures: Sequence[Picture], drawn: "Iterator[np.ndarray]") -> None:
-    """Write the only picture."""
-    (image,) = drawn
-    write_whole(out, _png(image))
 
 
 def write_folder(out: Path, pictures: Sequence[Picture], drawn: "Iterator[np.ndarray]") -> None:
