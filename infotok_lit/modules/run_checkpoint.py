@@ -26,7 +26,7 @@ from infotok_lit.modules.optimiser import OptimiserConfig
 from infotok_lit.sharded_checkpoints import is_sharded_checkpoint, read_sharded
 from infotok_lit.weight_files import read_pickle
 
-PREFIX = "base."
+BASE_PREFIX = "base."
 
 
 class WholeCheckpoints(TorchCheckpointIO):
@@ -127,7 +127,7 @@ class FrozenWeights:
 
     def leave_out(self, state: dict[str, Tensor]) -> dict[str, str]:
         """Take them out of a run's state dict, if it holds any; their digests, by which `fill_in` knows them again."""
-        found = [name for name in self.names if state.pop(f"{PREFIX}{name}", None) is not None]
+        found = [name for name in self.names if state.pop(f"{BASE_PREFIX}{name}", None) is not None]
         return self.digests if found else {}
 
     def fill_in(self, checkpoint: dict[str, Any], recorded: Mapping[str, str]) -> None:
@@ -140,7 +140,7 @@ class FrozenWeights:
             raise CheckpointError(_changed(other, f"model.init_from {self.source}"))
         for state in (checkpoint.get("state_dict"), checkpoint.get("current_model_state")):
             if state:
-                state |= {f"{PREFIX}{name}": self.base.get_parameter(name).detach() for name in recorded}
+                state |= {f"{BASE_PREFIX}{name}": self.base.get_parameter(name).detach() for name in recorded}
 
 
 def digest(tensor: Tensor) -> str:
@@ -166,7 +166,7 @@ def completed(
         if value is None or digest(value) != expected:
             other.append(name)
         else:
-            found[f"{PREFIX}{name}"] = value
+            found[f"{BASE_PREFIX}{name}"] = value
     if other:
         raise CheckpointError(_changed(other, source))
     return {**state, **found}
