@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 DOWNSAMPLE = 2
 """Patches per side that become one token of InternVL3."""
+IMAGE_START, IMAGE_END = "<img>", "</img>"
+IMAGE_TOKENS = (IMAGE_START, IMAGE_END, "<IMG_CONTEXT>")
 
 
 @dataclass(frozen=True)
@@ -202,9 +204,10 @@ class OpenUniFamily(Family):
 
     def load_tokenizer(self, source: str) -> "PreTrainedTokenizerBase":
         """With the image tokens of InternVL3 where they are missing."""
-        from infotok_lit.models.openuni.processor import add_missing_tokens
-
-        return add_missing_tokens(super().load_tokenizer(source))
+        tokenizer = super().load_tokenizer(source)
+        known = tokenizer.get_vocab()
+        tokenizer.add_tokens([token for token in IMAGE_TOKENS if token not in known], special_tokens=True)
+        return tokenizer
 
     def tokenizer_folder(self, weights: Path, parts: Mapping[str, Path]) -> Path | None:
         """That of InternVL3."""
