@@ -9,7 +9,7 @@ from infotok_lit.commands.compress import open_tokenizer
 from infotok_lit.commands.parsing import run
 from infotok_lit.commands.progress import progress_bar
 from infotok_lit.errors import SettingsError
-from infotok_lit.files import write_whole
+from infotok_lit.files import replacing, write_whole
 
 if TYPE_CHECKING:
     from torchmetrics.image.fid import FrechetInceptionDistance
@@ -106,14 +106,14 @@ def _write(out: Path, rows: "Sequence[Quality]", means: "Sequence[Quality]") -> 
 
     from infotok_lit.video.quality import plot_quality
 
-    table, picture = io.StringIO(), io.BytesIO()
+    table = io.StringIO()
     writer = csv.DictWriter(table, list(asdict(rows[0])))
     writer.writeheader()
     writer.writerows(asdict(row) for row in [*rows, *means])
-    plot_quality(means, picture)
     out.mkdir(parents=True, exist_ok=True)
+    with replacing(out / PICTURE) as file:
+        plot_quality(means, file)
     write_whole(out / TABLE, table.getvalue().encode())
-    write_whole(out / PICTURE, picture.getvalue())
 
 
 def _line(row: "Quality") -> str:
