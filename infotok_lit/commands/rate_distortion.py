@@ -1,7 +1,10 @@
 """`rate_distortion`: the quality of compressed videos against their bits."""
 
+import csv
+import io
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -53,8 +56,6 @@ def rate_distortion(
         device: Where the tokenizer runs; auto: cuda if there is one.
         force: Replace a table and a plot that are there.
     """
-    from dataclasses import replace
-
     from infotok_lit.video.codec import CodecConfig
     from infotok_lit.video.fvd import I3d, video_distance
     from infotok_lit.video.quality import Lpips, means_by_rate
@@ -100,10 +101,6 @@ def _measured(
 
 def _write(out: Path, rows: "Sequence[Quality]", means: "Sequence[Quality]") -> None:
     """The table of all rows, and the plot of the means."""
-    import csv
-    import io
-    from dataclasses import asdict
-
     from infotok_lit.video.quality import plot_quality
 
     table = io.StringIO()
