@@ -9,26 +9,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
-from typing import Any
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that appears complete or not at all, whatever was at `path` before."""
-    staging = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        staging.write_bytes(content)
-        staging.replace(path)
-    finally:
-        staging.unlink(missing_ok=True)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file, whole or not at all, into a folder that is made where there is none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    # Half a surrogate pair is no UTF-8; escaped, it is JSON.
-    write_whole(path, text.encode(errors="backslashreplace"))
-
+from typing import Any, BinaryIO
 
 PART = ".part"
 
@@ -39,8 +20,34 @@ def staging_path(path: Path) -> Path:
 
 
 @contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write to, which becomes `path` if the body ends well; else it is gone, and `path` is as it was."""
+    staging = staging_path(path)
+    try:
+        with staging.open("wb") as file:
+            yield file
+        staging.replace(path)
+    finally:
+        staging.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file that appears complete or not at all, whatever was at `path` before."""
+    with replacing(path) as file:
+        file.write(content)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file, whole or not at all, into a folder that is made where there is none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    # Half a surrogate pair is no UTF-8; escaped, it is JSON.
+    write_whole(path, text.encode(errors="backslashreplace"))
+
+
+@contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A path to write to, with the suffix of `path`, which becomes `path` if the body ends well; else it is gone."""
+    """As `replacing`, for what opens a path itself and goes by its suffix: a path to write to."""
     with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as staging:
         target = Path(staging) / path.name
         yield target

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -239,8 +240,6 @@ def at_least(minimum: int, value: int, name: str) -> int:
 
 def _rgb(image: "Image | str | Path") -> "Image":
     """An image as the commands see it: upright, opaque, RGB."""
-    from io import BytesIO
-
     from PIL import ImageOps
 
     from infotok_lit.data.image_file import read_image

@@ -1,6 +1,5 @@
 """Figures and where they go: matplotlib without global state, colours that colour-blind people can tell apart."""
 
-import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -15,7 +14,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from PIL import Image
 
 from infotok_lit.batch import Branch
-from infotok_lit.files import write_whole
+from infotok_lit.files import replacing
 
 BRANCH_COLOURS: dict[Branch, str] = {"understanding": "#0072B2", "generation": "#D55E00"}
 """Okabe and Ito's blue and vermilion."""
@@ -76,9 +75,8 @@ def publish(trainer: pl.Trainer, name: str, draw: Callable[[], Image.Image]) -> 
     if folder is not None:
         path = Path(folder) / "pictures" / f"{name.replace('/', '_')}_{step:07d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        content = io.BytesIO()
-        picture.save(content, "PNG")
-        write_whole(path, content.getvalue())
+        with replacing(path) as file:
+            picture.save(file, "PNG")
 
 
 def show_in(logger: Logger, name: str, picture: Image.Image, step: int) -> None:

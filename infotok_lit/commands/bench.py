@@ -1,11 +1,8 @@
 """`bench`: how long training takes, and where its time goes, per term of the objective."""
 
 import json
-import logging
 import os
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -76,13 +73,14 @@ def bench(
     from rich.console import Console
 
     from infotok_lit.commands.fit import InfoTokCLI
+    from infotok_lit.modules.two_steps import quiet_lightning
 
     configured = ["--trainer.logger=false", "--trainer.devices=1"]
     terms = InfoTokCLI(["fit", *fit_arguments, *configured], run=False).model.objective_config.terms
     sets = chosen_sets(terms, variants)
     rounds_of: dict[str, list[Result]] = {name_of(terms): [] for terms in sets}
     circumstances: Result = {}
-    with progress_bar(rounds * len(sets)) as bar, _quiet(), TemporaryDirectory() as folder:
+    with progress_bar(rounds * len(sets)) as bar, quiet_lightning(), TemporaryDirectory() as folder:
         for i in range(rounds):
             for place, terms in enumerate(sets):
                 bar.show(i * len(sets) + place, f"round {i + 1}: {name_of(terms)}")
@@ -280,19 +278,3 @@ _ROWS: dict[str, Callable[[Result], str]] = {
     **{f"{phase}, CPU ms": _phase(phase, "phase_cpu_seconds") for phase in PHASES},
     "head parameters": lambda variant: f"{variant['head_parameters']:,}",
 }
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Inside, Lightning does not say of every fit what it always says, nor that it is short."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

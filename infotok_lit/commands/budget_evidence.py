@@ -4,7 +4,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,7 +11,8 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from infotok_lit.commands.parsing import run
 from infotok_lit.commands.progress import progress_bar
-from infotok_lit.files import write_json, write_whole
+from infotok_lit.errors import SettingsError
+from infotok_lit.files import replacing, write_json, write_whole
 from infotok_lit.model_choice import ModelOptions, choose
 
 if TYPE_CHECKING:
@@ -151,9 +151,8 @@ def _draw(out: Path, measured: "Sequence[Measured]", evidence: "Evidence", examp
         images, words = zip(*evidence.examples(examples), strict=True)
         pictures["kept.png"] = captioned_grid(images, words, columns=1 + len(evidence.options.budgets)).save
     for name, save in pictures.items():
-        content = BytesIO()
-        save(content, format="png")
-        write_whole(out / name, content.getvalue())
+        with replacing(out / name) as file:
+            save(file, format="png")
 
 
 def answers_figure(means: Sequence[Mapping[str, Mapping[str, Mapping[str, float]]]]) -> "Figure":
@@ -179,8 +178,6 @@ def answers_figure(means: Sequence[Mapping[str, Mapping[str, Mapping[str, float]
 
 def _refuse_existing(out: Path, force: bool) -> None:
     """SettingsError if there is something that an earlier measurement did not write, or anything and not `force`."""
-    from infotok_lit.errors import SettingsError
-
     if out.exists() and not out.is_dir():
         raise SettingsError(f"{out} is no folder; choose another --out")
     if (out / "table.md").exists() and not force:

@@ -10,6 +10,7 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 from infotok_lit.commands.parsing import run
 from infotok_lit.commands.progress import progress_bar
 from infotok_lit.errors import SettingsError
+from infotok_lit.model_choice import chosen_device
 
 if TYPE_CHECKING:
     import torch
@@ -60,7 +61,6 @@ def cache(
 
     from infotok_lit.commands.fit import InfoTokCLI
     from infotok_lit.data.latents import LatentWriter
-    from infotok_lit.model_choice import chosen_device
     from infotok_lit.modules.base_model import encoding_of
 
     cli = InfoTokCLI(["fit", *fit_arguments], run=False)

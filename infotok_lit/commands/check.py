@@ -7,6 +7,16 @@ from typing import TYPE_CHECKING
 
 from jsonargparse.typing import PositiveInt
 
+from infotok_lit.batch import (
+    BRANCHES,
+    IGNORE_INDEX,
+    Branch,
+    BrokenSampleError,
+    Processor,
+    Sample,
+    Source,
+    UnderstandingSample,
+)
 from infotok_lit.commands.parsing import run
 from infotok_lit.commands.progress import progress_bar
 from infotok_lit.errors import SettingsError
@@ -14,7 +24,6 @@ from infotok_lit.errors import SettingsError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from infotok_lit.batch import Branch, Processor, Sample, Source
     from infotok_lit.commands.fit import InfoTokCLI
 
 NAMED = 20
@@ -41,7 +50,6 @@ def check(fit_arguments: list[str], limit: PositiveInt = 10_000) -> int:
     """
     from rich.console import Console
 
-    from infotok_lit.batch import BRANCHES
     from infotok_lit.commands.fit import InfoTokCLI
 
     cli = InfoTokCLI(["fit", *fit_arguments], run=False)
@@ -67,7 +75,7 @@ def check(fit_arguments: list[str], limit: PositiveInt = 10_000) -> int:
     return 1 if stops else 0
 
 
-def processor_of(cli: "InfoTokCLI") -> "Processor":
+def processor_of(cli: "InfoTokCLI") -> Processor:
     """The processor of the configured base model, without its weights."""
     import torch
 
@@ -107,16 +115,14 @@ class Findings:
 
 def look_at(
     name: str,
-    source: "Source",
-    branch: "Branch",
-    processor: "Processor",
+    source: Source,
+    branch: Branch,
+    processor: Processor,
     limit: int,
     show: Callable[[float], None] = lambda share: None,
 ) -> Findings:
     """Draw each sample once, and make a batch of it."""
     import numpy as np
-
-    from infotok_lit.batch import BrokenSampleError
 
     found = Findings(name, samples=source.branch_length(branch), crops=branch == "generation")
     found.looked_at = min(limit, found.samples)
@@ -130,9 +136,7 @@ def look_at(
     return found
 
 
-def _measure(found: Findings, sample: "Sample", processor: "Processor") -> None:
-    from infotok_lit.batch import IGNORE_INDEX, UnderstandingSample
-
+def _measure(found: Findings, sample: Sample, processor: Processor) -> None:
     texts = [sample.question, sample.answer] if isinstance(sample, UnderstandingSample) else [sample.caption]
     lengths = [len(processor.tokenizer.encode(text.strip(), add_special_tokens=False)) for text in texts]
     if isinstance(sample, UnderstandingSample):

@@ -6,16 +6,18 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from infotok_lit.assets import ASSETS, EMBEDDED
 from infotok_lit.commands.parsing import run
 from infotok_lit.commands.progress import progress_bar
+from infotok_lit.errors import MissingFileError, SettingsError
+from infotok_lit.files import replacing
+from infotok_lit.model_choice import chosen_device
 
 if TYPE_CHECKING:
     import numpy as np
 
     from infotok_lit.video.codec import CompressionReport
     from infotok_lit.video.tokenizer import VideoTokenizer
-
-EMBEDDED = "embedded"
 
 
 def compress(
@@ -47,7 +49,6 @@ def compress(
         device: Where the tokenizer runs; auto: cuda if there is one.
         force: Replace a file that is there.
     """
-    from infotok_lit.data.fetch import replacing
     from infotok_lit.video.codec import CodecConfig
     from infotok_lit.video.codec import compress as write_stream
     from infotok_lit.video.video_file import read_video
@@ -64,7 +65,6 @@ def compress(
             bar.show(done, f"frames: {done}/{opened.count or '?'}")
 
         report = write_stream(tokenizer, opened.frames, opened.frame_rate, file, config, progress=show)
-    out.chmod(0o644)
     sys.stdout.write(f"wrote {out}: {describe(report)}\n")
 
 
@@ -84,7 +84,6 @@ def decompress(
         device: Where the tokenizer runs; auto: cuda if there is one.
         force: Replace a file that is there.
     """
-    from infotok_lit.errors import MissingFileError
     from infotok_lit.video.codec import read_stream
     from infotok_lit.video.video_file import check_target, write_video
 
@@ -119,8 +118,6 @@ def describe(report: "CompressionReport") -> str:
 
 def open_tokenizer(model: str, device: str) -> "VideoTokenizer":
     """The tokenizer that `--model` and `--device` name; errors say what is wrong with them."""
-    from infotok_lit.assets import ASSETS
-    from infotok_lit.model_choice import chosen_device
     from infotok_lit.video.official import load_tokenizer
 
     place = chosen_device(device)
@@ -129,8 +126,6 @@ def open_tokenizer(model: str, device: str) -> "VideoTokenizer":
 
 def refuse_existing(out: Path, force: bool) -> None:
     """SettingsError if something is at `out` that is not to be replaced."""
-    from infotok_lit.errors import SettingsError
-
     if out.is_dir() or (out.exists() and not force):
         mend = "choose another name" if out.is_dir() else "choose another name, or replace it with --force"
         raise SettingsError(f"{out} exists; {mend}")
@@ -138,8 +133,6 @@ def refuse_existing(out: Path, force: bool) -> None:
 
 def _frame_rate(fps: float) -> Fraction:
     """--fps; SettingsError for one that no folder has."""
-    from infotok_lit.errors import SettingsError
-
     if not 0 < fps < 1e6:
         raise SettingsError(f"fps is {fps}: give the frames per second of the folder")
     return Fraction(fps).limit_denominator(1001)

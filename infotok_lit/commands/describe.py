@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jsonargparse.typing import PositiveInt
 
+from infotok_lit.batch import BrokenSampleError
 from infotok_lit.commands.parsing import run
 from infotok_lit.commands.progress import ProgressBar, progress_bar
 from infotok_lit.errors import MissingFileError
@@ -142,7 +143,6 @@ class Reader:
         return len(self.images) * len(self.prompts)
 
     def __iter__(self) -> Iterator[Question]:
-        from infotok_lit.batch import BrokenSampleError
         from infotok_lit.data.image_file import read_image
 
         for path in self.images:

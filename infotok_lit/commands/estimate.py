@@ -1,6 +1,5 @@
 """`estimate`: what a configuration needs before anything is bought, downloaded or queued for."""
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -12,7 +11,7 @@ from jsonargparse.typing import PositiveFloat, PositiveInt
 
 from infotok_lit.commands.parsing import run
 from infotok_lit.commands.stand_in_fit import Plan, build_data, build_module, plan_of, read_settings, shaping
-from infotok_lit.files import write_whole
+from infotok_lit.files import write_json
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -107,8 +106,7 @@ def estimate(
     if tflops is not None:
         result["step_seconds"] = found[0]["flops"] / (tflops * 1e12 * mfu)
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(out, (json.dumps(result, indent=2) + "\n").encode())
+        write_json(out, result)
     show(result)
 
 

@@ -5,9 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from infotok_lit.checkpoints import find_checkpoint, local_checkpoint, read_run
 from infotok_lit.commands.parsing import run
 from infotok_lit.errors import MissingFileError, SettingsError
+from infotok_lit.hub import push
 from infotok_lit.models.export import DType, Format, Weights, export_model, replaceable_files, run_provenance
+from infotok_lit.sharded_checkpoints import is_sharded_checkpoint
 from infotok_lit.video import FAMILY
 
 
@@ -39,7 +42,6 @@ def export(
         ExplainedError: saying what cannot be read, written or published, and the mend.
     """
     replaceable_files(out, force, {FAMILY})
-    from infotok_lit.hub import push
     from infotok_lit.modules.base_model import average_updates, rebuild_base, weights_in_words
     from infotok_lit.modules.token_budget import TokenSelector
     from infotok_lit.modules.video_tokenizer import export_run
@@ -65,9 +67,6 @@ def export(
 
 def _checkpoint(ckpt: str) -> tuple[Path, dict[str, Any]]:
     """The file that `--ckpt` means, and what it holds."""
-    from infotok_lit.checkpoints import find_checkpoint, local_checkpoint, read_run
-    from infotok_lit.sharded_checkpoints import is_sharded_checkpoint
-
     given = local_checkpoint(ckpt)
     path = find_checkpoint(given) or given
     if not path.exists() or (path.is_dir() and not is_sharded_checkpoint(path)):

@@ -1,6 +1,5 @@
 """`generate`: draw images from prompts, to a PNG file, to a folder with a manifest, or for several models to a grid."""
 
-import io
 import json
 import re
 import sys
@@ -15,7 +14,7 @@ from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveInt
 from infotok_lit.commands.parsing import run
 from infotok_lit.commands.progress import ProgressBar, progress_bar
 from infotok_lit.errors import ExplainedError, MissingFileError, SettingsError
-from infotok_lit.files import write_whole
+from infotok_lit.files import replacing, write_whole
 from infotok_lit.inference import InferenceModel, sampling_options
 from infotok_lit.model_choice import ModelOptions, choose, labels
 
@@ -110,14 +109,15 @@ def generate(
             texts = [picture.prompt for picture in pictures]
             # One model at a time: the last one is let go before the next is loaded.
             drawn = InferenceModel(choice.load()).pictures(texts, seed, image_size, batch_size, sampling.given, report)
-            if len(choices) == 1:
-                write = write_file if is_file(out) else write_folder
-                write(out, pictures, drawn)
-            else:
+            if len(choices) > 1:
                 columns.append(list(drawn))
+            elif is_file(out):
+                write_png(out, *drawn)
+            else:
+                write_folder(out, pictures, drawn)
             del drawn
         if columns:
-            write_whole(out, _png(side_by_side(labels(choices), pictures, columns)))
+            write_png(out, side_by_side(labels(choices), pictures, columns))
     count = "" if len(pictures) == 1 or len(choices) > 1 else f"{len(pictures)} images to "
     sys.stdout.write(f"wrote {count}{out}\n")
 
@@ -220,12 +220,6 @@ def drawn_before(folder: Path) -> set[str]:
         return set()
 
 
-def write_file(out: Path, pictures: Sequence[Picture], drawn: "Iterator[np.ndarray]") -> None:
-    """Write the only picture."""
-    (image,) = drawn
-    write_whole(out, _png(image))
-
-
 def write_folder(out: Path, pictures: Sequence[Picture], drawn: "Iterator[np.ndarray]") -> None:
     """Write the pictures as they come, and a manifest of those that are there, also if drawing is cut short."""
     out.mkdir(exist_ok=True)
@@ -233,7 +227,7 @@ def write_folder(out: Path, pictures: Sequence[Picture], drawn: "Iterator[np.nda
     written: list[Picture] = []
     try:
         for picture, image in zip(pictures, drawn, strict=True):
-            write_whole(out / picture.file, _png(image))
+            write_png(out / picture.file, image)
             written.append(picture)
     finally:
         if written:
@@ -263,9 +257,9 @@ def writing(out: Path) -> Iterator[None]:
         raise WriteError(f"{out} cannot be written: {error.strerror or error}") from error
 
 
-def _png(image: "np.ndarray") -> bytes:
+def write_png(path: Path, image: "np.ndarray") -> None:
+    """Write an image (height, width, 3) uint8, whole or not at all."""
     from PIL import Image
 
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, format="PNG")
-    return buffer.getvalue()
+    with replacing(path) as file:
+        Image.fromarray(image).save(file, format="PNG")

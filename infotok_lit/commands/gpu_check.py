@@ -20,7 +20,7 @@ from infotok_lit.assets import SCENES_TOKENIZER
 from infotok_lit.commands.parsing import run
 from infotok_lit.commands.progress import progress_bar
 from infotok_lit.errors import ExplainedError, SettingsError
-from infotok_lit.files import write_whole
+from infotok_lit.files import write_json
 
 FAMILIES = ("harmon", "showo2", "openuni")
 SIZES = ("harmon/0.5b", "showo2/1.5b", "harmon/1.5b", "openuni/unfreeze_projector")
@@ -134,8 +134,7 @@ def gpu_check(
             checks += [replace(check, seconds=(monotonic() - start) / len(found)) for check in found]
     result = circumstances(device) | {"checks": [asdict(check) for check in checks]}
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(out, (json.dumps(result, indent=2) + "\n").encode())
+        write_json(out, result)
     show(result)
     return 0 if all(check.passed for check in checks) else 1
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from infotok_lit import __version__
+from infotok_lit.checkpoints import read_run
 from infotok_lit.commands.parsing import run
 from infotok_lit.commands.progress import progress_bar
 from infotok_lit.errors import SettingsError
@@ -93,7 +94,6 @@ def _load(
         raise SettingsError("a run is probed in float32: leave out --dtype, or export the run first")
     import torch
 
-    from infotok_lit.checkpoints import read_run
     from infotok_lit.modules.base_model import read_heads, rebuild_base
 
     checkpoint = read_run(choice.path)

@@ -1,14 +1,18 @@
 """`rate_distortion`: the quality of compressed videos against their bits."""
 
+import csv
+import io
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from infotok_lit.commands.compress import open_tokenizer
 from infotok_lit.commands.parsing import run
 from infotok_lit.commands.progress import progress_bar
-from infotok_lit.files import write_whole
+from infotok_lit.errors import SettingsError
+from infotok_lit.files import replacing, write_whole
 
 if TYPE_CHECKING:
     from torchmetrics.image.fid import FrechetInceptionDistance
@@ -52,9 +56,6 @@ def rate_distortion(
         device: Where the tokenizer runs; auto: cuda if there is one.
         force: Replace a table and a plot that are there.
     """
-    from dataclasses import replace
-
-    from infotok_lit.errors import SettingsError
     from infotok_lit.video.codec import CodecConfig
     from infotok_lit.video.fvd import I3d, video_distance
     from infotok_lit.video.quality import Lpips, means_by_rate
@@ -100,20 +101,16 @@ def _measured(
 
 def _write(out: Path, rows: "Sequence[Quality]", means: "Sequence[Quality]") -> None:
     """The table of all rows, and the plot of the means."""
-    import csv
-    import io
-    from dataclasses import asdict
-
     from infotok_lit.video.quality import plot_quality
 
-    table, picture = io.StringIO(), io.BytesIO()
+    table = io.StringIO()
     writer = csv.DictWriter(table, list(asdict(rows[0])))
     writer.writeheader()
     writer.writerows(asdict(row) for row in [*rows, *means])
-    plot_quality(means, picture)
     out.mkdir(parents=True, exist_ok=True)
+    with replacing(out / PICTURE) as file:
+        plot_quality(means, file)
     write_whole(out / TABLE, table.getvalue().encode())
-    write_whole(out / PICTURE, picture.getvalue())
 
 
 def _line(row: "Quality") -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 
+from infotok_lit.assets import SCENES_TOKENIZER
 from infotok_lit.batch import Branch, GenerationSample, Sample, Source, UnderstandingSample
 from infotok_lit.errors import SettingsError
 
@@ -92,8 +93,6 @@ def plan_of(settings: Namespace) -> Plan:
 def build_module(settings: Namespace, plan: Plan) -> "InfoTokModule":
     """A configured module, that would begin with random weights and reads with a stand-in for its tokenizer."""
     import lightning.pytorch as pl
-
-    from infotok_lit.assets import SCENES_TOKENIZER
 
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(pl.LightningModule, "model")

@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -17,6 +16,7 @@ import fsspec
 from filelock import FileLock
 
 from infotok_lit.errors import DataError
+from infotok_lit.files import PART, replacing
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ def local_copy(address: str, cache: Path, limit: int | None = None) -> Path:
     with locked(target):
         if not _touched(target):
             log.info("fetching %s into %s", address, target)
-            for left in cache.glob(f"{target.name}.*.part"):  # of a process that was killed
+            for left in cache.glob(f".{target.name}.*{PART}"):  # of a process that was killed
                 left.unlink(missing_ok=True)
             with replacing(target) as file:
                 fetch(address, file)
@@ -121,19 +121,6 @@ def locked(target: Path) -> Iterator[None]:
     """One process at a time works on `target`; the lock of a killed process is free again."""
     with FileLock(f"{target}.lock"):
         yield
-
-
-@contextmanager
-def replacing(target: Path) -> Iterator[BinaryIO]:
-    """A temporary file that becomes `target` if the block succeeds, and vanishes otherwise."""
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f"{target.name}.", suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            yield file
-        os.replace(name, target)
-    except BaseException:
-        os.unlink(name)
-        raise
 
 
 def _run_command(address: str, file: BinaryIO) -> None:

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from infotok_lit.batch import BRANCHES
-from infotok_lit.data.fetch import locked, replacing
+from infotok_lit.data.fetch import locked
 from infotok_lit.data.image_text import SampleOptions
 from infotok_lit.data.rows import RowText, read_json
 from infotok_lit.errors import DataError
+from infotok_lit.files import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -57,8 +58,7 @@ def shard_index(path: Path, cache: Path, options: SampleOptions) -> list[Entry]:
             if index is None:
                 index = {"state": state, **_scan(path, options)}
                 content = json.dumps(index).encode()
-                with replacing(target) as file:
-                    file.write(_digest(content) + b"\n" + content)
+                write_whole(target, _digest(content) + b"\n" + content)
     if index["damage"]:
         log.warning("%s: %s; its %d samples before that are used", path, index["damage"], len(index["entries"]))
     if index["ignored"]:

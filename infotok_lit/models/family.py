@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from infotok_lit import models
 from infotok_lit.assets import SCENES_TOKENIZER
 from infotok_lit.batch import Branch
+from infotok_lit.checkpoints import CheckpointError, first_existing, read_config, read_folder, read_weights
 from infotok_lit.errors import SettingsError
 from infotok_lit.models.common.model_config import ModelConfig
 
@@ -32,8 +33,6 @@ NOTHING: Mapping[str, Any] = MappingProxyType({})
 class Part:
     """Weights that an official checkpoint keeps beside its main file, or under a prefix inside it."""
 
-    help: str
-    """What it is, for `--help`."""
     missing: str
     """What to say if it is not given: "image autoencoder: set `autoencoder` to kl16.ckpt"."""
     prefix: str
@@ -197,8 +196,6 @@ class Family(ABC):
 
     def read_exported(self, folder: Path) -> tuple[Any, OfficialWeights]:
         """The configuration and the weights in an exported folder; CheckpointError if it holds another family."""
-        from infotok_lit.checkpoints import first_existing, read_config
-
         config = self.config_class.from_dict(read_config(folder, self.name, self.title))
         stems = {name: part.stem for name, part in self.parts.items() if part.stem is not None}
         parts = {n: first_existing(folder, f"{stem}.safetensors", f"{stem}.ckpt") for n, stem in stems.items()}
@@ -212,8 +209,6 @@ class Family(ABC):
             SettingsError: naming a part that is needed and not given.
             CheckpointError: if the main file is not one of this family.
         """
-        from infotok_lit.checkpoints import CheckpointError, read_weights
-
         main = read_weights(weights)
         absent = [start for start in self.essential if not any(name.startswith(start) for name in main)]
         if absent:
@@ -253,7 +248,5 @@ def family(name: str) -> Family:
 
 def load_folder(folder: Path) -> "UnifiedModel":
     """The model in an exported folder, in evaluation mode."""
-    from infotok_lit.checkpoints import read_folder
-
     name, _ = read_folder(folder)
     return family(name).from_folder(folder)

@@ -22,7 +22,7 @@ from infotok_lit.models.family import Family, family
 from infotok_lit.models.unified import UnifiedModel
 from infotok_lit.modules.half_linear import is_halved, with_originals
 from infotok_lit.modules.lora import LoraConfig, merged, merged_state
-from infotok_lit.modules.run_checkpoint import completed
+from infotok_lit.modules.run_checkpoint import BASE_PREFIX, completed
 from infotok_lit.modules.sharding import gathered_state, is_sharded
 from infotok_lit.objective.config import ObjectiveConfig
 from infotok_lit.objective.infotok import InfoTok
@@ -32,7 +32,6 @@ HOW_TO_LOAD = (
     "a run's model is loaded by infotok_lit.load({path!r}); to go on training, use `fit --ckpt_path`, and to start a "
     "new run from its weights, model.init_from"
 )
-BASE_PREFIX = "base."
 HEADS_PREFIX = "infotok."
 AVERAGE = "weight_average"
 """Where a module keeps the moving average of its trained weights, under their names (callbacks/weight_average.py)."""

@@ -23,9 +23,10 @@ from infotok_lit.batch import BRANCHES, Batch, Branch, TokenLayout, Understandin
 from infotok_lit.checkpoints import read_pickle
 from infotok_lit.errors import SettingsError
 from infotok_lit.models.unified import UnifiedModel
-from infotok_lit.modules.base_model import BASE_PREFIX, InitialModel
+from infotok_lit.modules.base_model import InitialModel
 from infotok_lit.modules.optimiser import OptimiserConfig, warmup_cosine
 from infotok_lit.modules.run_callbacks import DataConnection, StepSeed
+from infotok_lit.modules.run_checkpoint import BASE_PREFIX
 from infotok_lit.seeding import isolated_rng
 
 UNDERSTANDING = BRANCHES.index("understanding")

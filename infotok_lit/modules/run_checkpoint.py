@@ -20,13 +20,13 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from infotok_lit.checkpoints import SHOWN, CheckpointError
-from infotok_lit.files import PART, staging_path
+from infotok_lit.files import PART, replacing
 from infotok_lit.modules.lora import BASE, LoraConfig
 from infotok_lit.modules.optimiser import OptimiserConfig
 from infotok_lit.sharded_checkpoints import is_sharded_checkpoint, read_sharded
 from infotok_lit.weight_files import read_pickle
 
-PREFIX = "base."
+BASE_PREFIX = "base."
 
 
 class WholeCheckpoints(TorchCheckpointIO):
@@ -42,15 +42,10 @@ class WholeCheckpoints(TorchCheckpointIO):
             return super().save_checkpoint(checkpoint, path, storage_options)
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        staging = staging_path(path)
-        try:
-            with staging.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            staging.replace(path)
-        finally:
-            staging.unlink(missing_ok=True)
+        with replacing(path) as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
 
     def load_checkpoint(
         self, path: str | Path, map_location: Callable | None = None, weights_only: bool | None = None
@@ -132,7 +127,7 @@ class FrozenWeights:
 
     def leave_out(self, state: dict[str, Tensor]) -> dict[str, str]:
         """Take them out of a run's state dict, if it holds any; their digests, by which `fill_in` knows them again."""
-        found = [name for name in self.names if state.pop(f"{PREFIX}{name}", None) is not None]
+        found = [name for name in self.names if state.pop(f"{BASE_PREFIX}{name}", None) is not None]
         return self.digests if found else {}
 
     def fill_in(self, checkpoint: dict[str, Any], recorded: Mapping[str, str]) -> None:
@@ -145,7 +140,7 @@ class FrozenWeights:
             raise CheckpointError(_changed(other, f"model.init_from {self.source}"))
         for state in (checkpoint.get("state_dict"), checkpoint.get("current_model_state")):
             if state:
-                state |= {f"{PREFIX}{name}": self.base.get_parameter(name).detach() for name in recorded}
+                state |= {f"{BASE_PREFIX}{name}": self.base.get_parameter(name).detach() for name in recorded}
 
 
 def digest(tensor: Tensor) -> str:
@@ -171,7 +166,7 @@ def completed(
         if value is None or digest(value) != expected:
             other.append(name)
         else:
-            found[f"{PREFIX}{name}"] = value
+            found[f"{BASE_PREFIX}{name}"] = value
     if other:
         raise CheckpointError(_changed(other, source))
     return {**state, **found}

@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 
 from infotok_lit.checkpoints import CHECKPOINT_KEY, CheckpointError, read_pickle
 from infotok_lit.files import PART, staging_path
-from infotok_lit.modules.run_checkpoint import PREFIX
+from infotok_lit.modules.run_checkpoint import BASE_PREFIX
 from infotok_lit.modules.sharding import own_share
 from infotok_lit.sharded_checkpoints import META, is_sharded_checkpoint, plain_planner, read_sharded_meta, safe_reader
 
@@ -96,7 +96,7 @@ class ShardedStrategy(ModelParallelStrategy):
 
 def _awaited(model: nn.Module, content: dict[str, Any]) -> dict[str, Tensor]:
     """The model's tensors by name that a checkpoint holds: all but those that it says to leave out."""
-    left_out = {f"{PREFIX}{name}" for name in content[CHECKPOINT_KEY].get("frozen", {})}
+    left_out = {f"{BASE_PREFIX}{name}" for name in content[CHECKPOINT_KEY].get("frozen", {})}
     return {name: tensor for name, tensor in get_model_state_dict(model).items() if name not in left_out}
 
 

@@ -26,8 +26,7 @@ def run_two_steps(
     """Train for two optimiser steps, the second of which logs all that a step may log, without keeping anything."""
     settings = {"max_steps": ENCODER_EVERY, "log_every_n_steps": 1, "limit_val_batches": 0, "num_sanity_val_steps": 0}
     settings |= dict.fromkeys(("enable_checkpointing", "enable_progress_bar", "enable_model_summary", "logger"), False)
-    with warnings.catch_warnings(), _hushed("lightning.pytorch"):
-        warnings.simplefilter("ignore")
+    with quiet_lightning():
         pl.Trainer(**settings, callbacks=[LastSteps(), *callbacks], **trainer_settings).fit(module, datamodule=data)
 
 
@@ -99,14 +98,17 @@ def _resident(kind: str) -> int:
 
 
 @contextmanager
-def _hushed(name: str) -> Iterator[None]:
-    """Inside, a logger and those below it say nothing that is no error."""
-    loggers = [logging.getLogger(one) for one in (name, f"{name}.utilities.rank_zero")]
+def quiet_lightning() -> Iterator[None]:
+    """Inside, Lightning says nothing that is no error, and warns of nothing: short fits are meant to be short."""
+    names = ("lightning.fabric", "lightning.pytorch", "lightning.pytorch.utilities.rank_zero")
+    loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)

@@ -18,7 +18,7 @@ from infotok_lit.modules.optimiser import MaskedAdamW, OptimiserConfig, build_op
 from infotok_lit.modules.run_callbacks import StepSeed, tell_model_is_built
 from infotok_lit.video import FAMILY
 from infotok_lit.video.datamodule import ClipBatch
-from infotok_lit.video.losses import LossConfig, Vgg16Features, reconstruction_losses
+from infotok_lit.video.losses import LossConfig, Vgg16Features, psnr, reconstruction_losses
 from infotok_lit.video.official import config_from, export_tokenizer, load_official_file, load_tokenizer
 from infotok_lit.video.rates import RateConfig
 from infotok_lit.video.tokenizer import SIZES, VideoTokenizer, keep_clipwide
@@ -167,12 +167,6 @@ class VideoTokenizerModule(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse to lose the run's moving average."""
         refuse_lost_average(self, checkpoint)
-
-
-def psnr(wanted: Tensor, found: Tensor) -> Tensor:
-    """The peak signal-to-noise ratio (B,) in dB of uint8 clips (B, T, H, W, 3); 100 where they are equal."""
-    error = (wanted.float() - found.float()).square().flatten(1).mean(1)
-    return (10 * torch.log10(255**2 / error)).clamp(max=100)
 
 
 def _decays(name: str, parameter: nn.Parameter) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from infotok_lit.evaluation.paper import IMPOSSIBLE, SOURCE
-from infotok_lit.files import write_whole
+from infotok_lit.files import replacing, write_whole
 from infotok_lit.study.cells import Job, row_cells
 from infotok_lit.study.config import Study
 from infotok_lit.study.figures import (
@@ -196,15 +196,15 @@ def _commands(results: Sequence[CellResult]) -> str:
     return "#!/bin/sh\n" + "".join(f"# {result.cell.label}\n({result.record.shell_line()})\n" for result in ran)
 
 
-def _write(path: Path, content: str | bytes) -> None:
+def _write(path: Path, content: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, content.encode() if isinstance(content, str) else content)
+    write_whole(path, content.encode())
 
 
 def _write_figure(path: Path, figure: Figure) -> None:
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=DPI)
-    _write(path, picture.getvalue())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as file:
+        figure.savefig(file, format="png", dpi=DPI)
 
 
 def _write_csv(path: Path, table: Table) -> None:

@@ -16,6 +16,7 @@ from scipy import stats
 from torch import Tensor
 
 from infotok_lit.budgets import MIN_RATE, rates_with_mean
+from infotok_lit.video.losses import psnr
 from infotok_lit.video.moving_scenes import MovingScenes
 from infotok_lit.video.tokenizer import MaskKind, VideoTokenizer, keep_clipwide
 from infotok_lit.video.windows import to_frames, to_pixels
@@ -117,9 +118,8 @@ def _psnr(tokenizer: VideoTokenizer, measured: _Measured, mask: Tensor) -> Tenso
     found = []
     for clip, codes, kept in zip(measured.clips, measured.codes, mask, strict=True):
         frames = to_frames(tokenizer.decode((codes * kept)[None].to(device))).cpu()
-        error = (frames[0].float() - clip.float()).square().mean()
-        found.append((10 * torch.log10(255**2 / error)).clamp(max=100))
-    return torch.stack(found)
+        found.append(psnr(clip[None], frames))
+    return torch.cat(found)
 
 
 def _policies(tokenizer: VideoTokenizer, measured: _Measured, rate: float) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""What reconstruction costs: absolute error of pixels, and of the features of a VGG-16 (perceptual and Gram)."""
+"""What reconstruction costs: error of pixels, and of the features of a VGG-16 (perceptual and Gram)."""
 
 import bisect
 from collections.abc import Callable, Sequence
@@ -125,6 +125,12 @@ def _gram(features: Tensor, batch: int) -> Tensor:
     """(B T, C, H, W) -> (B, C, C): products of channels, averaged over the clip."""
     flat = features.unflatten(0, (batch, -1)).transpose(1, 2).flatten(2)
     return flat @ flat.transpose(1, 2) / flat.shape[-1]
+
+
+def psnr(wanted: Tensor, found: Tensor) -> Tensor:
+    """The peak signal-to-noise ratio (N,) in dB of frames or clips (N, ...) in [0, 255]; 100 where they are equal."""
+    error = (wanted.float() - found.float()).square().flatten(1).mean(1)
+    return (10 * torch.log10(255**2 / error)).clamp(max=100)
 
 
 class Vgg16Features(nn.Module):

@@ -17,7 +17,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from infotok_lit.checkpoints import CheckpointError, read_weights
 from infotok_lit.video.codec import CodecConfig, compress, read_stream
 from infotok_lit.video.fvd import CLIP_FRAMES
-from infotok_lit.video.losses import SCALE, SHIFT, Vgg16Features
+from infotok_lit.video.losses import SCALE, SHIFT, Vgg16Features, psnr
 from infotok_lit.video.tokenizer import VideoTokenizer
 from infotok_lit.video.video_file import OpenVideo
 
@@ -100,10 +100,9 @@ def measure_quality(
         report = compress(tokenizer, opened.frames, opened.frame_rate, file, config)
         file.seek(0)
         decoded = read_stream(tokenizer, file, name).frames()
-        psnr, ssim, perceptual = [], [], []
+        decibels, ssim, perceptual = [], [], []
         for wanted, found in zip(_batches(open_video().frames), _batches(decoded), strict=True):
-            error = (wanted - found).square().flatten(1).mean(1)
-            psnr += (10 * torch.log10(255**2 / error)).clamp(max=100).tolist()
+            decibels += psnr(wanted, found).tolist()
             if min(wanted.shape[2:]) >= SSIM_SIDE:
                 similar = structural_similarity_index_measure(found, wanted, data_range=255.0, reduction="none")
                 ssim += similar.flatten().tolist()
@@ -119,7 +118,7 @@ def measure_quality(
         kept=report.kept / report.tokens,
         bpp16=report.bpp16,
         paper_bpp16=report.paper_bpp16,
-        psnr=fmean(psnr),
+        psnr=fmean(decibels),
         ssim=fmean(ssim) if ssim else None,
         lpips=fmean(perceptual) if perceptual else None,
     )

@@ -53,7 +53,8 @@ def test_where_no_system_tells_what_a_process_holds_the_rest_is_said(tmp_path, m
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("platform.libc_ver", lambda: ("", ""))
     monkeypatch.setattr("ctypes.CDLL", lambda name: pytest.fail("a call into glibc"))
-    arguments = ["estimate", "--config", "harmon/scenes32", "--alternatives", "false", "--out", "found.json"]
+    small = ["--config", "objective/finetune", "--model.init_args.settings", '{"llm": {"num_hidden_layers": 1}}']
+    arguments = ["estimate", "--config", "harmon/scenes32", *small, "--alternatives", "false", "--out", "found.json"]
     assert cli.main(arguments) == 0
     (plan,) = json.loads((tmp_path / "found.json").read_text())["plans"]
     assert plan["process_bytes"] is None and plan["bytes"]["1 card"] > 0

@@ -1,12 +1,17 @@
 """`gpu_check` without a card: what it refuses, and that each of its checks can fail."""
 
 import json
+import subprocess
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from time import monotonic
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from infotok_lit import cli
+from infotok_lit.batch import BRANCHES
 from infotok_lit.commands import gpu_check as command
 from infotok_lit.commands import same_numbers
 from infotok_lit.commands.gpu_check import Check, FailedCommandError, Place, losses, official_path, resume, speed
@@ -41,6 +46,7 @@ def test_the_table_and_the_status_say_what_failed(tmp_path, monkeypatch, capsys)
 
 
 def test_a_command_that_takes_too_long_or_compiles_too_often_has_failed(tmp_path, monkeypatch) -> None:
+    assert Place("cpu", tmp_path, monotonic() + 60).call("--version").startswith("infotok_lit ")
     with pytest.raises(FailedCommandError, match="no time left"):
         Place("cpu", tmp_path, monotonic() - 1).call("--version")
     done = command.subprocess.CompletedProcess([], 0, "", "torch._dynamo hit config.recompile_limit (8)")
@@ -70,7 +76,22 @@ def test_random_numbers_are_the_cpus_whatever_device_they_are_for() -> None:
     assert all(one.equal(other) for one, other in zip(found, wanted[1:], strict=True)), "meta drew from the CPU"
 
 
-def test_the_checks_run_on_a_cpu(place) -> None:
+@pytest.fixture
+def in_this_process(monkeypatch) -> Iterator[None]:
+    """Commands that a check runs, run here and in small batches: each process would import everything again."""
+
+    def run_here(words: Sequence[str], cwd: Path, **_: object) -> subprocess.CompletedProcess:
+        monkeypatch.chdir(cwd)
+        smaller = [f"--data.init_args.{branch}_batch_size=4" for branch in BRANCHES if words[3] in ("fit", "bench")]
+        return subprocess.CompletedProcess(words, cli.main([*words[3:], *smaller]), "", "")
+
+    here = SimpleNamespace(run=run_here, TimeoutExpired=subprocess.TimeoutExpired)
+    monkeypatch.setattr(command, "subprocess", here)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def test_the_checks_run_on_a_cpu(place, in_this_process) -> None:
     (check,) = resume(place)
     assert check.passed, check.value
     names = [check.name for check in speed(place, "harmon/scenes32", steps=1)]

@@ -37,6 +37,13 @@ def run_of(folder: Path, module: TinyModule) -> Path:
     return folder / "last.ckpt"
 
 
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    run_of(folder, TinyModule())
+    return folder
+
+
 def test_an_exported_model_of_any_family_is_probed(exported, model, tmp_path, capsys):
     out = tmp_path / "new" / "probe.json"
     assert main(["probe", "--model", str(exported), *FEW, "--out", str(out)]) == 0
@@ -111,14 +118,12 @@ def test_tokens_lie_where_they_belong_and_hidden_places_are_zero():
         (["--model", ".", "--texture", "1.5"], "texture must lie in [0, 1], got 1.5"),
     ],
 )
-def test_wrong_arguments_are_refused_by_name(arguments, said, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    run_of(tmp_path, TinyModule())
+def test_wrong_arguments_are_refused_by_name(arguments, said, run, monkeypatch, capsys):
+    monkeypatch.chdir(run)
     assert main(["probe", *arguments]) == 2
     assert said in capsys.readouterr().err
 
 
-def test_a_run_is_probed_in_single_precision_only(tmp_path, capsys):
-    run_of(tmp_path, TinyModule())
-    assert main(["probe", "--model", str(tmp_path), "--dtype", "bfloat16"]) == 2
+def test_a_run_is_probed_in_single_precision_only(run, capsys):
+    assert main(["probe", "--model", str(run), "--dtype", "bfloat16"]) == 2
     assert "leave out --dtype" in capsys.readouterr().err

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 
@@ -297,9 +295,3 @@ def test_configured_by_class_path(tmp_path):
 def as_shard_of_photos(folder: Path) -> Path:
     shutil.copytree(PHOTOS, folder / "all")
     return as_shard(folder / "all")
-
-
-def test_importing_a_model_imports_no_data_module():
-    """The sample types live beside the DataModule, yet models know nothing of Lightning."""
-    code = "import sys, infotok_lit.models.unified; sys.exit('lightning' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -1,7 +1,9 @@
 """Rows of a study differ in their terms and in nothing else: the placebo, and clipping by part."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -55,6 +57,17 @@ def fit(folder: Path, terms=("compactness", "sufficiency", "alignment"), family=
     return kept["weights"], kept["logged"]
 
 
+@pytest.fixture(scope="module")
+def plain_of(tmp_path_factory) -> Callable[..., dict[str, torch.Tensor]]:
+    """(family, processes) -> the weights of plain fine-tuning, which is run once."""
+
+    @cache
+    def weights(family: str, processes: int = 1) -> dict[str, torch.Tensor]:
+        return fit(tmp_path_factory.mktemp("plain"), (), family, processes)[0]
+
+    return weights
+
+
 def base_of(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: value for name, value in weights.items() if name.startswith("base.")}
 
@@ -63,8 +76,8 @@ def base_of(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     ("family", "processes", "balance"),
     [*((family, 1, BALANCED) for family in FAMILIES), ("harmon", 2, BALANCED), ("harmon", 1, BalanceConfig())],
 )
-def test_a_placebo_ends_with_the_weights_of_plain_fine_tuning(tmp_path, family, processes, balance) -> None:
-    plain, _ = fit(tmp_path, (), family, processes)
+def test_a_placebo_ends_with_the_weights_of_plain_fine_tuning(tmp_path, plain_of, family, processes, balance) -> None:
+    plain = plain_of(family, processes)
     placebo, logged = fit(tmp_path, family=family, processes=processes, placebo=True, balance=balance)
     terms, _ = fit(tmp_path, family=family, processes=processes, balance=balance)
     torch.testing.assert_close(base_of(placebo), base_of(plain), rtol=0, atol=0)
@@ -84,8 +97,8 @@ def test_a_placebo_ends_with_the_weights_of_plain_fine_tuning(tmp_path, family, 
 
 
 @pytest.mark.parametrize("family", ["harmon", "showo2"])
-def test_captioning_trains_the_encoder_and_as_a_placebo_nothing(tmp_path, family) -> None:
-    plain, _ = fit(tmp_path, (), family)
+def test_captioning_trains_the_encoder_and_as_a_placebo_nothing(tmp_path, plain_of, family) -> None:
+    plain = plain_of(family)
     balance = BalanceConfig(generation=Shares(captioning=0.3))
     placebo, logged = fit(tmp_path, ("captioning",), family, placebo=True, balance=balance)
     term, _ = fit(tmp_path, ("captioning",), family, balance=balance)

@@ -1,6 +1,7 @@
 """Adapters: trained instead of the weights under them, resumed with the run, and gone from what is exported."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -128,18 +129,24 @@ def test_a_run_with_adapters_resumes_exactly(tmp_path) -> None:
         assert torch.equal(found.lightning_module.state_dict()[name], value), name
 
 
-def test_a_run_starts_from_another_with_its_adapters_merged(tmp_path) -> None:
-    module = module_of("openuni")
-    fit(tmp_path, module=module, steps=2)
+@pytest.fixture(scope="module")
+def short_run(tmp_path_factory) -> tuple[Path, TinyModule]:
+    """A checkpoint, and the module as it was then."""
+    folder, module = tmp_path_factory.mktemp("run"), module_of("openuni")
+    fit(folder, module=module, steps=2)
+    return newest_checkpoint([folder]), module
+
+
+def test_a_run_starts_from_another_with_its_adapters_merged(short_run) -> None:
+    checkpoint, module = short_run
     base = tiny_model("openuni", seed=9)
-    base.load_state_dict(base_weights(read_run(newest_checkpoint([tmp_path]))))
+    base.load_state_dict(base_weights(read_run(checkpoint)))
     with merged(module.base, lora_of("openuni")):
         assert all(torch.equal(base.state_dict()[name], value) for name, value in module.base.state_dict().items())
 
 
-def test_other_adapters_than_the_runs_are_refused(tmp_path) -> None:
-    fit(tmp_path, module=module_of("openuni"), steps=2)
-    checkpoint = next(tmp_path.rglob("last.ckpt"))
+def test_other_adapters_than_the_runs_are_refused(short_run, tmp_path) -> None:
+    checkpoint, _ = short_run
     for other in (None, LoraConfig((TARGETS["openuni"],), rank=4)):
         with pytest.raises(CheckpointError, match=r"model\.lora is .*, but the run to resume has .*model\.init_from"):
             fit(tmp_path / "other", checkpoint, module=TinyModule(family="openuni", lora=other))

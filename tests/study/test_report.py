@@ -114,7 +114,7 @@ def test_pictures_and_commands_are_there(out) -> None:
     assert re.search(r"torch \d.*optuna \d", (out / "report.md").read_text())
 
 
-def test_a_report_is_recomputed_from_raw_files_alone(bench) -> None:
+def test_a_report_is_recomputed_from_raw_files_alone(bench, monkeypatch) -> None:
     """Neither Optuna's storage nor an earlier report is needed, and a changed result changes the table."""
     study = bench.study(["plain", "a"], SEEDS)
     bench.run(study, workers=2)
@@ -129,16 +129,21 @@ def test_a_report_is_recomputed_from_raw_files_alone(bench) -> None:
     changed = json.loads(path.read_text())
     changed["validation"][-1][METRICS["answers"].tag] = 7.0
     path.write_text(json.dumps(changed))
+    leave_figures_undrawn(monkeypatch)
     write_report(study)
     expected = (7.0 + sum(truth("a", "answers")[1:])) / 3
     line = next(line for line in read(out / "table.csv") if (line["row"], line["metric"]) == ("a", "answers"))
     assert float(line["mean"]) == pytest.approx(expected)
 
 
+def leave_figures_undrawn(monkeypatch) -> None:
+    """They are made, but not drawn, which takes long."""
+    monkeypatch.setattr(report, "_write_figure", lambda path, figure: None)
+
+
 @pytest.fixture
 def undrawn(monkeypatch) -> None:
-    """Figures are made, but not drawn, which takes long."""
-    monkeypatch.setattr(report, "_write_figure", lambda path, figure: None)
+    leave_figures_undrawn(monkeypatch)
 
 
 def test_an_unfinished_study_reports_what_there_is(bench, undrawn) -> None:

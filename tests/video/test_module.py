@@ -24,8 +24,9 @@ from infotok_lit.cli import main as command_line
 from infotok_lit.commands.fit import InfoTokCLI
 from infotok_lit.errors import SettingsError
 from infotok_lit.modules.optimiser import OptimiserConfig
-from infotok_lit.modules.video_tokenizer import ExportTokenizer, VideoTokenizerModule, psnr, rebuild_tokenizer
+from infotok_lit.modules.video_tokenizer import ExportTokenizer, VideoTokenizerModule, rebuild_tokenizer
 from infotok_lit.video.datamodule import ClipDataModule
+from infotok_lit.video.losses import psnr
 from infotok_lit.video.moving_scenes import MovingScenes
 from infotok_lit.video.official import load_tokenizer
 from infotok_lit.video.rates import RateConfig

@@ -153,7 +153,6 @@ class HarmonFamily(Family):
     }
     parts: ClassVar[Mapping[str, Part]] = {
         "autoencoder": Part(
-            help="Harmon's KL-16 (kl16.ckpt)",
             missing="image autoencoder: set `autoencoder` to the official kl16.ckpt (wusize/harmon)",
             prefix="vae.",
             stem="kl16",

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 DOWNSAMPLE = 2
 """Patches per side that become one token of InternVL3."""
+IMAGE_START, IMAGE_END = "<img>", "</img>"
+IMAGE_TOKENS = (IMAGE_START, IMAGE_END, "<IMG_CONTEXT>")
 
 
 @dataclass(frozen=True)
@@ -181,19 +183,16 @@ class OpenUniFamily(Family):
     }
     parts: ClassVar[Mapping[str, Part]] = {
         "vlm": Part(
-            help="the folder of OpenUni's InternVL3",
             missing="vlm: set `vlm` to the folder of OpenGVLab/InternVL3-1B or -2B",
             prefix="lmm.",
             stem="internvl3",
         ),
         "transformer": Part(
-            help="SANA's folder, for OpenUni checkpoints without it",
             missing="transformer: set `transformer` to SANA's folder (its `transformer` subfolder)",
             prefix="transformer.",
             stem=None,
         ),
         "autoencoder": Part(
-            help="the folder of SANA's DC-AE",
             missing="autoencoder: set `autoencoder` to the folder of mit-han-lab/dc-ae-f32c32-sana-1.1-diffusers",
             prefix="vae.",
             stem="dc_ae",
@@ -205,9 +204,10 @@ class OpenUniFamily(Family):
 
     def load_tokenizer(self, source: str) -> "PreTrainedTokenizerBase":
         """With the image tokens of InternVL3 where they are missing."""
-        from infotok_lit.models.openuni.processor import add_missing_tokens
-
-        return add_missing_tokens(super().load_tokenizer(source))
+        tokenizer = super().load_tokenizer(source)
+        known = tokenizer.get_vocab()
+        tokenizer.add_tokens([token for token in IMAGE_TOKENS if token not in known], special_tokens=True)
+        return tokenizer
 
     def tokenizer_folder(self, weights: Path, parts: Mapping[str, Path]) -> Path | None:
         """That of InternVL3."""

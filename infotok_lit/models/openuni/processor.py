@@ -3,33 +3,23 @@
 from collections.abc import Sequence
 
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from infotok_lit.batch import BrokenSampleError, Tokenizer
 from infotok_lit.models.common.processor import ChatProcessor, Prompt, Words
 from infotok_lit.models.common.text import pad
-from infotok_lit.models.openuni.family import OpenUniConfig
+from infotok_lit.models.openuni.family import IMAGE_END, IMAGE_START, OpenUniConfig
 
 USER_START = "<|im_start|>user\n"
 ASSISTANT_START = "<|im_end|>\n<|im_start|>assistant\n"
 IMAGE_MARKER = "<image>"
 """Where in a question its image stands, in the manner of InternVL."""
-IMAGE_START, IMAGE_END, IMAGE_CONTEXT = "<img>", "</img>", "<IMG_CONTEXT>"
 GENERATION_PROMPT = "Generate an image: "
 UNCONDITIONAL_PROMPT = "Generate an image."
 KEEP_PROMPT = "Keep the image as it is."
 
 
-def add_missing_tokens(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """The tokenizer with the image tokens of InternVL3 that it lacks."""
-    known = tokenizer.get_vocab()
-    markers = (IMAGE_START, IMAGE_END, IMAGE_CONTEXT)
-    tokenizer.add_tokens([token for token in markers if token not in known], special_tokens=True)
-    return tokenizer
-
-
 class OpenUniProcessor(ChatProcessor):
-    """Samples -> batches of OpenUni; the tokenizer is InternVL3's, completed by `add_missing_tokens`."""
+    """Samples -> batches of OpenUni; the tokenizer is InternVL3's, as the family loads it."""
 
     needs = "OpenUni needs InternVL3's tokenizer"
 

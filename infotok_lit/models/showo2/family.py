@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from infotok_lit.assets import embedded_base
 from infotok_lit.batch import BRANCHES
+from infotok_lit.checkpoints import first_existing, read_weights
 from infotok_lit.models.common.model_config import (
     QWEN25,
     SCENES_LLM,
@@ -26,6 +27,10 @@ LM_HEAD, EMBEDDINGS = "showo.lm_head.weight", "showo.model.embed_tokens.weight"
 """Official names of the language model's output head and embedding table."""
 PATCH_SIZE = 2
 """Latent pixels per side of a token."""
+IMAGE_START, IMAGE_END = "<|vision_start|>", "<|vision_end|>"
+PAD = "[PAD]"
+ADDED_TOKENS = ("<image>", "<|vid_start|>", "<|vid_end|>")
+"""What the official code adds to Qwen2.5's tokenizer after [PAD]; only their rows in the vocabulary matter."""
 
 
 @dataclass(frozen=True)
@@ -188,7 +193,6 @@ class Showo2Family(Family):
     }
     parts: ClassVar[Mapping[str, Part]] = {
         "autoencoder": Part(
-            help="the Wan2.1 VAE of Show-o2 (Wan2.1_VAE.pth)",
             missing="image autoencoder: set `autoencoder` to Wan2.1_VAE.pth (Wan-AI/Wan2.1-T2V-14B)",
             prefix="vae.",
             stem="wan_vae",
@@ -199,9 +203,14 @@ class Showo2Family(Family):
 
     def load_tokenizer(self, source: str) -> "PreTrainedTokenizerBase":
         """With the tokens of Show-o2 that Qwen2.5's tokenizer lacks, in the official order."""
-        from infotok_lit.models.showo2.processor import add_missing_tokens
-
-        return add_missing_tokens(super().load_tokenizer(source))
+        tokenizer = super().load_tokenizer(source)
+        known = tokenizer.get_vocab()
+        vision = [token for token in (IMAGE_START, IMAGE_END, "<|image_pad|>") if token not in known]
+        tokenizer.add_tokens(vision, special_tokens=True)
+        if PAD not in known:
+            tokenizer.add_special_tokens({"pad_token": PAD})
+        tokenizer.add_tokens([token for token in ADDED_TOKENS if token not in known])
+        return tokenizer
 
     def differing_parts(self, found: Showo2Config, wanted: Showo2Config) -> list[str]:
         """As for all families, but a quantiser may be added to a model without one."""
@@ -210,8 +219,6 @@ class Showo2Family(Family):
 
     def read_exported(self, folder: Path) -> tuple[Showo2Config, OfficialWeights]:
         """As for all families, with the quantiser, which no official file has."""
-        from infotok_lit.checkpoints import first_existing, read_weights
-
         config, official = super().read_exported(folder)
         if config.quantiser.kind == "none":
             return config, official

@@ -9,19 +9,14 @@ from typing import NamedTuple
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from infotok_lit.batch import IGNORE_INDEX, IMAGE_TOKEN_ID, GenerationSample, Tokenizer, UnderstandingSample
 from infotok_lit.models.common.images import centre_crop, fit_on_square, to_pixels
 from infotok_lit.models.common.processor import ChatProcessor, Prompt, Words
 from infotok_lit.models.common.text import pad
-from infotok_lit.models.showo2.family import Showo2Config
+from infotok_lit.models.showo2.family import IMAGE_END, IMAGE_START, PAD, Showo2Config
 
 START, END = "<|im_start|>", "<|im_end|>"
-IMAGE_START, IMAGE_END = "<|vision_start|>", "<|vision_end|>"
-PAD = "[PAD]"
-ADDED_TOKENS = ("<image>", "<|vid_start|>", "<|vid_end|>")
-"""What the official code adds to Qwen2.5's tokenizer after [PAD]; only their rows in the vocabulary matter."""
 CAPTION_PREFIXES = (
     "The image features ",
     "The image presents ",
@@ -136,19 +131,8 @@ def _answered(prompt: list[int], answer: list[int], markers: Markers) -> Layout:
     return Layout(prompt + target, [IGNORE_INDEX] * len(prompt) + target)
 
 
-def add_missing_tokens(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """The tokenizer with the tokens of Show-o2 that it lacks, in the official order."""
-    known = tokenizer.get_vocab()
-    vision = [token for token in (IMAGE_START, IMAGE_END, "<|image_pad|>") if token not in known]
-    tokenizer.add_tokens(vision, special_tokens=True)
-    if PAD not in known:
-        tokenizer.add_special_tokens({"pad_token": PAD})
-    tokenizer.add_tokens([token for token in ADDED_TOKENS if token not in known])
-    return tokenizer
-
-
 class Showo2Processor(ChatProcessor):
-    """Samples -> batches of Show-o2; the tokenizer is Qwen2.5's, completed by `add_missing_tokens`."""
+    """Samples -> batches of Show-o2; the tokenizer is Qwen2.5's, as the family loads it."""
 
     needs = "Show-o2 needs a Qwen2.5 tokenizer with the tokens that its loader adds"
     pad_marker = PAD
