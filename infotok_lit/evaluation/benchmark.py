@@ -17,6 +17,9 @@ from infotok_lit.data.image_file import read_image
 from infotok_lit.errors import DataError, MissingFileError, SettingsError
 from infotok_lit.evaluation.records import Row, digest
 
+Rules = Literal["official", "lmms-eval", "vlmevalkit"]
+"""Whose way of reading answers: that of a benchmark's authors, or a harness's."""
+
 
 @dataclass(frozen=True)
 class Drawing:
@@ -107,7 +110,7 @@ class Benchmark(ABC):
     grader: Grader | None = None
     graded: ClassVar[Literal["drawings", "questions"]] = "drawings"
     """What the grader looks at."""
-    rules: str = "official"
+    rules: Rules = "official"
     RULES: ClassVar[Mapping[str, Callable[..., Any]]] = {}
     """Ways to read an answer, by name; `official` is the default."""
 
@@ -180,7 +183,7 @@ def scores_by(rows: Sequence[Row], key: str) -> dict[str, Score]:
     return {name: average(scores) for name, scores in values.items()}
 
 
-def rule_named(benchmark: Benchmark, name: str) -> Callable[..., Any]:
+def rule_named(benchmark: Benchmark | type[Benchmark], name: str) -> Callable[..., Any]:
     """One of the benchmark's rules; SettingsError naming them for any other."""
     if name not in benchmark.RULES:
         raise SettingsError(f"{benchmark.title} has no rules called {name!r}: choose from {', '.join(benchmark.RULES)}")

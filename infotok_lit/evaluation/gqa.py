@@ -7,7 +7,7 @@ from pathlib import Path
 from PIL import Image
 
 from infotok_lit.errors import MissingFileError
-from infotok_lit.evaluation.benchmark import Benchmark, Question, Score, average, open_file, require, rule_named
+from infotok_lit.evaluation.benchmark import Benchmark, Question, Rules, Score, average, open_file, require, rule_named
 from infotok_lit.evaluation.records import Row, by_name, checked, read_json
 from infotok_lit.evaluation.tables import Table
 from infotok_lit.files import write_json
@@ -51,7 +51,7 @@ class Gqa(Benchmark):
         "download `hf download lmms-lab/GQA --repo-type dataset --include 'testdev_balanced*' --local-dir DATA/gqa`."
     )
 
-    def __init__(self, folder: Path, rules: str = "official") -> None:
+    def __init__(self, folder: Path, rules: Rules = "official") -> None:
         self.rule, self.rules = rule_named(self, rules), rules
         self.folder = require(folder, type(self))
         self.table: Table | None = None

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from PIL import Image
 
 from infotok_lit.errors import DataError
-from infotok_lit.evaluation.benchmark import Benchmark, Question, Score, open_file, require, rule_named
+from infotok_lit.evaluation.benchmark import Benchmark, Question, Rules, Score, open_file, require, rule_named
 from infotok_lit.evaluation.records import Row, read_text
 from infotok_lit.evaluation.tables import Table
 from infotok_lit.evaluation.yes_no import mme_lmms_eval, mme_official, vlmevalkit
@@ -54,7 +54,7 @@ class Mme(Benchmark):
         "`hf download lmms-lab/MME --repo-type dataset --local-dir DATA/mme`."
     )
 
-    def __init__(self, folder: Path, rules: str = "official") -> None:
+    def __init__(self, folder: Path, rules: Rules = "official") -> None:
         self.rule, self.rules = rule_named(self, rules), rules
         self.folder = require(folder, type(self))
         self.table: Table | None = None

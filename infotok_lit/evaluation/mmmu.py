@@ -16,7 +16,7 @@ from typing import Literal
 from PIL import Image
 
 from infotok_lit.errors import DataError
-from infotok_lit.evaluation.benchmark import Benchmark, Question, Score, average, require, rule_named, scores_by
+from infotok_lit.evaluation.benchmark import Benchmark, Question, Rules, Score, average, require, rule_named, scores_by
 from infotok_lit.evaluation.records import Row, by_name
 from infotok_lit.evaluation.tables import Table
 from infotok_lit.files import write_json
@@ -64,7 +64,7 @@ class Mmmu(Benchmark):
         "--local-dir DATA/mmmu`."
     )
 
-    def __init__(self, folder: Path, rules: str = "official") -> None:
+    def __init__(self, folder: Path, rules: Rules = "official") -> None:
         self.rule, self.rules = rule_named(self, rules), rules
         self.table = Table(require(folder, type(self)), IMAGES, "validation", FIELDS, self.fetch)
         self.sources = self.table.files

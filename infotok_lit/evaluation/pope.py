@@ -7,7 +7,7 @@ from PIL import Image
 
 from infotok_lit.assets import BENCHMARKS
 from infotok_lit.errors import MissingFileError
-from infotok_lit.evaluation.benchmark import Benchmark, Question, Score, average, open_file, rule_named
+from infotok_lit.evaluation.benchmark import Benchmark, Question, Rules, Score, average, open_file, rule_named
 from infotok_lit.evaluation.records import Row, checked, read_json_lines, to_lines
 from infotok_lit.evaluation.yes_no import pope_lmms_eval, pope_official, vlmevalkit
 from infotok_lit.files import write_whole
@@ -35,7 +35,7 @@ class Pope(Benchmark):
         "500: unpack them to DATA/pope/val2014."
     )
 
-    def __init__(self, folder: Path, rules: str = "official") -> None:
+    def __init__(self, folder: Path, rules: Rules = "official") -> None:
         self.rule, self.rules = rule_named(self, rules), rules
         self.folder = folder
         own = [folder / f"coco_pope_{split}.json" for split in SPLITS]

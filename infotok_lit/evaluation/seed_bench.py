@@ -13,6 +13,7 @@ from PIL import Image
 from infotok_lit.evaluation.benchmark import (
     Benchmark,
     Question,
+    Rules,
     Score,
     average,
     open_file,
@@ -72,7 +73,7 @@ class SeedBench(Benchmark):
         "DATA/seed, or download `hf download lmms-lab/SEED-Bench --repo-type dataset --local-dir DATA/seed`."
     )
 
-    def __init__(self, folder: Path, rules: str = "official") -> None:
+    def __init__(self, folder: Path, rules: Rules = "official") -> None:
         self.rule, self.rules = rule_named(self, rules), rules
         self.folder = require(folder, type(self))
         self.table: Table | None = None
