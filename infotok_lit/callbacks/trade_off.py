@@ -103,7 +103,7 @@ class TradeOff(pl.Callback):
         """Read the benchmarks; SettingsError for a strategy under which no process has the whole model."""
         if isinstance(trainer.strategy, pl.strategies.FSDPStrategy | pl.strategies.ModelParallelStrategy):
             raise SettingsError("TradeOff: the processes work apart, which a sharded model does not allow: use DDP")
-        self.benchmarks = make_benchmarks(self.names, self.options)
+        self.benchmarks = make_benchmarks(self.names, self.options, self.limit)
         for line in told_of_rules(self.benchmarks, self.options.rules):
             rank_zero_info(f"TradeOff: {line}")
         for benchmark in self.benchmarks:

@@ -108,7 +108,7 @@ def evaluate(
     from infotok_lit.evaluation.catalogue import make_benchmarks, told_of_rules
 
     chosen = _options(judging, data, seed, images_per_prompt, rules, options.device)
-    made = make_benchmarks(benchmark, chosen, with_images=verdicts is None)
+    made = make_benchmarks(benchmark, chosen, limit, with_images=verdicts is None)
     if verdicts is not None:
         return aggregate(made, verdicts)
     if not model or out is None:

@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 
 from infotok_lit.errors import ExplainedError, MissingFileError, SettingsError, did_you_mean
-from infotok_lit.evaluation.benchmark import Benchmark, Rules, rule_named
+from infotok_lit.evaluation.benchmark import Benchmark, Rules, rule_named, spread
 from infotok_lit.evaluation.dpg_bench import DpgBench
 from infotok_lit.evaluation.endpoint import Endpoint
 from infotok_lit.evaluation.geneval import GenEval, RewrittenGenEval
@@ -97,11 +97,15 @@ WITH_RULES: Sequence[type[Benchmark]] = (Pope, Mme, Gqa, SeedBench, Mmmu)
 """Those whose answers can be read by one set of rules or another."""
 
 
-def make_benchmarks(names: Sequence[str], options: Options, with_images: bool = True) -> list[Benchmark]:
+def make_benchmarks(
+    names: Sequence[str], options: Options, limit: int | None = None, with_images: bool = True
+) -> list[Benchmark]:
     """The benchmarks of some names, `all` for every one.
 
     Args:
-        with_images: see to it that there are pictures to ask about, by the first one.
+        limit: at most so many prompts or images of each will be used, evenly spread.
+        with_images: see that the images of their questions are there: all files by their headers, and the first image
+            of each benchmark by decoding it.
 
     Raises:
         SettingsError: there is no benchmark of that name, or one that is named (`all` names none) lacks the rules.
@@ -116,7 +120,9 @@ def make_benchmarks(names: Sequence[str], options: Options, with_images: bool = 
     for name in names:
         try:
             benchmark = BENCHMARKS[name](options)
-            questions = [] if benchmark.about_own_images or not with_images else benchmark.questions()
+            asked = with_images and not benchmark.about_own_images
+            questions = spread(benchmark.questions(), limit) if asked else []
+            benchmark.check_images(questions)
             for image in questions[0].images if questions else ():
                 benchmark.open_image(image, Path())
             made.append(benchmark)
