@@ -22,7 +22,7 @@ from infotok_lit.models.unified import UnifiedModel
 from infotok_lit.modules.base_model import HOW_TO_LOAD, InitialModel, build_heads, plain, refuse_lost_average
 from infotok_lit.modules.finite import FiniteGuard
 from infotok_lit.modules.gradients import GradientWatch, frozen_tokens_message
-from infotok_lit.modules.half_linear import halve_frozen_layers
+from infotok_lit.modules.half_linear import halve_frozen_layers, warn_of_rounding
 from infotok_lit.modules.lora import LoraConfig, add_adapters
 from infotok_lit.modules.losses import (
     BranchResult,
@@ -149,6 +149,8 @@ class InfoTokModule(pl.LightningModule):
     def setup(self, stage: str) -> None:
         """Refuse a precision or a strategy that cannot train."""
         refuse_trainer(self.trainer.precision, self.trainer.strategy)
+        if self.halve_frozen:
+            warn_of_rounding(self.trainer.precision)
 
     def configure_model(self) -> None:
         """Build the base model and the heads once; a resumed run then overwrites their weights."""
