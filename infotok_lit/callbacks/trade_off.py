@@ -11,8 +11,8 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from infotok_lit.callbacks.history import RunResult
 from infotok_lit.errors import SettingsError
-from infotok_lit.evaluation.benchmark import Benchmark, Grader
-from infotok_lit.evaluation.catalogue import Options, check_names, make_benchmarks
+from infotok_lit.evaluation.benchmark import Benchmark, Grader, Rules
+from infotok_lit.evaluation.catalogue import Options, check_names, make_benchmarks, told_of_rules
 from infotok_lit.evaluation.endpoint import Endpoint, JudgeError
 from infotok_lit.evaluation.judge import JudgeGrader
 from infotok_lit.evaluation.models import OwnModel
@@ -77,7 +77,7 @@ class TradeOff(pl.Callback):
         every_n_steps: int = 500,
         limit: int | None = 64,
         batch_size: int = 16,
-        rules: str = "official",
+        rules: Rules = "official",
         detector: str | None = None,
         classifier: str | None = None,
         judge: str | None = None,
@@ -103,7 +103,9 @@ class TradeOff(pl.Callback):
         """Read the benchmarks; SettingsError for a strategy under which no process has the whole model."""
         if isinstance(trainer.strategy, pl.strategies.FSDPStrategy | pl.strategies.ModelParallelStrategy):
             raise SettingsError("TradeOff: the processes work apart, which a sharded model does not allow: use DDP")
-        self.benchmarks = make_benchmarks(self.names, self.options)
+        self.benchmarks = make_benchmarks(self.names, self.options, self.limit)
+        for line in told_of_rules(self.benchmarks, self.options.rules):
+            rank_zero_info(f"TradeOff: {line}")
         for benchmark in self.benchmarks:
             if isinstance(benchmark.grader, JudgeGrader):
                 benchmark.grader = PatientGrader(benchmark.grader)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
@@ -14,6 +14,7 @@ from infotok_lit.checkpoints import exported_family
 from infotok_lit.commands.parsing import run
 from infotok_lit.commands.progress import progress_bar
 from infotok_lit.errors import SettingsError
+from infotok_lit.evaluation.benchmark import Rules
 from infotok_lit.files import write_whole
 from infotok_lit.hub import fetch
 from infotok_lit.inference import InferenceModel
@@ -70,7 +71,7 @@ def evaluate(
     budget: float | None = None,
     seed: NonNegativeInt = 0,
     images_per_prompt: PositiveInt | None = None,
-    rules: Literal["official", "lmms-eval", "vlmevalkit"] = "official",
+    rules: Rules = "official",
     detections: Path | None = None,
     verdicts: list[Path] | None = None,
 ) -> int:
@@ -92,7 +93,7 @@ def evaluate(
         budget: Read images with this mean share of their tokens, as for `describe`; drawing is as ever.
         seed: What the seeds of drawn images start from.
         images_per_prompt: Default: the benchmark's own.
-        rules: How answers are read.
+        rules: How answers are read. With `all`, by the benchmarks that have these rules.
         detections: No model: judge the detections stored in this file by GenEval's rules.
         verdicts: No model: add up the result files of a benchmark's official script.
     """
@@ -104,14 +105,15 @@ def evaluate(
         return score_detections(detections)
     if not benchmark:
         raise SettingsError("say which --benchmark (or all)")
-    from infotok_lit.evaluation.catalogue import make_benchmarks
+    from infotok_lit.evaluation.catalogue import make_benchmarks, told_of_rules
 
     chosen = _options(judging, data, seed, images_per_prompt, rules, options.device)
-    made = make_benchmarks(benchmark, chosen, with_images=verdicts is None)
+    made = make_benchmarks(benchmark, chosen, limit, with_images=verdicts is None)
     if verdicts is not None:
         return aggregate(made, verdicts)
     if not model or out is None:
         raise SettingsError("say which --model to evaluate, and where to put the results: --out")
+    _tell(told_of_rules(made, rules))
     return evaluate_models(model, options, made, out, limit, batch_size, budget)
 
 
@@ -238,7 +240,7 @@ def labels(sources: Sequence[str]) -> list[str]:
 
 
 def _options(
-    judging: JudgeOptions, data: Path | None, seed: int, images_per_prompt: int | None, rules: str, device: str
+    judging: JudgeOptions, data: Path | None, seed: int, images_per_prompt: int | None, rules: Rules, device: str
 ) -> "Options":
     from infotok_lit.evaluation.catalogue import Options
     from infotok_lit.evaluation.endpoint import Endpoint

@@ -53,7 +53,7 @@ def rate_distortion(
         vgg_weights: torchvision's VGG-16, for LPIPS.
         lpips_weights: The lpips package's weights/v0.1/vgg.pth, for LPIPS.
         i3d_weights: An I3D of Kinetics-400, i3d_pretrained_400.pt or rgb_imagenet.pt, for FVD of clips of 16 frames.
-        device: Where the tokenizer runs; auto: cuda if there is one.
+        device: Where the tokenizer runs, and what measures its frames; auto: cuda if there is one.
         force: Replace a table and a plot that are there.
     """
     from infotok_lit.video.codec import CodecConfig
@@ -66,10 +66,13 @@ def rate_distortion(
         raise SettingsError("LPIPS needs both vgg_weights and lpips_weights; leave out both for none")
     if (out / TABLE).exists() and not force:
         raise SettingsError(f"{out / TABLE} exists; choose another folder, or replace it with --force")
-    lpips = None if vgg_weights is None or lpips_weights is None else Lpips.from_files(vgg_weights, lpips_weights)
+    tokenizer = open_tokenizer(model, device)
+    lpips = None
+    if vgg_weights is not None and lpips_weights is not None:
+        lpips = Lpips.from_files(vgg_weights, lpips_weights).to(tokenizer.device)
     i3d = None if i3d_weights is None else I3d.from_file(i3d_weights)
-    distances = {} if i3d is None else {at.rate: video_distance(i3d) for at in each}
-    rows = _measured(open_tokenizer(model, device), video, each, lpips, distances)
+    distances = {} if i3d is None else {at.rate: video_distance(i3d).to(tokenizer.device) for at in each}
+    rows = _measured(tokenizer, video, each, lpips, distances)
     means = means_by_rate(rows, distances)
     _write(out, rows, means)
     sys.stdout.writelines(map(_line, means))

@@ -1,6 +1,8 @@
 """Reads an image file of any common mode as RGB, or says in one sentence why it cannot be used."""
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -42,14 +44,29 @@ def read_image(
         BrokenSampleError: The image cannot be read or is outside the limits; the message names it and the reason.
     """
     label = name if name is not None else "image" if isinstance(source, bytes) else str(source)
+    with _opened(source, label, min_side, max_aspect, max_pixels) as image:
+        if jpeg_draft is not None:
+            image.draft(None, (jpeg_draft, jpeg_draft))
+        return _to_rgb(ImageOps.exif_transpose(image))
+
+
+def check_header(path: Path, min_side: int = 9, max_aspect: float = 10.0, max_pixels: int = MAX_PIXELS) -> None:
+    """See by its first bytes, which is quick, whether a file is an image; errors and limits as for `read_image`."""
+    with _opened(path, str(path), min_side, max_aspect, max_pixels):
+        pass
+
+
+@contextmanager
+def _opened(
+    source: Path | bytes, label: str, min_side: int, max_aspect: float, max_pixels: int
+) -> Iterator[Image.Image]:
+    """An image of which no pixel is decoded yet; whatever fails, then or within, is a BrokenSampleError."""
     try:
         if isinstance(source, Path) and source.exists() and not source.is_file():
             raise BrokenSampleError("a folder, a pipe or a device, not a file")
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
             _check_size(image.size, min_side, max_aspect, max_pixels)
-            if jpeg_draft is not None:
-                image.draft(None, (jpeg_draft, jpeg_draft))
-            return _to_rgb(ImageOps.exif_transpose(image))
+            yield image
     except (
         Exception
     ) as error:  # decoders raise almost anything on damaged bytes: struct.error, SyntaxError, KeyError...

@@ -8,14 +8,21 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeVar
 
 from PIL import Image
 
 from infotok_lit.batch import BrokenSampleError
-from infotok_lit.data.image_file import read_image
+from infotok_lit.data.image_file import check_header, read_image
 from infotok_lit.errors import DataError, MissingFileError, SettingsError
 from infotok_lit.evaluation.records import Row, digest
+from infotok_lit.evaluation.tables import TableImage
+
+NAMED = 5
+"""Images that cannot be asked about, before the rest is only counted."""
+
+Rules = Literal["official", "lmms-eval", "vlmevalkit"]
+"""Whose way of reading answers: that of a benchmark's authors, or a harness's."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,9 @@ class Question:
     """Shared by the questions about one image."""
     options: tuple[str, ...] = ()
     """Where there are any, the likelihood of each is asked for instead of an answer."""
+
+
+Item = TypeVar("Item", Drawing, Question)
 
 
 class Score(NamedTuple):
@@ -107,7 +117,7 @@ class Benchmark(ABC):
     grader: Grader | None = None
     graded: ClassVar[Literal["drawings", "questions"]] = "drawings"
     """What the grader looks at."""
-    rules: str = "official"
+    rules: Rules = "official"
     RULES: ClassVar[Mapping[str, Callable[..., Any]]] = {}
     """Ways to read an answer, by name; `official` is the default."""
 
@@ -137,13 +147,37 @@ class Benchmark(ABC):
             return None
         return f"the files hold {found} {what}, the benchmark has {self.size}"
 
+    def image_source(self, name: str) -> Path | TableImage | None:
+        """What an image of a question is read from, there or not; None where the model draws it."""
+        return None
+
     def open_image(self, name: str, folder: Path) -> Image.Image:
-        """An image of a question, RGB; here one of `drawings`. MissingFileError if it is not there.
+        """An image of a question, RGB. MissingFileError if it is not there.
 
         Args:
             folder: the result folder.
         """
-        return open_drawn(folder / name)
+        source = self.image_source(name)
+        if source is None:
+            return open_drawn(folder / name)
+        return open_file(source, type(self)) if isinstance(source, Path) else source.open()
+
+    def check_images(self, questions: Sequence[Question]) -> None:
+        """See that all images of these questions that are files of their own are there, by their headers alone.
+
+        Raises:
+            MissingFileError: one message about all that are not, or are no images.
+        """
+        sources = map(self.image_source, dict.fromkeys(name for question in questions for name in question.images))
+        files = dict.fromkeys(source.file if isinstance(source, TableImage) else source for source in sources)
+        files.pop(None, None)
+        faults = [f"{file}: {fault}" for file in files if (fault := _fault(file, _check_header)) is not None]
+        if faults:
+            more = [f"and {len(faults) - NAMED} more"] if len(faults) > NAMED else []
+            raise MissingFileError(
+                f"{self.title}: {len(faults)} of {len(files)} images are missing or cannot be read "
+                f"({'; '.join(faults[:NAMED] + more)}): put whole ones there. {self.fetch}"
+            )
 
     @abstractmethod
     def grade(self, rows: Sequence[Row]) -> list[Row]:
@@ -158,7 +192,7 @@ class Benchmark(ABC):
 
     def check_complete(self, folder: Path) -> list[str]:
         """What of the official layout is missing or no image, in words."""
-        faults = ((drawing.file, _fault(folder / drawing.file)) for drawing in self.drawings())
+        faults = ((drawing.file, _fault(folder / drawing.file, open_drawn)) for drawing in self.drawings())
         return [f"{file}: {fault}" for file, fault in faults if fault is not None]
 
     def aggregate(self, files: Sequence[Path]) -> list[Row]:
@@ -180,7 +214,16 @@ def scores_by(rows: Sequence[Row], key: str) -> dict[str, Score]:
     return {name: average(scores) for name, scores in values.items()}
 
 
-def rule_named(benchmark: Benchmark, name: str) -> Callable[..., Any]:
+def spread(items: Sequence[Item], limit: int | None) -> list[Item]:
+    """The items of at most `limit` groups, evenly spread, in their order."""
+    groups = list(dict.fromkeys(item.group for item in items))
+    if limit is None or limit >= len(groups):
+        return list(items)
+    kept = {groups[number * len(groups) // limit] for number in range(limit)}
+    return [item for item in items if item.group in kept]
+
+
+def rule_named(benchmark: Benchmark | type[Benchmark], name: str) -> Callable[..., Any]:
     """One of the benchmark's rules; SettingsError naming them for any other."""
     if name not in benchmark.RULES:
         raise SettingsError(f"{benchmark.title} has no rules called {name!r}: choose from {', '.join(benchmark.RULES)}")
@@ -211,11 +254,16 @@ def _opened(path: Path, mend: str) -> Image.Image:
         raise DataError(f"{error}: {mend}") from error
 
 
-def _fault(path: Path) -> str | None:
+def _check_header(path: Path) -> None:
+    check_header(path, min_side=1, max_aspect=float("inf"))
+
+
+def _fault(path: Path, look: Callable[[Path], object]) -> str | None:
+    """What is wrong with an image file, in words; `look` raises for one that is no image."""
     if not path.is_file():
         return "missing"
     try:
-        open_drawn(path)
-    except DataError as error:
+        look(path)
+    except (BrokenSampleError, DataError) as error:
         return str(error).removeprefix(f"{path}: ")
     return None

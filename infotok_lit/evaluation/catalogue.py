@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 
 from infotok_lit.errors import ExplainedError, MissingFileError, SettingsError, did_you_mean
-from infotok_lit.evaluation.benchmark import Benchmark
+from infotok_lit.evaluation.benchmark import Benchmark, Rules, rule_named, spread
 from infotok_lit.evaluation.dpg_bench import DpgBench
 from infotok_lit.evaluation.endpoint import Endpoint
 from infotok_lit.evaluation.geneval import GenEval, RewrittenGenEval
@@ -31,6 +31,7 @@ class Options:
     Args:
         data: the folder with one folder per benchmark, called like it.
         images_per_prompt: default: the benchmark's own.
+        rules: how answers are read, by the benchmarks that have these rules.
         detector, classifier: folders of GenEval's two models; both or neither.
         endpoint: the judge.
         device: where detector and classifier run.
@@ -39,7 +40,7 @@ class Options:
     data: Path | None = None
     seed: int = 0
     images_per_prompt: int | None = None
-    rules: str = "official"
+    rules: Rules = "official"
     detector: Path | None = None
     classifier: Path | None = None
     endpoint: Endpoint | None = None
@@ -50,6 +51,10 @@ class Options:
         if self.data is None:
             raise MissingFileError(name)
         return self.data / name
+
+    def rules_of(self, kind: type[Benchmark]) -> Rules:
+        """The rules by which a benchmark reads answers: these, or its own where it has no such rules."""
+        return self.rules if self.rules in kind.RULES else kind.rules
 
     @cached_property
     def image_judge(self) -> ImageJudge | None:
@@ -78,35 +83,46 @@ BENCHMARKS: dict[str, Callable[[Options], Benchmark]] = {
     "dpg_bench": lambda o: DpgBench(o.folder("dpg_bench"), o.seed, **o.images),
     "geneval2": lambda o: GenEval2(o.folder("geneval2"), o.seed),
     "unibench": lambda o: UniBench(o.folder("unibench"), 1024 + o.seed, **o.images),
-    "pope": lambda o: Pope(o.folder("pope"), o.rules),
-    "mme": lambda o: Mme(o.folder("mme"), o.rules),
-    "gqa": lambda o: Gqa(o.folder("gqa"), o.rules),
-    "seed": lambda o: SeedBench(o.folder("seed"), o.rules),
+    "pope": lambda o: Pope(o.folder("pope"), o.rules_of(Pope)),
+    "mme": lambda o: Mme(o.folder("mme"), o.rules_of(Mme)),
+    "gqa": lambda o: Gqa(o.folder("gqa"), o.rules_of(Gqa)),
+    "seed": lambda o: SeedBench(o.folder("seed"), o.rules_of(SeedBench)),
     "seed_likelihood": lambda o: SeedBenchLikelihood(o.folder("seed")),
-    "mmmu": lambda o: Mmmu(o.folder("mmmu"), o.rules),
+    "mmmu": lambda o: Mmmu(o.folder("mmmu"), o.rules_of(Mmmu)),
     "mm_vet": lambda o: MmVet(o.folder("mm_vet"), o.endpoint),
     "mm_vet_v2": lambda o: MmVetV2(o.folder("mm_vet_v2"), o.endpoint),
 }
 """Name -> how to make it."""
+WITH_RULES: Sequence[type[Benchmark]] = (Pope, Mme, Gqa, SeedBench, Mmmu)
+"""Those whose answers can be read by one set of rules or another."""
 
 
-def make_benchmarks(names: Sequence[str], options: Options, with_images: bool = True) -> list[Benchmark]:
+def make_benchmarks(
+    names: Sequence[str], options: Options, limit: int | None = None, with_images: bool = True
+) -> list[Benchmark]:
     """The benchmarks of some names, `all` for every one.
 
     Args:
-        with_images: see to it that there are pictures to ask about, by the first one.
+        limit: at most so many prompts or images of each will be used, evenly spread.
+        with_images: see that the images of their questions are there: all files by their headers, and the first image
+            of each benchmark by decoding it.
 
     Raises:
-        SettingsError: there is no benchmark of that name.
+        SettingsError: there is no benchmark of that name, or one that is named (`all` names none) lacks the rules.
         ExplainedError: one message about everything that is missing, if anything is.
     """
     check_names(names)
+    for kind in WITH_RULES:
+        if kind.name in names:
+            rule_named(kind, options.rules)
     names = list(BENCHMARKS) if "all" in names else list(dict.fromkeys(names))
     made, missing = [], []
     for name in names:
         try:
             benchmark = BENCHMARKS[name](options)
-            questions = [] if benchmark.about_own_images or not with_images else benchmark.questions()
+            asked = with_images and not benchmark.about_own_images
+            questions = spread(benchmark.questions(), limit) if asked else []
+            benchmark.check_images(questions)
             for image in questions[0].images if questions else ():
                 benchmark.open_image(image, Path())
             made.append(benchmark)
@@ -120,6 +136,12 @@ def make_benchmarks(names: Sequence[str], options: Options, with_images: bool = 
     if missing:
         raise ExplainedError("\n".join(dict.fromkeys(missing)))
     return made
+
+
+def told_of_rules(benchmarks: Sequence[Benchmark], rules: Rules) -> list[str]:
+    """A line that names the benchmarks whose answers are read by other rules than these; none without any."""
+    others = [one.name for one in benchmarks if one.rules != rules and one.questions()]
+    return [f"{', '.join(others)}: no {rules} rules, so answers are read by the official ones"] if others else []
 
 
 def check_names(names: Sequence[str]) -> None:

@@ -4,12 +4,9 @@ import string
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image
-
-from infotok_lit.errors import MissingFileError
-from infotok_lit.evaluation.benchmark import Benchmark, Question, Score, average, open_file, require, rule_named
+from infotok_lit.evaluation.benchmark import Benchmark, Question, Rules, Score, average, require, rule_named
 from infotok_lit.evaluation.records import Row, by_name, checked, read_json
-from infotok_lit.evaluation.tables import Table
+from infotok_lit.evaluation.tables import Table, TableImage
 from infotok_lit.files import write_json
 
 QUESTIONS = "testdev_balanced_questions.json"
@@ -51,7 +48,7 @@ class Gqa(Benchmark):
         "download `hf download lmms-lab/GQA --repo-type dataset --include 'testdev_balanced*' --local-dir DATA/gqa`."
     )
 
-    def __init__(self, folder: Path, rules: str = "official") -> None:
+    def __init__(self, folder: Path, rules: Rules = "official") -> None:
         self.rule, self.rules = rule_named(self, rules), rules
         self.folder = require(folder, type(self))
         self.table: Table | None = None
@@ -74,12 +71,11 @@ class Gqa(Benchmark):
             for name, record in self.records.items()
         ]
 
-    def open_image(self, name: str, folder: Path) -> Image.Image:
-        if self.table is not None:
-            if name not in self.places:
-                raise MissingFileError(f"{self.table.folder} has no image {name}, which is asked about")
-            return self.table.image(self.places[name], "image")
-        return open_file(self.folder / "images" / f"{name}.jpg", type(self))
+    def image_source(self, name: str) -> Path | TableImage:
+        if self.table is None:
+            return self.folder / "images" / f"{name}.jpg"
+        # One that the table lacks is a file that is not there.
+        return TableImage(self.table, self.places[name]) if name in self.places else self.table.folder / name
 
     def grade(self, rows: Sequence[Row]) -> list[Row]:
         graded = []

@@ -9,14 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from PIL import Image
-
 from infotok_lit.errors import DataError
-from infotok_lit.evaluation.benchmark import Benchmark, Question, Score, average, open_file, require
+from infotok_lit.evaluation.benchmark import Benchmark, Question, Score, average, require
 from infotok_lit.evaluation.endpoint import Endpoint
 from infotok_lit.evaluation.judge import JudgeGrader, text_part
 from infotok_lit.evaluation.records import Fields, Row, by_name, checked, read_json
-from infotok_lit.evaluation.tables import Table
+from infotok_lit.evaluation.tables import Table, TableImage
 from infotok_lit.files import write_json
 
 FIELDS = {"question": str, "answer": str, "capability": list}
@@ -95,10 +93,8 @@ class MmVet(Benchmark):
             asked.append(Question(name, text, images, "|".join(images)))
         return asked
 
-    def open_image(self, name: str, folder: Path) -> Image.Image:
-        if self.table is not None:
-            return self.table.image(int(name), "image")
-        return open_file(self.folder / "images" / name, type(self))
+    def image_source(self, name: str) -> Path | TableImage:
+        return self.folder / "images" / name if self.table is None else TableImage(self.table, int(name))
 
     def judge_content(self, row: Row, folder: Path) -> list[dict[str, Any]]:
         record = self.records[row["id"]]

@@ -7,12 +7,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import Image
-
 from infotok_lit.errors import DataError
-from infotok_lit.evaluation.benchmark import Benchmark, Question, Score, open_file, require, rule_named
+from infotok_lit.evaluation.benchmark import Benchmark, Question, Rules, Score, require, rule_named
 from infotok_lit.evaluation.records import Row, read_text
-from infotok_lit.evaluation.tables import Table
+from infotok_lit.evaluation.tables import Table, TableImage
 from infotok_lit.evaluation.yes_no import mme_lmms_eval, mme_official, vlmevalkit
 from infotok_lit.files import write_whole
 
@@ -54,7 +52,7 @@ class Mme(Benchmark):
         "`hf download lmms-lab/MME --repo-type dataset --local-dir DATA/mme`."
     )
 
-    def __init__(self, folder: Path, rules: str = "official") -> None:
+    def __init__(self, folder: Path, rules: Rules = "official") -> None:
         self.rule, self.rules = rule_named(self, rules), rules
         self.folder = require(folder, type(self))
         self.table: Table | None = None
@@ -76,12 +74,12 @@ class Mme(Benchmark):
             for (name, entry), image in zip(self.entries.items(), images, strict=True)
         ]
 
-    def open_image(self, name: str, folder: Path) -> Image.Image:
+    def image_source(self, name: str) -> Path | TableImage:
         entry = self.images[name]
         if self.table is not None:
-            return self.table.image(entry.row, "image")
+            return TableImage(self.table, entry.row)
         places = [self.folder / entry.subtask / entry.image, self.folder / entry.subtask / "images" / entry.image]
-        return open_file(next((place for place in places if place.is_file()), places[0]), type(self))
+        return next((place for place in places if place.is_file()), places[0])
 
     def grade(self, rows: Sequence[Row]) -> list[Row]:
         graded = []

@@ -13,12 +13,10 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import Literal
 
-from PIL import Image
-
 from infotok_lit.errors import DataError
-from infotok_lit.evaluation.benchmark import Benchmark, Question, Score, average, require, rule_named, scores_by
+from infotok_lit.evaluation.benchmark import Benchmark, Question, Rules, Score, average, require, rule_named, scores_by
 from infotok_lit.evaluation.records import Row, by_name
-from infotok_lit.evaluation.tables import Table
+from infotok_lit.evaluation.tables import Table, TableImage
 from infotok_lit.files import write_json
 
 FIELDS = {"id": str, "question": str, "options": str | list, "answer": str, "question_type": str}
@@ -64,7 +62,7 @@ class Mmmu(Benchmark):
         "--local-dir DATA/mmmu`."
     )
 
-    def __init__(self, folder: Path, rules: str = "official") -> None:
+    def __init__(self, folder: Path, rules: Rules = "official") -> None:
         self.rule, self.rules = rule_named(self, rules), rules
         self.table = Table(require(folder, type(self)), IMAGES, "validation", FIELDS, self.fetch)
         self.sources = self.table.files
@@ -81,9 +79,9 @@ class Mmmu(Benchmark):
             asked.append(Question(row["id"], text, self.images[row["id"]], row["id"]))
         return asked
 
-    def open_image(self, name: str, folder: Path) -> Image.Image:
+    def image_source(self, name: str) -> TableImage:
         question, _, column = name.rpartition("/")
-        return self.table.image(self.places[question], column)
+        return TableImage(self.table, self.places[question], column)
 
     def grade(self, rows: Sequence[Row]) -> list[Row]:
         graded = []

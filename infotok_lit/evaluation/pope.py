@@ -3,11 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image
-
 from infotok_lit.assets import BENCHMARKS
 from infotok_lit.errors import MissingFileError
-from infotok_lit.evaluation.benchmark import Benchmark, Question, Score, average, open_file, rule_named
+from infotok_lit.evaluation.benchmark import Benchmark, Question, Rules, Score, average, rule_named
 from infotok_lit.evaluation.records import Row, checked, read_json_lines, to_lines
 from infotok_lit.evaluation.yes_no import pope_lmms_eval, pope_official, vlmevalkit
 from infotok_lit.files import write_whole
@@ -35,7 +33,7 @@ class Pope(Benchmark):
         "500: unpack them to DATA/pope/val2014."
     )
 
-    def __init__(self, folder: Path, rules: str = "official") -> None:
+    def __init__(self, folder: Path, rules: Rules = "official") -> None:
         self.rule, self.rules = rule_named(self, rules), rules
         self.folder = folder
         own = [folder / f"coco_pope_{split}.json" for split in SPLITS]
@@ -52,9 +50,9 @@ class Pope(Benchmark):
         pairs = dict.fromkeys((line["image"], line["text"]) for lines in self.splits.values() for line in lines)
         return [Question(f"{image}: {text}", text, (image,), image) for image, text in pairs]
 
-    def open_image(self, name: str, folder: Path) -> Image.Image:
+    def image_source(self, name: str) -> Path:
         flat = self.folder / name
-        return open_file(flat if flat.is_file() else self.folder / "val2014" / name, type(self))
+        return flat if flat.is_file() else self.folder / "val2014" / name
 
     def grade(self, rows: Sequence[Row]) -> list[Row]:
         answers = {row["id"]: row for row in rows}

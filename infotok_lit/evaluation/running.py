@@ -12,18 +12,17 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from PIL import Image
 
 from infotok_lit.errors import SettingsError
-from infotok_lit.evaluation.benchmark import Benchmark, Drawing, Question
+from infotok_lit.evaluation.benchmark import Benchmark, Drawing, Item, Question, spread
 from infotok_lit.evaluation.endpoint import JudgeError
 from infotok_lit.evaluation.models import EvaluatedModel
 from infotok_lit.evaluation.records import Log, Row, checked, read_json, read_log, to_lines
 from infotok_lit.files import write_json, write_whole
 
-Item = TypeVar("Item", Drawing, Question)
 SETTINGS = "settings.json"
 DRAWN, ASKED = "drawn", "asked"
 """The stages, and the names of their logs."""
@@ -300,15 +299,6 @@ class Evaluation:
 def counts(benchmark: Benchmark, limit: int | None) -> tuple[int, int]:
     """How many images a run draws, and how many questions it asks."""
     return len(spread(benchmark.drawings(), limit)), len(spread(benchmark.questions(), limit))
-
-
-def spread(items: Sequence[Item], limit: int | None) -> list[Item]:
-    """The items of at most `limit` groups, evenly spread, in their order."""
-    groups = list(dict.fromkeys(item.group for item in items))
-    if limit is None or limit >= len(groups):
-        return list(items)
-    kept = {groups[number * len(groups) // limit] for number in range(limit)}
-    return [item for item in items if item.group in kept]
 
 
 def by_group(items: Sequence[Item]) -> list[Item]:

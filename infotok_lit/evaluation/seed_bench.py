@@ -8,20 +8,18 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image
-
 from infotok_lit.evaluation.benchmark import (
     Benchmark,
     Question,
+    Rules,
     Score,
     average,
-    open_file,
     require,
     rule_named,
     scores_by,
 )
 from infotok_lit.evaluation.records import Row, by_name, checked, read_json, to_lines
-from infotok_lit.evaluation.tables import Table
+from infotok_lit.evaluation.tables import Table, TableImage
 from infotok_lit.files import write_whole
 
 LETTERS = ("A", "B", "C", "D")
@@ -72,7 +70,7 @@ class SeedBench(Benchmark):
         "DATA/seed, or download `hf download lmms-lab/SEED-Bench --repo-type dataset --local-dir DATA/seed`."
     )
 
-    def __init__(self, folder: Path, rules: str = "official") -> None:
+    def __init__(self, folder: Path, rules: Rules = "official") -> None:
         self.rule, self.rules = rule_named(self, rules), rules
         self.folder = require(folder, type(self))
         self.table: Table | None = None
@@ -96,12 +94,12 @@ class SeedBench(Benchmark):
             asked.append(Question(name, f"{record['question']}\n{options}{SUFFIX}", (image,), image))
         return asked
 
-    def open_image(self, name: str, folder: Path) -> Image.Image:
+    def image_source(self, name: str) -> Path | TableImage:
         if self.table is not None:
-            return self.table.image(self.image_places[name], "image")
+            return TableImage(self.table, self.image_places[name])
         plain = self.folder / IMAGES / name
         found = [plain, *(plain.with_name(plain.name + suffix) for suffix in (".jpg", ".png"))]
-        return open_file(next((file for file in found if file.is_file()), plain), type(self))
+        return next((file for file in found if file.is_file()), plain)
 
     def grade(self, rows: Sequence[Row]) -> list[Row]:
         graded = []

@@ -6,7 +6,7 @@ Parquet and Arrow need pyarrow, which is not among this package's dependencies.
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from PIL import Image
 
@@ -63,25 +63,33 @@ class Table:
         part, file, place = self._place(number)
         return bool(self._read(file, lambda: part.cell(place, column)))
 
-    def image(self, number: int, column: str, index: int = 0) -> Image.Image:
-        """The image of a row, RGB; of a list of images that at `index`."""
-        part, file, place = self._place(number)
-        cell = self._read(file, lambda: part.cell(place, column))
-        if isinstance(cell, list):
-            cell = cell[index] if index < len(cell) else None
-        source, name = cell, f"row {place + 1} of {file}, {column}"
-        if isinstance(cell, dict):
-            source = cell["bytes"] if cell.get("bytes") else cell.get("path")
-        if isinstance(source, str):
-            source = file.parent / source
-            if not source.is_file():
-                raise MissingFileError(f"{name} is {source}, which is not there")
-        if source is None:
-            raise DataError(f"{name} holds no image")
+    def image(self, number: int, column: str) -> Image.Image:
+        """The image of a row, RGB; of a list of images the first."""
+        source, name = self._source(number, column), f"{self.where(number)}, {column}"
+        if isinstance(source, Path) and not source.is_file():
+            raise MissingFileError(f"{name} is {source}, which is not there")
         try:
             return read_image(source, name, min_side=1, max_aspect=float("inf"))
         except BrokenSampleError as error:
             raise DataError(f"{error}: get that file anew. {self.fetch}".strip()) from error
+
+    def image_file(self, number: int, column: str) -> Path | None:
+        """Where the image of a row lies, there or not; None for Parquet and Arrow, which mostly hold it themselves, and
+        would have to be read whole to tell."""
+        source = self._source(number, column) if isinstance(self._place(number)[0], _Lines) else None
+        return source if isinstance(source, Path) else None
+
+    def _source(self, number: int, column: str) -> Path | bytes:
+        """What holds the image of a row, there or not; DataError where nothing is said to."""
+        part, file, place = self._place(number)
+        cell = self._read(file, lambda: part.cell(place, column))
+        if isinstance(cell, list):
+            cell = cell[0] if cell else None
+        if isinstance(cell, dict):
+            cell = cell["bytes"] if cell.get("bytes") else cell.get("path")
+        if cell is None:
+            raise DataError(f"{self.where(number)}, {column} holds no image")
+        return file.parent / cell if isinstance(cell, str) else cell
 
     def where(self, number: int) -> str:
         """What an error calls a row: its place in its file."""
@@ -103,6 +111,23 @@ class Table:
                 return part, file, number
             number -= len(part)
         raise IndexError(f"{self.folder} has no row {number}")
+
+
+class TableImage(NamedTuple):
+    """An image that a row of a table holds, or names."""
+
+    table: Table
+    row: int
+    column: str = "image"
+
+    def open(self) -> Image.Image:
+        """It, as RGB; errors as for `Table.image`."""
+        return self.table.image(self.row, self.column)
+
+    @property
+    def file(self) -> Path | None:
+        """Where it lies; None for one that is in the table."""
+        return self.table.image_file(self.row, self.column)
 
 
 class _Lines:

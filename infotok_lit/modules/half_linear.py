@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from infotok_lit.modules.lora import BASE
@@ -42,6 +43,16 @@ def halve_frozen_layers(base: nn.Module) -> None:
         for key, parameter in layer.named_parameters():
             setattr(half, key, nn.Parameter(parameter.detach().bfloat16(), requires_grad=False))
         base.set_submodule(name, half.train(layer.training))
+
+
+def warn_of_rounding(precision: str) -> None:
+    """Say what halved layers change under a precision of Lightning's, if they change anything."""
+    if precision != "bf16-mixed":
+        rank_zero_warn(
+            f"model.halve_frozen: trainer.precision {precision} computes with frozen linear layers rounded to bfloat16 "
+            "(8 significant bits), so losses and gradients are others than without it; bf16-mixed rounds them anyway. "
+            "Set trainer.precision to bf16-mixed, or model.halve_frozen to false"
+        )
 
 
 def is_halved(base: nn.Module) -> bool:

@@ -22,7 +22,7 @@ from infotok_lit.models.unified import UnifiedModel
 from infotok_lit.modules.base_model import HOW_TO_LOAD, InitialModel, build_heads, plain, refuse_lost_average
 from infotok_lit.modules.finite import FiniteGuard
 from infotok_lit.modules.gradients import GradientWatch, frozen_tokens_message
-from infotok_lit.modules.half_linear import halve_frozen_layers
+from infotok_lit.modules.half_linear import halve_frozen_layers, warn_of_rounding
 from infotok_lit.modules.lora import LoraConfig, add_adapters
 from infotok_lit.modules.losses import (
     BranchResult,
@@ -46,7 +46,7 @@ from infotok_lit.modules.optimiser import (
     refuse_trainer,
     warmup_cosine,
 )
-from infotok_lit.modules.run_callbacks import DataConnection, StepSeed, tell_model_is_built
+from infotok_lit.modules.run_callbacks import DataConnection, StepSeed, seeds_of_step, tell_model_is_built
 from infotok_lit.modules.run_checkpoint import FrozenWeights, check_resumed
 from infotok_lit.modules.sharding import refuse_captioning, reshard, shard
 from infotok_lit.modules.validation import Validation, finite_only
@@ -149,6 +149,8 @@ class InfoTokModule(pl.LightningModule):
     def setup(self, stage: str) -> None:
         """Refuse a precision or a strategy that cannot train."""
         refuse_trainer(self.trainer.precision, self.trainer.strategy)
+        if self.halve_frozen:
+            warn_of_rounding(self.trainer.precision)
 
     def configure_model(self) -> None:
         """Build the base model and the heads once; a resumed run then overwrites their weights."""
@@ -164,8 +166,7 @@ class InfoTokModule(pl.LightningModule):
         if self.compile_blocks:
             compile_blocks(self.base)
         self.infotok = self.build_heads(self.objective_config)
-        source = self.initial_model.init_from
-        self.frozen_weights = FrozenWeights(self.base, source, strategy, changing=self.halve_frozen)
+        self.frozen_weights = FrozenWeights(self.base, self.initial_model.init_from, strategy, self.halve_frozen)
         if self.halve_frozen:
             halve_frozen_layers(self.base)
         if strategy is not None:
@@ -179,8 +180,7 @@ class InfoTokModule(pl.LightningModule):
 
     def configure_callbacks(self) -> list[pl.Callback]:
         """What every run gets, also with a Trainer that was built by hand."""
-        self.step_seed = StepSeed()
-        return [self.step_seed, DataConnection()]
+        return [StepSeed(), DataConnection()]
 
     def build_heads(self, objective: ObjectiveConfig) -> InfoTok:
         """Fresh training-only heads for the base model."""
@@ -236,7 +236,7 @@ class InfoTokModule(pl.LightningModule):
         if self.task_weights.reconstruction:
             with isolated_rng(seeds["reconstruction"], self.device):
                 reconstruction = self.run_reconstruction(batch["generation"])
-        elements = elements_of_step(self.base, batch, self.step_seed.seeds_of_step(self.trainer, batch_idx))
+        elements = elements_of_step(self.base, batch, seeds_of_step(self.trainer, batch_idx))
         parts = loss_parts(self.task_weights, results, reconstruction, elements)
         total = self.guard.watch_losses(parts, {**batch, "reconstruction": batch["generation"]}, self.global_step)
         self.log("train/loss", total.detach(), prog_bar=True)

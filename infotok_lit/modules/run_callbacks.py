@@ -45,15 +45,10 @@ class StepSeed(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Seed from (seed, batches so far, rank)."""
-        torch.manual_seed(self._seed_at(trainer.fit_loop.epoch_loop.batch_progress.total.processed, trainer))
+        torch.manual_seed(self.seed_at(trainer.fit_loop.epoch_loop.batch_progress.total.processed, trainer))
 
-    def seeds_of_step(self, trainer: pl.Trainer, batch_idx: int) -> list[int]:
-        """What all batches that make one optimiser step with the present one are seeded with, in their order."""
-        size = trainer.accumulate_grad_batches
-        first = trainer.fit_loop.epoch_loop.batch_progress.total.processed - batch_idx % size
-        return [self._seed_at(number, trainer) for number in range(first, first + size)]
-
-    def _seed_at(self, done: int, trainer: pl.Trainer) -> int:
+    def seed_at(self, done: int, trainer: pl.Trainer) -> int:
+        """What the batch after so many is seeded with, in this process."""
         return seed_of(self.seed, done, trainer.global_rank)
 
     def state_dict(self) -> dict[str, Any]:
@@ -63,6 +58,14 @@ class StepSeed(pl.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with the seed of the run."""
         self.seed = state_dict["seed"]
+
+
+def seeds_of_step(trainer: pl.Trainer, batch_idx: int) -> list[int]:
+    """What all batches that make one optimiser step with the present one are seeded with, in their order."""
+    (own,) = (callback for callback in trainer.callbacks if isinstance(callback, StepSeed))
+    size = trainer.accumulate_grad_batches
+    first = trainer.fit_loop.epoch_loop.batch_progress.total.processed - batch_idx % size
+    return [own.seed_at(number, trainer) for number in range(first, first + size)]
 
 
 class DataConnection(pl.Callback):

@@ -124,7 +124,7 @@ class EncodedWindow(NamedTuple):
 @torch.no_grad()
 def encode_window(tokenizer: VideoTokenizer, clip: Tensor, cutter: FrameCutter) -> EncodedWindow:
     """All tokens of uint8 frames (T, H, W, 3), and the router's scores."""
-    device = tokenizer.temporal_embedding.device
+    device = tokenizer.device
     found = []
     for tile in cutter.cut(clip):
         pixels = to_pixels(tile.to(device))
@@ -136,7 +136,7 @@ def encode_window(tokenizer: VideoTokenizer, clip: Tensor, cutter: FrameCutter) 
 @torch.no_grad()
 def decode_window(tokenizer: VideoTokenizer, indices: Tensor, mask: Tensor, frames: int, cutter: FrameCutter) -> Tensor:
     """uint8 frames (T, H, W, 3) from the kept tokens; indices and mask are (tiles, t, h, w)."""
-    device = tokenizer.temporal_embedding.device
+    device = tokenizer.device
 
     def decoded() -> Iterator[Tensor]:
         for tile, kept in zip(indices.to(device), mask.to(device), strict=True):

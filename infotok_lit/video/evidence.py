@@ -101,7 +101,7 @@ def measure(
 
 
 def _encode(tokenizer: VideoTokenizer, scenes: MovingScenes, indices: range, frames: int) -> _Measured:
-    device = tokenizer.temporal_embedding.device
+    device = tokenizer.device
     parts = []
     for index in indices:
         clip = torch.from_numpy(scenes.draw(index, frames)[1])[None]
@@ -114,7 +114,7 @@ def _encode(tokenizer: VideoTokenizer, scenes: MovingScenes, indices: range, fra
 
 def _psnr(tokenizer: VideoTokenizer, measured: _Measured, mask: Tensor) -> Tensor:
     """(B,) in dB, of uint8 frames."""
-    device = tokenizer.temporal_embedding.device
+    device = tokenizer.device
     found = []
     for clip, codes, kept in zip(measured.clips, measured.codes, mask, strict=True):
         frames = to_frames(tokenizer.decode((codes * kept)[None].to(device))).cpu()
@@ -197,7 +197,7 @@ def _lost(tokenizer: VideoTokenizer, measured: _Measured, predicted: Tensor, rat
 
 def _latency(tokenizer: VideoTokenizer, clip: Tensor, repeats: int = 3) -> dict[str, float]:
     """Seconds per clip of the two halves, and of what the router adds; the best of some tries."""
-    pixels = to_pixels(clip.to(tokenizer.temporal_embedding.device))
+    pixels = to_pixels(clip.to(tokenizer.device))
     codes = tokenizer.encode(pixels).codes
     calls: Mapping[str, Callable[[], Any]] = {
         "encode": lambda: tokenizer.encode(pixels),

@@ -93,6 +93,7 @@ def measure_quality(
 
     Args:
         open_video: opens the video; called twice.
+        lpips: on the tokenizer's device, where all but PSNR is measured; `distance` likewise.
         distance: takes the video's clips of `CLIP_FRAMES`, as they were and as decoded; a shorter rest is left out.
     """
     with tempfile.TemporaryFile() as file:
@@ -103,6 +104,7 @@ def measure_quality(
         decibels, ssim, perceptual = [], [], []
         for wanted, found in zip(_batches(open_video().frames), _batches(decoded), strict=True):
             decibels += psnr(wanted, found).tolist()
+            wanted, found = wanted.to(tokenizer.device), found.to(tokenizer.device)
             if min(wanted.shape[2:]) >= SSIM_SIDE:
                 similar = structural_similarity_index_measure(found, wanted, data_range=255.0, reduction="none")
                 ssim += similar.flatten().tolist()

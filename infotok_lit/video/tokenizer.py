@@ -220,6 +220,11 @@ class VideoTokenizer(nn.Module):
                     if module.bias is not None:
                         nn.init.zeros_(module.bias)
 
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        return self.temporal_embedding.device
+
     # Both halves
 
     def encode(self, pixels: Tensor) -> Encoded:

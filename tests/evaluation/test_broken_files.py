@@ -35,7 +35,7 @@ def becomes(text: str) -> Edit:
         ("pope", "coco_pope_random.json", swap('"no"', '"maybe"'), "row 2 of FILE: label cannot be 'maybe'"),
         ("pope", "coco_pope_random.json", becomes("[1]"), "row 1 of FILE is 1, not an object"),
         ("pope", "val2014/COCO_a.jpg", becomes("no picture"), "FILE: not an image of a known format"),
-        ("pope", "val2014/COCO_a.jpg", becomes("no picture"), "put a whole one there. The images are COCO's val2014"),
+        ("pope", "val2014/COCO_a.jpg", becomes("no picture"), "put whole ones there. The images are COCO's val2014"),
         ("mme", "OCR.txt", swap("\tNo", ""), "line 2 of FILE needs image, question and Yes or No"),
         ("mme", "OCR.txt", swap("\tNo", "\tPerhaps"), "line 2 of FILE needs image, question and Yes or No"),
         ("gqa", "testdev_balanced_questions.json", swap('"answer"', '"a"'), "row 100 of FILE has no answer"),
@@ -130,6 +130,47 @@ def test_a_broken_verdict_is_named(name: str, text: str, said: str, tmp_path: Pa
     with pytest.raises(ExplainedError) as caught:
         benchmark.aggregate([file])
     assert said.replace("FILE", str(file)) in str(caught.value)
+
+
+def test_all_images_that_cannot_be_asked_about_are_said_at_once(tmp_path: Path):
+    """Before anything is asked: 3 that are missing, 4 that are no images; and what another benchmark lacks."""
+    names = [f"{number}.jpg" for number in range(10)]
+    invented.pictures(tmp_path / "pope", names)
+    lines = [
+        {"question_id": number, "image": name, "text": "Is there a cat in the image?", "label": "no"}
+        for number, name in enumerate(names)
+    ]
+    for split in ("random", "popular", "adversarial"):
+        invented.json_lines(tmp_path / "pope" / f"coco_pope_{split}.json", lines)
+    invented.mmmu(tmp_path / "mmmu")
+    options = Options(data=tmp_path)
+    assert len(make_benchmarks(["pope", "mmmu"], options)) == 2
+    for name in names[1:4]:
+        (tmp_path / "pope" / name).unlink()
+    for name in names[4:8]:
+        (tmp_path / "pope" / name).write_text("no picture")
+    (tmp_path / "mmmu" / "images" / "2.png").unlink()
+    with pytest.raises(ExplainedError) as caught:
+        make_benchmarks(["pope", "mmmu"], options)
+    said = str(caught.value)
+    assert "POPE: 7 of 10 images are missing or cannot be read" in said and "; and 2 more): put whole ones" in said
+    assert f"{tmp_path / 'pope' / 'val2014' / '1.jpg'}: missing" in said and "4.jpg: not an image of a known" in said
+    assert "6.jpg" not in said
+    assert f"1 of 2 images are missing or cannot be read ({tmp_path / 'mmmu' / 'images' / '2.png'}: missing)" in said
+    # What a small run will not ask about is not wanted.
+    (benchmark,) = make_benchmarks(["pope"], options, limit=1)
+    assert len(benchmark.questions()) == 10
+
+
+def test_images_that_the_table_of_gqa_lacks_are_named(tmp_path: Path):
+    instructions, images = (tmp_path / "gqa" / f"testdev_balanced_{part}" for part in ("instructions", "images"))
+    invented.pictures(instructions, ())
+    invented.pictures(images, ("n1.png",))
+    questions = [{"id": name, "imageId": name, "question": "Who?", "answer": "man"} for name in ("n1", "n2")]
+    invented.json_lines(instructions / "rows.jsonl", questions)
+    invented.json_lines(images / "rows.jsonl", [{"id": "n1", "image": "n1.png"}])
+    with pytest.raises(ExplainedError, match=r"GQA: 1 of 2 images .*testdev_balanced_images/n2: missing"):
+        make_benchmarks(["gqa"], Options(data=tmp_path))
 
 
 def test_a_prompt_that_stands_twice_is_named(tmp_path: Path):

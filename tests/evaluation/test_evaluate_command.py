@@ -69,6 +69,22 @@ def test_everything_runs_and_runs_again_for_nothing(model, data, tmp_path, capsy
     assert capsys.readouterr().out == first.out
 
 
+def test_all_with_rules_that_some_lack(model, data, tmp_path, capsys):
+    """Each benchmark uses them if it has them, and its own if not, which is said, and stands in its result."""
+    command = ["evaluate", "--model", model, "--benchmark", "all", "--limit", "1", "--data", data, "--out", tmp_path]
+    assert main([*map(str, command), "--rules", "vlmevalkit"]) == 0
+    (said,) = (line for line in capsys.readouterr().err.splitlines() if "no vlmevalkit rules" in line)
+    told = set(said.split(":")[0].split(", "))
+    used = {
+        name: json.loads((tmp_path / "tiny" / name / "result.json").read_text())["rules"]
+        for name in ("pope", "mme", "gqa", "seed", "mmmu", "mm_vet")
+    }
+    assert used == dict.fromkeys(("pope", "mme", "gqa", "seed"), "vlmevalkit") | dict.fromkeys(
+        ("mmmu", "mm_vet"), "official"
+    )
+    assert told & used.keys() == {"mmmu", "mm_vet"}
+
+
 def test_models_stand_side_by_side(model, tmp_path, capsys):
     other = tmp_path / "elsewhere" / "tiny"
     other.parent.mkdir()
@@ -156,6 +172,8 @@ def test_an_official_run_is_added_up(tmp_path, capsys):
         (["--benchmark", "mme", "--data", "nowhere"], "hf download lmms-lab/MME"),
         (["--benchmark", "pope", "--data", "nowhere"], "val2014.zip"),
         (["--benchmark", "pope", "--data", "x", "--rules", "mine"], "rules"),
+        (["--benchmark", "mmmu", "--rules", "vlmevalkit"], "MMMU, validation has no rules called 'vlmevalkit'"),
+        (["--benchmark", "all", "mmmu", "--data", "x", "--rules", "vlmevalkit"], "choose from official, lmms-eval"),
         (["--benchmark", "geneval", "--detector", "d"], "give both --detector and --classifier"),
         (["--benchmark", "geneval", "--judge", "http://x/v1"], "--judge_model"),
         (["--benchmark", "geneval", "geneval++", "--verdicts", "x"], "name that one by --benchmark"),

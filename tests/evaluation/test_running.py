@@ -12,8 +12,9 @@ import pytest
 from evaluation.fakes import FakeModel
 
 from infotok_lit.errors import DataError, SettingsError
+from infotok_lit.evaluation.benchmark import spread
 from infotok_lit.evaluation.records import Log, read_log
-from infotok_lit.evaluation.running import Evaluation, spread
+from infotok_lit.evaluation.running import Evaluation
 from infotok_lit.evaluation.scenes import ScenesBenchmark
 
 

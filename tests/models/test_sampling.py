@@ -40,6 +40,19 @@ def test_every_family_takes_a_scale_below_one_for_none(family) -> None:
     assert [len(ids) for ids, _ in seen] == [1, 1]
 
 
+@pytest.mark.parametrize(("shape", "calls"), [((4, 16), 2), ((2, 48), 2), ((5, 3), 14), ((17,), 14), ((32, 2, 3), 2)])
+def test_the_noise_of_many_steps_is_that_of_each_and_mostly_one_call_an_image(shape, calls, monkeypatch) -> None:
+    device, counted, randn = torch.device("cpu"), [], torch.randn
+    one_by_one = ImageNoise([3, 4], device)
+    expected = torch.stack([one_by_one.normal(*shape) for _ in range(7)])
+    noise = ImageNoise([3, 4], device)
+    monkeypatch.setattr(torch, "randn", lambda *sizes, **options: counted.append(sizes) or randn(*sizes, **options))
+    assert torch.equal(noise.normals(7, *shape), expected)
+    assert len(counted) == calls
+    # What comes after is the same, too.
+    assert torch.equal(noise.orders(9), one_by_one.orders(9))
+
+
 def test_noise_depends_on_an_images_own_seed_alone() -> None:
     device = torch.device("cpu")
     together, alone = ImageNoise([3, 4], device), ImageNoise([4], device)

@@ -1,8 +1,9 @@
-"""What two processes do for test_sharding.py, as a script: python sharded_runs.py FOLDER RANK PORT.
+"""What processes do for test_sharding.py, as a script: python sharded_runs.py FOLDER PORT RANK, or four.
 
 Each family is trained under DDP and under FSDP2 with everything else equal, and leaves what it was in a file per rank.
 """
 
+import multiprocessing
 import os
 import sys
 import warnings
@@ -64,6 +65,7 @@ def fit(
     devices: int = 2,
     checkpoint: Path | None = None,
     keeps: bool = False,
+    steps: int = STEPS,
 ) -> pl.Trainer:
     """A run of a few steps with validation, which goes on from a checkpoint; with checkpoints and an export of its own.
 
@@ -77,13 +79,13 @@ def fit(
         ExportInference(str(folder / "export"), force=True),
     ]
     folder.mkdir(parents=True, exist_ok=True)
-    data = scenes_data() if devices == 2 else scenes_data(batch_size=8)
+    data = scenes_data(batch_size=8 // devices)
     trainer = pl.Trainer(
         default_root_dir=folder,
         accelerator="cpu",
         devices=devices,
         strategy=strategy,
-        max_steps=STEPS,
+        max_steps=steps,
         max_epochs=1,
         val_check_interval=2,
         check_val_every_n_epoch=None,
@@ -170,11 +172,37 @@ def main(folder: Path) -> None:
         fit(folder / name / "fsdp", other(), ShardedStrategy(), keeps=name == "lora")
 
 
-if __name__ == "__main__":
-    path, rank, port = sys.argv[1:]
-    # As torchrun says it.
-    os.environ |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "tests"}
+def one_of_four(folder: Path, rank: int, port: str) -> None:
+    """Two copies of the model, each shared out among two processes, beside DDP over all four."""
+    join(rank, 4, port)
+    copies = ShardedStrategy(data_parallel_size=2, tensor_parallel_size=2)
+    for name, strategy in (("ddp", DDPStrategy()), ("copies", copies)):
+        fit(folder / name, module("harmon"), strategy, devices=4, steps=2)
+
+
+def four(folder: Path, port: str) -> int:
+    """Fork all of `one_of_four`, as most of what a fresh process does is to import torch; returns how many failed."""
+    forking = multiprocessing.get_context("fork")
+    processes = [forking.Process(target=one_of_four, args=(folder, rank, port)) for rank in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    return sum(process.exitcode != 0 for process in processes)
+
+
+def join(rank: int, size: int, port: str) -> None:
+    """Be one of some processes, as torchrun says it."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "tests"}
+    os.environ |= {"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
+
+
+if __name__ == "__main__":
+    path, port, who = sys.argv[1:]
+    if who == "four":
+        sys.exit(four(Path(path), port))
+    join(int(who), 2, port)
     main(Path(path))

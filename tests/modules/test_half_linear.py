@@ -1,5 +1,6 @@
 """Frozen layers in bfloat16: the same run in bf16-mixed, and nothing of the original weights is lost."""
 
+import warnings
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -34,8 +35,7 @@ def run(module: pl.LightningModule, folder: Path, precision: str = "bf16-mixed",
         max_steps=steps,
         num_sanity_val_steps=0,
         gradient_clip_val=1.0,
-        accumulate_grad_batches=2,
-        **quiet | settings,
+        **quiet | {"accumulate_grad_batches": 2} | settings,
     ).fit(module, scenes_data())
 
 
@@ -56,6 +56,22 @@ def test_bf16_mixed_trains_to_the_same_bits(tmp_path, family) -> None:
         assert torch.equal(found, expected.to(found.dtype)), name
         assert found.requires_grad == expected.requires_grad
         assert found.dtype == torch.float32 or not found.requires_grad
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_a_precision_in_which_it_changes_losses_is_warned_of_once(tmp_path, precision) -> None:
+    """There the loss of the first step is another one; in bf16-mixed it is the same."""
+    losses = []
+    for halves in (False, True):
+        module = TinyModule(freeze=("llm.",))
+        module.halve_frozen = halves
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            run(module, tmp_path, precision, steps=1, limit_val_batches=0, accumulate_grad_batches=1)
+        losses.append(float(module.trainer.callback_metrics["train/loss"]))
+    told = [str(warning.message) for warning in caught if "halve_frozen" in str(warning.message)]
+    assert len(told) == (losses[0] != losses[1]) == (precision != "bf16-mixed")
+    assert all("32-true" in line and "Set trainer.precision to bf16-mixed" in line for line in told)
 
 
 def test_what_is_halved() -> None:

@@ -1,8 +1,10 @@
 """FSDP2 on two processes gives DDP's numbers, with half of the weights and optimiser states on each."""
 
+import contextlib
 import os
 import pickle
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -31,27 +33,33 @@ LOCAL = ("part_gradient", "encoder_")
 def runs(tmp_path_factory) -> Path:
     """The folder of all runs of sharded_runs.py."""
     folder = tmp_path_factory.mktemp("sharded")
+    run_script(folder, ("0", "1"))
+    return folder
+
+
+def run_script(folder: Path, whos: tuple[str, ...]) -> None:
+    """One process of sharded_runs.py for each, and what it starts; all end in the time limit."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     here = Path(__file__).parent
     paths = os.pathsep.join([str(here.parents[1]), str(here.parent), os.environ.get("PYTHONPATH", "")])
-    command = [sys.executable, str(here / "sharded_runs.py"), str(folder)]
+    command = [sys.executable, str(here / "sharded_runs.py"), str(folder), str(port)]
     processes = [
-        subprocess.Popen([*command, str(rank), str(port)], env={**os.environ, "PYTHONPATH": paths}, stderr=log)
-        for rank, log in ((rank, (folder / f"{rank}.log").open("w")) for rank in range(2))
+        subprocess.Popen([*command, who], env={**os.environ, "PYTHONPATH": paths}, stderr=log, start_new_session=True)
+        for who, log in ((who, (folder / f"{who}.log").open("w")) for who in whos)
     ]
     try:
-        for rank, process in enumerate(processes):
-            assert process.wait(LIMIT) == 0, (folder / f"{rank}.log").read_text()[-3000:]
+        for who, process in zip(whos, processes, strict=True):
+            assert process.wait(LIMIT) == 0, (folder / f"{who}.log").read_text()[-3000:]
     finally:
         for process in processes:
-            process.kill()
-    return folder
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
-def records(folder: Path) -> list[dict[str, Any]]:
-    return [torch.load(folder / f"record_{rank}.pt", weights_only=True) for rank in range(2)]
+def records(folder: Path, processes: int = 2) -> list[dict[str, Any]]:
+    return [torch.load(folder / f"record_{rank}.pt", weights_only=True) for rank in range(processes)]
 
 
 def assert_equal_steps(actual: list[dict[str, float]], expected: list[dict[str, float]], rtol: float = 1e-5) -> None:
@@ -113,6 +121,16 @@ def test_copies_of_the_model_give_the_same_numbers(runs) -> None:
     """Two copies, each on one process."""
     for copies, plain in zip(records(runs / "harmon" / "copies"), records(runs / "harmon" / "ddp"), strict=True):
         assert_equal_steps(copies["steps"], plain["steps"])
+
+
+def test_copies_that_are_shared_out_give_the_same_numbers(tmp_path) -> None:
+    """Two copies, each on two processes, as two nodes with two cards have them."""
+    run_script(tmp_path, ("four",))
+    for copies, plain in zip(records(tmp_path / "copies", 4), records(tmp_path / "ddp", 4), strict=True):
+        assert len(plain["steps"]) == 2 and copies["names"] == plain["names"]
+        assert_equal_steps(copies["steps"], plain["steps"])
+        assert_equal_steps([copies["validation"]], [plain["validation"]])
+        assert copies["bytes"] <= 0.55 * plain["bytes"]
 
 
 def test_one_process_goes_on_with_what_two_left(runs, tmp_path) -> None:

@@ -99,6 +99,24 @@ def test_the_generation_loss_does_not_depend_on_what_is_drawn_at_the_tokens(fami
     assert drawn and losses[0] == losses[1]
 
 
+def test_asking_a_module_for_its_callbacks_changes_no_run(tmp_path) -> None:
+    """Of a batch that is half a step, too, whose loss rests on the seeds of the whole step."""
+
+    class Ask(pl.Callback):
+        def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+            pl_module.configure_callbacks()
+
+    losses = []
+    for callbacks in ([], [Ask()]):
+        pl.seed_everything(0, verbose=False)
+        run = trainer(
+            tmp_path, callbacks=callbacks, max_steps=1, accumulate_grad_batches=2, limit_val_batches=0, logger=False
+        )
+        run.fit(TinyModule(()), scenes_data())
+        losses.append(run.callback_metrics["train/loss"])
+    assert torch.equal(*losses)
+
+
 def test_plain_fine_tuning_is_the_sum_of_the_task_losses() -> None:
     module = TinyModule(())
     module.configure_model()

@@ -2,14 +2,17 @@
 
 import csv
 from fractions import Fraction
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from tiny_video import noise, tiny_tokenizer
+from torch import nn
 
 from infotok_lit.checkpoints import CheckpointError
 from infotok_lit.cli import main as command_line
+from infotok_lit.commands.rate_distortion import rate_distortion
 from infotok_lit.video.codec import CodecConfig, compress, read_stream
 from infotok_lit.video.losses import SCALE, SHIFT, Vgg16Features
 from infotok_lit.video.official import export_tokenizer
@@ -74,6 +77,48 @@ def test_the_command_leaves_a_table_and_a_plot(tmp_path, capsys) -> None:
     assert "rate 0.25:" in capsys.readouterr().out
     assert command_line(arguments) == 2
     assert "exists" in capsys.readouterr().err
+
+
+def test_frames_are_measured_on_the_tokenizers_device(monkeypatch) -> None:
+    """On `meta`, which stands for a card: the stream is left out, as nothing can be computed there."""
+    frames, seen = noise(16, 8, 8), []
+    report = SimpleNamespace(frames=16, kept=1, tokens=1, bpp16=1.0, paper_bpp16=1.0)
+    monkeypatch.setattr("infotok_lit.video.quality.compress", lambda *_: report)
+    monkeypatch.setattr(
+        "infotok_lit.video.quality.read_stream", lambda *_: SimpleNamespace(frames=lambda: iter(frames))
+    )
+
+    def lpips(*clips: torch.Tensor) -> torch.Tensor:
+        seen.extend(clip.device.type for clip in clips)
+        return torch.zeros(len(clips[0]))
+
+    distance = SimpleNamespace(update=lambda clips, real: seen.append(clips.device.type))
+    tokenizer = SimpleNamespace(device=torch.device("meta"))
+    opened = lambda: OpenVideo(iter(frames), Fraction(25), 16)  # noqa: E731
+    row = measure_quality(tokenizer, "x", opened, CodecConfig(), lpips, distance)
+    assert seen == ["meta"] * 4 and row.psnr == 100
+
+
+def test_the_command_puts_its_networks_on_the_tokenizers_device(monkeypatch, tmp_path) -> None:
+    class Measured(Exception):
+        pass
+
+    def measure(tokenizer, name, open_video, config, lpips, distance) -> None:
+        raise Measured({part.device.type for network in (lpips, distance) for part in network.parameters()})
+
+    features = nn.Linear(1, 1)
+    features.num_features = 1
+    monkeypatch.setattr("infotok_lit.video.quality.measure_quality", measure)
+    monkeypatch.setattr("infotok_lit.video.quality.Lpips.from_files", lambda *_: nn.Linear(1, 1))
+    monkeypatch.setattr("infotok_lit.video.fvd.I3d.from_file", lambda *_: features)
+    monkeypatch.setattr(
+        "infotok_lit.commands.rate_distortion.open_tokenizer",
+        lambda model, device: SimpleNamespace(device=torch.device(device)),
+    )
+    weights = dict.fromkeys(("vgg_weights", "lpips_weights", "i3d_weights"), tmp_path)
+    with pytest.raises(Measured) as caught:
+        rate_distortion("m", [tmp_path], tmp_path / "out", device="meta", **weights)
+    assert caught.value.args == ({"meta"},)
 
 
 def test_means_are_over_videos_at_each_rate() -> None:
