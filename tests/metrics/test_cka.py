@@ -161,8 +161,7 @@ def test_two_processes_of_unequal_share_equal_one(tmp_path):
     x = torch.cat([x[:7] + 50, x[7:]])  # the ranks' shifts are far apart
     expected = streamed(x, y, 20)
     assert expected["biased"] == pytest.approx(cka_loop(x, y, False), abs=1e-12)
-    # Forked, so that neither imports everything again.
-    multiprocessing.start_processes(one_rank, args=(str(tmp_path), x, y), nprocs=2, start_method="fork")
+    multiprocessing.spawn(one_rank, args=(str(tmp_path), x, y), nprocs=2)
     for rank in range(2):
         merged, count, idle = torch.load(tmp_path / f"rank{rank}.pt", weights_only=True)
         assert {name: value.item() for name, value in merged.items()} == pytest.approx(expected, abs=1e-11)

@@ -128,8 +128,7 @@ def whole() -> tuple[dict, torch.Tensor, torch.Tensor]:
 @pytest.fixture(scope="module")
 def ranks(whole, tmp_path_factory) -> list:
     folder = tmp_path_factory.mktemp("ranks")
-    # Forked, so that neither imports everything again.
-    multiprocessing.start_processes(one_rank, args=(str(folder), *whole), nprocs=2, start_method="fork")
+    multiprocessing.spawn(one_rank, args=(str(folder), *whole), nprocs=2)
     return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
 
 
