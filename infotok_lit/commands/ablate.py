@@ -35,7 +35,7 @@ def ablate(
     from infotok_lit.study.report import write_report
     from infotok_lit.study.run import run_study
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         complete = report_only or run_study(study, Resources(workers, threads, tuple(map(str, gpus or ()))))
         report = write_report(study)
@@ -46,6 +46,8 @@ def ablate(
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; the same call goes on from here\n")
         return 130
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
     sys.stdout.write(f"{report}\n")
     return 0 if complete else 1
 

@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -207,6 +208,17 @@ def test_a_planned_study_is_one_file(tmp_path, monkeypatch) -> None:
     assert len(row_cells(found)) == 8 + 8 + 1
     assert main(["ablate", "--config", str(tmp_path / "study.yaml"), "--report_only"]) == 0
     assert (tmp_path / "out" / "decisions.csv").read_text().startswith("contrast,n,mean")
+
+
+def test_sigterm_means_again_what_it_meant_before(tmp_path, monkeypatch) -> None:
+    during = []
+    monkeypatch.setattr("infotok_lit.study.run.run_study", lambda *_: during.append(signal.getsignal(signal.SIGTERM)))
+    study = {"name": "none", "out": str(tmp_path / "out"), "configs": [], "steps": 1, "rows": {"plain": {}}}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump({**study, "metrics": {"loss": {"tag": "train/loss"}}}))
+    before = signal.getsignal(signal.SIGTERM)
+    main(["ablate", "--config", str(tmp_path / "study.yaml")])
+    assert during == [signal.default_int_handler]
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 @pytest.mark.parametrize("spelled", [["0", "1"], ["[0,1]"]])
