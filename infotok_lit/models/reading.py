@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
+from transformers import LogitsProcessorList, PreTrainedModel
 
 from infotok_lit.batch import IGNORE_INDEX, IMAGE_TOKEN_ID, Processor, UnderstandingBatch
 from infotok_lit.errors import SettingsError
-from infotok_lit.models.common.answering import LanguageParts, answer_after_prefix, shorten, split_after_image
+from infotok_lit.models.common.answering import answer_after_prefix, shorten, split_after_image
 from infotok_lit.models.common.language_model import CAUSAL, next_labels, required, text_loss
 from infotok_lit.models.common.reconstruction import scale_gradient
 
@@ -177,9 +177,7 @@ class ImageReader(nn.Module, ABC):
             prefix_ids = shared.prefix.expand(len(visual), -1)
             prefix = self.embed_with_images(prefix_ids, visual)
             left = None if kept is None else _left_of(prefix_ids, torch.ones_like(prefix_ids), self.reading_order(kept))
-            found = answer_after_prefix(
-                self.language_parts, prefix, image_of, shared.questions, max_new_tokens, prefix_left=left
-            )
+            found = answer_after_prefix(self, prefix, image_of, shared.questions, max_new_tokens, prefix_left=left)
         else:
             visual = visual if image_of is None else visual[list(image_of)]
             found = self.answer(self.embed_with_images(ids, visual), mask, max_new_tokens, use_cache)
@@ -203,23 +201,15 @@ class ImageReader(nn.Module, ABC):
             do_sample=False,
             use_cache=use_cache,
             synced_gpus=self.in_step,
-            logits_processor=LogitsProcessorList([] if self.adjust_logits is None else [self.adjust_logits]),
+            logits_processor=self.adjust_logits,
             eos_token_id=self.processor.end_id,
             pad_token_id=self.processor.pad_id,
         )
 
     @property
-    def language_parts(self) -> LanguageParts:
-        """The language model, in the parts that decoding needs."""
-        head = self.language_model.lm_head
-        return LanguageParts(
-            self.text_body, head, self.text_embedding, self.processor, self.adjust_logits, self.in_step
-        )
-
-    @property
-    def adjust_logits(self) -> LogitsProcessor | None:
-        """What changes the logits that an answer is chosen by; here nothing does."""
-        return None
+    def adjust_logits(self) -> LogitsProcessorList:
+        """What changes the logits that an answer is chosen by, given its ids so far; here nothing does."""
+        return LogitsProcessorList()
 
 
 def transformed(tokens: Tensor, transform: TokenTransform | None) -> Tensor:

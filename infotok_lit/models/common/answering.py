@@ -7,8 +7,8 @@ Shapes: I images, P positions up to the end of the image, M the most questions a
 that the questions about one take, H width, A new tokens, V vocabulary; B rows of T positions, T' of them not dropped.
 """
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -16,31 +16,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache
 
-from infotok_lit.batch import IMAGE_TOKEN_ID, Processor
+from infotok_lit.batch import IMAGE_TOKEN_ID
 
-
-class LanguageParts(NamedTuple):
-    """A causal language model, in the parts that decoding needs."""
-
-    body: nn.Module
-    """transformers' decoder: embeddings -> last hidden states."""
-    head: nn.Module
-    """(..., H) -> (..., V) logits."""
-    embedding: nn.Embedding
-    processor: Processor
-    """Which ids end an answer and pad it."""
-    adjust: Callable[[Tensor, Tensor], Tensor] | None = None
-    """(new ids (B, a), logits (B, V)) -> logits to choose by."""
-    in_step: bool = False
-    """Whether no process may stop before the others."""
-
-    def logits(self, states: Tensor, new: Sequence[Tensor]) -> Tensor:
-        """Last states (B, H), and the ids that were chosen so far, (B,) each -> the logits to choose by (B, V)."""
-        logits = self.head(states)
-        if self.adjust is None:
-            return logits
-        nothing = torch.empty(len(states), 0, dtype=torch.int64, device=states.device)
-        return self.adjust(torch.stack(list(new), dim=1) if new else nothing, logits)
+if TYPE_CHECKING:
+    from infotok_lit.models.reading import ImageReader
 
 
 def all_ended(ended: Tensor, in_step: bool) -> bool:
@@ -91,7 +70,7 @@ def shorten(left: Tensor) -> Shortened:
 
 
 def answer_after_prefix(
-    language: LanguageParts,
+    model: "ImageReader",
     prefix: Tensor,
     image_of: Sequence[int],
     questions: Sequence[list[int]],
@@ -109,17 +88,17 @@ def answer_after_prefix(
         prefix_left: (I, P) bool, under the default mask: the positions that are read; the others are not computed, and
             what follows them keeps its position. Default: all.
     """
-    images, length, processor = *prefix.shape[:2], language.processor
-    cache = DynamicCache(config=language.body.config)
-    read = _read_prefix(language.body, prefix, cache, prefix_mask, prefix_left)
+    images, length, processor = *prefix.shape[:2], model.processor
+    cache = DynamicCache(config=model.text_body.config)
+    read = _read_prefix(model.text_body, prefix, cache, prefix_mask, prefix_left)
     trees, slots = _grow(images, image_of, questions, processor.pad_id, prefix.device)
     most = trees.ends.shape[1]
-    inputs, places, rows = language.embedding(trees.ids), length + trees.places, trees.ends.clamp(min=0)
+    inputs, places, rows = model.text_embedding(trees.ids), length + trees.places, trees.ends.clamp(min=0)
     seen = torch.cat([read[:, None].expand(-1, trees.ids.shape[1], -1), trees.sees], dim=2)
-    new: list[Tensor] = []
     ended = trees.ends.flatten() < 0
+    new = trees.ids.new_empty(len(ended), 0)
     for _ in range(max_new_tokens):
-        states = language.body(
+        states = model.text_body(
             inputs_embeds=inputs,
             attention_mask=seen[:, None],
             position_ids=places,
@@ -127,17 +106,19 @@ def answer_after_prefix(
             use_cache=True,
         ).last_hidden_state
         last = states.gather(1, rows[..., None].expand(-1, -1, states.shape[2])).flatten(0, 1)
-        new.append(language.logits(last, new).argmax(dim=-1).masked_fill(ended, processor.pad_id))
-        ended = ended | (new[-1] == processor.end_id)
-        if all_ended(ended, language.in_step):
+        logits = model.adjust_logits(new, model.language_model.lm_head(last))
+        chosen = logits.argmax(dim=-1).masked_fill(ended, processor.pad_id)
+        new = torch.cat([new, chosen[:, None]], dim=1)
+        ended = ended | (chosen == processor.end_id)
+        if all_ended(ended, model.in_step):
             break
         # What follows a position sees what that sees, and itself.
-        inputs = language.embedding(new[-1].view(images, most)).to(prefix.dtype)
+        inputs = model.text_embedding(chosen.view(images, most)).to(prefix.dtype)
         itself = torch.eye(most, dtype=torch.bool, device=prefix.device).expand(images, -1, -1)
         seen = torch.cat([seen.gather(1, rows[..., None].expand(-1, -1, seen.shape[2])), itself], dim=2)
         places = places.gather(1, rows) + 1
         rows = torch.arange(most, device=prefix.device).expand(images, -1)
-    return torch.stack(new, dim=1)[slots]
+    return new[slots]
 
 
 def _read_prefix(body: nn.Module, prefix: Tensor, cache: Cache, mask: Tensor | None, left: Tensor | None) -> Tensor:

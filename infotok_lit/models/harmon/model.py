@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, LogitsProcessor, RepetitionPenaltyLogitsProcessor
+from transformers import DynamicCache, LogitsProcessorList, RepetitionPenaltyLogitsProcessor
 
 from infotok_lit.batch import (
     BranchOutput,
@@ -146,10 +146,10 @@ class Harmon(UnifiedModel):
         return self._buffers_last(places)
 
     @property
-    def adjust_logits(self) -> LogitsProcessor:
+    def adjust_logits(self) -> LogitsProcessorList:
         """The repetition penalty."""
         # Not by generate's own `repetition_penalty`: it spares as many answer tokens as a row has padding.
-        return RepetitionPenaltyLogitsProcessor(self.config.repetition_penalty)
+        return LogitsProcessorList([RepetitionPenaltyLogitsProcessor(self.config.repetition_penalty)])
 
     # Generation
 

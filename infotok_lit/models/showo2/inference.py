@@ -59,7 +59,7 @@ def answer_shared(
     ids = shared.prefix.expand(len(latents), -1)
     mask = dense_mask(find_regions(ids) + ids.new_tensor([shift, 0]), ids.shape[1])
     prefix = embed_prompts(model, ids, latents)
-    return answer_after_prefix(model.language_parts, prefix, image_of, shared.questions, max_new_tokens, mask)
+    return answer_after_prefix(model, prefix, image_of, shared.questions, max_new_tokens, mask)
 
 
 def embed_prompts(model: Showo2Network, input_ids: Tensor, latents: Tensor) -> Tensor:
