@@ -29,6 +29,8 @@ class ImageReader(nn.Module, ABC):
     processor: Processor
     reads_causally = True
     """Whether the language model reads image tokens one after another, so that it can do without some of them."""
+    seen_after_image = 0
+    """How many positions after an image belong to what its positions see."""
     in_step = False
     """Whether processes compute with weights that they share out, so that none may stop before the others."""
 
@@ -150,7 +152,7 @@ class ImageReader(nn.Module, ABC):
             image_of: for each prompt, which image it is about; default: one prompt per image, in order. An image is
                 encoded once, however many prompts are about it.
         """
-        tokens = self.understood_tokens(pixel_values)
+        tokens = self.tokens_to_describe(pixel_values)
         return self.describe_tokens(tokens, prompts, max_new_tokens, use_cache, image_of)
 
     @torch.no_grad()
@@ -164,24 +166,39 @@ class ImageReader(nn.Module, ABC):
         kept: Tensor | None = None,
     ) -> list[str]:
         """`describe` from the shared tokens (I, N, D) of its images; `kept` (I, N) is as for `answer_logits`."""
-        self.check_reads_causally()
-        if kept is not None and image_of is None:
-            image_of = range(len(tokens))
+        if kept is not None:
+            self.check_reads_causally()
+            image_of = range(len(tokens)) if image_of is None else image_of
         visual = self.project_for_llm(tokens)
         ids, mask = self.processor.understanding_prompts(prompts, num_image_tokens=visual.shape[1])
         ids, mask = ids.to(visual.device), mask.to(visual.device)
-        shared = None if image_of is None or not use_cache else split_after_image(ids, mask)
+        shared = None if image_of is None or not use_cache else split_after_image(ids, mask, self.seen_after_image)
         if kept is not None and shared is None:
             raise SettingsError("a token budget needs a cache, and prompts that are equal before their image")
         if shared is not None:
             prefix_ids = shared.prefix.expand(len(visual), -1)
-            prefix = self.embed_with_images(prefix_ids, visual)
             left = None if kept is None else _left_of(prefix_ids, torch.ones_like(prefix_ids), self.reading_order(kept))
-            found = answer_after_prefix(self, prefix, image_of, shared.questions, max_new_tokens, prefix_left=left)
+            found = answer_after_prefix(
+                self,
+                self.embed_with_images(prefix_ids, visual),
+                image_of,
+                shared.questions,
+                max_new_tokens,
+                prefix_mask=self.prefix_mask(prefix_ids),
+                prefix_left=left,
+            )
         else:
             visual = visual if image_of is None else visual[list(image_of)]
-            found = self.answer(self.embed_with_images(ids, visual), mask, max_new_tokens, use_cache)
+            found = self.answer_prompts(ids, mask, visual, max_new_tokens, use_cache)
         return self.processor.decode(found)
+
+    def tokens_to_describe(self, pixel_values: Tensor) -> Tensor:
+        """`understood_tokens`, without anything random."""
+        return self.understood_tokens(pixel_values)
+
+    def prefix_mask(self, ids: Tensor) -> Tensor | None:
+        """(I, 1, P, P) bool: which positions of what comes before questions see which; None: earlier ones."""
+        return None
 
     def check_reads_causally(self) -> None:
         """SettingsError for a language model that cannot do without some tokens."""
@@ -190,6 +207,10 @@ class ImageReader(nn.Module, ABC):
                 f"{self.config.title} lets all tokens of an image see one another in its language model, and reads "
                 "all or none: a token budget is for Harmon and OpenUni"
             )
+
+    def answer_prompts(self, ids: Tensor, mask: Tensor, visual: Tensor, max_new_tokens: int, use_cache: bool) -> Tensor:
+        """Answer ids (B, at most max_new_tokens) to left-padded prompts (B, T), each with its image (B, N, H)."""
+        return self.answer(self.embed_with_images(ids, visual), mask, max_new_tokens, use_cache)
 
     @torch.no_grad()
     def answer(self, embeds: Tensor, mask: Tensor, max_new_tokens: int, use_cache: bool = True) -> Tensor:

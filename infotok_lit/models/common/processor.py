@@ -178,12 +178,12 @@ class ChatProcessor(ABC):
         return ids, labels
 
     def understanding_prompts(
-        self, prompts: Sequence[str], num_image_tokens: int | None = None, pad_left: bool = True
+        self, prompts: Sequence[str], num_image_tokens: int | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Ids and mask (B, T) of questions about one image each, up to where the answer starts."""
+        """Left-padded ids and mask (B, T) of questions about one image each, up to where the answer starts."""
         slots = self.num_image_tokens if num_image_tokens is None else num_image_tokens
         rows = [self.fit(self.question(prompt, slots), _shown(prompt)) for prompt in prompts]
-        return pad(rows, self.pad_id, pad_left)
+        return pad(rows, self.pad_id, left=True)
 
     def generation_prompts(
         self, prompts: Sequence[str], negative: str | None = None, num_image_tokens: int | None = None

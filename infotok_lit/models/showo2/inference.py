@@ -6,7 +6,7 @@ included), b images, T positions of the longest prompt, P positions before its i
 tokens, C latent channels.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -14,58 +14,16 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from infotok_lit.batch import IMAGE_TOKEN_ID
-from infotok_lit.models.common.answering import all_ended, answer_after_prefix, split_after_image
+from infotok_lit.models.common.answering import all_ended
 from infotok_lit.models.common.language_model import compact_positions, followed_by_ones
 from infotok_lit.models.common.sampling import guide
 from infotok_lit.models.showo2.diffusion import from_runs, sampling_times
 from infotok_lit.models.showo2.family import SamplingConfig
 from infotok_lit.models.showo2.network import Showo2Network
-from infotok_lit.models.showo2.sequence import dense_mask, find_regions, insert_images
+from infotok_lit.models.showo2.sequence import dense_mask, find_regions
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
 """(latents (b, C, h, w), time (b,)) -> velocities (B, C, h, w) under each prompt."""
-
-
-def answer(
-    model: Showo2Network,
-    input_ids: Tensor,
-    attention_mask: Tensor,
-    latents: Tensor,
-    max_new_tokens: int,
-    use_cache: bool,
-) -> Tensor:
-    """Answer ids (B, at most max_new_tokens) to right-padded prompts (B, T), padded after their end."""
-    regions = find_regions(input_ids)
-    if model.config.prompts.describing == "official":
-        regions = regions + regions.new_tensor([1, 0])
-    embeds = embed_prompts(model, input_ids, latents)
-    return continue_greedily(model, embeds, attention_mask, regions, max_new_tokens, use_cache)[0]
-
-
-def answer_shared(
-    model: Showo2Network,
-    input_ids: Tensor,
-    attention_mask: Tensor,
-    latents: Tensor,
-    image_of: Sequence[int],
-    max_new_tokens: int,
-) -> Tensor | None:
-    """The same answers where several prompts are about one image of `latents`; None if prompts differ before it."""
-    # With the official script's shift, the position after the image belongs to what sees it whole.
-    shift = int(model.config.prompts.describing == "official")
-    shared = split_after_image(input_ids, attention_mask, shift)
-    if shared is None:
-        return None
-    ids = shared.prefix.expand(len(latents), -1)
-    mask = dense_mask(find_regions(ids) + ids.new_tensor([shift, 0]), ids.shape[1])
-    prefix = embed_prompts(model, ids, latents)
-    return answer_after_prefix(model, prefix, image_of, shared.questions, max_new_tokens, mask)
-
-
-def embed_prompts(model: Showo2Network, input_ids: Tensor, latents: Tensor) -> Tensor:
-    """(B, T, D): prompts with clean images."""
-    time = model.time_to_token(model.time_embed(latents.new_ones(len(latents))))
-    return insert_images(model.embed_text(input_ids), find_regions(input_ids), time, model.encoder(latents).tokens)
 
 
 def continue_greedily(
@@ -79,21 +37,19 @@ def continue_greedily(
     """New ids (B, A) and the logits they were chosen by (B, A, vocabulary).
 
     Args:
-        embeds: (B, T, D), right-padded.
+        embeds: (B, T, D), left-padded.
         attention_mask: (B, T) bool.
         regions: (B, M, 2): the positions that see each other. The official inference script counts them from one
             position further right than training does.
         use_cache: without it, everything is computed again for every token, as the official code does.
     """
-    batch, prompt_length = attention_mask.shape
+    prompt_length = attention_mask.shape[1]
     mask, places = _mask_and_positions(attention_mask, regions, max_new_tokens)
     cache = DynamicCache(config=model.llm.config) if use_cache else None
     inputs, first = embeds, 0
-    ended = torch.zeros(batch, dtype=torch.bool, device=embeds.device)
-    last = attention_mask.sum(dim=1) - 1
+    ended = torch.zeros(len(embeds), dtype=torch.bool, device=embeds.device)
     ids, all_logits = [], []
-    for step in range(max_new_tokens):
-        length = prompt_length + step
+    for length in range(prompt_length, prompt_length + max_new_tokens):
         states = model.llm.model(
             inputs_embeds=inputs,
             attention_mask=mask[:, :, first:length, :length],
@@ -101,26 +57,21 @@ def continue_greedily(
             past_key_values=cache,
             use_cache=use_cache,
         ).last_hidden_state
-        # The first new token follows each prompt's own last one; later ones follow the padding.
-        row = last if step == 0 else torch.full_like(last, states.shape[1] - 1)
-        logits = model.llm.lm_head(states[torch.arange(batch, device=row.device), row])
+        logits = model.llm.lm_head(states[:, -1])
         chosen = logits.argmax(dim=-1).masked_fill(ended, model.processor.pad_id)
         ids.append(chosen)
         all_logits.append(logits)
         ended = ended | (chosen == model.processor.end_id)
         if all_ended(ended, model.in_step):
             break
-        new = model.llm.get_input_embeddings()(chosen).unsqueeze(1).to(embeds.dtype)
+        new = model.text_embedding(chosen).unsqueeze(1).to(embeds.dtype)
         inputs = new if use_cache else torch.cat([inputs, new], dim=1)
         first = length if use_cache else 0
     return torch.stack(ids, dim=1), torch.stack(all_logits, dim=1)
 
 
 def _mask_and_positions(attention_mask: Tensor, regions: Tensor, new: int) -> tuple[Tensor, Tensor]:
-    """The mask (B, 1, T + A, T + A) and positions (B, T + A) of prompts and of all tokens that may follow.
-
-    New tokens lie after the padding, which nobody sees, and count on from their prompt's end.
-    """
+    """The mask (B, 1, T + A, T + A) and positions (B, T + A) of prompts and of all tokens that may follow."""
     length = attention_mask.shape[1]
     real = followed_by_ones(attention_mask, new)
     mask = dense_mask(regions, length + new) & real[:, None, None]

@@ -38,9 +38,9 @@ from infotok_lit.models.common.sampling import DrawingOptions, ImageNoise, is_gu
 from infotok_lit.models.reading import TokenTransform, transformed
 from infotok_lit.models.showo2.diffusion import RandomNumbers, on_path, random_numbers, to_runs, training_time
 from infotok_lit.models.showo2.family import EMBEDDINGS, LM_HEAD, PATCH_SIZE
-from infotok_lit.models.showo2.inference import answer, answer_shared, sample_latents
+from infotok_lit.models.showo2.inference import continue_greedily, sample_latents
 from infotok_lit.models.showo2.network import Hidden, Showo2Network
-from infotok_lit.models.showo2.sequence import token_places
+from infotok_lit.models.showo2.sequence import dense_mask, find_regions, token_places
 
 RENAMES = (
     (r"^llm\.", r"showo."),
@@ -121,27 +121,37 @@ class Showo2(Showo2Network):
         loss = text_loss(self.llm.lm_head, hidden.states, batch.labels, batch.label_places)
         return self._output(loss, hidden, latents, batch)
 
-    @torch.no_grad()
-    def describe(
-        self,
-        pixel_values: Tensor,
-        prompts: Sequence[str],
-        max_new_tokens: int = 64,
-        use_cache: bool = True,
-        image_of: Sequence[int] | None = None,
-    ) -> list[str]:
-        """Answer prompts about images, greedily; each answer ends by itself."""
+    def project_for_llm(
+        self, tokens: Tensor, transform: TokenTransform | None = None, time: Tensor | None = None
+    ) -> Tensor:
+        """Shared tokens (B, N, D) after their time (B,), by default that of clean images: (B, 1 + N, D)."""
+        time = tokens.new_ones(len(tokens)) if time is None else time
+        return torch.cat([self.time_to_token(self.time_embed(time)).unsqueeze(1), transformed(tokens, transform)], 1)
+
+    def tokens_to_describe(self, pixel_values: Tensor) -> Tensor:
+        """Those of a sample of the latents that is the same each time."""
         noise = ImageNoise([0] * len(pixel_values), pixel_values.device)
         height, width = (side // self.config.autoencoder.stride for side in pixel_values.shape[2:])
         latents = self.encode_images(pixel_values, noise.normal(self.config.autoencoder.channels, height, width))
-        ids, mask = self.processor.understanding_prompts(prompts, _slots(latents), pad_left=False)
-        ids, mask = ids.to(latents.device), mask.to(latents.device)
-        if image_of is not None:
-            found = answer_shared(self, ids, mask, latents, image_of, max_new_tokens) if use_cache else None
-            if found is not None:
-                return self.processor.decode(found)
-            latents = latents[list(image_of)]
-        return self.processor.decode(answer(self, ids, mask, latents, max_new_tokens, use_cache))
+        return self.encoder(latents).tokens
+
+    @property
+    def seen_after_image(self) -> int:
+        """One position, as the official script counts images from one position further right than training does."""
+        return int(self.config.prompts.describing == "official")
+
+    def regions_to_describe(self, ids: Tensor) -> Tensor:
+        """(B, M, 2): the positions of prompts (B, T) that see each other."""
+        return find_regions(ids) + ids.new_tensor([self.seen_after_image, 0])
+
+    def prefix_mask(self, ids: Tensor) -> Tensor:
+        """Positions of an image see all of it."""
+        return dense_mask(self.regions_to_describe(ids), ids.shape[1])
+
+    def answer_prompts(self, ids: Tensor, mask: Tensor, visual: Tensor, max_new_tokens: int, use_cache: bool) -> Tensor:
+        """As the parent's, with images whose positions see all of it."""
+        embeds, regions = self.embed_with_images(ids, visual), self.regions_to_describe(ids)
+        return continue_greedily(self, embeds, mask, regions, max_new_tokens, use_cache)[0]
 
     # Generation
 
@@ -156,9 +166,9 @@ class Showo2(Showo2Network):
 
     def caption_nats(self, tokens: Tensor, output: BranchOutput, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
         """As the parent's, with the time of the noisy latents, whose fused tokens are read, before them."""
-        parts = self.processor.caption_answers(captions, 1 + tokens.shape[1])
-        ids, labels = (part.to(tokens.device) for part in parts)
-        states = self.read_tokens(ids, tokens, output.noise_level)
+        visual = self.project_for_llm(tokens, time=output.noise_level)
+        ids, labels = (part.to(visual.device) for part in self.processor.caption_answers(captions, visual.shape[1]))
+        states, _ = self.read_with_images(self.embed_with_images(ids, visual), find_regions(ids))
         return text_nats(self.llm.lm_head, states, labels)
 
     def reconstruct(self, batch: GenerationBatch, inputs: ReconstructionInputs) -> ReconstructionOutput:

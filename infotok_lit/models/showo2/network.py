@@ -93,21 +93,17 @@ class Showo2Network(UnifiedModel):
         embeds = insert_images(self.embed_text(input_ids), regions, self.time_to_token(embedded_time), seen)
         return self._run(embeds, regions, shared, embedded_time)
 
-    def read_tokens(self, input_ids: Tensor, tokens: Tensor, time: Tensor) -> Tensor:
-        """Last hidden states (B, T, D) of texts with one image each: shared tokens (B, N, D) at times (B,)."""
-        regions = find_regions(input_ids)
-        times = self.time_to_token(self.time_embed(time))
-        embeds = insert_images(self.embed_text(input_ids), regions, times, tokens)
-        mask = build_mask(regions, embeds.shape[1])
-        return self.llm.model(inputs_embeds=embeds, attention_mask=mask, use_cache=False).last_hidden_state
-
     def embed_text(self, input_ids: Tensor) -> Tensor:
         """(B, T) -> (B, T, D); image slots hold the embedding of token 0, which is to be overwritten."""
         return self.llm.get_input_embeddings()(input_ids.masked_fill(input_ids == IMAGE_TOKEN_ID, 0))
 
-    def _run(self, embeds: Tensor, regions: Tensor, shared: SharedTokens, time: Tensor) -> Hidden:
+    def read_with_images(self, embeds: Tensor, regions: Tensor) -> tuple[Tensor, Mask]:
+        """Last hidden states (B, T, D) of sequences whose images lie in regions (B, M, 2), and who saw whom."""
         mask = build_mask(regions, embeds.shape[1])
-        states = self.llm.model(inputs_embeds=embeds, attention_mask=mask, use_cache=False).last_hidden_state
+        return self.llm.model(inputs_embeds=embeds, attention_mask=mask, use_cache=False).last_hidden_state, mask
+
+    def _run(self, embeds: Tensor, regions: Tensor, shared: SharedTokens, time: Tensor) -> Hidden:
+        states, mask = self.read_with_images(embeds, regions)
         slot = image_of_position(regions, embeds.shape[1])
         first = torch.arange(len(regions), device=slot.device).unsqueeze(1) * regions.shape[1]
         return Hidden(states, shared, time, torch.where(slot >= 0, slot + first, -1), mask, regions)
