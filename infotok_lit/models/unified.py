@@ -11,12 +11,14 @@ L target positions, C target channels, H width of the LLM's input embeddings.
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from infotok_lit.batch import (
+    BRANCHES,
     Branch,
     BranchOutput,
     GenerationBatch,
@@ -28,6 +30,7 @@ from infotok_lit.batch import (
     UnderstandingBatch,
 )
 from infotok_lit.checkpoints import OfficialPart
+from infotok_lit.models.common.autoencoders import encode
 from infotok_lit.models.common.language_model import text_nats
 from infotok_lit.models.common.loading import adopt_tensors
 from infotok_lit.models.common.model_config import Grid, token_grid
@@ -49,15 +52,13 @@ class UnifiedModel(ImageReader):
     family: str
     token_widths: dict[Branch, int]
     """D of each branch."""
-    num_extras: dict[Branch, int]
+    num_extras: Mapping[Branch, int] = MappingProxyType(dict.fromkeys(BRANCHES, 0))
     """How many shared tokens of each branch have no place in its grid."""
     latent_width: int
     """C."""
-    text_width: int
-    """H."""
     parts: Mapping[str, tuple[str, ...]]
     """Name for people -> prefixes of parameter names; gradient norms are logged for each."""
-    token_parts: Mapping[Branch, tuple[str, ...]]
+    token_parts: Mapping[Branch, tuple[str, ...]] = MappingProxyType(dict.fromkeys(BRANCHES, ("encoder",)))
     """Which parts make the shared tokens of each branch."""
     understanding_prefixes: tuple[str, ...] = ("",)
     """Beginnings of the names of all parameters that the loss of understanding can train."""
@@ -73,6 +74,28 @@ class UnifiedModel(ImageReader):
     def title(self) -> str:
         """The family's name for people."""
         return self.config.title
+
+    @property
+    def text_width(self) -> int:
+        """H."""
+        return self.config.llm.hidden_size
+
+    # Latents, of a model with a frozen autoencoder
+
+    @torch.no_grad()
+    def encode_images(self, pixel_values: Tensor, encoded: Tensor | None = None) -> Tensor:
+        """(B, 3, height, width) in [-1, 1] -> scaled latents (B, c, h, w).
+
+        Args:
+            encoded: what the autoencoder makes of them, if that is known.
+        """
+        self.grid_of(*pixel_values.shape[2:])
+        return (encode(self.autoencoder, pixel_values) if encoded is None else encoded) * self.config.latent_scale
+
+    @torch.no_grad()
+    def decode_images(self, latents: Tensor) -> Tensor:
+        """Scaled latents (B, c, h, w) -> images (B, 3, height, width), not clamped."""
+        return self.autoencoder.decode(latents / self.config.latent_scale)
 
     # Training
 

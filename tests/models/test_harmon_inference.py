@@ -45,7 +45,7 @@ def answers(model, monkeypatch):
 def loop_without_cache(model: Harmon, image: Tensor, prompt: str, penalty: float = 1.0) -> list[int]:
     """One image alone, the whole sequence anew for each token, the most likely one taken."""
     with torch.no_grad():
-        latents, grid = model.encode_images(image[None])
+        latents, grid = model.latent_tokens(image[None])
         visual = model.project_for_llm(model.encoder(latents, grid))
         start, _ = model.processor.understanding_prompts([prompt], visual.shape[1])
         answer: list[int] = []

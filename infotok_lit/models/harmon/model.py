@@ -20,7 +20,7 @@ from infotok_lit.batch import (
     UnderstandingBatch,
 )
 from infotok_lit.checkpoints import KeyMap, OfficialPart
-from infotok_lit.models.common.autoencoders import build_autoencoder, encode, from_tokens, kl16_keys, to_tokens
+from infotok_lit.models.common.autoencoders import build_autoencoder, from_tokens, kl16_keys, to_tokens
 from infotok_lit.models.common.channel import Channel
 from infotok_lit.models.common.language_model import (
     CAUSAL,
@@ -87,10 +87,8 @@ class Harmon(UnifiedModel):
         self.autoencoder = build_autoencoder(config.autoencoder)
         self.latent_width = config.autoencoder.channels * mar.patch_size**2
         self.token_widths = {"understanding": mar.encoder_width, "generation": mar.encoder_width}
-        self.text_width = width
         self.num_extras = {"understanding": mar.num_buffers, "generation": mar.num_buffers}
         self.parts = {name: (f"{name}.",) for name in PARTS}
-        self.token_parts = {"understanding": ("encoder",), "generation": ("encoder",)}
         channel = Channel(config.capacity_bits, self.processor.num_image_tokens, mar.encoder_width)
         self.encoder = MAREncoder(mar, channel, self.latent_width)
         self.decoder = MARDecoder(mar)
@@ -103,36 +101,22 @@ class Harmon(UnifiedModel):
         # Official checkpoints carry MAR's class table, which nothing reads: kept so that files match, never trained.
         self.register_buffer("class_table", 0.02 * torch.randn(mar.num_classes, mar.encoder_width))
 
-    # Latents
+    # Understanding
 
-    @torch.no_grad()
-    def encode_images(self, pixel_values: Tensor, encoded: Tensor | None = None) -> tuple[Tensor, Grid]:
-        """(B, 3, height, width) in [-1, 1] -> scaled latent tokens (B, L, C) and their grid.
-
-        Args:
-            encoded: what the autoencoder makes of them, if that is known.
-        """
+    def latent_tokens(self, pixel_values: Tensor, encoded: Tensor | None = None) -> tuple[Tensor, Grid]:
+        """(B, 3, height, width) in [-1, 1] -> scaled latents as tokens (B, L, C), and their grid."""
         grid = self.grid_of(*pixel_values.shape[2:])
         if len(pixel_values) == 0:
             return pixel_values.new_zeros(0, grid[0] * grid[1], self.latent_width), grid
-        latents = encode(self.autoencoder, pixel_values) if encoded is None else encoded
-        return to_tokens(latents * self.config.latent_scale, self.config.mar.patch_size)
-
-    @torch.no_grad()
-    def decode_images(self, tokens: Tensor, grid: Grid) -> Tensor:
-        """Scaled latent tokens (B, L, C) -> images (B, 3, height, width), not clamped."""
-        latents = from_tokens(tokens / self.config.latent_scale, grid, self.config.mar.patch_size)
-        return self.autoencoder.decode(latents)
-
-    # Understanding
+        return to_tokens(self.encode_images(pixel_values, encoded), self.config.mar.patch_size)
 
     def understood_tokens(self, pixel_values: Tensor) -> Tensor:
         """(B, 3, height, width) in [-1, 1] -> buffers and the tokens of the whole image (B, R + L, D)."""
-        return self.encoder(*self.encode_images(pixel_values))
+        return self.encoder(*self.latent_tokens(pixel_values))
 
     def understanding(self, batch: UnderstandingBatch, transform: TokenTransform | None = None) -> BranchOutput:
         """The answers' cross entropy, given the tokens of the whole image."""
-        latents, grid = self.encode_images(batch.pixel_values, batch.encoded)
+        latents, grid = self.latent_tokens(batch.pixel_values, batch.encoded)
         tokens = self.encoder(latents, grid)
         loss = self.answer_loss(batch, tokens, transform)
         return self.branch_output("understanding", loss, tokens, batch.text, grid)
@@ -157,14 +141,14 @@ class Harmon(UnifiedModel):
         self, batch: GenerationBatch, transform: TokenTransform | None = None, random: RandomNumbers | None = None
     ) -> BranchOutput:
         """Token diffusion loss summed over hidden tokens and noise draws (squared error plus bits of the bound)."""
-        latents, grid = self.encode_images(batch.pixel_values, batch.encoded)
+        latents, grid = self.latent_tokens(batch.pixel_values, batch.encoded)
         prompt = (self.text_embedding(batch.input_ids), batch.attention_mask)
         return self.predict_hidden(latents, grid, *prompt, batch.text, transform, random)
 
     def reconstruct(self, batch: GenerationBatch, inputs: ReconstructionInputs) -> ReconstructionOutput:
         """Token diffusion loss given the shared tokens of the whole image; the gradient is scaled after projection."""
-        latents, grid = self.encode_images(batch.pixel_values, batch.encoded)
-        shown = (latents, grid) if inputs.copies is batch.pixel_values else self.encode_images(inputs.copies)
+        latents, grid = self.latent_tokens(batch.pixel_values, batch.encoded)
+        shown = (latents, grid) if inputs.copies is batch.pixel_values else self.latent_tokens(inputs.copies)
         with graph_unless_stopped(inputs.gradient_scale):
             visual = self.project_for_llm(self.encoder(*shown), inputs.understood_transform)
             visual = scale_gradient(visual, inputs.gradient_scale)
@@ -248,7 +232,7 @@ class Harmon(UnifiedModel):
         ids, mask = self.processor.generation_prompts(prompts, "" if is_guided(sampling.guidance) else None)
         ids, mask = ids.to(noise.device), mask.to(noise.device)
         tokens = self.sample_latents(ids, mask, grid, noise, sampling, progress=progress, use_cache=use_cache)
-        return self.decode_images(tokens, grid)
+        return self.decode_images(from_tokens(tokens, grid, self.config.mar.patch_size))
 
     def sample_latents(
         self,

@@ -20,7 +20,7 @@ from infotok_lit.batch import (
 )
 from infotok_lit.checkpoints import KeyMap, OfficialPart
 from infotok_lit.errors import SettingsError
-from infotok_lit.models.common.autoencoders import NETWORK, build_autoencoder, encode, to_tokens
+from infotok_lit.models.common.autoencoders import NETWORK, build_autoencoder, to_tokens
 from infotok_lit.models.common.channel import Channel
 from infotok_lit.models.common.reconstruction import (
     ReconstructionConfig,
@@ -83,7 +83,6 @@ class OpenUni(UnifiedModel):
         self.token_widths = {"understanding": width, "generation": connector.width}
         self.num_extras = {"understanding": 0, "generation": config.num_queries}
         self.latent_width = config.autoencoder.channels
-        self.text_width = width
         before = () if connector.order == "connector_first" else ("projector",)
         self.token_parts = {
             "understanding": ("vision_tower", "vision_projector"),
@@ -98,23 +97,6 @@ class OpenUni(UnifiedModel):
         self.understanding_channel = Channel(bits, side**2, width)
         self.generation_channel = Channel(bits, config.num_queries, connector.width)
         self.transformer = build_transformer(config.transformer, config.autoencoder.channels)
-
-    # Latents
-
-    @torch.no_grad()
-    def encode_images(self, pixel_values: Tensor, encoded: Tensor | None = None) -> Tensor:
-        """(B, 3, height, width) in [-1, 1] -> scaled latents (B, C, h, w).
-
-        Args:
-            encoded: what the autoencoder makes of them, if that is known.
-        """
-        self.grid_of(*pixel_values.shape[2:])
-        return (encode(self.autoencoder, pixel_values) if encoded is None else encoded) * self.config.latent_scale
-
-    @torch.no_grad()
-    def decode_images(self, latents: Tensor) -> Tensor:
-        """Scaled latents -> images (B, 3, height, width), not clamped."""
-        return self.autoencoder.decode(latents / self.config.latent_scale)
 
     # Understanding
 

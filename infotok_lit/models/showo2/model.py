@@ -85,27 +85,18 @@ class Showo2(Showo2Network):
     # Latents
 
     @torch.no_grad()
-    def encode_images(self, pixel_values: Tensor, noise: Tensor | None = None, encoded: Tensor | None = None) -> Tensor:
-        """(n, 3, height, width) in [-1, 1] -> scaled latents (n, C, 2 gh, 2 gw).
+    def encode_images(self, pixel_values: Tensor, encoded: Tensor | None = None, noise: Tensor | None = None) -> Tensor:
+        """As the parent's; of the Wan VAE a sample of the posterior, or its mean: (n, C, 2 gh, 2 gw).
 
         Args:
-            noise: standard normal, like the result, for the sample of the posterior; drawn if not given.
-            encoded: what the autoencoder makes of them, if that is known.
+            noise: standard normal, like the result, for the sample; drawn if not given.
         """
-        self.grid_of(*pixel_values.shape[2:])
-        encoded = encode(self.autoencoder, pixel_values) if encoded is None else encoded
-        if not isinstance(self.autoencoder, WanVAE):
-            return encoded * self.config.latent_scale
-        posterior = LatentPosterior.of(encoded)
-        if self.config.autoencoder.posterior == "mean":
-            return posterior.mean * self.config.latent_scale
-        noise = torch.randn_like(posterior.mean) if noise is None else noise
-        return posterior.sample(noise) * self.config.latent_scale
-
-    @torch.no_grad()
-    def decode_images(self, latents: Tensor) -> Tensor:
-        """Scaled latents -> images (n, 3, height, width), not clamped."""
-        return self.autoencoder.decode(latents / self.config.latent_scale)
+        if isinstance(self.autoencoder, WanVAE):
+            posterior = LatentPosterior.of(encode(self.autoencoder, pixel_values) if encoded is None else encoded)
+            encoded = posterior.mean
+            if self.config.autoencoder.posterior == "sample":
+                encoded = posterior.sample(torch.randn_like(encoded) if noise is None else noise)
+        return super().encode_images(pixel_values, encoded)
 
     # Understanding
 
@@ -115,7 +106,7 @@ class Showo2(Showo2Network):
 
     def understanding(self, batch: UnderstandingBatch, transform: TokenTransform | None = None) -> BranchOutput:
         """Next-token cross entropy (nats) summed over answer tokens, given clean images."""
-        latents = self.encode_images(batch.pixel_values, encoded=batch.encoded)
+        latents = self.encode_images(batch.pixel_values, batch.encoded)
         scaled = _scaled(transform, self.config.grad_scale)
         hidden = self.run_sequence(batch.input_ids, latents, latents.new_ones(len(latents)), scaled)
         loss = text_loss(self.llm.lm_head, hidden.states, batch.labels, batch.label_places)
@@ -132,8 +123,8 @@ class Showo2(Showo2Network):
         """Those of a sample of the latents that is the same each time."""
         noise = ImageNoise([0] * len(pixel_values), pixel_values.device)
         height, width = (side // self.config.autoencoder.stride for side in pixel_values.shape[2:])
-        latents = self.encode_images(pixel_values, noise.normal(self.config.autoencoder.channels, height, width))
-        return self.encoder(latents).tokens
+        start = noise.normal(self.config.autoencoder.channels, height, width)
+        return self.encoder(self.encode_images(pixel_values, noise=start)).tokens
 
     @property
     def seen_after_image(self) -> int:
@@ -159,7 +150,7 @@ class Showo2(Showo2Network):
         self, batch: GenerationBatch, transform: TokenTransform | None = None, random: RandomNumbers | None = None
     ) -> BranchOutput:
         """Squared error of the velocity, summed over the channels of image tokens."""
-        clean = self.encode_images(batch.pixel_values, encoded=batch.encoded)
+        clean = self.encode_images(batch.pixel_values, batch.encoded)
         path = self._noisy(clean, random)
         hidden = self.run_sequence(batch.input_ids, path.noisy, path.time, transform)
         return self._output(self.flow_loss(hidden, path.velocity), hidden, clean, batch, path.time)
@@ -177,7 +168,7 @@ class Showo2(Showo2Network):
         There is no official form for Show-o2: this is Show-o's, with a smaller copy, because both images would
         otherwise lie in one latent space at one size, where copying is easiest.
         """
-        clean = self.encode_images(batch.pixel_values, encoded=batch.encoded)
+        clean = self.encode_images(batch.pixel_values, batch.encoded)
         shown = clean if inputs.copies is batch.pixel_values else self.encode_images(inputs.copies)
         ids, _ = self.processor.reconstruction_prompts(inputs.requests, _slots(shown), _slots(clean))
         path = self._noisy(clean, inputs.random)

@@ -55,11 +55,8 @@ class Showo2Network(UnifiedModel):
         super().__init__(config, Showo2Processor(config, tokenizer))
         channels, width, head = config.autoencoder.channels, config.llm.hidden_size, config.diffusion_head
         self.token_widths = {"understanding": width, "generation": width}
-        self.num_extras = {"understanding": 0, "generation": 0}
         self.latent_width = PATCH_SIZE**2 * channels
-        self.text_width = width
         self.parts = {name: (f"{name}.",) for name in PARTS}
-        self.token_parts = {"understanding": ("encoder",), "generation": ("encoder",)}
         self.autoencoder = build_autoencoder(config.autoencoder)
         channel = Channel(config.capacity_bits, config.num_image_tokens - 1, width)
         self.encoder = DualPathEncoder(config.semantic, config.quantiser, channel, channels, width)

@@ -50,11 +50,8 @@ class Toy(UnifiedModel):
         )
         self.autoencoder = BlockTransform(config.token_pixels, config.kept)
         self.latent_width = self.autoencoder.channels
-        self.text_width = width
         self.token_widths = {"understanding": width, "generation": width}
-        self.num_extras = {"understanding": 0, "generation": 0}
         self.parts = {"encoder": ("encoder.", "places"), "llm": ("llm.",), "denoiser": ("denoiser.",)}
-        self.token_parts = {"understanding": ("encoder",), "generation": ("encoder",)}
         self.encoder = nn.Linear(self.latent_width, width)
         self.places = nn.Parameter(0.1 * torch.randn(self.side**2, width))
         self.llm = build_language_model(config.llm)
