@@ -1,5 +1,6 @@
 """What the configurations of all families share: plain numbers, and their way to config.json and back. Light."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass
@@ -14,16 +15,26 @@ Grid = tuple[int, int]
 class ModelConfig:
     """The base of a family's configuration: a frozen dataclass of primitives, tuples, and dataclasses of these.
 
-    Every family has `image_size` (side of the square images that are generated, in pixels), `sampling`, `llm`,
-    `token_pixels` (pixels per side of what the grid of a generated image counts) and `max_length`.
+    Every family has `sampling`, `llm`, and what is named here.
     """
 
+    image_size: int
+    """Side of the square images that are generated, in pixels."""
+    token_pixels: int
+    """Pixels per side of what the grid of a generated image counts."""
+    max_length: int
+    """Longest sequence in tokens, image included: longer questions and captions lose their end."""
     title: ClassVar[str]
     """The family's name in messages."""
     renamed: ClassVar[Mapping[str, str]] = {"drawing": "sampling"}
     """Entries of older versions -> what they are called now."""
     dropped: ClassVar[Mapping[str, str]] = {}
     """Entries of older versions that nothing reads any more, with a dot where they are nested -> what to do."""
+
+    @property
+    def num_image_tokens(self) -> int:
+        """Language-model slots of one image; here the places of its grid."""
+        return math.prod(token_grid(self.image_size, self.image_size, self.token_pixels))
 
     def to_dict(self) -> dict[str, Any]:
         """Primitives only, for config.json."""

@@ -138,14 +138,9 @@ class Showo2Processor(ChatProcessor):
     pad_marker = PAD
 
     def __init__(self, config: Showo2Config, tokenizer: Tokenizer) -> None:
-        super().__init__(
-            tokenizer,
-            image_size=config.image_size,
-            num_image_tokens=config.num_image_tokens,
-            max_length=config.max_length,
-            max_caption=config.prompts.max_caption,
-        )
+        super().__init__(config, tokenizer)
         self.prompts = config.prompts
+        self.max_caption = self.prompts.max_caption
         self.markers = Markers(*(self.marker_id(marker) for marker in (START, END, IMAGE_START, IMAGE_END)))
         self.chat = Chat(
             self.encode(f"system\n{self.prompts.system}{END}"),

@@ -42,12 +42,8 @@ class Toy(UnifiedModel):
     family = "toy"
 
     def __init__(self, config: ToyConfig, tokenizer: PreTrainedTokenizerBase) -> None:
-        size, width = config.image_size, config.llm.hidden_size
-        self.side = size // config.token_pixels
-        super().__init__(
-            config,
-            ToyProcessor(tokenizer, image_size=size, num_image_tokens=self.side**2, max_length=config.max_length),
-        )
+        super().__init__(config, ToyProcessor(config, tokenizer))
+        width, self.side = config.llm.hidden_size, config.image_size // config.token_pixels
         self.autoencoder = BlockTransform(config.token_pixels, config.kept)
         self.latent_width = self.autoencoder.channels
         self.token_widths = {"understanding": width, "generation": width}
