@@ -7,7 +7,6 @@ tokens, C latent channels.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -80,19 +79,6 @@ def _mask_and_positions(attention_mask: Tensor, regions: Tensor, new: int) -> tu
     return mask, compact_positions(real)
 
 
-def sample_latents(
-    model: Showo2Network,
-    input_ids: Tensor,
-    start: Tensor,
-    sampling: SamplingConfig,
-    use_cache: bool,
-    progress: Callable[[int, int], None] | None = None,
-) -> Tensor:
-    """Noise (b, C, h, w) -> latents; under guidance the second half of the prompts (B, T) is unconditional."""
-    velocity = cached_velocity(model, input_ids) if use_cache else full_velocity(model, input_ids)
-    return walk(velocity, start, sampling, progress)[-1]
-
-
 def walk(
     velocity: Velocity, start: Tensor, sampling: SamplingConfig, progress: Callable[[int, int], None] | None = None
 ) -> list[Tensor]:
@@ -115,16 +101,16 @@ def full_velocity(model: Showo2Network, input_ids: Tensor) -> Velocity:
         copies = len(input_ids) // len(latents)
         repeated = latents.repeat(copies, 1, 1, 1)
         hidden = model.run_sequence(input_ids, repeated, time.repeat(copies), regions=regions)
-        runs = model.velocities(hidden)[model.token_positions(hidden)]
-        return from_runs(runs.unflatten(0, (len(input_ids), -1)), *latents.shape[1:])
+        return from_runs(model.image_velocities(hidden), *latents.shape[1:])
 
     return velocity
 
 
 def cached_velocity(model: Showo2Network, input_ids: Tensor) -> Velocity:
     """Runs the prompts (B, T) once, and then only the images' own positions."""
-    prompts = cache_prompts(model, input_ids)
-    padded = not bool(prompts.visible.all())
+    llm, head, lengths = cache_prompts(model, input_ids)
+    visible = torch.arange(llm.get_seq_length(), device=lengths.device) < lengths.unsqueeze(1)
+    padded = not bool(visible.all())
 
     def velocity(latents: Tensor, time: Tensor) -> Tensor:
         copies = len(input_ids) // len(latents)
@@ -133,40 +119,28 @@ def cached_velocity(model: Showo2Network, input_ids: Tensor) -> Velocity:
         tokens = model.encoder(latents).tokens.repeat(copies, 1, 1)
         embeds = torch.cat([model.time_to_token(embedded_time).unsqueeze(1), tokens], dim=1)
         count = embeds.shape[1]
-        places = prompts.lengths.unsqueeze(1) + torch.arange(count, device=embeds.device)
+        places = lengths.unsqueeze(1) + torch.arange(count, device=embeds.device)
         # Every position of an image sees the whole prompt and the whole image: one row, seen as if it were `count`.
-        mask = followed_by_ones(prompts.visible, count)[:, None, None].expand(-1, 1, count, -1) if padded else None
+        mask = followed_by_ones(visible, count)[:, None, None].expand(-1, 1, count, -1) if padded else None
         states = model.llm.model(
             inputs_embeds=embeds,
             attention_mask=mask,
             position_ids=places,
-            past_key_values=prompts.llm,
+            past_key_values=llm,
             use_cache=True,
         ).last_hidden_state
         image = torch.arange(len(input_ids), device=embeds.device).unsqueeze(1).expand(-1, count)
         x = model.to_diffusion(states)
-        runs = model.diffusion_head(x, embedded_time, image, mask, places, prompts.head)[:, 1:]
-        prompts.llm.crop(-count)
-        prompts.head.crop(-count)
+        runs = model.diffusion_head(x, embedded_time, image, mask, places, head)[:, 1:]
+        llm.crop(-count)
+        head.crop(-count)
         return from_runs(runs, *latents.shape[1:])
 
     return velocity
 
 
-@dataclass(frozen=True)
-class CachedPrompts:
-    """Keys and values of prompts up to where their image starts."""
-
-    llm: DynamicCache
-    head: DynamicCache
-    lengths: Tensor
-    """(B,) int64."""
-    visible: Tensor
-    """(B, P) bool, False past a prompt's end."""
-
-
-def cache_prompts(model: Showo2Network, input_ids: Tensor) -> CachedPrompts:
-    """Run the prompts (B, T), each holding one image, up to their image."""
+def cache_prompts(model: Showo2Network, input_ids: Tensor) -> tuple[DynamicCache, DynamicCache, Tensor]:
+    """Keys and values, in the language model and in the head, of prompts (B, T) up to their image; its places (B,)."""
     lengths = (input_ids == IMAGE_TOKEN_ID).long().argmax(dim=1)
     longest = int(lengths.max())
     ids = input_ids[:, :longest]
@@ -177,4 +151,4 @@ def cache_prompts(model: Showo2Network, input_ids: Tensor) -> CachedPrompts:
     places = torch.arange(longest, device=ids.device).unsqueeze(0)
     nothing = model.time_embed(lengths.new_zeros(1))
     model.diffusion_head(model.to_diffusion(states), nothing, torch.full_like(ids, -1), None, places, head)
-    return CachedPrompts(llm, head, lengths, places < lengths.unsqueeze(1))
+    return llm, head, lengths

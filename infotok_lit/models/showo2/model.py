@@ -7,7 +7,6 @@ channels, D language-model width.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,7 +15,6 @@ from infotok_lit.batch import (
     BranchOutput,
     GenerationBatch,
     ReconstructionOutput,
-    TokenCodes,
     UnderstandingBatch,
 )
 from infotok_lit.checkpoints import KeyMap, OfficialPart
@@ -38,9 +36,9 @@ from infotok_lit.models.common.sampling import DrawingOptions, ImageNoise, is_gu
 from infotok_lit.models.reading import TokenTransform, transformed
 from infotok_lit.models.showo2.diffusion import RandomNumbers, on_path, random_numbers, to_runs, training_time
 from infotok_lit.models.showo2.family import EMBEDDINGS, LM_HEAD, PATCH_SIZE
-from infotok_lit.models.showo2.inference import continue_greedily, sample_latents
+from infotok_lit.models.showo2.inference import cached_velocity, continue_greedily, full_velocity, walk
 from infotok_lit.models.showo2.network import Hidden, Showo2Network
-from infotok_lit.models.showo2.sequence import dense_mask, find_regions, token_places
+from infotok_lit.models.showo2.sequence import dense_mask, find_regions
 
 RENAMES = (
     (r"^llm\.", r"showo."),
@@ -62,17 +60,6 @@ RENAMES = (
 )
 """Our names -> those of the official checkpoint, which holds everything but the autoencoder."""
 ENCODER_PARTS = ("understanding_embed.", "generation_embed.", "positions.", "semantic.", "fusion.")
-
-
-class NoisyPath(NamedTuple):
-    """Latents on their way from noise to an image."""
-
-    noisy: Tensor
-    """(n, C, 2 gh, 2 gw)."""
-    velocity: Tensor
-    """(n, C, 2 gh, 2 gw): the targets."""
-    time: Tensor
-    """(n,)."""
 
 
 class Showo2(Showo2Network):
@@ -151,9 +138,9 @@ class Showo2(Showo2Network):
     ) -> BranchOutput:
         """Squared error of the velocity, summed over the channels of image tokens."""
         clean = self.encode_images(batch.pixel_values, batch.encoded)
-        path = self._noisy(clean, random)
-        hidden = self.run_sequence(batch.input_ids, path.noisy, path.time, transform)
-        return self._output(self.flow_loss(hidden, path.velocity), hidden, clean, batch, path.time)
+        noisy, velocity, time = self._noisy(clean, random)
+        hidden = self.run_sequence(batch.input_ids, noisy, time, transform)
+        return self._output(self.flow_loss(hidden, velocity), hidden, clean, batch, time)
 
     def caption_nats(self, tokens: Tensor, output: BranchOutput, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
         """As the parent's, with the time of the noisy latents, whose fused tokens are read, before them."""
@@ -171,15 +158,14 @@ class Showo2(Showo2Network):
         clean = self.encode_images(batch.pixel_values, batch.encoded)
         shown = clean if inputs.copies is batch.pixel_values else self.encode_images(inputs.copies)
         ids, _ = self.processor.reconstruction_prompts(inputs.requests, _slots(shown), _slots(clean))
-        path = self._noisy(clean, inputs.random)
+        noisy, velocity, time = self._noisy(clean, inputs.random)
         with graph_unless_stopped(inputs.gradient_scale):
             condition = self.encoder(shown)
             seen = _scaled(inputs.understood_transform, inputs.gradient_scale)(condition.tokens)
-        hidden = self.run_pair(ids.to(clean.device), seen, path.noisy, path.time, inputs.generated_transform)
-        generated = replace(hidden, regions=hidden.regions[:, 1:])
-        loss_sum, loss_count = self.flow_loss(generated, path.velocity)
-        losses = [loss for loss in (condition.loss, hidden.shared.loss) if loss is not None]
-        return ReconstructionOutput(loss_sum, loss_count, torch.stack(losses).mean() if losses else None)
+        hidden = self.run_pair(ids.to(clean.device), seen, noisy, time, inputs.generated_transform)
+        loss = self.flow_loss(replace(hidden, regions=hidden.regions[:, 1:]), velocity)
+        quantised = [codes.loss for codes in (condition.codes, hidden.shared.codes) if codes and codes.loss is not None]
+        return ReconstructionOutput(*loss, torch.stack(quantised).mean() if quantised else None)
 
     def flow_loss(self, hidden: Hidden, velocity: Tensor, counted: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Squared error summed over (token, channel), and their number.
@@ -191,11 +177,7 @@ class Showo2(Showo2Network):
         present = hidden.regions[..., 1].flatten() > 0
         present = present if counted is None else present & counted
         targets = to_runs(velocity)
-        # Idle slots, too, are gathered, and weigh nothing: how many there are is not known without waiting.
-        places = token_places(hidden.regions, targets.shape[1]).clamp(max=hidden.states.shape[1] - 1)
-        rows = torch.arange(len(places), device=places.device)[:, None, None]
-        predicted = self.velocities(hidden)[rows, places].flatten(0, 1)
-        error = (predicted.float() - targets).square().sum((1, 2))
+        error = (self.image_velocities(hidden).float() - targets).square().sum((1, 2))
         return torch.where(present, error, 0.0).sum(), present.sum() * targets[0].numel()
 
     def sample(self, prompts: Sequence[str], noise: ImageNoise, options: DrawingOptions) -> Tensor:
@@ -204,7 +186,8 @@ class Showo2(Showo2Network):
         negative = "" if is_guided(sampling.guidance) else None
         ids, _ = self.processor.generation_prompts(prompts, negative, 1 + grid[0] * grid[1])
         start = noise.normal(self.config.autoencoder.channels, PATCH_SIZE * grid[0], PATCH_SIZE * grid[1])
-        return self.decode_images(sample_latents(self, ids.to(noise.device), start, sampling, use_cache, progress))
+        velocity = (cached_velocity if use_cache else full_velocity)(self, ids.to(noise.device))
+        return self.decode_images(walk(velocity, start, sampling, progress)[-1])
 
     # Checkpoints
 
@@ -221,11 +204,12 @@ class Showo2(Showo2Network):
             "quantiser": OfficialPart(("encoder.quantiser.",), KeyMap(((r"^encoder\.quantiser\.", ""),))),
         }
 
-    def _noisy(self, clean: Tensor, random: RandomNumbers | None) -> NoisyPath:
+    def _noisy(self, clean: Tensor, random: RandomNumbers | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Latents on their way from noise to an image, their velocity there, and the time (n,) that it is."""
         random = random_numbers(clean.shape, clean.device) if random is None else random
         slots = _slots(clean) if self.config.training_time.shifted else None
         time = training_time(random.normal, num_image_tokens=slots)
-        return NoisyPath(*on_path(clean, random.noise, time), time)
+        return *on_path(clean, random.noise, time), time
 
     def _output(
         self,
@@ -237,17 +221,16 @@ class Showo2(Showo2Network):
     ) -> BranchOutput:
         # The objective's decoder predicts what a token has seen: its own 2x2 patch.
         patches, grid = to_tokens(clean, PATCH_SIZE)
-        tokens, codes, quantiser_loss = hidden.shared
         return self.branch_output(
             "understanding" if time is None else "generation",
             loss,
-            tokens,
+            hidden.shared.tokens,
             batch.text,
             grid,
             latents=None if time is None else patches,
             latent_grid=None if time is None else grid,
             noise_level=time,
-            codes=None if codes is None else TokenCodes(codes, self.config.quantiser.num_codes, quantiser_loss),
+            codes=hidden.shared.codes,
         )
 
 

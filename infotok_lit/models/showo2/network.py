@@ -25,6 +25,7 @@ from infotok_lit.models.showo2.sequence import (
     find_regions,
     image_of_position,
     insert_images,
+    token_places,
 )
 from infotok_lit.models.unified import UnifiedModel
 
@@ -111,12 +112,12 @@ class Showo2Network(UnifiedModel):
         x = self.to_diffusion(hidden.states)
         return self.diffusion_head(x, hidden.time, hidden.image, hidden.mask, positions)
 
-    def token_positions(self, hidden: Hidden) -> Tensor:
-        """(B, T) bool: positions of image tokens, without those of times."""
-        is_token = hidden.image >= 0
-        rows = torch.arange(len(is_token), device=is_token.device)[:, None]
-        # Idle slots point to position 0, which is never a token's.
-        return is_token.index_put((rows, hidden.regions[..., 0]), is_token.new_zeros(()))
+    def image_velocities(self, hidden: Hidden) -> Tensor:
+        """(n, N, 4 C): what it predicts at the tokens of each image; of an idle slot, that of some other position."""
+        # How many slots are idle is not known without waiting for a device.
+        places = token_places(hidden.regions, hidden.shared.tokens.shape[1]).clamp(max=hidden.states.shape[1] - 1)
+        rows = torch.arange(len(places), device=places.device)[:, None, None]
+        return self.velocities(hidden)[rows, places].flatten(0, 1)
 
     def run_pair(
         self,
