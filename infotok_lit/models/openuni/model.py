@@ -5,7 +5,6 @@ Shapes: B batch, T text length, N image tokens, Q queries, C latent channels, H 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +21,7 @@ from infotok_lit.checkpoints import KeyMap, OfficialPart
 from infotok_lit.errors import SettingsError
 from infotok_lit.models.common.autoencoders import NETWORK, build_autoencoder, to_tokens
 from infotok_lit.models.common.channel import Channel
+from infotok_lit.models.common.language_model import read_after_text
 from infotok_lit.models.common.reconstruction import (
     ReconstructionConfig,
     ReconstructionInputs,
@@ -44,7 +44,7 @@ from infotok_lit.models.openuni.diffusion import (
 )
 from infotok_lit.models.openuni.family import OpenUniConfig, SamplingConfig
 from infotok_lit.models.openuni.processor import KEEP_PROMPT, OpenUniProcessor
-from infotok_lit.models.openuni.vlm import VLM_KEYS, build_vlm, image_tokens, read_queries
+from infotok_lit.models.openuni.vlm import VLM_KEYS, build_vlm, normalise
 from infotok_lit.models.reading import TokenTransform, transformed
 from infotok_lit.models.unified import UnifiedModel
 
@@ -57,16 +57,6 @@ PARTS = {
     "projector": ("projector.",),
     "transformer": ("transformer.",),
 }
-
-
-@dataclass(frozen=True)
-class Condition:
-    """What meta queries make of a text."""
-
-    tokens: Tensor
-    """(B, Q, W): the connector's output, before any transform: the shared tokens of generation."""
-    condition: Tensor
-    """(B, Q, D): what the diffusion transformer attends to."""
 
 
 class OpenUni(UnifiedModel):
@@ -102,7 +92,8 @@ class OpenUni(UnifiedModel):
 
     def understood_tokens(self, pixel_values: Tensor) -> Tensor:
         """(B, 3, height, width) in [-1, 1] -> projected tokens of the vision tower (B, N, H)."""
-        return self.understanding_channel(image_tokens(self.vlm, pixel_values, self.config.vision.input_side))
+        pixels = normalise(pixel_values, self.config.vision.input_side)
+        return self.understanding_channel(self.vlm.model.get_image_features(pixels, return_dict=True).pooler_output)
 
     def understanding(self, batch: UnderstandingBatch, transform: TokenTransform | None = None) -> BranchOutput:
         """The answers' cross entropy, given the tokens of the vision tower."""
@@ -114,12 +105,17 @@ class OpenUni(UnifiedModel):
 
     def condition_on(
         self, embeds: Tensor, attention_mask: Tensor, transform: TokenTransform | None = None
-    ) -> Condition:
-        """What the meta queries make of texts (B, T, H), padded on either side."""
-        order = self.config.connector.order
-        queries = read_queries(self.vlm, embeds, attention_mask, self.meta_queries)
+    ) -> tuple[Tensor, Tensor]:
+        """What the meta queries make of texts (B, T, H), padded on either side.
+
+        Returns:
+            The connector's output (B, Q, W), untransformed: the shared tokens of generation; and what the diffusion
+            transformer attends to (B, Q, D).
+        """
+        order, asked = self.config.connector.order, self.meta_queries.expand(len(embeds), -1, -1)
+        queries = read_after_text(self.text_body, embeds, attention_mask, asked)
         tokens = self.generation_channel(self.connector(before_connector(self.projector, order, queries)))
-        return Condition(tokens, after_connector(self.projector, order, transformed(tokens, transform)))
+        return tokens, after_connector(self.projector, order, transformed(tokens, transform))
 
     def generation(
         self, batch: GenerationBatch, transform: TokenTransform | None = None, random: RandomNumbers | None = None
@@ -128,13 +124,11 @@ class OpenUni(UnifiedModel):
         latents = self.encode_images(batch.pixel_values, batch.encoded)
         # Before the tokens, so that the noise of an inline bottleneck does not shift the model's own.
         random = random_numbers(latents.shape, latents.device) if random is None else random
-        condition = self.condition_on(self.text_embedding(batch.input_ids), batch.attention_mask, transform)
-        loss_sum = self.flow_loss(latents, condition.condition, random)
-        loss = (loss_sum, loss_sum.new_full((), latents.numel(), dtype=torch.int64))
+        prompt = self.text_embedding(batch.input_ids)
+        tokens, condition = self.condition_on(prompt, batch.attention_mask, transform)
+        loss = self.flow_loss(latents, condition, random)
         targets, grid = to_tokens(latents, 1)
-        return self.branch_output(
-            "generation", loss, condition.tokens, batch.text, (0, 0), latents=targets, latent_grid=grid
-        )
+        return self.branch_output("generation", loss, tokens, batch.text, (0, 0), latents=targets, latent_grid=grid)
 
     def caption_nats(self, tokens: Tensor, output: BranchOutput, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
         """SettingsError: the queries read the prompt and no image, so a caption read from them would be an echo."""
@@ -151,17 +145,19 @@ class OpenUni(UnifiedModel):
             tokens = self.understood_tokens(inputs.copies)
             seen = scale_gradient(transformed(tokens, inputs.understood_transform), inputs.gradient_scale)
         embeds = self.embed_with_images(ids.to(seen.device), seen)
-        condition = self.condition_on(embeds, mask.to(seen.device), inputs.generated_transform)
+        _, condition = self.condition_on(embeds, mask.to(seen.device), inputs.generated_transform)
         latents = self.encode_images(batch.pixel_values, batch.encoded)
-        loss = self.flow_loss(latents, condition.condition, inputs.random)
-        return ReconstructionOutput(loss, loss.new_full((), latents.numel(), dtype=torch.int64))
+        return ReconstructionOutput(*self.flow_loss(latents, condition, inputs.random))
 
-    def flow_loss(self, latents: Tensor, condition: Tensor, random: RandomNumbers | None = None) -> Tensor:
-        """Squared error of the velocity (float32), summed over latents (B, C, h, w)."""
+    def flow_loss(
+        self, latents: Tensor, condition: Tensor, random: RandomNumbers | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Squared error of the velocity (float32), summed over latents (B, C, h, w), and their number."""
         random = random_numbers(latents.shape, latents.device) if random is None else random
         timesteps = timesteps_of(random.uniform)
         predicted = self.velocity(add_noise(latents, random.noise, timesteps), condition, timesteps)
-        return (predicted.float() - (random.noise - latents).float()).square().sum()
+        loss = (predicted.float() - (random.noise - latents).float()).square().sum()
+        return loss, loss.new_full((), latents.numel(), dtype=torch.int64)
 
     def velocity(self, latents: Tensor, condition: Tensor, timesteps: Tensor) -> Tensor:
         """(B, C, h, w) at noise levels (B,) in thousandths -> noise minus image."""
@@ -171,7 +167,7 @@ class OpenUni(UnifiedModel):
         """Images of prompts; a prompt is read once in any case, so `use_cache` changes nothing here."""
         negative = options.sampling.negative_prompt if is_guided(options.sampling.guidance) else None
         ids, mask = self.processor.generation_prompts(prompts, negative)
-        condition = self.condition_on(self.text_embedding(ids.to(noise.device)), mask.to(noise.device)).condition
+        _, condition = self.condition_on(self.text_embedding(ids.to(noise.device)), mask.to(noise.device))
         return self._sample(condition, noise, options)
 
     def sample_latents(
@@ -190,15 +186,15 @@ class OpenUni(UnifiedModel):
 
     def condition_on_images(
         self, input_ids: Tensor, attention_mask: Tensor, tokens: Tensor, max_length: int | None = None
-    ) -> Condition:
-        """What the meta queries make of instructions (B, T) about one image each, understood as tokens (B, N, H).
+    ) -> Tensor:
+        """The condition (B, Q, D) of instructions (B, T) about one image each, understood as tokens (B, N, H).
 
         Texts that are longer than `max_length` (default: that of the configuration) lose their start, as in the
         official code.
         """
         length = self.config.max_length if max_length is None else max_length
         embeds = self.embed_with_images(input_ids, tokens)
-        return self.condition_on(embeds[:, -length:], attention_mask[:, -length:])
+        return self.condition_on(embeds[:, -length:], attention_mask[:, -length:])[1]
 
     def editing_loss(
         self,
@@ -218,7 +214,8 @@ class OpenUni(UnifiedModel):
             tokens = self.understood_tokens(sources)
         condition = self.condition_on_images(batch.input_ids, batch.attention_mask, tokens, max_length)
         latents = self.encode_images(batch.pixel_values, batch.encoded)
-        return self.flow_loss(latents, condition.condition, random) / latents.numel()
+        loss_sum, loss_count = self.flow_loss(latents, condition, random)
+        return loss_sum / loss_count
 
     @torch.no_grad()
     def edit(
@@ -233,7 +230,7 @@ class OpenUni(UnifiedModel):
         ids, mask = self.processor.editing_prompts([*instructions, *[KEEP_PROMPT] * (len(instructions) * guided)])
         tokens = self.understood_tokens(sources)
         tokens = torch.cat([tokens, tokens]) if guided else tokens
-        condition = self.condition_on_images(ids.to(tokens.device), mask.to(tokens.device), tokens).condition
+        condition = self.condition_on_images(ids.to(tokens.device), mask.to(tokens.device), tokens)
         noise = ImageNoise([seed + offset for offset in range(len(instructions))], condition.device)
         grid = self.grid_of(self.config.image_size, self.config.image_size)
         return self._sample(condition, noise, DrawingOptions(sampling, grid)).clamp(-1, 1)

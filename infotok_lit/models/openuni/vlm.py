@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from transformers import InternVLConfig, InternVLForConditionalGeneration, InternVLVisionConfig
 
 from infotok_lit.checkpoints import CheckpointError, KeyMap, State
-from infotok_lit.models.common.language_model import qwen2_config, read_after_text
+from infotok_lit.models.common.language_model import qwen2_config
 from infotok_lit.models.common.model_config import LanguageModelConfig
 from infotok_lit.models.openuni.family import DOWNSAMPLE, VisionConfig
 
@@ -60,19 +60,6 @@ def _imagenet(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]
     """Mean and standard deviation, (1, 3, 1, 1): copied to a device once, as a step should wait for no copy."""
     mean, std = (torch.tensor(x, device=device, dtype=dtype).view(1, 3, 1, 1) for x in (IMAGENET_MEAN, IMAGENET_STD))
     return mean, std
-
-
-def image_tokens(vlm: InternVLForConditionalGeneration, pixel_values: Tensor, size: int) -> Tensor:
-    """Projected tokens (B, N, H) of images (B, 3, height, width) in [-1, 1]."""
-    return vlm.model.get_image_features(normalise(pixel_values, size), return_dict=True).pooler_output
-
-
-def read_queries(
-    vlm: InternVLForConditionalGeneration, embeds: Tensor, attention_mask: Tensor, queries: Tensor
-) -> Tensor:
-    """Hidden states (B, Q, H) of queries (Q, H) that follow texts (B, T, H), padded on either side."""
-    asked = queries.to(embeds.dtype).expand(len(embeds), -1, -1)
-    return read_after_text(vlm.model.language_model, embeds, attention_mask, asked)
 
 
 FUSED = r"(vision_model\.encoder\.layers\.\d+\.attn)\.qkv\.(weight|bias)"
