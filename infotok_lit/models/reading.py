@@ -15,7 +15,7 @@ from transformers import LogitsProcessorList, PreTrainedModel
 from infotok_lit.batch import IGNORE_INDEX, IMAGE_TOKEN_ID, Processor, UnderstandingBatch
 from infotok_lit.errors import SettingsError
 from infotok_lit.models.common.answering import answer_after_prefix, shorten, split_after_image
-from infotok_lit.models.common.language_model import CAUSAL, next_labels, required, text_loss
+from infotok_lit.models.common.language_model import CAUSAL, next_labels, required, take_rows, text_loss
 from infotok_lit.models.common.reconstruction import scale_gradient
 
 TokenTransform = Callable[[Tensor], Tensor]
@@ -118,8 +118,8 @@ class ImageReader(nn.Module, ABC):
         embeds, wanted, places = self._embed(batch, tokens, transform), next_labels(batch.labels), None
         if kept is not None:
             rows = shorten(_left_of(batch.input_ids, batch.attention_mask, self.reading_order(kept)))
-            embeds, places = rows.take(embeds), rows.source
-            wanted = rows.take(wanted).masked_fill(~rows.real, IGNORE_INDEX)
+            embeds, places = take_rows(embeds, rows.source), rows.source
+            wanted = take_rows(wanted, rows.source).masked_fill(~rows.real, IGNORE_INDEX)
         labelled = wanted >= 0
         return self.language_model.lm_head(self._read(embeds, places)[labelled]), wanted[labelled]
 

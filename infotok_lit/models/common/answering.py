@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import Cache, DynamicCache
 
 from infotok_lit.batch import IMAGE_TOKEN_ID
+from infotok_lit.models.common.language_model import places_where, take_rows
 
 if TYPE_CHECKING:
     from infotok_lit.models.reading import ImageReader
@@ -57,15 +58,10 @@ class Shortened(NamedTuple):
     real: Tensor
     """(B, T') bool, False at padding."""
 
-    def take(self, rows: Tensor) -> Tensor:
-        """(B, T, ...) -> (B, T', ...)."""
-        index = self.source.reshape(*self.source.shape, *[1] * (rows.ndim - 2)).expand(-1, -1, *rows.shape[2:])
-        return rows.gather(1, index)
-
 
 def shorten(left: Tensor) -> Shortened:
     """Rows of which the positions (B, T) bool are left."""
-    order = left.long().argsort(dim=1, descending=True, stable=True)[:, : int(left.sum(1).max())]
+    order = places_where(left, int(left.sum(1).max()))
     return Shortened(order, left.gather(1, order))
 
 
@@ -105,8 +101,7 @@ def answer_after_prefix(
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state
-        last = states.gather(1, rows[..., None].expand(-1, -1, states.shape[2])).flatten(0, 1)
-        logits = model.adjust_logits(new, model.language_model.lm_head(last))
+        logits = model.adjust_logits(new, model.language_model.lm_head(take_rows(states, rows).flatten(0, 1)))
         chosen = logits.argmax(dim=-1).masked_fill(ended, processor.pad_id)
         new = torch.cat([new, chosen[:, None]], dim=1)
         ended = ended | (chosen == processor.end_id)
@@ -115,7 +110,7 @@ def answer_after_prefix(
         # What follows a position sees what that sees, and itself.
         inputs = model.text_embedding(chosen.view(images, most)).to(prefix.dtype)
         itself = torch.eye(most, dtype=torch.bool, device=prefix.device).expand(images, -1, -1)
-        seen = torch.cat([seen.gather(1, rows[..., None].expand(-1, -1, seen.shape[2])), itself], dim=2)
+        seen = torch.cat([take_rows(seen, rows), itself], dim=2)
         places = places.gather(1, rows) + 1
         rows = torch.arange(most, device=prefix.device).expand(images, -1)
     return new[slots]
@@ -132,7 +127,7 @@ def _read_prefix(body: nn.Module, prefix: Tensor, cache: Cache, mask: Tensor | N
     real, places = torch.ones_like(prefix[..., 0], dtype=torch.bool), None
     if left is not None:
         rows = shorten(left)
-        prefix, real, places = rows.take(prefix), rows.real, rows.source
+        prefix, real, places = take_rows(prefix, rows.source), rows.real, rows.source
         earlier = places.new_ones(places.shape[1], places.shape[1], dtype=torch.bool).tril()
         mask = (earlier & real[:, None])[:, None]
     body(inputs_embeds=prefix, attention_mask=mask, position_ids=places, past_key_values=cache, use_cache=True)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from infotok_lit.models.common.channel import Channel
-from infotok_lit.models.common.language_model import run_layers
+from infotok_lit.models.common.language_model import run_layers, take_rows
 from infotok_lit.models.common.model_config import Grid
 from infotok_lit.models.harmon.family import MARConfig
 
@@ -51,7 +51,7 @@ class MAREncoder(nn.Module):
         canvas = torch.cat([buffers, embedded], dim=1)
         canvas = self.input_norm(canvas + resize_positions(self.positions, self.num_buffers, self.default_grid, grid))
         if visible is not None:
-            canvas = gather_rows(canvas, with_buffers(visible, self.num_buffers))
+            canvas = take_rows(canvas, with_buffers(visible, self.num_buffers))
         return self.channel(self.transformer(canvas))
 
 
@@ -97,16 +97,6 @@ def with_buffers(visible: Tensor, num_buffers: int) -> Tensor:
     """Places (B, K) on the grid -> places (B, R + K) on the canvas [buffers | grid]."""
     buffers = torch.arange(num_buffers, device=visible.device).expand(visible.shape[0], -1)
     return torch.cat([buffers, visible + num_buffers], dim=1)
-
-
-def gather_rows(x: Tensor, index: Tensor) -> Tensor:
-    """Rows `index` (B, K) of x (B, N, D): (B, K, D)."""
-    return x.gather(1, index.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
-
-
-def places_where(mask: Tensor, count: int) -> Tensor:
-    """Places (B, K) where mask (B, L) is true, in raster order; every row must have `count` of them."""
-    return mask.byte().argsort(dim=1, descending=True, stable=True)[:, :count]
 
 
 def _area(grid: Grid) -> int:

@@ -27,14 +27,16 @@ from infotok_lit.models.common.language_model import (
     build_language_model,
     compact_positions,
     followed_by_ones,
+    places_where,
     read_after_text,
+    take_rows,
 )
 from infotok_lit.models.common.model_config import Grid
 from infotok_lit.models.common.reconstruction import ReconstructionInputs, graph_unless_stopped, scale_gradient
 from infotok_lit.models.common.sampling import DrawingOptions, ImageNoise, Progress, is_guided
 from infotok_lit.models.harmon.diffusion import TokenDiffusion, make_schedule
 from infotok_lit.models.harmon.family import HarmonConfig, SamplingConfig
-from infotok_lit.models.harmon.mar import MARDecoder, MAREncoder, gather_rows, places_where, with_buffers
+from infotok_lit.models.harmon.mar import MARDecoder, MAREncoder, with_buffers
 from infotok_lit.models.harmon.processor import HarmonProcessor
 from infotok_lit.models.harmon.sampling import (
     Draw,
@@ -123,11 +125,12 @@ class Harmon(UnifiedModel):
 
     def project_for_llm(self, tokens: Tensor, transform: TokenTransform | None = None) -> Tensor:
         """Shared tokens (B, R + L, D) -> what the language model reads, (B, L + R, H), buffers last."""
-        return self._buffers_last(self.project_in(transformed(tokens, transform)))
+        return self.reading_order(self.project_in(transformed(tokens, transform)))
 
     def reading_order(self, places: Tensor) -> Tensor:
         """(B, R + L, ...) -> the same with the buffers last."""
-        return self._buffers_last(places)
+        buffers = self.config.mar.num_buffers
+        return torch.cat([places[:, buffers:], places[:, :buffers]], dim=1)
 
     @property
     def adjust_logits(self) -> LogitsProcessorList:
@@ -177,7 +180,7 @@ class Harmon(UnifiedModel):
         tokens = self.encoder(latents, grid, visible)
         conditioned = self.condition_on(transformed(tokens, transform), prompt, attention_mask)
         z = self.decoder(conditioned, grid, visible)
-        targets, conditions = (gather_rows(x, hidden).flatten(0, 1).repeat(copies, 1) for x in (latents, z))
+        targets, conditions = (take_rows(x, hidden).flatten(0, 1).repeat(copies, 1) for x in (latents, z))
         squared_error, bound = self.token_diffusion.losses(targets, conditions, random.timesteps, random.noise)
         loss = (squared_error.sum() + bound.sum(), random.timesteps.new_full((), len(bound)))
         index = with_buffers(visible, self.config.mar.num_buffers)
@@ -193,13 +196,9 @@ class Harmon(UnifiedModel):
         """As many as there are hidden tokens and noise draws."""
         return self.config.mar.noise_draws * images * draw_num_hidden(grid[0] * grid[1], self.config.mar, generator)
 
-    def condition_on_text(self, tokens: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Add the language model's correction, given right-padded text, to shared tokens (B, R + K, D)."""
-        return self.condition_on(tokens, self.text_embedding(input_ids), attention_mask)
-
     def condition_on(self, tokens: Tensor, text: Tensor, attention_mask: Tensor) -> Tensor:
-        """`condition_on_text` with the text as embeddings (B, T, H)."""
-        visual = self._buffers_last(self.project_in(tokens))
+        """Add the language model's correction, given right-padded text (B, T, H), to shared tokens (B, R + K, D)."""
+        visual = self.project_for_llm(tokens)
         return self._add_correction(tokens, read_after_text(self.llm.model, text, attention_mask, visual))
 
     def text_cache(self, input_ids: Tensor) -> DynamicCache:
@@ -210,8 +209,8 @@ class Harmon(UnifiedModel):
         return cache
 
     def condition_on_cache(self, tokens: Tensor, cache: DynamicCache, attention_mask: Tensor) -> Tensor:
-        """`condition_on_text` with the prompts' keys and values already computed; leaves the cache as it was."""
-        visual = self._buffers_last(self.project_in(tokens))
+        """`condition_on` with the prompts' keys and values already computed; leaves the cache as it was."""
+        visual = self.project_for_llm(tokens)
         count = visual.shape[1]
         real = followed_by_ones(attention_mask, count)
         # Made here, once for all layers: transformers would read a mask of two dimensions back to simplify it.
@@ -254,7 +253,7 @@ class Harmon(UnifiedModel):
             copies = len(input_ids) // len(tokens)
             encoded = self.encoder(tokens, grid, visible).repeat(copies, 1, 1)
             if cache is None:
-                conditioned = self.condition_on_text(encoded, input_ids, attention_mask)
+                conditioned = self.condition_on(encoded, self.text_embedding(input_ids), attention_mask)
             else:
                 conditioned = self.condition_on_cache(encoded, cache, attention_mask)
             return self.decoder(conditioned, grid, visible.repeat(copies, 1))
@@ -285,10 +284,6 @@ class Harmon(UnifiedModel):
     def _add_correction(self, tokens: Tensor, hidden: Tensor) -> Tensor:
         places = hidden.shape[1] - self.config.mar.num_buffers
         return tokens + self.project_out(torch.cat([hidden[:, places:], hidden[:, :places]], dim=1))
-
-    def _buffers_last(self, x: Tensor) -> Tensor:
-        buffers = self.config.mar.num_buffers
-        return torch.cat([x[:, buffers:], x[:, :buffers]], dim=1)
 
 
 def _projection(width_in: int, width_hidden: int, width_out: int) -> nn.Sequential:
