@@ -52,5 +52,9 @@ class OpenUniProcessor(ChatProcessor):
         parts = (text if IMAGE_MARKER in text else f"{IMAGE_MARKER}\n{text}").split(IMAGE_MARKER)
         if len(parts) > 2:
             raise BrokenSampleError(f"{text!r} has {len(parts) - 1} times {IMAGE_MARKER}, but there is one image")
-        image = [self.image_start, *self.image_slots(num_image_tokens), self.image_end]
+        image = self.image_slots(num_image_tokens)
         return [Words(parts[0], lead=self.user_start), image, Words(parts[1]), self.assistant]
+
+    def image_slots(self, count: int) -> list[int]:
+        """One image between its markers."""
+        return [self.image_start, *super().image_slots(count), self.image_end]
