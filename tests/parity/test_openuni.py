@@ -14,8 +14,7 @@ from infotok_lit.models.common.sampling import guide
 from infotok_lit.models.openuni.diffusion import (
     RandomNumbers,
     add_noise,
-    after_connector,
-    before_connector,
+    around_connector,
     build_scheduler,
     build_transformer,
     sana_timestep,
@@ -100,8 +99,9 @@ def test_connector(golden: Golden, suffix: str) -> None:
     model = build(golden, suffix)
     case = f"connector{suffix or '_enc_proj'}"
     order, x = model.config.connector.order, golden.input(case, "x")
-    connected = model.connector(before_connector(model.projector, order, x))
-    golden.check(case, "llm2dit", after_connector(model.projector, order, connected))
+    before, after = around_connector(model.projector, order)
+    connected = model.connector(before(x))
+    golden.check(case, "llm2dit", after(connected))
     if not suffix:
         golden.check(case, "connector", connected)
         golden.check(case, "connector_layer0", model.connector.layers[0](x, None))

@@ -32,8 +32,7 @@ from infotok_lit.models.common.sampling import DrawingOptions, ImageNoise, Progr
 from infotok_lit.models.openuni.diffusion import (
     RandomNumbers,
     add_noise,
-    after_connector,
-    before_connector,
+    around_connector,
     build_connector,
     build_projector,
     build_transformer,
@@ -112,10 +111,11 @@ class OpenUni(UnifiedModel):
             The connector's output (B, Q, W), untransformed: the shared tokens of generation; and what the diffusion
             transformer attends to (B, Q, D).
         """
-        order, asked = self.config.connector.order, self.meta_queries.expand(len(embeds), -1, -1)
+        asked = self.meta_queries.expand(len(embeds), -1, -1)
         queries = read_after_text(self.text_body, embeds, attention_mask, asked)
-        tokens = self.generation_channel(self.connector(before_connector(self.projector, order, queries)))
-        return tokens, after_connector(self.projector, order, transformed(tokens, transform))
+        before, after = around_connector(self.projector, self.config.connector.order)
+        tokens = self.generation_channel(self.connector(before(queries)))
+        return tokens, after(transformed(tokens, transform))
 
     def generation(
         self, batch: GenerationBatch, transform: TokenTransform | None = None, random: RandomNumbers | None = None
