@@ -97,7 +97,9 @@ class Showo2(Showo2Network):
         scaled = _scaled(transform, self.config.grad_scale)
         hidden = self.run_sequence(batch.input_ids, latents, latents.new_ones(len(latents)), scaled)
         loss = text_loss(self.llm.lm_head, hidden.states, batch.labels, batch.label_places)
-        return self._output(loss, hidden, latents, batch)
+        grid = self.grid_of(*batch.pixel_values.shape[2:])
+        tokens, codes = hidden.shared
+        return self.branch_output("understanding", loss, tokens, batch.text, grid, codes=codes)
 
     def project_for_llm(
         self, tokens: Tensor, transform: TokenTransform | None = None, time: Tensor | None = None
@@ -140,7 +142,19 @@ class Showo2(Showo2Network):
         clean = self.encode_images(batch.pixel_values, batch.encoded)
         noisy, velocity, time = self._noisy(clean, random)
         hidden = self.run_sequence(batch.input_ids, noisy, time, transform)
-        return self._output(self.flow_loss(hidden, velocity), hidden, clean, batch, time)
+        # The objective's decoder predicts what a token has seen: its own 2x2 patch.
+        patches, grid = to_tokens(clean, PATCH_SIZE)
+        return self.branch_output(
+            "generation",
+            self.flow_loss(hidden, velocity),
+            hidden.shared.tokens,
+            batch.text,
+            grid,
+            latents=patches,
+            latent_grid=grid,
+            noise_level=time,
+            codes=hidden.shared.codes,
+        )
 
     def caption_nats(self, tokens: Tensor, output: BranchOutput, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
         """As the parent's, with the time of the noisy latents, whose fused tokens are read, before them."""
@@ -210,28 +224,6 @@ class Showo2(Showo2Network):
         slots = _slots(clean) if self.config.training_time.shifted else None
         time = training_time(random.normal, num_image_tokens=slots)
         return *on_path(clean, random.noise, time), time
-
-    def _output(
-        self,
-        loss: tuple[Tensor, Tensor],
-        hidden: Hidden,
-        clean: Tensor,
-        batch: UnderstandingBatch | GenerationBatch,
-        time: Tensor | None = None,
-    ) -> BranchOutput:
-        # The objective's decoder predicts what a token has seen: its own 2x2 patch.
-        patches, grid = to_tokens(clean, PATCH_SIZE)
-        return self.branch_output(
-            "understanding" if time is None else "generation",
-            loss,
-            hidden.shared.tokens,
-            batch.text,
-            grid,
-            latents=None if time is None else patches,
-            latent_grid=None if time is None else grid,
-            noise_level=time,
-            codes=hidden.shared.codes,
-        )
 
 
 def _slots(latents: Tensor) -> int:
