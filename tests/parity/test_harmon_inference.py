@@ -11,6 +11,7 @@ from harmon_replay import (
 from torch import Tensor
 
 from infotok_lit.models.common.autoencoders import from_tokens
+from infotok_lit.models.common.sampling import DrawingOptions
 from infotok_lit.models.harmon import model as harmon_model
 from infotok_lit.models.harmon.diffusion import make_schedule
 from infotok_lit.models.harmon.family import HarmonConfig, SamplingConfig
@@ -71,9 +72,8 @@ def test_image_sampling(golden: Golden, model: Harmon, name: str, monkeypatch: p
     tokens = model.sample_latents(
         golden.input(case, "input_ids"),
         golden.input(case, "attention_mask"),
-        grid,
         noise,
-        drawing,
+        DrawingOptions(drawing, grid),
         golden.argument(case, "timestep_respacing"),
     )
     assert not noise.queue

@@ -33,9 +33,9 @@ from infotok_lit.models.common.language_model import (
 )
 from infotok_lit.models.common.model_config import Grid
 from infotok_lit.models.common.reconstruction import ReconstructionInputs, graph_unless_stopped, scale_gradient
-from infotok_lit.models.common.sampling import DrawingOptions, ImageNoise, Progress, is_guided
+from infotok_lit.models.common.sampling import DrawingOptions, ImageNoise, is_guided
 from infotok_lit.models.harmon.diffusion import TokenDiffusion, make_schedule
-from infotok_lit.models.harmon.family import HarmonConfig, SamplingConfig
+from infotok_lit.models.harmon.family import HarmonConfig
 from infotok_lit.models.harmon.mar import MARDecoder, MAREncoder, with_buffers
 from infotok_lit.models.harmon.processor import HarmonProcessor
 from infotok_lit.models.harmon.sampling import (
@@ -227,24 +227,20 @@ class Harmon(UnifiedModel):
 
     def sample(self, prompts: Sequence[str], noise: ImageNoise, options: DrawingOptions) -> Tensor:
         """Images of prompts by the MAR loop."""
-        sampling, grid, progress, use_cache = options
-        ids, mask = self.processor.generation_prompts(prompts, "" if is_guided(sampling.guidance) else None)
-        ids, mask = ids.to(noise.device), mask.to(noise.device)
-        tokens = self.sample_latents(ids, mask, grid, noise, sampling, progress=progress, use_cache=use_cache)
-        return self.decode_images(from_tokens(tokens, grid, self.config.mar.patch_size))
+        ids, mask = self.processor.generation_prompts(prompts, "" if is_guided(options.sampling.guidance) else None)
+        tokens = self.sample_latents(ids.to(noise.device), mask.to(noise.device), noise, options)
+        return self.decode_images(from_tokens(tokens, options.grid, self.config.mar.patch_size))
 
     def sample_latents(
         self,
         input_ids: Tensor,
         attention_mask: Tensor,
-        grid: Grid,
         noise: ImageNoise,
-        sampling: SamplingConfig,
+        options: DrawingOptions,
         respacing: str | None = None,
-        progress: Progress | None = None,
-        use_cache: bool = True,
     ) -> Tensor:
         """Scaled latent tokens (B, L, C) of texts; under guidance the second half of these is unconditional."""
+        sampling, grid, progress, use_cache = options
         cache = self.text_cache(input_ids) if use_cache else None
         schedule = make_schedule(respacing or self.config.mar.sampling_steps)
 
