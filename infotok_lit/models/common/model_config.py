@@ -1,7 +1,6 @@
 """What the configurations of all families share: plain numbers, and their way to config.json and back. Light."""
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from typing import Any, ClassVar, Literal, Self, get_type_hints
@@ -119,7 +118,7 @@ SCENES_LLM = LanguageModelConfig(
 
 
 @dataclass(frozen=True)
-class AutoencoderConfig(ABC):
+class AutoencoderConfig:
     """How pixels become latents: by a family's official autoencoder, or by a fixed block transform ("dct")."""
 
     kind: str
@@ -131,9 +130,9 @@ class AutoencoderConfig(ABC):
     """Block transform: how many of the lowest frequencies per axis are kept; block_size keeps everything."""
 
     @property
-    @abstractmethod
     def num_levels(self) -> int:
         """Resolutions of the official autoencoder, each half of the one before."""
+        return len(self.width_multipliers)
 
     @property
     def stride(self) -> int:
@@ -162,10 +161,6 @@ class KL16Config(AutoencoderConfig):
     attention_resolution: int = 16
     """Levels of this nominal resolution have self-attention; the nominal input is 256 pixels."""
 
-    @property
-    def num_levels(self) -> int:
-        return len(self.width_multipliers)
-
 
 @dataclass(frozen=True)
 class WanConfig(AutoencoderConfig):
@@ -182,10 +177,6 @@ class WanConfig(AutoencoderConfig):
     """Which levels would also halve the frames of a video; an image passes by them."""
     posterior: Literal["sample", "mean"] = "sample"
     """Whether a latent is a sample of the Wan posterior, as in the official code, or its mean."""
-
-    @property
-    def num_levels(self) -> int:
-        return len(self.width_multipliers)
 
 
 @dataclass(frozen=True)
