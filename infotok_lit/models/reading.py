@@ -78,8 +78,12 @@ class ImageReader(nn.Module, ABC):
     # Shared tokens
 
     @abstractmethod
-    def understood_tokens(self, pixel_values: Tensor) -> Tensor:
-        """Images (B, 3, height, width) in [-1, 1] -> the shared tokens of understanding (B, N, D), untransformed."""
+    def understood_tokens(self, pixel_values: Tensor, encoded: Tensor | None = None) -> Tensor:
+        """Images (B, 3, height, width) in [-1, 1] -> the shared tokens of understanding (B, N, D), untransformed.
+
+        Args:
+            encoded: what the autoencoder makes of them, if that is known.
+        """
 
     def project_for_llm(self, tokens: Tensor, transform: TokenTransform | None = None) -> Tensor:
         """Shared tokens of understanding (B, N, D) -> what the language model reads, (B, N, H); here the same."""

@@ -10,7 +10,6 @@ L target positions, C target channels, H width of the LLM's input embeddings.
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -99,9 +98,14 @@ class UnifiedModel(ImageReader):
 
     # Training
 
-    @abstractmethod
     def understanding(self, batch: UnderstandingBatch, transform: TokenTransform | None = None) -> BranchOutput:
-        """Image-to-text loss: next-token cross entropy in nats, summed over label tokens."""
+        """Image-to-text loss: next-token cross entropy in nats, summed over label tokens; here read causally."""
+        tokens, grid = self.understood_tokens(batch.pixel_values, batch.encoded), self.understood_grid(batch)
+        return self.branch_output("understanding", self.answer_loss(batch, tokens, transform), tokens, batch.text, grid)
+
+    def understood_grid(self, batch: UnderstandingBatch) -> Grid:
+        """The grid of the tokens of understanding; here that of images of this size when they are generated."""
+        return self.grid_of(*batch.pixel_values.shape[2:])
 
     @abstractmethod
     def generation(self, batch: GenerationBatch, transform: TokenTransform | None = None) -> BranchOutput:
@@ -291,7 +295,3 @@ class UnifiedModel(ImageReader):
 
     def _weights_of(self, part: OfficialPart) -> dict[str, Tensor]:
         return {name: value for name, value in self.state_dict().items() if name.startswith(part.prefixes)}
-
-    def save_tokenizer(self, folder: Path) -> None:
-        """Write tokenizer.json and its configuration into an existing folder."""
-        self.processor.tokenizer.save_pretrained(folder)

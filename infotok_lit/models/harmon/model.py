@@ -17,7 +17,6 @@ from infotok_lit.batch import (
     PairedText,
     ReconstructionOutput,
     Tokenizer,
-    UnderstandingBatch,
 )
 from infotok_lit.checkpoints import KeyMap, OfficialPart
 from infotok_lit.models.common.autoencoders import build_autoencoder, from_tokens, kl16_keys, to_tokens
@@ -112,16 +111,9 @@ class Harmon(UnifiedModel):
             return pixel_values.new_zeros(0, grid[0] * grid[1], self.latent_width), grid
         return to_tokens(self.encode_images(pixel_values, encoded), self.config.mar.patch_size)
 
-    def understood_tokens(self, pixel_values: Tensor) -> Tensor:
+    def understood_tokens(self, pixel_values: Tensor, encoded: Tensor | None = None) -> Tensor:
         """(B, 3, height, width) in [-1, 1] -> buffers and the tokens of the whole image (B, R + L, D)."""
-        return self.encoder(*self.latent_tokens(pixel_values))
-
-    def understanding(self, batch: UnderstandingBatch, transform: TokenTransform | None = None) -> BranchOutput:
-        """The answers' cross entropy, given the tokens of the whole image."""
-        latents, grid = self.latent_tokens(batch.pixel_values, batch.encoded)
-        tokens = self.encoder(latents, grid)
-        loss = self.answer_loss(batch, tokens, transform)
-        return self.branch_output("understanding", loss, tokens, batch.text, grid)
+        return self.encoder(*self.latent_tokens(pixel_values, encoded))
 
     def project_for_llm(self, tokens: Tensor, transform: TokenTransform | None = None) -> Tensor:
         """Shared tokens (B, R + L, D) -> what the language model reads, (B, L + R, H), buffers last."""

@@ -22,6 +22,7 @@ from infotok_lit.errors import SettingsError
 from infotok_lit.models.common.autoencoders import NETWORK, build_autoencoder, to_tokens
 from infotok_lit.models.common.channel import Channel
 from infotok_lit.models.common.language_model import read_after_text
+from infotok_lit.models.common.model_config import Grid
 from infotok_lit.models.common.reconstruction import (
     ReconstructionConfig,
     ReconstructionInputs,
@@ -89,16 +90,14 @@ class OpenUni(UnifiedModel):
 
     # Understanding
 
-    def understood_tokens(self, pixel_values: Tensor) -> Tensor:
+    def understood_tokens(self, pixel_values: Tensor, encoded: Tensor | None = None) -> Tensor:
         """(B, 3, height, width) in [-1, 1] -> projected tokens of the vision tower (B, N, H)."""
         pixels = normalise(pixel_values, self.config.vision.input_side)
         return self.understanding_channel(self.vlm.model.get_image_features(pixels, return_dict=True).pooler_output)
 
-    def understanding(self, batch: UnderstandingBatch, transform: TokenTransform | None = None) -> BranchOutput:
-        """The answers' cross entropy, given the tokens of the vision tower."""
-        tokens, side = self.understood_tokens(batch.pixel_values), self.config.vision.grid_side
-        loss = self.answer_loss(batch, tokens, transform)
-        return self.branch_output("understanding", loss, tokens, batch.text, (side, side))
+    def understood_grid(self, batch: UnderstandingBatch) -> Grid:
+        """That of the vision tower, which stretches all images to its own size."""
+        return self.config.vision.grid_side, self.config.vision.grid_side
 
     # Generation
 

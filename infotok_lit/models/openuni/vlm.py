@@ -65,12 +65,14 @@ def _imagenet(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]
 FUSED = r"(vision_model\.encoder\.layers\.\d+\.attn)\.qkv\.(weight|bias)"
 SPLIT = r"(vision_model\.encoder\.layers\.\d+\.attn)\.([qkv])\.(weight|bias)"
 PARTS = ("q", "k", "v")
-_OLDER_PREFIXES = (
-    (r"^language_model\.lm_head\.", "lm_head."),
-    (r"^language_model\.model\.", "model.language_model."),
-    (r"^(vision_tower|multi_modal_projector)\.", r"model.\1."),
+OLDER_KEYS = KeyMap(
+    renames=(
+        (r"^language_model\.lm_head\.", "lm_head."),
+        (r"^language_model\.model\.", "model.language_model."),
+        (r"^(vision_tower|multi_modal_projector)\.", r"model.\1."),
+    )
 )
-"""How the "-hf" repositories were named before transformers 5."""
+"""The names of the "-hf" repositories before transformers 5 -> today's."""
 
 
 class InternVLKeys(KeyMap):
@@ -94,7 +96,7 @@ class InternVLKeys(KeyMap):
         if any(name.startswith("vision_model.") for name in official):
             return super().from_official(_split_attention(official, source), own, source)
         if any(name.startswith("vision_tower.") for name in official):
-            official = {_modern(name): tensor for name, tensor in official.items()}
+            official = {OLDER_KEYS.official_name(name): tensor for name, tensor in official.items()}
         return KeyMap(self.renames[:1]).from_official(official, own, source)
 
 
@@ -135,10 +137,3 @@ def _split_attention(weights: Mapping[str, Tensor], source: str) -> State:
             parts = tensor.chunk(len(PARTS))
             split |= {f"{match[1]}.{part}.{match[2]}": block for part, block in zip(PARTS, parts, strict=True)}
     return split
-
-
-def _modern(name: str) -> str:
-    for pattern, replacement in _OLDER_PREFIXES:
-        if re.match(pattern, name):
-            return re.sub(pattern, replacement, name)
-    return name

@@ -87,9 +87,9 @@ class Showo2(Showo2Network):
 
     # Understanding
 
-    def understood_tokens(self, pixel_values: Tensor) -> Tensor:
+    def understood_tokens(self, pixel_values: Tensor, encoded: Tensor | None = None) -> Tensor:
         """(n, 3, height, width) in [-1, 1] -> the fused tokens of the clean images (n, N, D)."""
-        return self.encoder(self.encode_images(pixel_values)).tokens
+        return self.encoder(self.encode_images(pixel_values, encoded)).tokens
 
     def understanding(self, batch: UnderstandingBatch, transform: TokenTransform | None = None) -> BranchOutput:
         """Next-token cross entropy (nats) summed over answer tokens, given clean images."""
@@ -97,9 +97,8 @@ class Showo2(Showo2Network):
         scaled = _scaled(transform, self.config.grad_scale)
         hidden = self.run_sequence(batch.input_ids, latents, latents.new_ones(len(latents)), scaled)
         loss = text_loss(self.llm.lm_head, hidden.states, batch.labels, batch.label_places)
-        grid = self.grid_of(*batch.pixel_values.shape[2:])
         tokens, codes = hidden.shared
-        return self.branch_output("understanding", loss, tokens, batch.text, grid, codes=codes)
+        return self.branch_output("understanding", loss, tokens, batch.text, self.understood_grid(batch), codes=codes)
 
     def project_for_llm(
         self, tokens: Tensor, transform: TokenTransform | None = None, time: Tensor | None = None

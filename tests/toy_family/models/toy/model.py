@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from infotok_lit.batch import BranchOutput, GenerationBatch, ReconstructionOutput, UnderstandingBatch
+from infotok_lit.batch import BranchOutput, GenerationBatch, ReconstructionOutput
 from infotok_lit.checkpoints import KeyMap, OfficialPart
 from infotok_lit.models.common.autoencoders import BlockTransform
 from infotok_lit.models.common.language_model import build_language_model
@@ -53,14 +53,8 @@ class Toy(UnifiedModel):
         self.llm = build_language_model(config.llm)
         self.denoiser = nn.Sequential(nn.Linear(2 * width, 64), nn.GELU(), nn.Linear(64, self.latent_width))
 
-    def understood_tokens(self, pixel_values: Tensor) -> Tensor:
+    def understood_tokens(self, pixel_values: Tensor, encoded: Tensor | None = None) -> Tensor:
         return self.encode(self.latents(pixel_values))
-
-    def understanding(self, batch: UnderstandingBatch, transform: TokenTransform | None = None) -> BranchOutput:
-        """The answers' cross entropy in nats, summed over their tokens."""
-        tokens = self.understood_tokens(batch.pixel_values)
-        loss = self.answer_loss(batch, tokens, transform)
-        return self.branch_output("understanding", loss, tokens, batch.text, (self.side, self.side))
 
     def generation(self, batch: GenerationBatch, transform: TokenTransform | None = None) -> BranchOutput:
         """Squared error of the clean latents that are guessed from noisy ones and the prompt, summed."""
