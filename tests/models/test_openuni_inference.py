@@ -8,6 +8,7 @@ from tiny import tiny_model
 from torch import Tensor
 
 from infotok_lit.errors import SettingsError
+from infotok_lit.models.openuni.diffusion import RandomNumbers
 from infotok_lit.models.openuni.family import FAMILY
 from infotok_lit.models.openuni.model import OpenUni
 from infotok_lit.models.openuni.processor import KEEP_PROMPT
@@ -55,6 +56,19 @@ def test_a_redrawn_picture_is_its_source_its_instruction_and_its_seed(model, ima
         alone = model.edit(images[i : i + 1], [instruction], seed=2 + i)
         torch.testing.assert_close(together[i : i + 1], alone, rtol=0, atol=2e-4)
     assert (together - model.edit(images.flip(0), instructions, seed=2)).abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_the_loss_is_taken_at_shifted_times(model, monkeypatch) -> None:
+    """By hand: 6 t / (1 + 5 t / 1000) of 1000, 400 and 100 thousandths is 1000, 800 and 400."""
+    condition = torch.randn(3, model.config.num_queries, model.config.transformer.caption_width)
+    latents, noise = torch.randn(2, 3, model.latent_width, 4, 4)
+    expected = model.flow_loss(latents, condition, RandomNumbers(noise, torch.tensor([0.0005, 0.2005, 0.6005])))
+    monkeypatch.setattr(model, "config", replace(model.config, training_time_shift=6.0))
+    found = model.flow_loss(latents, condition, RandomNumbers(noise, torch.tensor([0.0005, 0.6005, 0.9005])))
+    torch.testing.assert_close(found, expected)
+    with pytest.raises(SettingsError, match="training_time_shift must be positive, not 0"):
+        replace(model.config, training_time_shift=0.0)
 
 
 def test_the_input_size_is_a_setting_that_takes_the_same_weights(model) -> None:

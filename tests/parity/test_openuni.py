@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 from golden import DECODED_IMAGE, SAMPLING_CHAIN, Golden
 from openuni_replay import ORDERS, build, sana_config, without
 from PIL import Image
@@ -304,6 +305,12 @@ def test_schedules(golden: Golden) -> None:
     timesteps = timesteps_of(torch.arange(1000, dtype=torch.float64) / 1000 + 5e-4)
     golden.check("schedule", "train_timesteps", timesteps)
     golden.check("schedule", "train_sigmas", timesteps / 1000)
+
+
+def test_training_times_are_shifted_as_by_diffusers() -> None:
+    scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=6.0)
+    timesteps = timesteps_of(torch.arange(1000, dtype=torch.float64) / 1000 + 5e-4, shift=6.0)
+    torch.testing.assert_close(timesteps / 1000, scheduler.sigmas[:1000].float(), rtol=1e-6, atol=0)
 
 
 @torch.no_grad()

@@ -1,8 +1,8 @@
 """The diffusion half of OpenUni: from meta queries to SANA's condition, flow matching, and the sampler.
 
-Training times are uniform thousandths; velocity is noise minus image. Sampling is DPM-Solver++ on the flow, with the
-settings of the official scripts. diffusers is imported when it is needed. Shapes: B batch, Q queries, C latent
-channels, H language-model width, W connector width, D condition width, n images.
+Training times are uniform thousandths, or shifted ones; velocity is noise minus image. Sampling is DPM-Solver++ on the
+flow, with the settings of the official scripts. diffusers is imported when it is needed. Shapes: B batch, Q queries, C
+latent channels, H language-model width, W connector width, D condition width, n images.
 """
 
 from collections.abc import Callable
@@ -95,9 +95,10 @@ def random_numbers(shape: torch.Size, device: torch.device) -> RandomNumbers:
     return RandomNumbers(torch.randn(shape, device=device), torch.rand(shape[0], device=device))
 
 
-def timesteps_of(uniform: Tensor) -> Tensor:
-    """(n,) float32 in {1, ..., 1000}: noise levels in thousandths."""
-    return TRAINING_STEPS - (TRAINING_STEPS * uniform.float()).long().float()
+def timesteps_of(uniform: Tensor, shift: float = 1.0) -> Tensor:
+    """(n,) float32: noise levels in thousandths, {1, ..., 1000}, moved towards 1000 as the sampler's are."""
+    times = TRAINING_STEPS - (TRAINING_STEPS * uniform.float()).long().float()
+    return shift * times / (1 + (shift - 1) * times / TRAINING_STEPS)
 
 
 def add_noise(latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:

@@ -107,6 +107,8 @@ class OpenUniConfig(ModelConfig):
     num_queries: int = 256
     latent_scale: float = 0.41407
     """Latents are multiplied by this, so that they have about unit variance."""
+    training_time_shift: float = 1.0
+    """Above 1, more of the training times are near pure noise, where it is decided what stands where."""
     grad_scale: float | None = None
     """Factor on the gradient that understanding sends into the vision tower; None leaves it alone."""
     capacity_bits: float | None = None
@@ -122,6 +124,11 @@ class OpenUniConfig(ModelConfig):
         "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。"
     )
     """System prompt of conversations about images: InternVL3's own."""
+
+    def __post_init__(self) -> None:
+        """SettingsError for times that are no times."""
+        if not self.training_time_shift > 0:
+            raise SettingsError(f"training_time_shift must be positive, not {self.training_time_shift} (1 for none)")
 
     @property
     def token_pixels(self) -> int:

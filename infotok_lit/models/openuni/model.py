@@ -153,7 +153,7 @@ class OpenUni(UnifiedModel):
     ) -> tuple[Tensor, Tensor]:
         """Squared error of the velocity (float32), summed over latents (B, C, h, w), and their number."""
         random = random_numbers(latents.shape, latents.device) if random is None else random
-        timesteps = timesteps_of(random.uniform)
+        timesteps = timesteps_of(random.uniform, self.config.training_time_shift)
         predicted = self.velocity(add_noise(latents, random.noise, timesteps), condition, timesteps)
         loss = (predicted.float() - (random.noise - latents).float()).square().sum()
         return loss, loss.new_full((), latents.numel(), dtype=torch.int64)
