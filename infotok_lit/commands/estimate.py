@@ -190,17 +190,19 @@ def account(module: "InfoTokModule", step: "DryRun", cards: int, buckets: bool, 
     sizes = sizes_of(module)
     states = step.held["optimiser states"]
     parts = {**dict(module.base.named_children()), "heads": module.infotok}
+    on_cards = {
+        "1 card": step.peak,
+        f"DDP, {cards} cards": bytes_on_card(step, sizes, cards, sharded=False, buckets=buckets),
+    }
+    if not module.backward_per_branch:  # which fit refuses with FSDP
+        on_cards[f"FSDP, {cards} cards"] = bytes_on_card(step, sizes, cards, sharded=True, buckets=buckets)
     return {
         "parameters": {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()},
         "trained": {name: sum(p.numel() for p in part.parameters() if p.requires_grad) for name, part in parts.items()},
         "held": dict(step.held),
         "phases": {phase: held.total() for phase, held in step.phases.items()},
         "flops": step.flops,
-        "bytes": {
-            "1 card": step.peak,
-            f"DDP, {cards} cards": bytes_on_card(step, sizes, cards, sharded=False, buckets=buckets),
-            f"FSDP, {cards} cards": bytes_on_card(step, sizes, cards, sharded=True, buckets=buckets),
-        },
+        "bytes": on_cards,
         "process_bytes": None if libraries is None else libraries + int(step.peak / USABLE),
         # The tensors of a file are mapped, and become the model's own.
         "host_bytes": sizes.whole + sizes.read,

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -117,6 +117,18 @@ class InitialModel:
             "parts": {name: _lasting(path) for name, path in self.parts.items()},
             "tokenizer": self.tokenizer,
             "settings": dict(self.settings),
+        }
+
+    def rebuilding(self, base: UnifiedModel, heads: InfoTok, lora: LoraConfig | None) -> dict[str, Any]:
+        """What rebuilds the trained model and its heads from a run's checkpoint; primitives only."""
+        return {
+            "family": base.family,
+            "config": base.config.to_dict(),
+            **self.reference(),
+            "initial": self.recipe(),
+            "lora": None if lora is None else asdict(lora) | {"targets": list(lora.targets)},
+            "objective": asdict(heads.config),
+            "term_weights": heads.equivalents(),
         }
 
     @cached_property

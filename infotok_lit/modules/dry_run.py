@@ -30,7 +30,7 @@ BY_MASK = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default, a
 WEIGHTS, BUFFERS, GRADIENTS, STATES = "parameters", "buffers", "gradients", "optimiser states"
 PASSING = "passing"
 """What is none of these, nor an activation of a part of the model: intermediate results of the backward pass and of the
-optimiser, and the batch."""
+optimiser, gradients that are kept from one branch to the next, and the batch."""
 
 
 @dataclass
@@ -39,7 +39,8 @@ class DryRun:
 
     phases: dict[str, Counter[str]] = field(default_factory=dict)
     """`forward`, `backward`, `optimiser` -> bytes at the worst moment, by what they are for: `parameters`, `buffers`,
-    `gradients`, `optimiser states`, `passing`, and for activations the name of the part of the model that made them."""
+    `gradients`, `optimiser states`, `passing`, and for activations the name of the part of the model that made them.
+    What is differentiated before the forward pass of the next branch counts as `forward`."""
     flops: int = 0
     """Floating-point operations of one optimiser step, two for each multiplication with its addition; activations that
     are computed again count again."""
@@ -211,6 +212,7 @@ class Recorder(pl.Callback):
             child.register_forward_hook(self._leave_part, always_call=True)
         for module in pl_module.infotok.modules():
             module.register_forward_pre_hook(partial(self._enter_part, "heads"))
+        pl_module.infotok.register_forward_hook(self._leave_part, always_call=True)
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         """The last step begins anew."""

@@ -18,6 +18,9 @@ from infotok_lit.objective.infotok import InfoTok
 from infotok_lit.objective.report import gradient_norms
 from infotok_lit.objective.term import BranchObjective
 
+ENCODER_EVERY = 10
+"""Of the steps that log, every so many-th measures what the terms ask of the encoder."""
+
 
 class GradientWatch:
     """Collects what a step that logs is to say of gradients; some of it is known only after the backward pass."""
@@ -25,11 +28,11 @@ class GradientWatch:
     def __init__(self) -> None:
         self._found: dict[str, Tensor] = {}
 
-    def watch(self, branch: Branch, base: UnifiedModel, heads: InfoTok, result: BranchResult, scale: float) -> None:
+    def watch(self, branch: Branch, base: UnifiedModel, heads: InfoTok, result: BranchResult, scale: Tensor) -> None:
         """Norms of d loss / d Z, of each term and of all; and norms at the parts of the model.
 
         Args:
-            scale: what the gradient of the backward pass is to be multiplied by: the accumulated batches.
+            scale: scalar that the step's own backward pass multiplies gradients by, of `backward_scale`.
         """
         objective, tokens, found = result.objective, result.output.tokens, self._found
         if objective.terms:
@@ -39,7 +42,7 @@ class GradientWatch:
                 found[f"train/{branch}/part_gradient/{part}"] = norm
         if tokens.requires_grad:
             total = f"train/{branch}/token_gradient/total"
-            tokens.register_hook(lambda gradient: found.update({total: scale * gradient.float().norm()}))
+            tokens.register_hook(lambda gradient: found.update({total: gradient.float().norm() / scale}))
 
     def watch_encoder(
         self, branch: Branch, base: UnifiedModel, heads: InfoTok, result: BranchResult, task: Tensor

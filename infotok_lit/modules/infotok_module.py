@@ -5,7 +5,7 @@ A training checkpoint holds `base.*`, which is the model, and `infotok.*`, which
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any, NoReturn
 
 import lightning.pytorch as pl
@@ -21,8 +21,9 @@ from infotok_lit.models.common.reconstruction import ReconstructionConfig
 from infotok_lit.models.unified import UnifiedModel
 from infotok_lit.modules.base_model import HOW_TO_LOAD, InitialModel, build_heads, plain, refuse_lost_average
 from infotok_lit.modules.finite import FiniteGuard
-from infotok_lit.modules.gradients import GradientWatch, frozen_tokens_message
+from infotok_lit.modules.gradients import ENCODER_EVERY, GradientWatch, frozen_tokens_message
 from infotok_lit.modules.half_linear import halve_frozen_layers, warn_of_rounding
+from infotok_lit.modules.kept_gradients import KeptGradients, backward_scale, refuse_sharding
 from infotok_lit.modules.lora import LoraConfig, add_adapters
 from infotok_lit.modules.losses import (
     BranchResult,
@@ -55,9 +56,6 @@ from infotok_lit.objective.infotok import InfoTok
 from infotok_lit.objective.report import collapse_message
 from infotok_lit.seeding import isolated_rng
 
-ENCODER_EVERY = 10
-"""Of the steps that log, every so many-th measures what the terms ask of the encoder."""
-
 
 class InfoTokModule(pl.LightningModule):
     """Fine-tunes a unified model on both tasks with the terms of the objective that are on.
@@ -87,6 +85,8 @@ class InfoTokModule(pl.LightningModule):
         lora: Low-rank adapters, trained whatever `freeze` says; export merges them into the weights. None for none.
         halve_frozen: Keep frozen linear layers in bfloat16, in half the memory; bf16-mixed computes the same with them.
         activation_checkpointing: Save memory by recomputing activations in the backward pass.
+        backward_per_branch: Save memory by running each branch's backward pass before the next one's forward pass, at
+            the cost of 4 bytes for each trained weight (docs/memory.md). Not with trainer/fsdp.
         compile_blocks: Compile the layers with torch.compile; the first steps take minutes, later ones less time.
         answer_tokens: The longest answer that validation generates, in tokens.
     """
@@ -114,6 +114,7 @@ class InfoTokModule(pl.LightningModule):
         lora: LoraConfig | None = None,
         halve_frozen: bool = False,
         activation_checkpointing: bool = False,
+        backward_per_branch: bool = False,
         compile_blocks: bool = False,
         answer_tokens: int = 32,
     ) -> None:
@@ -127,8 +128,8 @@ class InfoTokModule(pl.LightningModule):
         if answer_tokens < 1:
             raise SettingsError(f"answer_tokens is {answer_tokens}; set it to 1 or more")
         self.frozen, self.unfrozen = tuple(freeze), tuple(unfreeze)
-        self.lora, self.halve_frozen = lora, halve_frozen
-        self.activation_checkpointing, self.compile_blocks = activation_checkpointing, compile_blocks
+        self.lora, self.halve_frozen, self.compile_blocks = lora, halve_frozen, compile_blocks
+        self.activation_checkpointing, self.backward_per_branch = activation_checkpointing, backward_per_branch
         self.answer_tokens = answer_tokens
         self.guard, self.gradients = FiniteGuard(), GradientWatch()
         self.validation: Validation | None = None
@@ -149,6 +150,8 @@ class InfoTokModule(pl.LightningModule):
     def setup(self, stage: str) -> None:
         """Refuse a precision or a strategy that cannot train."""
         refuse_trainer(self.trainer.precision, self.trainer.strategy)
+        if self.backward_per_branch:
+            refuse_sharding(self.trainer.strategy)
         if self.halve_frozen:
             warn_of_rounding(self.trainer.precision)
 
@@ -165,7 +168,7 @@ class InfoTokModule(pl.LightningModule):
             self.base.recompute_activations()
         if self.compile_blocks:
             compile_blocks(self.base)
-        self.infotok = self.build_heads(self.objective_config)
+        self.infotok = build_heads(self.objective_config, self.base)
         self.frozen_weights = FrozenWeights(self.base, self.initial_model.init_from, strategy, self.halve_frozen)
         if self.halve_frozen:
             halve_frozen_layers(self.base)
@@ -181,10 +184,6 @@ class InfoTokModule(pl.LightningModule):
     def configure_callbacks(self) -> list[pl.Callback]:
         """What every run gets, also with a Trainer that was built by hand."""
         return [StepSeed(), DataConnection()]
-
-    def build_heads(self, objective: ObjectiveConfig) -> InfoTok:
-        """Fresh training-only heads for the base model."""
-        return build_heads(objective, self.base)
 
     def hard_negatives(self, branch: Branch) -> int:
         """How many texts per image are asked of the data that it knows to be false of the image."""
@@ -209,9 +208,7 @@ class InfoTokModule(pl.LightningModule):
             understood=understood,
             read_caption=lambda tokens: self.base.caption_nats(tokens, output, batch.captions),
         )
-        fewer = None
-        if branch == "understanding" and self.infotok.budget is not None:
-            fewer = read_with_fewer(self.base, self.infotok, batch, output.tokens)
+        fewer = read_with_fewer(self.base, self.infotok, batch, output.tokens) if branch == "understanding" else None
         return BranchResult(output, task_loss(output), objective, fewer=fewer)
 
     def run_reconstruction(self, batch: GenerationBatch) -> ReconstructionResult:
@@ -225,27 +222,36 @@ class InfoTokModule(pl.LightningModule):
 
     def training_step(self, batch: Mapping[Branch, Batch], batch_idx: int) -> Tensor:
         """L = L_i2t + L_t2i + lambda (L_u + L_g), Eq. 11; and the reconstruction loss, where it has a weight."""
-        seeds = draw_seeds()
-        results, reconstruction = {}, None
+        seeds, elements = draw_seeds(), elements_of_step(self.base, batch, seeds_of_step(self.trainer, batch_idx))
         branches = trained_branches(self.base, self.infotok.heads, self.task_weights)
         self._say_once("idle", "understanding", idle_message(self.base, self.task_weights, branches))
+        kept, parts = KeptGradients(self.parameters(), backward_scale(self.trainer)), {}
         for branch in branches:
-            with isolated_rng(seeds[branch], self.device):
-                results[branch] = self.run_branch(branch, batch[branch])
-            self._say_once("frozen", branch, frozen_tokens_message(branch, self.base, results[branch]))
+            is_last = branch == branches[-1] and not self.task_weights.reconstruction
+            at_once = kept if self.backward_per_branch and not is_last else None
+            parts |= self._branch_loss(branch, batch[branch], seeds[branch], elements, at_once)
         if self.task_weights.reconstruction:
             with isolated_rng(seeds["reconstruction"], self.device):
                 reconstruction = self.run_reconstruction(batch["generation"])
-        elements = elements_of_step(self.base, batch, seeds_of_step(self.trainer, batch_idx))
-        parts = loss_parts(self.task_weights, results, reconstruction, elements)
+            parts |= loss_parts(self.task_weights, {}, reconstruction)
+            if self._logs_this_step():
+                self.log("train/reconstruction/loss", reconstruction.task_loss.detach(), sync_dist=True)
+        parts |= kept.rest()
         total = self.guard.watch_losses(parts, {**batch, "reconstruction": batch["generation"]}, self.global_step)
         self.log("train/loss", total.detach(), prog_bar=True)
-        if self._logs_this_step():
-            for branch, result in results.items():
-                self._log_branch(branch, result, parts[f"{branch}/task"])
-            if reconstruction is not None:
-                self.log("train/reconstruction/loss", reconstruction.task_loss.detach(), sync_dist=True)
         return total
+
+    def _branch_loss(
+        self, branch: Branch, batch: Batch, seed: int, elements: Mapping[Branch, float], kept: KeptGradients | None
+    ) -> dict[str, Tensor]:
+        """The summands that a branch adds to the loss; only their values, where its gradients are kept."""
+        with isolated_rng(seed, self.device):
+            result = self.run_branch(branch, batch)
+        self._say_once("frozen", branch, frozen_tokens_message(branch, self.base, result))
+        parts = loss_parts(self.task_weights, {branch: result}, elements=elements)
+        if self._logs_this_step():
+            self._log_branch(branch, result, parts[f"{branch}/task"])
+        return parts if kept is None else kept.take(parts, self.infotok.units())
 
     def configure_gradient_clipping(
         self, optimizer: MaskedAdamW, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
@@ -272,7 +278,7 @@ class InfoTokModule(pl.LightningModule):
         self.log(f"train/{branch}/loss", result.task_loss.detach(), prog_bar=True, sync_dist=True)
         report = finite_only(result.report().items())
         self.log_dict({f"train/{branch}/{name}": value for name, value in report.items()})
-        self.gradients.watch(branch, self.base, self.infotok, result, scale=self.trainer.accumulate_grad_batches)
+        self.gradients.watch(branch, self.base, self.infotok, result, scale=backward_scale(self.trainer))
         if (self.global_step + 1) % (ENCODER_EVERY * self.trainer.log_every_n_steps) == 0:
             self.gradients.watch_encoder(branch, self.base, self.infotok, result, task)
         self._say_once("collapse", branch, collapse_message(branch, report))
@@ -330,16 +336,10 @@ class InfoTokModule(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Say what rebuilds the model without this class, and leave out what can be read again; primitives only."""
         checkpoint[CHECKPOINT_KEY] = {
-            "family": self.base.family,
-            "config": self.base.config.to_dict(),
-            **self.initial_model.reference(),
-            "initial": self.initial_model.recipe(),
+            **self.initial_model.rebuilding(self.base, self.infotok, self.lora),
             "frozen": self.frozen_weights.leave_out(checkpoint["state_dict"]),
             "step": self.global_step,
             "restored_settings": self.optimiser_config.restored(),
-            "lora": None if self.lora is None else asdict(self.lora) | {"targets": list(self.lora.targets)},
-            "objective": asdict(self.objective_config),
-            "term_weights": self.infotok.equivalents(),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -165,12 +165,17 @@ def elements_of_step(base: UnifiedModel, batch: Mapping[Branch, Batch], seeds: S
     return found
 
 
-def read_with_fewer(base: UnifiedModel, infotok: InfoTok, batch: UnderstandingBatch, tokens: Tensor) -> ReadWithFewer:
+def read_with_fewer(
+    base: UnifiedModel, infotok: InfoTok, batch: UnderstandingBatch, tokens: Tensor
+) -> ReadWithFewer | None:
     """A further pass of the language model over shared tokens (B, N, D), some of which it must do without.
 
-    Its answers are to be those of a pass over all tokens, which it does not change. A collective call.
+    Its answers are to be those of a pass over all tokens, which it does not change; None without a token budget. A
+    collective call.
     """
     budget = infotok.budget
+    if budget is None:
+        return None
     kept = budget.draw(infotok.rates("understanding", tokens))
     nats = torch.zeros((), device=kept.device)
     if budget.config.weight:

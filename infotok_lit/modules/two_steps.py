@@ -14,7 +14,7 @@ import lightning.pytorch as pl
 import torch
 
 from infotok_lit.errors import SettingsError
-from infotok_lit.modules.infotok_module import ENCODER_EVERY
+from infotok_lit.modules.gradients import ENCODER_EVERY
 
 M_MMAP_THRESHOLD = -3
 """Of mallopt(3)."""

@@ -134,6 +134,10 @@ class Balance(nn.Module):
         self._pending.append((torch.stack(squares), unit))
         return unit - unit.detach()
 
+    def units(self) -> list[Tensor]:
+        """What must be among the leaves of a backward pass that leaves gradients at named leaves only."""
+        return [unit for _, unit in self._pending if unit.grad is None]
+
     @contextmanager
     def unheard(self) -> Iterator[None]:
         """Inside, backward passes are not measured: they are not the step's own."""

@@ -166,6 +166,10 @@ class InfoTok(nn.Module):
         """Take in what balance has measured in an optimiser step, after its last backward pass; a collective call."""
         finish_step(self.balances.values())
 
+    def units(self) -> list[Tensor]:
+        """Leaves of the terms beside parameters, at which balance is to find gradients; see `Balance.units`."""
+        return [unit for balance in self.balances.values() for unit in balance.units()]
+
     @contextmanager
     def unheard(self) -> Iterator[None]:
         """Inside, backward passes are not what balance measures."""

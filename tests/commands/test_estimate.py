@@ -63,6 +63,15 @@ def test_where_no_system_tells_what_a_process_holds_the_rest_is_said(tmp_path, m
     assert "needs Linux with glibc" in capsys.readouterr().err
 
 
+def test_what_fit_refuses_to_shard_is_not_estimated_sharded(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    small = ["--config", "objective/finetune", "--model.init_args.settings", '{"llm": {"num_hidden_layers": 1}}']
+    arguments = ["estimate", "--config", "harmon/scenes32", *small, "--alternatives", "false", "--out", "found.json"]
+    assert cli.main([*arguments, "--model.init_args.backward_per_branch", "true"]) == 0
+    (plan,) = json.loads((tmp_path / "found.json").read_text())["plans"]
+    assert list(plan["bytes"]) == ["1 card", "DDP, 8 cards"] and "FSDP" not in capsys.readouterr().out
+
+
 def test_texts_are_those_of_images_that_a_program_draws() -> None:
     fit = ["--config", "harmon/scenes32", "--data.init_args.train.init_args.seed", "7"]
     settings = read_settings(fit)

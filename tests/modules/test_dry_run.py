@@ -11,7 +11,7 @@ from infotok_lit.batch import BRANCHES
 from infotok_lit.models.family import family
 from infotok_lit.modules.dry_run import BUFFERS, GRADIENTS, STATES, WEIGHTS, Ledger, dry_run
 from infotok_lit.modules.flops import FlopCount
-from infotok_lit.modules.losses import loss_parts
+from infotok_lit.modules.losses import TaskWeights, loss_parts
 from infotok_lit.scenes import Scenes
 
 
@@ -66,6 +66,25 @@ def test_a_dry_step_has_the_weights_gradients_states_and_operations_of_a_real_on
     assert held[GRADIENTS] == sum(storages.values()) >= 4 * trained
     # A step that logs goes back through parts of the model some times more.
     assert count.total <= dry.flops < 5 * count.total
+
+
+def test_a_branch_at_a_time_takes_what_the_larger_one_takes_alone() -> None:
+    """And the kept gradients: 4 bytes for each weight that understanding, which comes first, trains."""
+    dry = {}
+    for per_branch, weights in ((True, (1, 1)), (False, (1, 1)), (False, (0, 1))):
+        module = Meta((), family="showo2", task_weights=TaskWeights(*weights))
+        module.backward_per_branch = per_branch
+        torch.manual_seed(0)
+        dry[per_branch, weights] = dry_run(module, scenes_data(batch_size=32))
+    real = TinyModule((), family="showo2")
+    real.configure_model()
+    samples = [Scenes().sample("understanding", index, np.random.default_rng(0)) for index in range(4)]
+    real.run_branch("understanding", real.base.processor.understanding(samples)).task_loss.backward()
+    kept = sum(p.grad.untyped_storage().nbytes() for p in real.parameters() if p.grad is not None)
+    alone = dry[False, (0, 1)].peak
+    assert dry[True, (1, 1)].peak == pytest.approx(alone + kept, abs=2048)
+    assert kept > 2 * 2048 and dry[False, (1, 1)].peak > 1.2 * dry[True, (1, 1)].peak
+    assert dry[True, (1, 1)].flops == dry[False, (1, 1)].flops
 
 
 class Meta(TinyModule):

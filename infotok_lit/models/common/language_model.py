@@ -8,6 +8,7 @@ from dataclasses import asdict
 
 import torch
 from torch import Tensor, nn
+from torch._functorch import config as functorch_config
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import (
@@ -145,6 +146,8 @@ def compile_blocks(model: nn.Module, backend: str = "inductor") -> None:
     Args:
         backend: of torch.compile.
     """
+    # A step that logs goes back through layers more than once: compiled ones must not use what they saved as scratch.
+    functorch_config.donated_buffer = False
     for name, child in model.named_children():
         for block in () if name == "autoencoder" else _stacked(child):
             block.compile(backend=backend)
