@@ -41,8 +41,8 @@ def main(argv: Sequence[str]) -> int:
     """`bench --config FILE ... [overrides] [--steps N]`, or `bench inference`, `bench evaluate`, `bench reading`."""
     kinds = {"reading": bench_reading, "evaluate": bench_evaluate, "inference": bench_inference}
     if (kind := argv[1] if len(argv) > 1 else "") in kinds:
-        return run(kinds[kind], [f"bench {kind}", *argv[2:]], rest="fit_arguments" if kind == "inference" else None)
-    return run(bench, argv, rest="fit_arguments")
+        return run(kinds[kind], [f"bench {kind}", *argv[2:]])
+    return run(bench, argv)
 
 
 def bench(

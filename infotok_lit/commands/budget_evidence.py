@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
-from infotok_lit.commands.parsing import run
 from infotok_lit.commands.progress import progress_bar
 from infotok_lit.errors import SettingsError
 from infotok_lit.files import replacing, write_json, write_whole
@@ -72,11 +71,6 @@ def budget_evidence(
     write_whole(out / "table.md", text.encode())
     _draw(out, measured, evidence, examples)
     sys.stdout.write(text)
-
-
-def main(argv: Sequence[str]) -> int:
-    """`budget_evidence --model RUN --out DIR`."""
-    return run(budget_evidence, argv)
 
 
 def report(measured: "Sequence[Measured]", follow: Sequence[Mapping[str, float]], kinds: Any) -> str:

@@ -17,7 +17,6 @@ from infotok_lit.batch import (
     Source,
     UnderstandingSample,
 )
-from infotok_lit.commands.parsing import run
 from infotok_lit.commands.progress import progress_bar
 from infotok_lit.errors import SettingsError
 
@@ -30,11 +29,6 @@ NAMED = 20
 """So many of a kind are named; of the others the number is said."""
 CROPPED = 1 / 3
 """Images that lose more than this share of their area by being cropped to a square are spoken of."""
-
-
-def main(argv: Sequence[str]) -> int:
-    """`check --config FILE ... [overrides] [--limit N]`."""
-    return run(check, argv, rest="fit_arguments")
 
 
 def check(fit_arguments: list[str], limit: PositiveInt = 10_000) -> int:

@@ -1,13 +1,12 @@
 """`compress` and `decompress`: a video as a stream of the tokens that it deserves, and back."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from infotok_lit.assets import ASSETS, EMBEDDED
-from infotok_lit.commands.parsing import run
 from infotok_lit.commands.progress import progress_bar
 from infotok_lit.errors import MissingFileError, SettingsError
 from infotok_lit.files import replacing
@@ -136,8 +135,3 @@ def _frame_rate(fps: float) -> Fraction:
     if not 0 < fps < 1e6:
         raise SettingsError(f"fps is {fps}: give the frames per second of the folder")
     return Fraction(fps).limit_denominator(1001)
-
-
-def main(argv: Sequence[str]) -> int:
-    """`compress --model DIR --video x.mp4 --out x.itk`, and `decompress --model DIR --stream x.itk --out y.mp4`."""
-    return run(decompress if argv[0] == "decompress" else compress, argv)

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from jsonargparse.typing import PositiveInt
 
 from infotok_lit.batch import BrokenSampleError
-from infotok_lit.commands.parsing import run
 from infotok_lit.commands.progress import ProgressBar, progress_bar
 from infotok_lit.errors import MissingFileError
 from infotok_lit.inference import QUESTION, InferenceModel
@@ -79,11 +78,6 @@ def describe(
             columns.append(list(ask(loaded, reader, max_new_tokens, batch_size, bar, done * len(reader))))
     show_side_by_side(labels(choices), columns, json)
     return 1 if reader.broken else 0
-
-
-def main(argv: Sequence[str]) -> int:
-    """`describe` of the command line."""
-    return run(describe, argv)
 
 
 def ask(

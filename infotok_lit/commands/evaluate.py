@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from infotok_lit.checkpoints import exported_family
-from infotok_lit.commands.parsing import run
 from infotok_lit.commands.progress import progress_bar
 from infotok_lit.errors import SettingsError
 from infotok_lit.evaluation.benchmark import Rules
@@ -115,11 +114,6 @@ def evaluate(
         raise SettingsError("say which --model to evaluate, and where to put the results: --out")
     _tell(told_of_rules(made, rules))
     return evaluate_models(model, options, made, out, limit, batch_size, budget)
-
-
-def main(argv: Sequence[str]) -> int:
-    """`evaluate` of the command line."""
-    return run(evaluate, argv)
 
 
 def evaluate_models(

@@ -1,12 +1,10 @@
 """`export`: strip a run to an inference folder, and publish it if asked."""
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from infotok_lit.checkpoints import find_checkpoint, local_checkpoint, read_run
-from infotok_lit.commands.parsing import run
 from infotok_lit.errors import MissingFileError, SettingsError
 from infotok_lit.hub import push
 from infotok_lit.models.export import DType, Format, Weights, export_model, replaceable_files, run_provenance
@@ -83,8 +81,3 @@ def _refuse_options_of_models(
             "a video tokenizer is exported to safetensors as it is: leave out format, dtype, with_budget and "
             "push_to_hub"
         )
-
-
-def main(argv: Sequence[str]) -> int:
-    """`export` of the command line."""
-    return run(export, argv)

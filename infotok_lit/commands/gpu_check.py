@@ -17,7 +17,6 @@ from jsonargparse.typing import PositiveFloat, PositiveInt
 
 from infotok_lit import __version__
 from infotok_lit.assets import SCENES_TOKENIZER
-from infotok_lit.commands.parsing import run
 from infotok_lit.commands.progress import progress_bar
 from infotok_lit.errors import ExplainedError, SettingsError
 from infotok_lit.files import write_json
@@ -90,11 +89,6 @@ class Place:
         self.call("fit", *arguments, *own, *QUIET, f"--trainer.logger.init_args.save_dir={root}")
         (config,) = root.glob("**/config.yaml")
         return config.parent
-
-
-def main(argv: Sequence[str]) -> int:
-    """`gpu_check [--out FILE]`."""
-    return run(gpu_check, argv)
 
 
 def gpu_check(

@@ -5,7 +5,7 @@ lower bound on mutual information, in bits per image. A run brings its posterior
 them, whose structure and texture together stay below their rate.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
@@ -15,7 +15,6 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from infotok_lit import __version__
 from infotok_lit.checkpoints import read_run
-from infotok_lit.commands.parsing import run
 from infotok_lit.commands.progress import progress_bar
 from infotok_lit.errors import SettingsError
 from infotok_lit.files import write_json
@@ -76,11 +75,6 @@ def probe(
     if out is not None:
         write_json(out, result)
     _show(result)
-
-
-def main(argv: Sequence[str]) -> int:
-    """`probe` of the command line."""
-    return run(probe, argv)
 
 
 def _load(

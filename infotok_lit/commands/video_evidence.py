@@ -1,12 +1,10 @@
 """`video_evidence`: what a trained video tokenizer gains by choosing its tokens."""
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from infotok_lit.commands.compress import open_tokenizer, refuse_existing
-from infotok_lit.commands.parsing import run
 from infotok_lit.commands.progress import progress_bar
 from infotok_lit.files import write_json
 
@@ -77,8 +75,3 @@ def report(found: dict[str, Any]) -> str:
         "",
     ]
     return "\n".join(lines)
-
-
-def main(argv: Sequence[str]) -> int:
-    """`video_evidence --model DIR [--out evidence.json]`."""
-    return run(video_evidence, argv)
