@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from infotok_lit import __version__
-from infotok_lit.commands.bench_inference import bench_evaluate, bench_inference, plain_table
+from infotok_lit.commands.bench_inference import bench_evaluate, bench_inference
 from infotok_lit.commands.bench_reading import bench_reading
 from infotok_lit.commands.parsing import run
-from infotok_lit.commands.progress import progress_bar
 from infotok_lit.errors import SettingsError
 from infotok_lit.files import write_json
+from infotok_lit.progress import progress_bar
+from infotok_lit.tables import Table
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
-    from rich.table import Table
 
     from infotok_lit.callbacks.throughput import StepTime, StepTiming
     from infotok_lit.commands.fit import InfoTokCLI
@@ -70,8 +70,6 @@ def bench(
         variants: Which of them are timed beside `plain`, such as C&S or C&S&A; default: all.
         out: Also write the numbers to this JSON file.
     """
-    from rich.console import Console
-
     from infotok_lit.commands.fit import InfoTokCLI
     from infotok_lit.modules.two_steps import quiet_lightning
 
@@ -95,7 +93,7 @@ def bench(
     result["variants"] = [{"name": name} | summarise(own, rounds_of["plain"], most) for name, own in rounds_of.items()]
     if out is not None:
         write_json(out, result)
-    Console().print(table(result))
+    table(result).show()
 
 
 # Training
@@ -130,25 +128,17 @@ def summarise(own: Sequence[Result], plain: Sequence[Result], most_flops: float 
         most_flops: What the device can compute in a second, where it is known.
     """
     steps, log_share = [step for each in own for step in each["steps"]], own[0]["log_share"]
-    seconds, cpu_seconds = (
-        typical(steps, log_share, lambda step, kind=kind: sum(getattr(step, kind).values())) for kind in ("wall", "cpu")
-    )
-    phases = {
-        kind: {
-            phase: typical(steps, log_share, lambda step, kind=kind, phase=phase: getattr(step, kind)[phase])
-            for phase in steps[0].wall
-        }
-        for kind in ("wall", "cpu")
-    }
-    ratios = {
-        kind: [_step_seconds(each, kind) / _step_seconds(other, kind) for each, other in zip(own, plain, strict=True)]
-        for kind in ("wall", "cpu")
-    }
+    seconds = typical(steps, log_share, "wall")
+    phases, ratios = {}, {}
+    for kind in ("wall", "cpu"):
+        phases[kind] = {phase: typical(steps, log_share, kind, phase) for phase in steps[0].wall}
+        taken, plainly = ([typical(each["steps"], log_share, kind) for each in rounds] for rounds in (own, plain))
+        ratios[kind] = [one / other for one, other in zip(taken, plainly, strict=True)]
     peaks = [each["peak_bytes"] for each in own]
     return {
         "head_parameters": own[0]["head_parameters"],
         "step_seconds": seconds,
-        "step_cpu_seconds": cpu_seconds,
+        "step_cpu_seconds": typical(steps, log_share, "cpu"),
         "ratio": median(ratios["wall"]),
         "ratio_range": [min(ratios["wall"]), max(ratios["wall"])],
         "cpu_ratio": median(ratios["cpu"]),
@@ -161,16 +151,15 @@ def summarise(own: Sequence[Result], plain: Sequence[Result], most_flops: float 
     }
 
 
-def table(result: Result) -> "Table":
+def table(result: Result) -> Table:
     """The result for people: a column per variant."""
     title = f"One training step: {result['samples_per_step']} samples on {result['device']}, {result['precision']}"
     lines = [[label, *(cell(variant) for variant in result["variants"])] for label, cell in _ROWS.items()]
-    shown = plain_table(title, [variant["name"] for variant in result["variants"]], lines)
-    shown.caption = (
+    caption = (
         f"medians of {result['rounds']} x {result['steps']} steps, those that log weighed as in a long run; ratios to "
         "plain are taken round by round"
     )
-    return shown
+    return Table(title, ["", *(variant["name"] for variant in result["variants"])], lines, caption)
 
 
 def _overrides(steps: int, warmup: int, terms: Sequence[str]) -> list[str]:
@@ -216,21 +205,21 @@ def _measured(fit: "InfoTokCLI", timing: "StepTiming") -> Result:
     }
 
 
-def typical(steps: "Sequence[StepTime]", log_share: float, of: "Callable[[StepTime], float]") -> float:
-    """The mean over a long run of a number of a step, by the medians of steps that log and of steps that do not.
+def typical(steps: "Sequence[StepTime]", log_share: float, kind: str, phase: str | None = None) -> float:
+    """Mean seconds of a step over a long run, by the medians of steps that log and of steps that do not.
 
     Args:
         log_share: which share of the steps of a long run logs.
+        kind: `wall` or `cpu`.
+        phase: of its phases; None for the whole step.
     """
-    kinds = [[of(step) for step in steps if step.logs == logs] for logs in (False, True)]
-    silent, logging_ = (median(kind) if kind else None for kind in kinds)
-    if silent is None or logging_ is None:
-        return logging_ if silent is None else silent
-    return (1 - log_share) * silent + log_share * logging_
-
-
-def _step_seconds(measured: Result, kind: str) -> float:
-    return typical(measured["steps"], measured["log_share"], lambda step: sum(getattr(step, kind).values()))
+    seconds: dict[bool, list[float]] = {True: [], False: []}
+    for step in steps:
+        spent = getattr(step, kind)
+        seconds[step.logs].append(sum(spent.values()) if phase is None else spent[phase])
+    if not all(seconds.values()):
+        return median(seconds[True] or seconds[False])
+    return log_share * median(seconds[True]) + (1 - log_share) * median(seconds[False])
 
 
 def _circumstances(fit: "InfoTokCLI", timing: "StepTiming") -> Result:

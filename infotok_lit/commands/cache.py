@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Literal
 
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
-from infotok_lit.commands.progress import progress_bar
 from infotok_lit.errors import SettingsError
 from infotok_lit.model_choice import chosen_device
+from infotok_lit.progress import progress_bar
 
 if TYPE_CHECKING:
     import torch

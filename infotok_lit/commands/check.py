@@ -17,12 +17,11 @@ from infotok_lit.batch import (
     Source,
     UnderstandingSample,
 )
-from infotok_lit.commands.progress import progress_bar
 from infotok_lit.errors import SettingsError
+from infotok_lit.progress import progress_bar
+from infotok_lit.tables import Table
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from infotok_lit.commands.fit import InfoTokCLI
 
 NAMED = 20
@@ -56,7 +55,7 @@ def check(fit_arguments: list[str], limit: PositiveInt = 10_000) -> int:
                 show = _shown(bar.show, len(findings), f"{part}, {branch}")
                 findings.append(look_at(f"{part}, {branch}", of_branch[branch], branch, processor, limit, show))
     console = Console()
-    console.print(overview(findings))
+    overview(findings).show()
     for line in remarks(findings, cli.model.answer_tokens):
         console.print(line, soft_wrap=True, highlight=False, markup=False)
     stops = [found for found in findings[: len(BRANCHES)] if found.broken_share > data.max_broken_share]
@@ -147,20 +146,16 @@ def _measure(found: Findings, sample: Sample, processor: Processor) -> None:
     found.side = batch.pixel_values.shape[-1]
 
 
-def overview(findings: Sequence[Findings]) -> "Table":
+def overview(findings: Sequence[Findings]) -> Table:
     """A row for each source and branch."""
-    from rich.table import Table
-
-    table = Table(title="The data, as the model would see it")
-    for column in ("", "samples", "image sides (px)", "text tokens", "answer tokens", "cut", "broken"):
-        table.add_column(column, justify="left" if not column else "right", no_wrap=not column)
+    lines = []
     for found in findings:
         sides = [side for pair in found.sides for side in pair]
         looked = "" if found.looked_at == found.samples else f" ({found.looked_at:,} looked at)"
         lengths = (_spread(values) for values in (sides, found.tokens, found.answer_tokens))
-        table.add_row(found.name, f"{found.samples:,}{looked}", *lengths, str(len(found.cut)), str(len(found.broken)))
-    table.caption = "smallest, median, largest"
-    return table
+        lines.append([found.name, f"{found.samples:,}{looked}", *lengths, len(found.cut), len(found.broken)])
+    header = ["", "samples", "image sides (px)", "text tokens", "answer tokens", "cut", "broken"]
+    return Table("The data, as the model would see it", header, lines, "smallest, median, largest")
 
 
 def remarks(findings: Sequence[Findings], answer_tokens: int) -> list[str]:

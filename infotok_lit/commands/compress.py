@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from infotok_lit.assets import ASSETS, EMBEDDED
-from infotok_lit.commands.progress import progress_bar
 from infotok_lit.errors import MissingFileError, SettingsError
 from infotok_lit.files import replacing
 from infotok_lit.model_choice import chosen_device
+from infotok_lit.progress import progress_bar
 
 if TYPE_CHECKING:
     import numpy as np

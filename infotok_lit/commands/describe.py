@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from jsonargparse.typing import PositiveInt
 
 from infotok_lit.batch import BrokenSampleError
-from infotok_lit.commands.progress import ProgressBar, progress_bar
 from infotok_lit.errors import MissingFileError
 from infotok_lit.inference import QUESTION, InferenceModel
 from infotok_lit.model_choice import ModelOptions, choose, labels
+from infotok_lit.progress import ProgressBar, progress_bar
 
 if TYPE_CHECKING:
     from PIL.Image import Image

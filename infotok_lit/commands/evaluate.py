@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from infotok_lit.checkpoints import exported_family
-from infotok_lit.commands.progress import progress_bar
 from infotok_lit.errors import SettingsError
 from infotok_lit.evaluation.benchmark import Rules
 from infotok_lit.files import write_whole
 from infotok_lit.hub import fetch
 from infotok_lit.inference import InferenceModel
 from infotok_lit.model_choice import ModelOptions, choose, chosen_device
+from infotok_lit.progress import progress_bar
 
 if TYPE_CHECKING:
     from infotok_lit.evaluation.benchmark import Benchmark

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveInt
 
-from infotok_lit.commands.progress import ProgressBar, progress_bar
 from infotok_lit.errors import ExplainedError, MissingFileError, SettingsError
 from infotok_lit.files import replacing, write_whole
 from infotok_lit.inference import InferenceModel, sampling_options
 from infotok_lit.model_choice import ModelOptions, choose, labels
+from infotok_lit.progress import ProgressBar, progress_bar
 
 if TYPE_CHECKING:
     import numpy as np

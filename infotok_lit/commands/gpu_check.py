@@ -17,9 +17,10 @@ from jsonargparse.typing import PositiveFloat, PositiveInt
 
 from infotok_lit import __version__
 from infotok_lit.assets import SCENES_TOKENIZER
-from infotok_lit.commands.progress import progress_bar
 from infotok_lit.errors import ExplainedError, SettingsError
 from infotok_lit.files import write_json
+from infotok_lit.progress import progress_bar
+from infotok_lit.tables import Table
 
 FAMILIES = ("harmon", "showo2", "openuni")
 SIZES = ("harmon/0.5b", "showo2/1.5b", "harmon/1.5b", "openuni/unfreeze_projector")
@@ -267,15 +268,10 @@ def circumstances(device: str) -> dict[str, Any]:
 
 def show(result: dict[str, Any]) -> None:
     """Print the table."""
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=SIMPLE_HEAD, title=f"{result['device']}, torch {result['versions']['torch']}")
-    for column in ("", "value", "wanted", "", "s"):
-        table.add_column(column)
+    lines = []
     for check in result["checks"]:
         value = check["value"] if isinstance(check["value"], str) else f"{check['value']:.4g}"
         verdict = "passed" if check["passed"] else "FAILED"
-        table.add_row(check["name"], value, check["wanted"], verdict, f"{check['seconds']:.0f}")
-    Console().print(table)
+        lines.append([check["name"], value, check["wanted"], verdict, f"{check['seconds']:.0f}"])
+    title = f"{result['device']}, torch {result['versions']['torch']}"
+    Table(title, ["", "value", "wanted", "", "s"], lines).show()

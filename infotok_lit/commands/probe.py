@@ -15,15 +15,14 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from infotok_lit import __version__
 from infotok_lit.checkpoints import read_run
-from infotok_lit.commands.progress import progress_bar
 from infotok_lit.errors import SettingsError
 from infotok_lit.files import write_json
 from infotok_lit.inference import InferenceModel
 from infotok_lit.model_choice import ModelChoice, ModelOptions, choose, chosen_device
+from infotok_lit.progress import progress_bar
+from infotok_lit.tables import Table
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from infotok_lit.models.unified import UnifiedModel
     from infotok_lit.objective.infotok import InfoTok
 
@@ -74,7 +73,8 @@ def probe(
     }
     if out is not None:
         write_json(out, result)
-    _show(result)
+    for table in tables(result):
+        table.show()
 
 
 def _load(
@@ -104,35 +104,24 @@ def _ceiling(scenes: str) -> dict[str, float]:
     return ScenePrior(known[scenes]).entropy_bits()
 
 
-def _show(result: dict[str, Any]) -> None:
-    from rich.console import Console
-
-    for table in tables(result):
-        Console().print(table)
-
-
-def tables(result: dict[str, Any]) -> "list[Table]":
+def tables(result: dict[str, Any]) -> list[Table]:
     """The result for people: a table per branch, with a row per part and a column per kind of features."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
     ceiling = result["structure_ceiling"] | {"structure": sum(result["structure_ceiling"].values())}
     shown = []
     for branch in dict.fromkeys(row["branch"] for row in result["rows"]):
         rows = [row for row in result["rows"] if row["branch"] == branch]
-        own = Table(box=SIMPLE_HEAD, title=f"{branch}: bits per image, at least", caption="\u00b1 standard error")
-        for column in ("", "of", *(row["features"].replace(" ", "\n") for row in rows)):
-            own.add_column(column, justify="right" if column else "left", no_wrap=True)
+        lines = []
         parts = list(rows[0]["parts"])
         split = len(result["structure_ceiling"])
         for name in ("structure", *parts[:split], "texture", *parts[split:]):
             label = name if name in ("structure", "texture") else f"  {name}"
             bits = [row["parts"].get(name) or row[name] for row in rows]
-            own.add_row(label, f"{ceiling[name]:.2f}" if name in ceiling else "", *map(_cell, bits))
+            lines.append([label, f"{ceiling[name]:.2f}" if name in ceiling else "", *map(_cell, bits)])
         if any(row["rate_bits"] is not None for row in rows):
             rates = ["" if row["rate_bits"] is None else f"{row['rate_bits']:.1f}" for row in rows]
-            own.add_row("rate (most)", "", *rates)
-        shown.append(own)
+            lines.append(["rate (most)", "", *rates])
+        header = ["", "of", *(row["features"].replace(" ", "\n") for row in rows)]
+        shown.append(Table(f"{branch}: bits per image, at least", header, lines, "\u00b1 standard error"))
     return shown
 
 

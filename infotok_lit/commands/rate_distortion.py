@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from infotok_lit.commands.compress import open_tokenizer
-from infotok_lit.commands.progress import progress_bar
 from infotok_lit.errors import SettingsError
 from infotok_lit.files import replacing, write_whole
+from infotok_lit.progress import progress_bar
 
 if TYPE_CHECKING:
     from torchmetrics.image.fid import FrechetInceptionDistance

@@ -23,7 +23,6 @@ from infotok_lit.study.record import LOG_FILE, CellResult, log_tail, read_result
 from infotok_lit.study.search import Point, known_points, measured_points
 from infotok_lit.study.table import (
     Summary,
-    Table,
     controls,
     decision_table,
     difference_table,
@@ -32,6 +31,7 @@ from infotok_lit.study.table import (
     number,
     paper_table,
 )
+from infotok_lit.tables import Table
 
 REPORT_FILE = "report.md"
 DPI = 130
@@ -79,12 +79,6 @@ def points_table(study: Study, points: Sequence[Point]) -> Table:
     return Table("", ["folder", "on_front", *study.search.space, *metrics], lines)
 
 
-def markdown(table: Table) -> str:
-    """A Markdown table, all columns but the first to the right."""
-    rule = ["---", *("---:" for _ in table.header[1:])]
-    return "\n".join("| " + " | ".join(line) + " |" for line in [table.header, rule, *table.lines])
-
-
 def _write_rows(summary: Summary, results: Sequence[CellResult], out: Path) -> list[str]:
     study = summary.study
     _write_csv(out / "table.csv", full_table(summary))
@@ -104,7 +98,7 @@ def _write_rows(summary: Summary, results: Sequence[CellResult], out: Path) -> l
         for row, own in summary.results.items():
             by_seed = {f"seed {seed}": [result] for seed, result in own.items()}
             _write_figure(out / "curves" / f"{row}.png", curves_figure(by_seed, tags, title=row))
-    shown = [f"## {table.title}\n\n{markdown(table)}" for table in [means_table(summary, emphasis="**"), *others]]
+    shown = [f"## {table.title}\n\n{table.markdown()}" for table in [means_table(summary, emphasis="**"), *others]]
     pictures = ["![Means](means.png)", *(["![Learning curves](curves.png)"] if tags else [])]
     return [*shown, _reading(study), *_beside_the_paper(summary), *controls(summary), *pictures]
 
@@ -118,7 +112,7 @@ def _beside_the_paper(summary: Summary) -> list[str]:
         "and a metric here may be another measure of the same thing."
     )
     marked = any(str(cell).endswith("†") for line in table.lines for cell in line)
-    return [f"## {table.title}\n\n{markdown(table)}", note + (f" {IMPOSSIBLE}" if marked else "")]
+    return [f"## {table.title}\n\n{table.markdown()}", note + (f" {IMPOSSIBLE}" if marked else "")]
 
 
 def _reading(study: Study) -> str:
@@ -162,7 +156,7 @@ def _write_sweep(summary: Summary, jobs: Sequence[Job], out: Path) -> list[str]:
         values = [number(point.estimates[name].mean) for name in study.search.objectives]
         lines.append([point.job.folder.name, *values, *shown])
     table = Table("", ["point", *study.search.objectives, *map(short_name, study.search.space)], lines)
-    return [head, "### Pareto front", markdown(table), *pictures]
+    return [head, "### Pareto front", table.markdown(), *pictures]
 
 
 def _unfinished(results: Sequence[CellResult]) -> str:

@@ -7,7 +7,6 @@ that dies leaves a trial whose heartbeat stops; another one marks it as failed, 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -16,10 +15,9 @@ import optuna
 from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import Trial, TrialState
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from infotok_lit.errors import SettingsError
+from infotok_lit.progress import ProgressBar, progress_bar
 from infotok_lit.study.cells import Cell, Job, point_job, row_jobs
 from infotok_lit.study.config import Study
 from infotok_lit.study.launch import Launcher, Resources
@@ -42,18 +40,17 @@ class Display:
     """A bar over all cells, and a line for each that starts or ends here; threads may share it.
 
     Args:
-        progress: The bar.
+        bar: Where they are shown.
         total: How many cells there are.
         count: How many have finished by now, whoever ran them.
     """
 
-    def __init__(self, progress: Progress, total: int, count: Callable[[], int]) -> None:
-        self._progress = progress
-        self._count = count
-        self._bar = progress.add_task("cells", total=total, completed=count())
-        self._total = total
+    def __init__(self, bar: ProgressBar, total: int, count: Callable[[], int]) -> None:
+        self.say = bar.say
+        self._bar, self._total, self._count = bar, total, count
         self._running: set[str] = set()
         self._others = self._said = 0
+        self._move()
 
     def began(self, cell: Cell) -> None:
         """A cell is this call's now."""
@@ -62,8 +59,7 @@ class Display:
     def ended(self, cell: Cell, record: Record) -> None:
         """A cell ended here; of a failed one, the end of its log is shown."""
         self._running.discard(cell.key)
-        finished = self._count()
-        self._progress.update(self._bar, completed=finished)
+        finished = self._move()
         seconds = f"{record.attempts[-1].seconds:.0f} s; " if record.attempts else ""
         self.say(f"{record.state:<8} {cell.label} ({seconds}{finished} of {self._total} finished)")
         if record.state == "failed":
@@ -80,9 +76,10 @@ class Display:
             self._said = others
         self._others = others
 
-    def say(self, line: str) -> None:
-        """A line above the bar."""
-        self._progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
+    def _move(self) -> int:
+        finished = self._count()
+        self._bar.show(finished, f"cells: {finished}/{self._total}")
+        return finished
 
 
 @dataclass(frozen=True)
@@ -203,7 +200,8 @@ def run_study(study: Study, resources: Resources) -> bool:
     makers += [search_part] if study.search is not None else []
     parts = [make_part(study) for make_part in makers]
     total = len(row_jobs(study)) + (len(study.seeds) * parts[-1].count if study.search is not None else 0)
-    with _display(total, lambda: _count_finished(study)) as shown:
+    with progress_bar(total) as bar:
+        shown = Display(bar, total, lambda: _count_finished(study))
         launchers = resources.launchers(study, shown.say)
         for make_part in makers:
             _work_off(study, make_part, launchers, shown)
@@ -281,19 +279,3 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 def _count_finished(study: Study) -> int:
     points = known_points(study) if study.search is not None else []
     return sum(is_finished(cell.folder) for job in [*row_jobs(study), *points] for cell in job.cells)
-
-
-@contextmanager
-def _display(total: int, count: Callable[[], int]) -> Iterator[Display]:
-    """A display on stderr; without a terminal it only writes lines."""
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    hidden = not console.is_terminal
-    with Progress(*columns, console=console, disable=hidden, redirect_stdout=False, transient=True) as progress:
-        yield Display(progress, total, count)
