@@ -129,7 +129,7 @@ def is_finished(folder: Path) -> bool:
     return read_record(folder).state == "finished"
 
 
-def what_is_missing(cell: Cell, required_tags: Sequence[str]) -> str:
+def what_is_missing(study: Study, cell: Cell) -> str:
     """Why what `fit` left is not a finished run, in words; "" if it is one."""
     result = _read_run(cell.run_folder)
     if not result:
@@ -137,14 +137,9 @@ def what_is_missing(cell: Cell, required_tags: Sequence[str]) -> str:
     if result["state"] != "finished":
         return f"its {RESULT_FILE} says {result['state']} at step {result['step']}: {result['reason']}"
     curves = _curves(result)
-    last = {tag: curves.get(tag, {}).get(cell.last_step, math.nan) for tag in required_tags}
-    lacking = [tag for tag, value in last.items() if not math.isfinite(value)]
+    required = [metric.tag for metric in study.metrics.values() if not metric.optional]
+    lacking = [tag for tag in required if not math.isfinite(curves.get(tag, {}).get(cell.last_step, math.nan))]
     return f"it measured no finite {', '.join(lacking)} at step {cell.last_step}" if lacking else ""
-
-
-def required_tags(study: Study) -> list[str]:
-    """The tags that every finished cell has logged."""
-    return [metric.tag for metric in study.metrics.values() if not metric.optional]
 
 
 def try_lock(folder: Path) -> int | None:

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
+from threading import Event
 
 import optuna
 from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
@@ -20,7 +21,7 @@ from infotok_lit.errors import SettingsError
 from infotok_lit.progress import ProgressBar, progress_bar
 from infotok_lit.study.cells import Cell, Job, point_job, row_jobs
 from infotok_lit.study.config import Study
-from infotok_lit.study.launch import Launcher, Resources
+from infotok_lit.study.launch import FIT, Launcher, Resources
 from infotok_lit.study.record import LOG_FILE, Record, is_finished, log_tail, read_results
 from infotok_lit.study.search import DIRECTIONS, known_points, make_sampler, planned_points, search_name, suggest
 from infotok_lit.study.store import STORAGE_ERRORS, Storage, open_storage, opening
@@ -186,8 +187,11 @@ class Worker:
         return [fmean(own[name] for own in values) for name in self.study.objectives]
 
 
-def run_study(study: Study, resources: Resources) -> bool:
+def run_study(study: Study, resources: Resources, prefix: Sequence[str] = FIT) -> bool:
     """Run what is not finished yet; whether everything is, now.
+
+    Args:
+        prefix: The command that runs a cell, before the cell's arguments.
 
     Raises:
         MissingFileError: for a configuration file that does not exist.
@@ -202,7 +206,8 @@ def run_study(study: Study, resources: Resources) -> bool:
     total = len(row_jobs(study)) + (len(study.seeds) * parts[-1].count if study.search is not None else 0)
     with progress_bar(total) as bar:
         shown = Display(bar, total, lambda: _count_finished(study))
-        launchers = resources.launchers(study, shown.say)
+        numbers, stop = range(resources.workers), Event()
+        launchers = [Launcher(study, resources.environment(number), prefix, stop, shown.say) for number in numbers]
         for make_part in makers:
             _work_off(study, make_part, launchers, shown)
     known = [cell for make_part in makers for job in make_part(study).jobs for cell in job.cells]
