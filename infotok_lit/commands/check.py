@@ -1,6 +1,6 @@
 """`check`: the data of a configuration before it is trained on: sizes, lengths, what would be cut, what is broken."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import TYPE_CHECKING
@@ -18,7 +18,7 @@ from infotok_lit.batch import (
     UnderstandingSample,
 )
 from infotok_lit.errors import SettingsError
-from infotok_lit.progress import progress_bar
+from infotok_lit.progress import ProgressBar, progress_bar
 from infotok_lit.tables import Table
 
 if TYPE_CHECKING:
@@ -52,8 +52,8 @@ def check(fit_arguments: list[str], limit: PositiveInt = 10_000) -> int:
     with progress_bar(len(sources) * len(BRANCHES)) as bar:
         for part, of_branch in sources:
             for branch in BRANCHES:
-                show = _shown(bar.show, len(findings), f"{part}, {branch}")
-                findings.append(look_at(f"{part}, {branch}", of_branch[branch], branch, processor, limit, show))
+                name, before = f"{part}, {branch}", len(findings)
+                findings.append(look_at(name, of_branch[branch], branch, processor, limit, bar, before))
     console = Console()
     overview(findings).show()
     for line in remarks(findings, cli.model.answer_tokens):
@@ -107,20 +107,15 @@ class Findings:
 
 
 def look_at(
-    name: str,
-    source: Source,
-    branch: Branch,
-    processor: Processor,
-    limit: int,
-    show: Callable[[float], None] = lambda share: None,
+    name: str, source: Source, branch: Branch, processor: Processor, limit: int, bar: ProgressBar, before: int
 ) -> Findings:
-    """Draw each sample once, and make a batch of it."""
+    """Draw each sample once, and make a batch of it; the bar counts `before` sources as done already."""
     import numpy as np
 
     found = Findings(name, samples=source.branch_length(branch), crops=branch == "generation")
     found.looked_at = min(limit, found.samples)
     for index in range(found.looked_at):
-        show(index / found.looked_at)
+        bar.show(before + index / found.looked_at, name)
         try:
             sample = source.sample(branch, index, np.random.default_rng(index))
             _measure(found, sample, processor)
@@ -167,27 +162,17 @@ def remarks(findings: Sequence[Findings], answer_tokens: int) -> list[str]:
         lines += [f"{title}: {len(names) - NAMED} more"] if len(names) > NAMED else []
     for found in findings:
         small = sum(min(sides) < found.side for sides in found.sides)
-        if small:
-            lines.append(
-                f"{found.name}: {small} images have a side under the model's {found.side} px and are enlarged."
-            )
         narrow = sum(1 - min(sides) / max(sides) > CROPPED for sides in found.sides) if found.crops else 0
-        if narrow:
-            lines.append(
-                f"{found.name}: {narrow} images lose over a third of their area: they are cropped to a square."
-            )
-        long = sum(length > answer_tokens for length in found.answer_tokens)
-        if long and not found.name.startswith("train"):
-            lines.append(
-                f"{found.name}: {long} true answers are longer than model.answer_tokens ({answer_tokens}), at which "
-                "generated ones end."
-            )
+        training = found.name.startswith("train")
+        long = 0 if training else sum(length > answer_tokens for length in found.answer_tokens)
+        counted = (
+            (small, f"images have a side under the model's {found.side} px and are enlarged."),
+            (narrow, "images lose over a third of their area: they are cropped to a square."),
+            (long, f"true answers are longer than model.answer_tokens ({answer_tokens}), at which generated ones end."),
+        )
+        lines += [f"{found.name}: {count} {remark}" for count, remark in counted if count]
     return lines
 
 
 def _spread(values: Sequence[int]) -> str:
     return f"{min(values)}, {median(values):.0f}, {max(values)}" if values else ""
-
-
-def _shown(show: Callable[[float, str], None], done: int, what: str) -> Callable[[float], None]:
-    return lambda share: show(done + share, what)
