@@ -82,8 +82,7 @@ def bench(
         for i in range(rounds):
             for place, terms in enumerate(sets):
                 bar.show(i * len(sets) + place, f"round {i + 1}: {name_of(terms)}")
-                settings = [*_overrides(steps, warmup, terms), *_logs_in(folder)]
-                fit = InfoTokCLI(["fit", *fit_arguments, *settings], run=False)
+                fit = InfoTokCLI(["fit", *fit_arguments, *_short_fit(steps, warmup, terms, folder)], run=False)
                 timing = _with_timing(fit.trainer, warmup)
                 fit.start()
                 circumstances = circumstances or _circumstances(fit, timing)
@@ -162,22 +161,18 @@ def table(result: Result) -> Table:
     return Table(title, ["", *(variant["name"] for variant in result["variants"])], lines, caption)
 
 
-def _overrides(steps: int, warmup: int, terms: Sequence[str]) -> list[str]:
-    """What turns a configuration into a short fit with some terms."""
+def _short_fit(steps: int, warmup: int, terms: Sequence[str], folder: str) -> list[str]:
+    """What turns a configuration into a short fit with some terms, which writes logs into a folder and nothing else."""
+    logger = {"class_path": "lightning.pytorch.loggers.TensorBoardLogger", "init_args": {"save_dir": folder}}
     settings = {"max_steps": warmup + steps, "max_epochs": -1, "limit_val_batches": 0, "num_sanity_val_steps": 0}
-    settings |= {"devices": 1, "num_nodes": 1}
+    settings |= {"devices": 1, "num_nodes": 1, "logger": logger}
     settings |= dict.fromkeys(("enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
     return [
         "--trainer.strategy=auto",
+        f"--trainer.default_root_dir={folder}",
         *(f"--trainer.{name}={json.dumps(of)}" for name, of in settings.items()),
         f"--model.init_args.objective.terms={json.dumps(terms)}",
     ]
-
-
-def _logs_in(folder: str) -> list[str]:
-    """What lets a fit write its logs, and nothing else, into a folder."""
-    logger = {"class_path": "lightning.pytorch.loggers.TensorBoardLogger", "init_args": {"save_dir": folder}}
-    return [f"--trainer.logger={json.dumps(logger)}", f"--trainer.default_root_dir={folder}"]
 
 
 def _with_timing(trainer: "pl.Trainer", warmup: int) -> "StepTiming":

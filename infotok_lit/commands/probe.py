@@ -57,7 +57,9 @@ def probe(
     """
     choice = choose(model, options)
     from infotok_lit.callbacks.scene_probes import probed_model
+    from infotok_lit.scenes.prior import ScenePrior
     from infotok_lit.scenes.probe import ProbeOptions, measure
+    from infotok_lit.scenes.spec import SPECS
 
     asked = ProbeOptions(scenes, train, test, hidden, batch_size, seed, texture, jitter)
     base, heads, running = _load(choice)
@@ -68,7 +70,8 @@ def probe(
         "model": model,
         "family": base.family,
         **asdict(asked),
-        "structure_ceiling": _ceiling(scenes),
+        # What there is to know about the objects, in bits per scene.
+        "structure_ceiling": ScenePrior(SPECS[scenes]).entropy_bits(),
         "rows": rows,
     }
     if out is not None:
@@ -94,14 +97,6 @@ def _load(
     device = chosen_device(choice.options.device)
     base = rebuild_base(checkpoint).to(device)
     return base, read_heads(checkpoint, base).to(device), torch.inference_mode
-
-
-def _ceiling(scenes: str) -> dict[str, float]:
-    """What there is to know about the objects, in bits per scene."""
-    from infotok_lit.scenes.prior import ScenePrior
-    from infotok_lit.scenes.spec import SPECS as known
-
-    return ScenePrior(known[scenes]).entropy_bits()
 
 
 def tables(result: dict[str, Any]) -> list[Table]:
