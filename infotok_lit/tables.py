@@ -34,4 +34,4 @@ class Table:
             table.add_column(name, justify="right" if column else "left")
         for line in self.lines:
             table.add_row(*map(str, line))
-        Console().print(table)
+        Console(markup=False).print(table)

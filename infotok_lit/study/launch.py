@@ -3,12 +3,14 @@
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from threading import Event
 
@@ -86,7 +88,8 @@ class Launcher:
             shutil.rmtree(cell.run_folder)
         command = [*self.prefix, *cell.arguments, *(["--ckpt_path=last"] if resumes else [])]
         record = Record(command, str(Path.cwd()), self.environment, "running")
-        record.attempts = [*attempts, Attempt.now(resumes)]
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        record.attempts = [*attempts, Attempt(now, socket.gethostname(), resumes)]
         record.write(cell.folder)
         self.say(f"started  {cell.label}")
         outcome = self._wait_for_fit(cell, lock, record.attempts[-1], command)

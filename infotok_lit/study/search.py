@@ -4,7 +4,7 @@ import hashlib
 import itertools
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,13 @@ import optuna
 from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.trial import Trial
 
-from infotok_lit.study.cells import DIGEST_LENGTH, POINT_FILE, Job, digest, point_job
+from infotok_lit.study.cells import DIGEST_LENGTH, Job, digest, point_job
 from infotok_lit.study.config import Dimension, Search, Study
-from infotok_lit.study.record import read_results
+from infotok_lit.study.record import CellResult, read_results
 from infotok_lit.study.statistics import Estimate, estimate
 
+POINT_FILE = "point.json"
+"""Below a point's folder: which point it is."""
 DIRECTIONS = {"higher": "maximize", "lower": "minimize", "none": "maximize"}
 """Optuna's words for what is better; it has none for what is only reported, and rows are not sampled."""
 
@@ -67,7 +69,7 @@ def known_points(study: Study) -> list[Job]:
         except (ValueError, TypeError, RecursionError):
             continue  # a damaged note: the sampler may choose the point again
         job = point_job(study, params) if known else None
-        if job is not None and job.folder == path.parent:
+        if job is not None and job.key == f"points/{path.parent.name}":
             found.append(job)
     return found
 
@@ -94,19 +96,20 @@ def measured_points(study: Study, jobs: Sequence[Job]) -> list[Point]:
     measured = []
     for job in jobs:
         results = read_results(study, job.cells)
-        if all(result.record.state == "finished" for result in results):
-            by_metric = {
-                name: estimate({r.cell.seed: r.values[name] for r in results if name in r.values}, study.confidence)
-                for name in study.metrics
-            }
-            known = {name: value for name, value in by_metric.items() if value is not None}
-            if set(objectives) <= set(known):
-                measured.append((job, known))
+        known = estimates(study, results)
+        if all(result.record.state == "finished" for result in results) and set(objectives) <= set(known):
+            measured.append((job, known))
     values = [[estimates[name].mean for name in objectives] for _, estimates in measured]
     on_front = pareto_front(values, [DIRECTIONS[study.metrics[name].better] for name in objectives])
     points = [Point(*pair, number in on_front) for number, pair in enumerate(measured)]
     sign = -1 if study.metrics[objectives[0]].better == "higher" else 1
     return sorted(points, key=lambda point: sign * point.estimates[objectives[0]].mean)
+
+
+def estimates(study: Study, results: Collection[CellResult]) -> dict[str, Estimate]:
+    """Over some results: the metrics that one of them has, by name."""
+    values = {name: {r.cell.seed: r.values[name] for r in results if name in r.values} for name in study.metrics}
+    return {name: estimate(by_seed, study.confidence) for name, by_seed in values.items() if by_seed}
 
 
 def pareto_front(values: Sequence[Sequence[float]], directions: Sequence[str]) -> set[int]:
