@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -32,8 +32,6 @@ TERM_SETS = (
     ("compactness", "sufficiency", "alignment"),
 )
 """Plain fine-tuning, and each term added."""
-PHASES = ("data", "forward", "backward", "optimiser")
-"""What callbacks/throughput.py tells apart; not imported, as help must not wait for torch."""
 Result = dict[str, Any]
 
 
@@ -153,7 +151,8 @@ def summarise(own: Sequence[Result], plain: Sequence[Result], most_flops: float 
 def table(result: Result) -> Table:
     """The result for people: a column per variant."""
     title = f"One training step: {result['samples_per_step']} samples on {result['device']}, {result['precision']}"
-    lines = [[label, *(cell(variant) for variant in result["variants"])] for label, cell in _ROWS.items()]
+    columns = [_cells(variant) for variant in result["variants"]]
+    lines = [[label, *(cells[label] for cells in columns)] for label in columns[0]]
     caption = (
         f"medians of {result['rounds']} x {result['steps']} steps, those that log weighed as in a long run; ratios to "
         "plain are taken round by round"
@@ -236,29 +235,22 @@ def _circumstances(fit: "InfoTokCLI", timing: "StepTiming") -> Result:
     }
 
 
-def _phase(name: str, kind: str = "phase_seconds") -> Callable[[Result], str]:
-    def cell(variant: Result) -> str:
-        seconds = variant[kind][name]
-        return f"{1000 * seconds:.1f} ({100 * seconds / sum(variant[kind].values()):.0f} %)"
-
-    return cell
-
-
-def _known(name: str, cell: Callable[[float, Result], str]) -> Callable[[Result], str]:
-    return lambda variant: "-" if variant[name] is None else cell(variant[name], variant)
-
-
-_ROWS: dict[str, Callable[[Result], str]] = {
-    "step, ms": lambda variant: f"{1000 * variant['step_seconds']:.1f}",
-    "  ratio to plain": lambda variant: f"{variant['ratio']:.3f}",
-    "  of the rounds": lambda variant: "-".join(f"{value:.2f}" for value in variant["ratio_range"]),
-    "step, CPU ms": lambda variant: f"{1000 * variant['step_cpu_seconds']:.1f}",
-    "  ratio to plain (CPU)": lambda variant: f"{variant['cpu_ratio']:.3f}",
-    "samples/s": lambda variant: f"{variant['samples_per_second']:.1f}",
-    "peak memory, GiB": _known("peak_memory_bytes", lambda peak, _: f"{peak / 2**30:.2f}"),
-    "TFLOP/s": _known("flops", lambda flops, variant: f"{flops / variant['step_seconds'] / 1e12:.4g}"),
-    "MFU": _known("mfu", lambda mfu, _: f"{100 * mfu:.1f} %"),
-    **{f"{phase}, ms": _phase(phase) for phase in PHASES},
-    **{f"{phase}, CPU ms": _phase(phase, "phase_cpu_seconds") for phase in PHASES},
-    "head parameters": lambda variant: f"{variant['head_parameters']:,}",
-}
+def _cells(variant: Result) -> dict[str, str]:
+    """A column of the table: what each line is about -> what it says."""
+    seconds, peak, flops, mfu = (variant[of] for of in ("step_seconds", "peak_memory_bytes", "flops", "mfu"))
+    cells = {
+        "step, ms": f"{1000 * seconds:.1f}",
+        "  ratio to plain": f"{variant['ratio']:.3f}",
+        "  of the rounds": "-".join(f"{value:.2f}" for value in variant["ratio_range"]),
+        "step, CPU ms": f"{1000 * variant['step_cpu_seconds']:.1f}",
+        "  ratio to plain (CPU)": f"{variant['cpu_ratio']:.3f}",
+        "samples/s": f"{variant['samples_per_second']:.1f}",
+        "peak memory, GiB": "-" if peak is None else f"{peak / 2**30:.2f}",
+        "TFLOP/s": "-" if flops is None else f"{flops / seconds / 1e12:.4g}",
+        "MFU": "-" if mfu is None else f"{100 * mfu:.1f} %",
+    }
+    for unit, kind in (("ms", "phase_seconds"), ("CPU ms", "phase_cpu_seconds")):
+        total = sum(variant[kind].values())
+        for phase, spent in variant[kind].items():
+            cells[f"{phase}, {unit}"] = f"{1000 * spent:.1f} ({100 * spent / total:.0f} %)"
+    return cells | {"head parameters": f"{variant['head_parameters']:,}"}
