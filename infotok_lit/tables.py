@@ -11,12 +11,14 @@ class Table:
     Args:
         lines: Strings for people, or numbers in full for a file.
         caption: What is said below it on a terminal.
+        wraps: Whether long cells are broken where a terminal is narrow; else they are cut off.
     """
 
     title: str
     header: Sequence[str]
     lines: Sequence[Sequence[object]]
     caption: str | None = None
+    wraps: bool = False
 
     def markdown(self) -> str:
         """In Markdown, without the title."""
@@ -31,7 +33,7 @@ class Table:
 
         table = TerminalTable(box=SIMPLE_HEAD, title=self.title, caption=self.caption)
         for column, name in enumerate(self.header):
-            table.add_column(name, justify="right" if column else "left")
+            table.add_column(name, justify="right" if column else "left", no_wrap=not self.wraps)
         for line in self.lines:
             table.add_row(*map(str, line))
         Console(markup=False).print(table)

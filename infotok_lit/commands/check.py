@@ -150,7 +150,7 @@ def overview(findings: Sequence[Findings]) -> Table:
         lengths = (_spread(values) for values in (sides, found.tokens, found.answer_tokens))
         lines.append([found.name, f"{found.samples:,}{looked}", *lengths, len(found.cut), len(found.broken)])
     header = ["", "samples", "image sides (px)", "text tokens", "answer tokens", "cut", "broken"]
-    return Table("The data, as the model would see it", header, lines, "smallest, median, largest")
+    return Table("The data, as the model would see it", header, lines, "smallest, median, largest", wraps=True)
 
 
 def remarks(findings: Sequence[Findings], answer_tokens: int) -> list[str]:

@@ -274,4 +274,4 @@ def show(result: dict[str, Any]) -> None:
         verdict = "passed" if check["passed"] else "FAILED"
         lines.append([check["name"], value, check["wanted"], verdict, f"{check['seconds']:.0f}"])
     title = f"{result['device']}, torch {result['versions']['torch']}"
-    Table(title, ["", "value", "wanted", "", "s"], lines).show()
+    Table(title, ["", "value", "wanted", "", "s"], lines, wraps=True).show()
