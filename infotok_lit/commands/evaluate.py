@@ -215,11 +215,10 @@ def load(source: str, name: str, options: ModelOptions, budget: float | None = N
     from infotok_lit.evaluation.models import DiffusersModel, OwnModel, TransformersModel, kind_of
 
     path = fetch(source)
-    if exported_family(path) is None and options.family is None and budget is None:
-        if kind_of(path) == "diffusers":
-            return DiffusersModel(path, name, chosen_device(options.device), options.dtype)
-        if kind_of(path) == "transformers":
-            return TransformersModel(path, name, chosen_device(options.device), options.dtype)
+    others = {"diffusers": DiffusersModel, "transformers": TransformersModel}
+    ours = exported_family(path) is not None or options.family is not None or budget is not None
+    if not ours and (kind := kind_of(path)) in others:
+        return others[kind](path, name, chosen_device(options.device), options.dtype)
     choice = choose(source, options)
     return OwnModel(InferenceModel.of(choice, budget), name, choice.path)
 
