@@ -15,7 +15,6 @@ from typing import Any, Literal
 
 from jsonargparse.typing import PositiveFloat, PositiveInt
 
-from infotok_lit import __version__
 from infotok_lit.assets import SCENES_TOKENIZER
 from infotok_lit.errors import ExplainedError, SettingsError
 from infotok_lit.files import write_json
@@ -114,7 +113,11 @@ def gpu_check(
         minutes: When to stop; what then has not run has not passed.
         out: Also write the checks to this JSON file.
     """
-    device = name_of_device(accelerator)
+    import torch
+
+    from infotok_lit.callbacks.history import versions
+
+    date, device = datetime.now(UTC).isoformat(timespec="seconds"), name_of_device(accelerator)
     checks: list[Check] = []
     with TemporaryDirectory() as folder, progress_bar(1) as bar:
         place = Place(accelerator, Path(folder), monotonic() + 60 * minutes)
@@ -127,7 +130,8 @@ def gpu_check(
             except (ExplainedError, RuntimeError) as error:
                 found = [Check(name, passed=False, value=str(error))]
             checks += [replace(check, seconds=(monotonic() - start) / len(found)) for check in found]
-    result = circumstances(device) | {"checks": [asdict(check) for check in checks]}
+    result = {"device": device, "date": date, "versions": versions() | {"cuda": torch.version.cuda}}
+    result["checks"] = [asdict(check) for check in checks]
     if out is not None:
         write_json(out, result)
     show(result)
@@ -253,17 +257,6 @@ def name_of_device(accelerator: str) -> str:
             "the same checks on a CPU"
         )
     return torch.cuda.get_device_name()
-
-
-def circumstances(device: str) -> dict[str, Any]:
-    """Where and when, and with what."""
-    import lightning
-    import torch
-    import transformers
-
-    versions = {"infotok_lit": __version__, "torch": torch.__version__, "cuda": torch.version.cuda}
-    versions |= {"transformers": transformers.__version__, "lightning": lightning.__version__}
-    return {"device": device, "date": datetime.now(UTC).isoformat(timespec="seconds"), "versions": versions}
 
 
 def show(result: dict[str, Any]) -> None:
