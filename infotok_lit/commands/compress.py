@@ -53,10 +53,11 @@ def compress(
     from infotok_lit.video.video_file import read_video
 
     config = CodecConfig(rate, rule, window=window, overlap=overlap, tile=tile)
-    frame_rate = _frame_rate(fps)
+    if not 0 < fps < 1e6:
+        raise SettingsError(f"fps is {fps}: give the frames per second of the folder")
     refuse_existing(out, force)
     tokenizer = open_tokenizer(model, device)
-    opened = read_video(video, frame_rate)
+    opened = read_video(video, Fraction(fps).limit_denominator(1001))
     out.parent.mkdir(parents=True, exist_ok=True)
     with progress_bar(opened.count or 0) as bar, replacing(out) as file:
 
@@ -128,10 +129,3 @@ def refuse_existing(out: Path, force: bool) -> None:
     if out.is_dir() or (out.exists() and not force):
         mend = "choose another name" if out.is_dir() else "choose another name, or replace it with --force"
         raise SettingsError(f"{out} exists; {mend}")
-
-
-def _frame_rate(fps: float) -> Fraction:
-    """--fps; SettingsError for one that no folder has."""
-    if not 0 < fps < 1e6:
-        raise SettingsError(f"fps is {fps}: give the frames per second of the folder")
-    return Fraction(fps).limit_denominator(1001)
