@@ -74,7 +74,9 @@ class Launcher:
             record.state = "finished"
             record.write(cell.folder)
         if record.state != "finished":
-            resumes = record.state not in ("waiting", "damaged") and has_checkpoint(cell.run_folder)
+            # A checkpoint that was cut off while it was written is none.
+            whole = any(zipfile.is_zipfile(path) for path in cell.run_folder.rglob("*.ckpt"))
+            resumes = whole and record.state not in ("waiting", "damaged")
             record = self._attempt(cell, lock, record.attempts, resumes)
             if record.state == "failed" and resumes and record.attempts[-1].outcome == "exit status 0":
                 # Killed between its last checkpoint and its last validation: there was nothing left to train.
@@ -146,11 +148,6 @@ class Resources:
         if self.gpus:
             environment["CUDA_VISIBLE_DEVICES"] = str(self.gpus[worker % len(self.gpus)])
         return environment
-
-
-def has_checkpoint(run_folder: Path) -> bool:
-    """Whether there is a whole checkpoint to resume from; one that was cut off while it was written is none."""
-    return any(zipfile.is_zipfile(path) for path in run_folder.rglob("*.ckpt"))
 
 
 def _ending(process: subprocess.Popen, stop: Event) -> str:

@@ -4,7 +4,7 @@ import hashlib
 import itertools
 import json
 import random
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,15 @@ class Point:
 
 def suggest(trial: Trial, search: Search) -> dict[str, Any]:
     """A point: what the trial's sampler, or whoever queued the trial, chose for each dimension."""
-    return {name: _suggest(trial, name, dimension) for name, dimension in search.space.items()}
+    point: dict[str, Any] = {}
+    for name, dimension in search.space.items():
+        if dimension.options is not None:
+            point[name] = trial.suggest_categorical(name, dimension.options)
+        elif dimension.integer:
+            point[name] = trial.suggest_int(name, int(dimension.low), int(dimension.high), log=dimension.log)
+        else:
+            point[name] = trial.suggest_float(name, dimension.low, dimension.high, log=dimension.log)
+    return point
 
 
 def planned_points(study: Study) -> list[Job]:
@@ -65,7 +73,8 @@ def known_points(study: Study) -> list[Job]:
     for path in sorted(Path(study.out, "points").glob(f"*/{POINT_FILE}")):
         try:
             params = json.loads(path.read_bytes())
-            known = set(params) == set(study.search.space) and _in_space(study.search, params)
+            space = study.search.space
+            known = set(params) == set(space) and all(space[name].holds(value) for name, value in params.items())
         except (ValueError, TypeError, RecursionError):
             continue  # a damaged note: the sampler may choose the point again
         job = point_job(study, params) if known else None
@@ -127,23 +136,8 @@ def pareto_front(values: Sequence[Sequence[float]], directions: Sequence[str]) -
     return {trial.number for trial in trials.trials if trial.value == best}
 
 
-def _suggest(trial: Trial, name: str, dimension: Dimension) -> Any:
-    if dimension.options is not None:
-        return trial.suggest_categorical(name, dimension.options)
-    if dimension.integer:
-        return trial.suggest_int(name, int(dimension.low), int(dimension.high), log=dimension.log)
-    return trial.suggest_float(name, dimension.low, dimension.high, log=dimension.log)
-
-
 def _contents(study: Study, dimension: Dimension) -> object:
     """A dimension with what its variants' files say in place of their names."""
     if dimension.variants is None:
         return asdict(dimension)
     return {name: digest(study, row) for name, row in dimension.variants.items()}
-
-
-def _in_space(search: Search, params: Mapping[str, Any]) -> bool:
-    def fits(dimension: Dimension, value: Any) -> bool:
-        return value in dimension.options if dimension.options is not None else dimension.low <= value <= dimension.high
-
-    return all(fits(dimension, params[name]) for name, dimension in search.space.items())
