@@ -82,7 +82,7 @@ def export_model(
             for stem, tensors in base.official_weights().items():
                 _write_weights(folder, stem, tensors, file_format, dtype, weights, base)
             write_config(folder, base.family, base.config.to_dict())
-            base.save_tokenizer(folder)
+            base.processor.tokenizer.save_pretrained(folder)
             (folder / CARD).write_text(model_card(base, provenance, init_from))
             if also is not None:
                 also(folder)

@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
+from transformers import LogitsProcessorList, PreTrainedModel
 
 from infotok_lit.batch import IGNORE_INDEX, IMAGE_TOKEN_ID, Processor, UnderstandingBatch
 from infotok_lit.errors import SettingsError
-from infotok_lit.models.common.answering import LanguageParts, answer_after_prefix, shorten, split_after_image
-from infotok_lit.models.common.language_model import CAUSAL, next_labels, required, text_loss
+from infotok_lit.models.common.answering import answer_after_prefix, shorten, split_after_image
+from infotok_lit.models.common.language_model import CAUSAL, next_labels, required, take_rows, text_loss
 from infotok_lit.models.common.reconstruction import scale_gradient
 
 TokenTransform = Callable[[Tensor], Tensor]
@@ -29,6 +29,8 @@ class ImageReader(nn.Module, ABC):
     processor: Processor
     reads_causally = True
     """Whether the language model reads image tokens one after another, so that it can do without some of them."""
+    seen_after_image = 0
+    """How many positions after an image belong to what its positions see."""
     in_step = False
     """Whether processes compute with weights that they share out, so that none may stop before the others."""
 
@@ -76,8 +78,12 @@ class ImageReader(nn.Module, ABC):
     # Shared tokens
 
     @abstractmethod
-    def understood_tokens(self, pixel_values: Tensor) -> Tensor:
-        """Images (B, 3, height, width) in [-1, 1] -> the shared tokens of understanding (B, N, D), untransformed."""
+    def understood_tokens(self, pixel_values: Tensor, encoded: Tensor | None = None) -> Tensor:
+        """Images (B, 3, height, width) in [-1, 1] -> the shared tokens of understanding (B, N, D), untransformed.
+
+        Args:
+            encoded: what the autoencoder makes of them, if that is known.
+        """
 
     def project_for_llm(self, tokens: Tensor, transform: TokenTransform | None = None) -> Tensor:
         """Shared tokens of understanding (B, N, D) -> what the language model reads, (B, N, H); here the same."""
@@ -116,8 +122,8 @@ class ImageReader(nn.Module, ABC):
         embeds, wanted, places = self._embed(batch, tokens, transform), next_labels(batch.labels), None
         if kept is not None:
             rows = shorten(_left_of(batch.input_ids, batch.attention_mask, self.reading_order(kept)))
-            embeds, places = rows.take(embeds), rows.source
-            wanted = rows.take(wanted).masked_fill(~rows.real, IGNORE_INDEX)
+            embeds, places = take_rows(embeds, rows.source), rows.source
+            wanted = take_rows(wanted, rows.source).masked_fill(~rows.real, IGNORE_INDEX)
         labelled = wanted >= 0
         return self.language_model.lm_head(self._read(embeds, places)[labelled]), wanted[labelled]
 
@@ -150,7 +156,7 @@ class ImageReader(nn.Module, ABC):
             image_of: for each prompt, which image it is about; default: one prompt per image, in order. An image is
                 encoded once, however many prompts are about it.
         """
-        tokens = self.understood_tokens(pixel_values)
+        tokens = self.tokens_to_describe(pixel_values)
         return self.describe_tokens(tokens, prompts, max_new_tokens, use_cache, image_of)
 
     @torch.no_grad()
@@ -164,26 +170,39 @@ class ImageReader(nn.Module, ABC):
         kept: Tensor | None = None,
     ) -> list[str]:
         """`describe` from the shared tokens (I, N, D) of its images; `kept` (I, N) is as for `answer_logits`."""
-        self.check_reads_causally()
-        if kept is not None and image_of is None:
-            image_of = range(len(tokens))
+        if kept is not None:
+            self.check_reads_causally()
+            image_of = range(len(tokens)) if image_of is None else image_of
         visual = self.project_for_llm(tokens)
         ids, mask = self.processor.understanding_prompts(prompts, num_image_tokens=visual.shape[1])
         ids, mask = ids.to(visual.device), mask.to(visual.device)
-        shared = None if image_of is None or not use_cache else split_after_image(ids, mask)
+        shared = None if image_of is None or not use_cache else split_after_image(ids, mask, self.seen_after_image)
         if kept is not None and shared is None:
             raise SettingsError("a token budget needs a cache, and prompts that are equal before their image")
         if shared is not None:
             prefix_ids = shared.prefix.expand(len(visual), -1)
-            prefix = self.embed_with_images(prefix_ids, visual)
             left = None if kept is None else _left_of(prefix_ids, torch.ones_like(prefix_ids), self.reading_order(kept))
             found = answer_after_prefix(
-                self.language_parts, prefix, image_of, shared.questions, max_new_tokens, prefix_left=left
+                self,
+                self.embed_with_images(prefix_ids, visual),
+                image_of,
+                shared.questions,
+                max_new_tokens,
+                prefix_mask=self.prefix_mask(prefix_ids),
+                prefix_left=left,
             )
         else:
             visual = visual if image_of is None else visual[list(image_of)]
-            found = self.answer(self.embed_with_images(ids, visual), mask, max_new_tokens, use_cache)
+            found = self.answer_prompts(ids, mask, visual, max_new_tokens, use_cache)
         return self.processor.decode(found)
+
+    def tokens_to_describe(self, pixel_values: Tensor) -> Tensor:
+        """`understood_tokens`, without anything random."""
+        return self.understood_tokens(pixel_values)
+
+    def prefix_mask(self, ids: Tensor) -> Tensor | None:
+        """(I, 1, P, P) bool: which positions of what comes before questions see which; None: earlier ones."""
+        return None
 
     def check_reads_causally(self) -> None:
         """SettingsError for a language model that cannot do without some tokens."""
@@ -192,6 +211,10 @@ class ImageReader(nn.Module, ABC):
                 f"{self.config.title} lets all tokens of an image see one another in its language model, and reads "
                 "all or none: a token budget is for Harmon and OpenUni"
             )
+
+    def answer_prompts(self, ids: Tensor, mask: Tensor, visual: Tensor, max_new_tokens: int, use_cache: bool) -> Tensor:
+        """Answer ids (B, at most max_new_tokens) to left-padded prompts (B, T), each with its image (B, N, H)."""
+        return self.answer(self.embed_with_images(ids, visual), mask, max_new_tokens, use_cache)
 
     @torch.no_grad()
     def answer(self, embeds: Tensor, mask: Tensor, max_new_tokens: int, use_cache: bool = True) -> Tensor:
@@ -203,23 +226,15 @@ class ImageReader(nn.Module, ABC):
             do_sample=False,
             use_cache=use_cache,
             synced_gpus=self.in_step,
-            logits_processor=LogitsProcessorList([] if self.adjust_logits is None else [self.adjust_logits]),
+            logits_processor=self.adjust_logits,
             eos_token_id=self.processor.end_id,
             pad_token_id=self.processor.pad_id,
         )
 
     @property
-    def language_parts(self) -> LanguageParts:
-        """The language model, in the parts that decoding needs."""
-        head = self.language_model.lm_head
-        return LanguageParts(
-            self.text_body, head, self.text_embedding, self.processor, self.adjust_logits, self.in_step
-        )
-
-    @property
-    def adjust_logits(self) -> LogitsProcessor | None:
-        """What changes the logits that an answer is chosen by; here nothing does."""
-        return None
+    def adjust_logits(self) -> LogitsProcessorList:
+        """What changes the logits that an answer is chosen by, given its ids so far; here nothing does."""
+        return LogitsProcessorList()
 
 
 def transformed(tokens: Tensor, transform: TokenTransform | None) -> Tensor:

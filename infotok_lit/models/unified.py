@@ -10,13 +10,14 @@ L target positions, C target channels, H width of the LLM's input embeddings.
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from infotok_lit.batch import (
+    BRANCHES,
     Branch,
     BranchOutput,
     GenerationBatch,
@@ -28,6 +29,7 @@ from infotok_lit.batch import (
     UnderstandingBatch,
 )
 from infotok_lit.checkpoints import OfficialPart
+from infotok_lit.models.common.autoencoders import encode
 from infotok_lit.models.common.language_model import text_nats
 from infotok_lit.models.common.loading import adopt_tensors
 from infotok_lit.models.common.model_config import Grid, token_grid
@@ -49,15 +51,13 @@ class UnifiedModel(ImageReader):
     family: str
     token_widths: dict[Branch, int]
     """D of each branch."""
-    num_extras: dict[Branch, int]
+    num_extras: Mapping[Branch, int] = MappingProxyType(dict.fromkeys(BRANCHES, 0))
     """How many shared tokens of each branch have no place in its grid."""
     latent_width: int
     """C."""
-    text_width: int
-    """H."""
     parts: Mapping[str, tuple[str, ...]]
     """Name for people -> prefixes of parameter names; gradient norms are logged for each."""
-    token_parts: Mapping[Branch, tuple[str, ...]]
+    token_parts: Mapping[Branch, tuple[str, ...]] = MappingProxyType(dict.fromkeys(BRANCHES, ("encoder",)))
     """Which parts make the shared tokens of each branch."""
     understanding_prefixes: tuple[str, ...] = ("",)
     """Beginnings of the names of all parameters that the loss of understanding can train."""
@@ -74,11 +74,38 @@ class UnifiedModel(ImageReader):
         """The family's name for people."""
         return self.config.title
 
+    @property
+    def text_width(self) -> int:
+        """H."""
+        return self.config.llm.hidden_size
+
+    # Latents, of a model with a frozen autoencoder
+
+    @torch.no_grad()
+    def encode_images(self, pixel_values: Tensor, encoded: Tensor | None = None) -> Tensor:
+        """(B, 3, height, width) in [-1, 1] -> scaled latents (B, c, h, w).
+
+        Args:
+            encoded: what the autoencoder makes of them, if that is known.
+        """
+        self.grid_of(*pixel_values.shape[2:])
+        return (encode(self.autoencoder, pixel_values) if encoded is None else encoded) * self.config.latent_scale
+
+    @torch.no_grad()
+    def decode_images(self, latents: Tensor) -> Tensor:
+        """Scaled latents (B, c, h, w) -> images (B, 3, height, width), not clamped."""
+        return self.autoencoder.decode(latents / self.config.latent_scale)
+
     # Training
 
-    @abstractmethod
     def understanding(self, batch: UnderstandingBatch, transform: TokenTransform | None = None) -> BranchOutput:
-        """Image-to-text loss: next-token cross entropy in nats, summed over label tokens."""
+        """Image-to-text loss: next-token cross entropy in nats, summed over label tokens; here read causally."""
+        tokens, grid = self.understood_tokens(batch.pixel_values, batch.encoded), self.understood_grid(batch)
+        return self.branch_output("understanding", self.answer_loss(batch, tokens, transform), tokens, batch.text, grid)
+
+    def understood_grid(self, batch: UnderstandingBatch) -> Grid:
+        """The grid of the tokens of understanding; here that of images of this size when they are generated."""
+        return self.grid_of(*batch.pixel_values.shape[2:])
 
     @abstractmethod
     def generation(self, batch: GenerationBatch, transform: TokenTransform | None = None) -> BranchOutput:
@@ -268,7 +295,3 @@ class UnifiedModel(ImageReader):
 
     def _weights_of(self, part: OfficialPart) -> dict[str, Tensor]:
         return {name: value for name, value in self.state_dict().items() if name.startswith(part.prefixes)}
-
-    def save_tokenizer(self, folder: Path) -> None:
-        """Write tokenizer.json and its configuration into an existing folder."""
-        self.processor.tokenizer.save_pretrained(folder)

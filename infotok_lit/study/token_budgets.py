@@ -76,8 +76,7 @@ class Shown:
 
 def pixel_error(shown: Shown) -> Tensor:
     """Squared error of the autoencoder's reconstruction at each place."""
-    encoded = shown.base.encode_images(shown.pixels)
-    decoded = shown.base.decode_images(*encoded) if isinstance(encoded, tuple) else shown.base.decode_images(encoded)
+    decoded = shown.base.decode_images(shown.base.encode_images(shown.pixels))
     error = (decoded - shown.pixels).square().mean(1, keepdim=True)
     return shown.of_places(F.adaptive_avg_pool2d(error, shown.side).flatten(1))
 

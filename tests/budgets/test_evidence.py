@@ -77,7 +77,7 @@ def test_attention_is_what_the_last_word_pays_to_each_token(evidence) -> None:
 @torch.no_grad()
 def test_pixel_error_is_that_of_each_place(evidence) -> None:
     shown = next(evidence._batches())[1]
-    decoded = shown.base.decode_images(*shown.base.encode_images(shown.pixels))
+    decoded = shown.base.decode_images(shown.base.encode_images(shown.pixels))
     error = (decoded - shown.pixels).square()
     scores = pixel_error(shown)[:, shown.base.num_extras["understanding"] :]
     for place in (0, 5, 15):

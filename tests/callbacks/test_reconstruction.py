@@ -44,7 +44,7 @@ def validated(folder: Path, callback: Reconstruction, blind: bool = False) -> di
     module.configure_model()
     if blind:
         real = module.base.understood_tokens
-        module.base.understood_tokens = lambda pixels: torch.zeros_like(real(pixels))
+        module.base.understood_tokens = lambda pixels, encoded=None: torch.zeros_like(real(pixels, encoded))
     trainer = pl.Trainer(
         default_root_dir=folder, accelerator="cpu", callbacks=[callback], logger=False, enable_progress_bar=False
     )

@@ -7,7 +7,7 @@ import torch
 from tiny import tiny_model
 from torch import Tensor
 
-from infotok_lit.models.harmon.mar import places_where
+from infotok_lit.models.common.language_model import places_where
 from infotok_lit.models.harmon.model import Harmon
 
 PROMPTS = ["what shape is the red object?", "is there a circle?", "how many objects are there in this image?", "why?"]
@@ -45,7 +45,7 @@ def answers(model, monkeypatch):
 def loop_without_cache(model: Harmon, image: Tensor, prompt: str, penalty: float = 1.0) -> list[int]:
     """One image alone, the whole sequence anew for each token, the most likely one taken."""
     with torch.no_grad():
-        latents, grid = model.encode_images(image[None])
+        latents, grid = model.latent_tokens(image[None])
         visual = model.project_for_llm(model.encoder(latents, grid))
         start, _ = model.processor.understanding_prompts([prompt], visual.shape[1])
         answer: list[int] = []
@@ -125,7 +125,7 @@ def test_cached_prompts_change_nothing(model) -> None:
             tokens = model.encoder(latents, (4, 4), places_where(~hidden, num_visible))
             torch.testing.assert_close(
                 model.condition_on_cache(tokens, cache, mask),
-                model.condition_on_text(tokens, ids, mask),
+                model.condition_on(tokens, model.text_embedding(ids), mask),
                 rtol=1e-4,
                 atol=1e-4,
             )
@@ -135,7 +135,8 @@ def test_conditioning_does_not_depend_on_padding(model) -> None:
     ids, mask = model.processor.generation_prompts(CAPTIONS)
     tokens = torch.randn(3, 18, model.token_widths["generation"], generator=torch.Generator().manual_seed(4))
     with torch.no_grad():
-        together = model.condition_on_text(tokens, ids, mask)
+        together = model.condition_on(tokens, model.text_embedding(ids), mask)
         for i, caption in enumerate(CAPTIONS):
-            alone = model.condition_on_text(tokens[i : i + 1], *model.processor.generation_prompts([caption]))
+            ids, mask = model.processor.generation_prompts([caption])
+            alone = model.condition_on(tokens[i : i + 1], model.text_embedding(ids), mask)
             torch.testing.assert_close(together[i : i + 1], alone, rtol=1e-4, atol=1e-4)

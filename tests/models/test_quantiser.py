@@ -33,7 +33,7 @@ def quantiser(request) -> TokenQuantiser:
 
 
 def test_tokens_with_one_code_are_one_embedding(quantiser) -> None:
-    tokens, codes, _ = quantiser(torch.randn(8, 16, WIDTH))
+    tokens, (codes, *_) = quantiser(torch.randn(8, 16, WIDTH))
     assert codes.shape == (8, 16) and codes.min() >= 0 and codes.max() < quantiser.num_codes
     flat, ids = tokens.flatten(0, 1), codes.flatten()
     assert len(ids.unique()) > 5
@@ -46,7 +46,7 @@ def test_tokens_with_one_code_are_one_embedding(quantiser) -> None:
 def test_quantising_twice_in_evaluation_is_quantising_once(quantiser) -> None:
     tokens = torch.randn(4, 16, WIDTH)
     first, second = quantiser(tokens), quantiser(tokens)
-    assert torch.equal(first.tokens, second.tokens) and torch.equal(first.codes, second.codes)
+    assert torch.equal(first.tokens, second.tokens) and torch.equal(first.codes.codes, second.codes.codes)
 
 
 def test_vector_quantisation_takes_the_nearest_code() -> None:
@@ -57,7 +57,7 @@ def test_vector_quantisation_takes_the_nearest_code() -> None:
     tokens = torch.randn(4, 16, WIDTH)
     projected = quantiser.codebook.project_in(tokens)
     distances = torch.cdist(projected.flatten(0, 1), quantiser.codebook.codebook)
-    assert torch.equal(quantiser(tokens).codes.flatten(), distances.argmin(dim=1))
+    assert torch.equal(quantiser(tokens).codes.codes.flatten(), distances.argmin(dim=1))
 
 
 def test_finite_scalar_quantisation_rounds_every_channel_to_its_levels() -> None:
@@ -85,9 +85,9 @@ def test_bfloat16_picks_the_codes_of_float32(kind) -> None:
     quantiser.eval()
     tokens = torch.randn(4, 16, WIDTH)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(quantiser(tokens).codes, quantiser(tokens.clone()).codes)
-        codes = quantiser(tokens).codes
-    assert torch.equal(codes, quantiser(tokens).codes)
+        assert torch.equal(quantiser(tokens).codes.codes, quantiser(tokens.clone()).codes.codes)
+        codes = quantiser(tokens).codes.codes
+    assert torch.equal(codes, quantiser(tokens).codes.codes)
 
 
 def tiny_discrete(kind: str) -> Showo2:

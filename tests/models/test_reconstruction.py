@@ -56,7 +56,7 @@ def batch_of(model: UnifiedModel, count: int = 3) -> GenerationBatch:
 def draws_of(model: UnifiedModel, batch: GenerationBatch, seed: int = 5):
     torch.manual_seed(seed)
     if model.family == "harmon":
-        latents, _ = model.encode_images(batch.pixel_values)
+        latents, _ = model.latent_tokens(batch.pixel_values)
         mar = replace(model.config.mar, mask_ratio_std=10.0)  # hides any share above 0.3 equally often
         return draw_harmon(*latents.shape, mar, latents.device)
     shape = model.encode_images(batch.pixel_values).shape
@@ -288,7 +288,7 @@ def test_harmon_reads_understood_tokens_as_it_would_read_words() -> None:
     expected = loss_of(model, batch)
     ids, mask = model.processor.reconstruction_prompts([SHORT.templates[i] for i in (0, 1, 0)], 18)
     with torch.no_grad():
-        visual = model.project_for_llm(model.encoder(*model.encode_images(batch.pixel_values))).flatten(0, 1)
+        visual = model.project_for_llm(model.encoder(*model.latent_tokens(batch.pixel_values))).flatten(0, 1)
         table = model.llm.get_input_embeddings().weight
         ids[ids == IMAGE_TOKEN_ID] = len(table) + torch.arange(len(visual))
         model.llm.set_input_embeddings(nn.Embedding.from_pretrained(torch.cat([table, visual])))

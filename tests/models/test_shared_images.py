@@ -63,7 +63,7 @@ def test_an_image_is_encoded_once(model, images, monkeypatch):
     # Show-o2 draws noise for its latents, so its images are encoded a step earlier.
     encode = "encode_images" if model.family == "showo2" else "understood_tokens"
     real = getattr(model, encode)
-    monkeypatch.setattr(model, encode, lambda pixels, *rest: seen.append(len(pixels)) or real(pixels, *rest))
+    monkeypatch.setattr(model, encode, lambda pixels, **more: seen.append(len(pixels)) or real(pixels, **more))
     model.describe(images, QUESTIONS, 2, image_of=IMAGE_OF)
     assert seen == [3]
 

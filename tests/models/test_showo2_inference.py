@@ -7,7 +7,7 @@ from torch import Tensor
 
 from infotok_lit.batch import IMAGE_TOKEN_ID
 from infotok_lit.models.showo2.diffusion import from_runs, to_runs
-from infotok_lit.models.showo2.inference import continue_greedily, embed_prompts
+from infotok_lit.models.showo2.inference import continue_greedily
 from infotok_lit.models.showo2.model import Showo2
 from infotok_lit.models.showo2.sequence import attend, build_mask, dense_mask, find_regions, insert_images
 
@@ -34,8 +34,8 @@ def images() -> Tensor:
 
 @torch.no_grad()
 def test_the_cache_leaves_every_logit_as_it_is(model, images) -> None:
-    ids, mask = model.processor.understanding_prompts(PROMPTS, pad_left=False)
-    embeds = embed_prompts(model, ids, model.encode_images(images))
+    ids, mask = model.processor.understanding_prompts(PROMPTS)
+    embeds = model.embed_with_images(ids, model.project_for_llm(model.understood_tokens(images)))
     regions = find_regions(ids)
     cached, whole = (continue_greedily(model, embeds, mask, regions, NEW_TOKENS, cache)[1] for cache in (True, False))
     torch.testing.assert_close(cached, whole, rtol=1e-4, atol=1e-4)

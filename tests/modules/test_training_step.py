@@ -123,7 +123,7 @@ def test_plain_fine_tuning_is_the_sum_of_the_task_losses() -> None:
     batch = batches(module)["understanding"]
     result = module.run_branch("understanding", batch)
     labels = batch.labels[:, 1:]
-    latents, grid = module.base.encode_images(batch.pixel_values)
+    latents, grid = module.base.latent_tokens(batch.pixel_values)
     visual = module.base.project_for_llm(module.base.encoder(latents, grid))
     embeds = module.base.embed_with_images(batch.input_ids, visual)
     logits = module.base.llm(inputs_embeds=embeds, attention_mask=batch.attention_mask).logits[:, :-1]

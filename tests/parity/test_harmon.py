@@ -17,9 +17,9 @@ from torch import Tensor
 
 from infotok_lit.batch import GenerationBatch, UnderstandingBatch
 from infotok_lit.models.common.autoencoders import from_tokens, to_tokens
+from infotok_lit.models.common.language_model import places_where
 from infotok_lit.models.harmon.diffusion import make_schedule
 from infotok_lit.models.harmon.family import HarmonConfig
-from infotok_lit.models.harmon.mar import places_where
 from infotok_lit.models.harmon.model import Harmon
 from infotok_lit.models.harmon.sampling import RandomNumbers
 
@@ -82,7 +82,7 @@ def test_text_conditioned_passes(golden: Golden, model: Harmon, case: str, cache
     if cached:
         conditioned = model.condition_on_cache(tokens, model.text_cache(ids), mask)
     else:
-        conditioned = model.condition_on_text(tokens, ids, mask)
+        conditioned = model.condition_on(tokens, model.text_embedding(ids), mask)
     golden.check(case, "x_enc", conditioned)
     golden.check(case, "z", model.decoder(conditioned, grid, visible))
 
@@ -128,7 +128,7 @@ def test_generation_loss(golden: Golden, model: Harmon, case: str) -> None:
     golden.check(case, "latents", output.latents)
     golden.check(case, "loss", output.loss_sum / output.loss_count)
     visible = places_where(~hidden, int((~hidden[0]).sum()))
-    conditioned = model.condition_on_text(output.tokens, ids, batch.attention_mask)
+    conditioned = model.condition_on(output.tokens, model.text_embedding(ids), batch.attention_mask)
     golden.check(case, "x_enc", conditioned)
     golden.check(case, "z", model.decoder(conditioned, output.layout.grid, visible))
     (output.loss_sum / output.loss_count).backward()

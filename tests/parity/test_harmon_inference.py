@@ -10,6 +10,8 @@ from harmon_replay import (
 )
 from torch import Tensor
 
+from infotok_lit.models.common.autoencoders import from_tokens
+from infotok_lit.models.common.sampling import DrawingOptions
 from infotok_lit.models.harmon import model as harmon_model
 from infotok_lit.models.harmon.diffusion import make_schedule
 from infotok_lit.models.harmon.family import HarmonConfig, SamplingConfig
@@ -70,9 +72,8 @@ def test_image_sampling(golden: Golden, model: Harmon, name: str, monkeypatch: p
     tokens = model.sample_latents(
         golden.input(case, "input_ids"),
         golden.input(case, "attention_mask"),
-        grid,
         noise,
-        drawing,
+        DrawingOptions(drawing, grid),
         golden.argument(case, "timestep_respacing"),
     )
     assert not noise.queue
@@ -88,7 +89,7 @@ def test_image_sampling(golden: Golden, model: Harmon, name: str, monkeypatch: p
     latents = torch.cat([tokens] * noise.halves).unflatten(1, grid)
     golden.check(case, "latents", latents, SAMPLING_CHAIN)
     if "image" in golden.outputs(case):
-        image = model.decode_images(tokens, grid)
+        image = model.decode_images(from_tokens(tokens, grid, model.config.mar.patch_size))
         golden.check(case, "image", image, DECODED_IMAGE)
         levels = (127.5 * image + 128).clamp(0, 255).to(torch.uint8).int()
         assert (levels - golden.output(case, "image_uint8").int()).abs().max() <= 1
@@ -131,7 +132,7 @@ def test_describing(
     monkeypatch.setattr(model.processor, "end_id", golden.argument(case, "eos_token_id"))
     monkeypatch.setattr(model.processor, "pad_id", golden.argument(case, "pad_token_id"))
     ids = golden.input(case, "input_ids")
-    latents, grid = model.encode_images(golden.input(case, "pixel_values"))
+    latents, grid = model.latent_tokens(golden.input(case, "pixel_values"))
     embeds = model.embed_with_images(ids, model.project_for_llm(model.encoder(latents, grid)))
     answer = model.answer(embeds, torch.ones_like(ids), golden.argument(case, "max_new_tokens"))
     golden.check(case, name, answer)

@@ -9,13 +9,12 @@ from torch import Tensor
 
 from infotok_lit.batch import IMAGE_TOKEN_ID, GenerationBatch, PairedText
 from infotok_lit.models.common.images import crop_to_square, to_pixels
-from infotok_lit.models.common.language_model import compact_positions
+from infotok_lit.models.common.language_model import compact_positions, read_after_text
 from infotok_lit.models.common.sampling import guide
 from infotok_lit.models.openuni.diffusion import (
     RandomNumbers,
     add_noise,
-    after_connector,
-    before_connector,
+    around_connector,
     build_scheduler,
     build_transformer,
     sana_timestep,
@@ -24,7 +23,7 @@ from infotok_lit.models.openuni.diffusion import (
 )
 from infotok_lit.models.openuni.family import SamplingConfig
 from infotok_lit.models.openuni.model import OpenUni
-from infotok_lit.models.openuni.vlm import IMAGENET_MEAN, IMAGENET_STD, normalise, read_queries
+from infotok_lit.models.openuni.vlm import IMAGENET_MEAN, IMAGENET_STD, normalise
 from infotok_lit.pictures import to_uint8
 
 DRAWINGS = ("generate_text", "generate_text_nocfg", "generate_image")
@@ -100,8 +99,9 @@ def test_connector(golden: Golden, suffix: str) -> None:
     model = build(golden, suffix)
     case = f"connector{suffix or '_enc_proj'}"
     order, x = model.config.connector.order, golden.input(case, "x")
-    connected = model.connector(before_connector(model.projector, order, x))
-    golden.check(case, "llm2dit", after_connector(model.projector, order, connected))
+    before, after = around_connector(model.projector, order)
+    connected = model.connector(before(x))
+    golden.check(case, "llm2dit", after(connected))
     if not suffix:
         golden.check(case, "connector", connected)
         golden.check(case, "connector_layer0", model.connector.layers[0](x, None))
@@ -128,8 +128,8 @@ def test_meta_queries(golden: Golden, model: OpenUni, case: str) -> None:
     embeds = embed(model, ids)
     queries = model.meta_queries.expand(len(ids), -1, -1)
     golden.check(case, "inputs_embeds", torch.cat([embeds, queries], dim=1))
-    golden.check(case, "query_hidden", read_queries(model.vlm, embeds, mask, model.meta_queries))
-    golden.check(case, "cond", model.condition_on(embeds, mask).condition)
+    golden.check(case, "query_hidden", read_after_text(model.text_body, embeds, mask, queries))
+    golden.check(case, "cond", model.condition_on(embeds, mask)[1])
 
 
 @torch.no_grad()
@@ -169,7 +169,7 @@ def test_flow_loss(golden: Golden, model: OpenUni) -> None:
     golden.check(case, "noisy_model_input", noisy)
     condition = golden.input(case, "prompt_embeds")
     golden.check(case, "model_pred", model.velocity(noisy, condition, timesteps))
-    golden.check(case, "loss", model.flow_loss(latents, condition, given) / latents.numel())
+    golden.check(case, "loss", model.flow_loss(latents, condition, given)[0] / latents.numel())
 
 
 def batch_of(golden: Golden, case: str) -> GenerationBatch:
@@ -197,10 +197,10 @@ def test_text_to_image_from_latents(golden: Golden, model: OpenUni) -> None:
     case, latents = "text2image_loss_latents", golden.input("text2image_loss_latents", "image_latents")
     model.zero_grad()
     batch = batch_of(golden, case)
-    condition = model.condition_on(embed(model, batch.input_ids), batch.attention_mask).condition
+    _, condition = model.condition_on(embed(model, batch.input_ids), batch.attention_mask)
     golden.check(case, "cond", condition)
     golden.check(case, "latents", latents)
-    loss = model.flow_loss(latents, condition, draws(golden, case)) / latents.numel()
+    loss = model.flow_loss(latents, condition, draws(golden, case))[0] / latents.numel()
     golden.check(case, "loss", loss)
     loss.backward()
     check_gradients(golden, case, model)
@@ -228,7 +228,7 @@ def test_image_to_image(golden: Golden, model: OpenUni, case: str) -> None:
     check_gradients(golden, case, model)
     with torch.no_grad():
         tokens = model.understood_tokens(sources)
-        found = model.condition_on_images(batch.input_ids, batch.attention_mask, tokens, length).condition
+        found = model.condition_on_images(batch.input_ids, batch.attention_mask, tokens, length)
     golden.check(case, "cond", found)
 
 
@@ -261,7 +261,7 @@ def condition_for(golden: Golden, model: OpenUni, case: str) -> Tensor:
         torch.testing.assert_close(embeds, golden.input(case, "inputs_embeds"), rtol=1e-5, atol=1e-5)
     embeds = embed(model, ids) if embeds is None else embeds
     mask = golden.tensors[f"in/{case}/attention_mask"].bool()
-    return model.condition_on(embeds, mask).condition
+    return model.condition_on(embeds, mask)[1]
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from infotok_lit.models.common.sampling import guide, sinusoid
 from infotok_lit.models.showo2.diffusion import on_path, sampling_times, training_time
 from infotok_lit.models.showo2.encoder import as_tokens
 from infotok_lit.models.showo2.family import SamplingConfig
-from infotok_lit.models.showo2.inference import cached_velocity, continue_greedily, embed_prompts, full_velocity, walk
+from infotok_lit.models.showo2.inference import cached_velocity, continue_greedily, full_velocity, walk
 from infotok_lit.models.showo2.model import Showo2
 from infotok_lit.models.showo2.network import Hidden
 from infotok_lit.models.showo2.sequence import build_mask, dense_mask
@@ -248,7 +248,7 @@ def test_answering(golden: Golden, model: Showo2, offset: str, use_cache: bool) 
     slots = latents.shape[2] * latents.shape[3] // 4 + 1
     image = torch.full((1, slots), IMAGE_TOKEN_ID)
     ids = torch.cat([before, after[:, :1], image, after[:, 1:]], dim=1)
-    embeds = embed_prompts(model, ids, latents)
+    embeds = model.embed_with_images(ids, model.project_for_llm(model.encoder(latents).tokens))
     golden.check("i_gen", "inputs_embeds", embeds)
     regions = golden.output(f"i_gen/{offset}", "modality_positions")
     expected = golden.output(f"i_gen/{offset}", "tokens")

@@ -13,7 +13,7 @@ from torch import Tensor
 from infotok_lit.batch import IGNORE_INDEX, IMAGE_TOKEN_ID, GenerationSample, UnderstandingSample
 from infotok_lit.models.common.images import centre_crop, fit_on_square, to_pixels
 from infotok_lit.models.showo2.family import PromptConfig
-from infotok_lit.models.showo2.processor import Layout, Showo2Processor, chat, interleaved
+from infotok_lit.models.showo2.processor import Showo2Processor
 from infotok_lit.models.showo2.sequence import find_regions
 from infotok_lit.pictures import to_uint8
 
@@ -32,14 +32,18 @@ def processor(golden: Golden, **prompts: str) -> Showo2Processor:
     return made
 
 
+Layout = tuple[list[int], list[int]]
+"""Ids and labels of one sequence."""
+
+
 def check(golden: Golden, name: str, layout: Layout) -> None:
     """Compare one of our sequences, padded as the official code pads, with the recorded one."""
     case, ids = f"j_layout/{name}", golden.info["config"]["ids"]
     length = len(golden.output(case, "text_tokens"))
     official = torch.full((length,), ids["pad_id"])
     labels = torch.full((length,), IGNORE_INDEX)
-    official[: len(layout.ids)] = torch.tensor(layout.ids)
-    labels[: len(layout.labels)] = torch.tensor(layout.labels)
+    official[: len(layout[0])] = torch.tensor(layout[0])
+    labels[: len(layout[1])] = torch.tensor(layout[1])
     is_slot = official == IMAGE_TOKEN_ID
     regions = golden.output(case, "modality_positions")
     found = find_regions(official.unsqueeze(0))[0]
@@ -53,7 +57,7 @@ def check(golden: Golden, name: str, layout: Layout) -> None:
 
 def row(batch: tuple[Tensor, Tensor]) -> Layout:
     """The only sequence of a batch, without labels."""
-    return Layout(batch[0][0].tolist(), [IGNORE_INDEX] * batch[0].shape[1])
+    return batch[0][0].tolist(), [IGNORE_INDEX] * batch[0].shape[1]
 
 
 def test_drawing(golden: Golden) -> None:
@@ -91,7 +95,7 @@ def test_generation_prompts(golden: Golden) -> None:
 )
 def test_reading_without_a_question(golden: Golden, reading: str, name: str, text: str) -> None:
     sample = UnderstandingSample(Image.new("RGB", (8, 8)), "", golden.info["config"]["mmu"][text], "")
-    check(golden, name, Layout(*processor(golden, reading=reading).example(sample, [])))
+    check(golden, name, processor(golden, reading=reading).example(sample, []))
 
 
 def test_chat(golden: Golden) -> None:
@@ -101,20 +105,20 @@ def test_chat(golden: Golden) -> None:
         (question, made.tokenizer.encode(mmu["a"])),
         (made.tokenizer.encode("and why ?"), made.tokenizer.encode(mmu["cap"])),
     ]
-    check(golden, "mmu_tuning", chat(made.markers, made.chat, turns, made.num_image_tokens))
+    check(golden, "mmu_tuning", made.chat(turns, made.num_image_tokens))
     length = len(golden.output("j_layout/mmu_tuning_truncated", "text_tokens"))
-    check(golden, "mmu_tuning_truncated", chat(made.markers, made.chat, turns, made.num_image_tokens, length))
+    check(golden, "mmu_tuning_truncated", made.chat(turns, made.num_image_tokens, length))
     alone = [(made.tokenizer.encode(mmu["q"]), turns[0][1])]
-    check(golden, "mmu_tuning_noimage", chat(made.markers, made.chat, alone, slots=0))
+    check(golden, "mmu_tuning_noimage", made.chat(alone, slots=0))
 
 
 def test_a_sample_to_read_is_the_first_turn_of_a_chat(golden: Golden) -> None:
     made, mmu = processor(golden), golden.info["config"]["mmu"]
-    layout = Layout(*made.example(UnderstandingSample(Image.new("RGB", (8, 8)), mmu["q"], mmu["a"], ""), []))
+    ids, labels = made.example(UnderstandingSample(Image.new("RGB", (8, 8)), mmu["q"], mmu["a"], ""), [])
     recorded = golden.output("j_layout/mmu_tuning", "text_labels")
-    assert layout.labels == recorded[: len(layout.labels)].tolist()
+    assert labels == recorded[: len(labels)].tolist()
     prompt = made.understanding_prompts([mmu["q"]])[0][0].tolist() if made.prompts.describing == "training" else None
-    assert prompt is None or layout.ids[: len(prompt)] == prompt
+    assert prompt is None or ids[: len(prompt)] == prompt
 
 
 def test_the_official_script_asks_so(golden: Golden) -> None:
@@ -129,19 +133,19 @@ def test_interleaved(golden: Golden) -> None:
     made, mmu = processor(golden), golden.info["config"]["mmu"]
     img_pad = golden.info["config"]["ids"]["img_pad_id"]
     texts = [made.tokenizer.encode(mmu[name]) for name in ("cap", "a")]
-    check(golden, "interleaved", interleaved(made.markers, [], texts, made.num_image_tokens, img_pad))
+    check(golden, "interleaved", made.interleaved([], texts, made.num_image_tokens, img_pad))
     one = [made.tokenizer.encode(mmu["q"])]
-    check(golden, "interleaved_one", interleaved(made.markers, [], one, made.num_image_tokens, img_pad))
+    check(golden, "interleaved_one", made.interleaved([], one, made.num_image_tokens, img_pad))
 
 
 def test_the_prefix_of_a_story_is_not_predicted(golden: Golden) -> None:
     made = processor(golden)
-    layout = interleaved(made.markers, [1, 2], [[3], [4]], slots=2, slot_label=9)
-    start, end = made.markers.image_start, made.markers.image_end
+    ids, labels = made.interleaved([1, 2], [[3], [4]], slots=2, slot_label=9)
+    start, end = made.image_start, made.image_end
     image = [start, IMAGE_TOKEN_ID, IMAGE_TOKEN_ID, end]
-    assert layout.ids == [made.markers.start, 1, 2, 3, *image, 4, *image, made.markers.end]
+    assert ids == [made.start, 1, 2, 3, *image, 4, *image, made.end_id]
     seen = [start, 9, 9, end]
-    assert layout.labels == [made.markers.start, -100, -100, 3, *seen, 4, *seen, made.markers.end]
+    assert labels == [made.start, -100, -100, 3, *seen, 4, *seen, made.end_id]
 
 
 def test_images(golden: Golden) -> None:

@@ -7,8 +7,8 @@ Shapes: I images, P positions up to the end of the image, M the most questions a
 that the questions about one take, H width, A new tokens, V vocabulary; B rows of T positions, T' of them not dropped.
 """
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -16,31 +16,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache
 
-from infotok_lit.batch import IMAGE_TOKEN_ID, Processor
+from infotok_lit.batch import IMAGE_TOKEN_ID
+from infotok_lit.models.common.language_model import places_where, take_rows
 
-
-class LanguageParts(NamedTuple):
-    """A causal language model, in the parts that decoding needs."""
-
-    body: nn.Module
-    """transformers' decoder: embeddings -> last hidden states."""
-    head: nn.Module
-    """(..., H) -> (..., V) logits."""
-    embedding: nn.Embedding
-    processor: Processor
-    """Which ids end an answer and pad it."""
-    adjust: Callable[[Tensor, Tensor], Tensor] | None = None
-    """(new ids (B, a), logits (B, V)) -> logits to choose by."""
-    in_step: bool = False
-    """Whether no process may stop before the others."""
-
-    def logits(self, states: Tensor, new: Sequence[Tensor]) -> Tensor:
-        """Last states (B, H), and the ids that were chosen so far, (B,) each -> the logits to choose by (B, V)."""
-        logits = self.head(states)
-        if self.adjust is None:
-            return logits
-        nothing = torch.empty(len(states), 0, dtype=torch.int64, device=states.device)
-        return self.adjust(torch.stack(list(new), dim=1) if new else nothing, logits)
+if TYPE_CHECKING:
+    from infotok_lit.models.reading import ImageReader
 
 
 def all_ended(ended: Tensor, in_step: bool) -> bool:
@@ -78,20 +58,15 @@ class Shortened(NamedTuple):
     real: Tensor
     """(B, T') bool, False at padding."""
 
-    def take(self, rows: Tensor) -> Tensor:
-        """(B, T, ...) -> (B, T', ...)."""
-        index = self.source.reshape(*self.source.shape, *[1] * (rows.ndim - 2)).expand(-1, -1, *rows.shape[2:])
-        return rows.gather(1, index)
-
 
 def shorten(left: Tensor) -> Shortened:
     """Rows of which the positions (B, T) bool are left."""
-    order = left.long().argsort(dim=1, descending=True, stable=True)[:, : int(left.sum(1).max())]
+    order = places_where(left, int(left.sum(1).max()))
     return Shortened(order, left.gather(1, order))
 
 
 def answer_after_prefix(
-    language: LanguageParts,
+    model: "ImageReader",
     prefix: Tensor,
     image_of: Sequence[int],
     questions: Sequence[list[int]],
@@ -109,35 +84,36 @@ def answer_after_prefix(
         prefix_left: (I, P) bool, under the default mask: the positions that are read; the others are not computed, and
             what follows them keeps its position. Default: all.
     """
-    images, length, processor = *prefix.shape[:2], language.processor
-    cache = DynamicCache(config=language.body.config)
-    read = _read_prefix(language.body, prefix, cache, prefix_mask, prefix_left)
+    images, length, processor = *prefix.shape[:2], model.processor
+    cache = DynamicCache(config=model.text_body.config)
+    read = _read_prefix(model.text_body, prefix, cache, prefix_mask, prefix_left)
     trees, slots = _grow(images, image_of, questions, processor.pad_id, prefix.device)
     most = trees.ends.shape[1]
-    inputs, places, rows = language.embedding(trees.ids), length + trees.places, trees.ends.clamp(min=0)
+    inputs, places, rows = model.text_embedding(trees.ids), length + trees.places, trees.ends.clamp(min=0)
     seen = torch.cat([read[:, None].expand(-1, trees.ids.shape[1], -1), trees.sees], dim=2)
-    new: list[Tensor] = []
     ended = trees.ends.flatten() < 0
+    new = trees.ids.new_empty(len(ended), 0)
     for _ in range(max_new_tokens):
-        states = language.body(
+        states = model.text_body(
             inputs_embeds=inputs,
             attention_mask=seen[:, None],
             position_ids=places,
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state
-        last = states.gather(1, rows[..., None].expand(-1, -1, states.shape[2])).flatten(0, 1)
-        new.append(language.logits(last, new).argmax(dim=-1).masked_fill(ended, processor.pad_id))
-        ended = ended | (new[-1] == processor.end_id)
-        if all_ended(ended, language.in_step):
+        logits = model.adjust_logits(new, model.language_model.lm_head(take_rows(states, rows).flatten(0, 1)))
+        chosen = logits.argmax(dim=-1).masked_fill(ended, processor.pad_id)
+        new = torch.cat([new, chosen[:, None]], dim=1)
+        ended = ended | (chosen == processor.end_id)
+        if all_ended(ended, model.in_step):
             break
         # What follows a position sees what that sees, and itself.
-        inputs = language.embedding(new[-1].view(images, most)).to(prefix.dtype)
+        inputs = model.text_embedding(chosen.view(images, most)).to(prefix.dtype)
         itself = torch.eye(most, dtype=torch.bool, device=prefix.device).expand(images, -1, -1)
-        seen = torch.cat([seen.gather(1, rows[..., None].expand(-1, -1, seen.shape[2])), itself], dim=2)
+        seen = torch.cat([take_rows(seen, rows), itself], dim=2)
         places = places.gather(1, rows) + 1
         rows = torch.arange(most, device=prefix.device).expand(images, -1)
-    return torch.stack(new, dim=1)[slots]
+    return new[slots]
 
 
 def _read_prefix(body: nn.Module, prefix: Tensor, cache: Cache, mask: Tensor | None, left: Tensor | None) -> Tensor:
@@ -151,7 +127,7 @@ def _read_prefix(body: nn.Module, prefix: Tensor, cache: Cache, mask: Tensor | N
     real, places = torch.ones_like(prefix[..., 0], dtype=torch.bool), None
     if left is not None:
         rows = shorten(left)
-        prefix, real, places = rows.take(prefix), rows.real, rows.source
+        prefix, real, places = take_rows(prefix, rows.source), rows.real, rows.source
         earlier = places.new_ones(places.shape[1], places.shape[1], dtype=torch.bool).tril()
         mask = (earlier & real[:, None])[:, None]
     body(inputs_embeds=prefix, attention_mask=mask, position_ids=places, past_key_values=cache, use_cache=True)

@@ -104,6 +104,16 @@ def followed_by_ones(mask: Tensor, count: int) -> Tensor:
     return torch.cat([mask.bool(), mask.new_ones(mask.shape[0], count, dtype=torch.bool)], dim=1)
 
 
+def take_rows(x: Tensor, index: Tensor) -> Tensor:
+    """Rows `index` (B, K) of x (B, N, ...): (B, K, ...)."""
+    return torch.take_along_dim(x, index.reshape(*index.shape, *[1] * (x.ndim - 2)), dim=1)
+
+
+def places_where(mask: Tensor, count: int) -> Tensor:
+    """`count` places (B, K) of a mask (B, N) in order: those where it is true, then the others."""
+    return mask.byte().argsort(dim=1, descending=True, stable=True)[:, :count]
+
+
 def read_after_text(body: nn.Module, text: Tensor, text_mask: Tensor, visual: Tensor) -> Tensor:
     """Last hidden states (B, N, H) of visual embeddings (B, N, H) that follow padded texts (B, T, H), causally.
 
@@ -111,11 +121,10 @@ def read_after_text(body: nn.Module, text: Tensor, text_mask: Tensor, visual: Te
     """
     count = visual.shape[1]
     real = followed_by_ones(text_mask, count)
-    order = real.byte().argsort(dim=1, descending=True, stable=True)
-    embeds = torch.take_along_dim(torch.cat([text, visual.to(text.dtype)], dim=1), order.unsqueeze(2), dim=1)
+    embeds = take_rows(torch.cat([text, visual.to(text.dtype)], dim=1), places_where(real, real.shape[1]))
     hidden = body(inputs_embeds=embeds, attention_mask=CAUSAL, use_cache=False).last_hidden_state
     places = text_mask.sum(dim=1, keepdim=True) + torch.arange(count, device=hidden.device)
-    return torch.take_along_dim(hidden, places.unsqueeze(2), dim=1)
+    return take_rows(hidden, places)
 
 
 def run_layers(layers: Iterable[nn.Module], x: Tensor, *others: object, recompute: bool) -> Tensor:

@@ -1,6 +1,6 @@
 """What the configurations of all families share: plain numbers, and their way to config.json and back. Light."""
 
-from abc import ABC, abstractmethod
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from typing import Any, ClassVar, Literal, Self, get_type_hints
@@ -14,16 +14,26 @@ Grid = tuple[int, int]
 class ModelConfig:
     """The base of a family's configuration: a frozen dataclass of primitives, tuples, and dataclasses of these.
 
-    Every family has `image_size` (side of the square images that are generated, in pixels), `sampling`, `llm`,
-    `token_pixels` (pixels per side of what the grid of a generated image counts) and `max_length`.
+    Every family has `sampling`, `llm`, and what is named here.
     """
 
+    image_size: int
+    """Side of the square images that are generated, in pixels."""
+    token_pixels: int
+    """Pixels per side of what the grid of a generated image counts."""
+    max_length: int
+    """Longest sequence in tokens, image included: longer questions and captions lose their end."""
     title: ClassVar[str]
     """The family's name in messages."""
     renamed: ClassVar[Mapping[str, str]] = {"drawing": "sampling"}
     """Entries of older versions -> what they are called now."""
     dropped: ClassVar[Mapping[str, str]] = {}
     """Entries of older versions that nothing reads any more, with a dot where they are nested -> what to do."""
+
+    @property
+    def num_image_tokens(self) -> int:
+        """Language-model slots of one image; here the places of its grid."""
+        return math.prod(token_grid(self.image_size, self.image_size, self.token_pixels))
 
     def to_dict(self) -> dict[str, Any]:
         """Primitives only, for config.json."""
@@ -108,7 +118,7 @@ SCENES_LLM = LanguageModelConfig(
 
 
 @dataclass(frozen=True)
-class AutoencoderConfig(ABC):
+class AutoencoderConfig:
     """How pixels become latents: by a family's official autoencoder, or by a fixed block transform ("dct")."""
 
     kind: str
@@ -120,9 +130,9 @@ class AutoencoderConfig(ABC):
     """Block transform: how many of the lowest frequencies per axis are kept; block_size keeps everything."""
 
     @property
-    @abstractmethod
     def num_levels(self) -> int:
         """Resolutions of the official autoencoder, each half of the one before."""
+        return len(self.width_multipliers)
 
     @property
     def stride(self) -> int:
@@ -151,10 +161,6 @@ class KL16Config(AutoencoderConfig):
     attention_resolution: int = 16
     """Levels of this nominal resolution have self-attention; the nominal input is 256 pixels."""
 
-    @property
-    def num_levels(self) -> int:
-        return len(self.width_multipliers)
-
 
 @dataclass(frozen=True)
 class WanConfig(AutoencoderConfig):
@@ -171,10 +177,6 @@ class WanConfig(AutoencoderConfig):
     """Which levels would also halve the frames of a video; an image passes by them."""
     posterior: Literal["sample", "mean"] = "sample"
     """Whether a latent is a sample of the Wan posterior, as in the official code, or its mean."""
-
-    @property
-    def num_levels(self) -> int:
-        return len(self.width_multipliers)
 
 
 @dataclass(frozen=True)

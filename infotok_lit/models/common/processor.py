@@ -27,6 +27,7 @@ from infotok_lit.batch import (
 )
 from infotok_lit.errors import SettingsError
 from infotok_lit.models.common.images import crop_to_square, pad_to_square, to_pixels
+from infotok_lit.models.common.model_config import ModelConfig
 from infotok_lit.models.common.text import Text, label_places, pad, paired_text
 
 
@@ -49,35 +50,25 @@ class ChatProcessor(ABC):
 
     Args:
         tokenizer: knows the family's markers.
-        image_size: side of the square images that are generated, in pixels.
-        input_size: side of the square images that are understood; default: the same.
-        num_image_tokens: language-model slots of one image.
-        max_length: longest sequence in tokens, an image's slots included.
-        max_caption: longest caption in tokens; None for as much as `max_length` leaves.
     """
 
     needs: ClassVar[str]
     """Which tokenizer the family needs, for messages."""
     pad_marker: ClassVar[str] = "<|endoftext|>"
+    user_start: ClassVar[str] = "<|im_start|>user\n"
+    assistant_start: ClassVar[str] = "<|im_end|>\n<|im_start|>assistant\n"
+    generation_prompt: ClassVar[str] = "Generate an image: "
+    unconditional_prompt: ClassVar[str] = "Generate an image."
     after_answer: ClassVar[str] = ""
     """What follows an answer in training and is not predicted."""
+    max_caption: int | None = None
+    """Longest caption in tokens; None for as much as `max_length` leaves."""
 
-    def __init__(
-        self,
-        tokenizer: Tokenizer,
-        *,
-        image_size: int,
-        num_image_tokens: int,
-        max_length: int,
-        max_caption: int | None = None,
-        input_size: int | None = None,
-    ) -> None:
+    def __init__(self, config: ModelConfig, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
-        self.image_size = image_size
-        self.input_size = image_size if input_size is None else input_size
-        self.num_image_tokens = num_image_tokens
-        self.max_length = max_length
-        self.max_caption = max_caption
+        self.image_size = self.input_size = config.image_size
+        self.num_image_tokens = config.num_image_tokens
+        self.max_length = config.max_length
         self.end_id = self.marker_id("<|im_end|>")
         self.pad_id = self.marker_id(self.pad_marker)
         self._warned = False
@@ -178,12 +169,12 @@ class ChatProcessor(ABC):
         return ids, labels
 
     def understanding_prompts(
-        self, prompts: Sequence[str], num_image_tokens: int | None = None, pad_left: bool = True
+        self, prompts: Sequence[str], num_image_tokens: int | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Ids and mask (B, T) of questions about one image each, up to where the answer starts."""
+        """Left-padded ids and mask (B, T) of questions about one image each, up to where the answer starts."""
         slots = self.num_image_tokens if num_image_tokens is None else num_image_tokens
         rows = [self.fit(self.question(prompt, slots), _shown(prompt)) for prompt in prompts]
-        return pad(rows, self.pad_id, pad_left)
+        return pad(rows, self.pad_id, left=True)
 
     def generation_prompts(
         self, prompts: Sequence[str], negative: str | None = None, num_image_tokens: int | None = None

@@ -8,6 +8,7 @@ import torch
 from huggingface_hub import constants, get_session
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from infotok_lit.batch import NegativeTexts, PairedText
@@ -55,14 +56,10 @@ def _hub_answers() -> bool:
 
 def pad(rows: Sequence[list[int]], value: int, left: bool = False) -> tuple[Tensor, Tensor]:
     """Rows of different lengths -> (B, T) int64 and a (B, T) bool mask of what is real."""
-    length = max(len(row) for row in rows)
-    ids = torch.full((len(rows), length), value, dtype=torch.int64)
-    mask = torch.zeros(len(rows), length, dtype=torch.bool)
-    for i, row in enumerate(rows):
-        real = slice(length - len(row), length) if left else slice(0, len(row))
-        ids[i, real] = torch.tensor(row, dtype=torch.int64)
-        mask[i, real] = True
-    return ids, mask
+    side, tensors = "left" if left else "right", [torch.tensor(row, dtype=torch.int64) for row in rows]
+    ids = pad_sequence(tensors, batch_first=True, padding_value=value, padding_side=side)
+    real = [torch.ones(len(row), dtype=torch.bool) for row in rows]
+    return ids, pad_sequence(real, batch_first=True, padding_side=side)
 
 
 def label_places(labels: Tensor) -> Tensor:
@@ -86,12 +83,10 @@ def paired_text(
         negatives: per sample, any number of texts that are false of it.
     """
     ids, mask = pad([(context + target)[:max_length] for context, target in texts], pad_id)
-    lengths = [(len(context), len(context) + len(target)) for context, target in texts]
-    place = torch.arange(ids.shape[1])
-    target_mask = torch.stack([(place >= start) & (place < end) for start, end in lengths])
+    is_target, _ = pad([([0] * len(context) + [1] * len(target))[:max_length] for context, target in texts], 0)
     keys = torch.tensor([text_key(text) for text in raw])
-    places = (target_mask & mask).flatten().nonzero()[:, 0]
-    return PairedText(ids, mask, target_mask, keys, _negative_texts(negatives, pad_id, max_length), places)
+    places = is_target.flatten().nonzero()[:, 0]
+    return PairedText(ids, mask, is_target.bool(), keys, _negative_texts(negatives, pad_id, max_length), places)
 
 
 def _negative_texts(negatives: Sequence[Sequence[Text]], pad_id: int, max_length: int) -> NegativeTexts | None:

@@ -63,15 +63,15 @@ class Schedule:
     def posterior_log_variance(self) -> Tensor:
         """(S,) float64: log variance of q(x_{t-1} | x_t, x_0); its first entry, log 0, is replaced by the second."""
         variance = self.betas * (1 - self.alphas_cumprod_prev) / (1 - self.alphas_cumprod)
-        return variance[1:2].log() if len(self) == 1 else torch.cat([variance[1:2], variance[1:]]).log()
+        return torch.cat([variance[1:2], variance[1:]]).log()
 
     def at(self, step: Tensor) -> Coefficients:
         """The coefficients at steps (M,) int64 of this chain, computed in float64 and used in float32."""
-        return Coefficients(*_tables(self, step.device)[:, step].unsqueeze(-1))
+        return Coefficients(*_on_device(self, step.device)[1][:, step].unsqueeze(-1))
 
     def descend(self, device: torch.device) -> Iterator[tuple[Tensor, Coefficients]]:
         """Timestep (1,) and coefficients (1, 1) of each step, last step first: views, so that none is copied."""
-        timesteps, tables = _timesteps(self, device), _tables(self, device)
+        timesteps, tables = _on_device(self, device)
         for k in reversed(range(len(self))):
             yield timesteps[k : k + 1], Coefficients(*tables[:, k, None, None].unbind())
 
@@ -80,8 +80,8 @@ class Schedule:
 
 
 @lru_cache(maxsize=16)
-def _tables(schedule: Schedule, device: torch.device) -> Tensor:
-    """(8, S) float32: the coefficients; once per device, as a step should wait for no copy."""
+def _on_device(schedule: Schedule, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Timesteps (S,) and coefficients (8, S) float32: once per device, as a step should wait for no copy."""
     survived, previous = schedule.alphas_cumprod, schedule.alphas_cumprod_prev
     tables = Coefficients(
         signal=survived.sqrt(),
@@ -93,12 +93,7 @@ def _tables(schedule: Schedule, device: torch.device) -> Tensor:
         log_beta=schedule.betas.log(),
         posterior_log_variance=schedule.posterior_log_variance,
     )
-    return torch.stack(tables).float().to(device)
-
-
-@lru_cache(maxsize=16)
-def _timesteps(schedule: Schedule, device: torch.device) -> Tensor:
-    return schedule.timesteps.to(device)
+    return schedule.timesteps.to(device), torch.stack(tables).float().to(device)
 
 
 @lru_cache(maxsize=16)

@@ -88,6 +88,11 @@ class HarmonConfig(ModelConfig):
         """Pixels per side of a token."""
         return self.autoencoder.stride * self.mar.patch_size
 
+    @property
+    def num_image_tokens(self) -> int:
+        """Language-model slots of one image: the grid, then MAR's buffers."""
+        return super().num_image_tokens + self.mar.num_buffers
+
 
 def _encoder_and_decoder(width: int, depth: int, heads: int) -> dict[str, int]:
     """MAR's encoder and decoder are alike in every size."""

@@ -5,12 +5,14 @@ timm's ViT, which official checkpoints use. Shapes: B batch, L = h*w grid places
 C token channels, D encoder width, E decoder width.
 """
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from infotok_lit.models.common.channel import Channel
-from infotok_lit.models.common.language_model import run_layers
+from infotok_lit.models.common.language_model import run_layers, take_rows
 from infotok_lit.models.common.model_config import Grid
 from infotok_lit.models.harmon.family import MARConfig
 
@@ -27,7 +29,7 @@ class MAREncoder(nn.Module):
         self.default_grid = config.default_grid
         self.token_embed = nn.Linear(channels, width)
         self.buffer_token = nn.Parameter(0.02 * torch.randn(1, width))
-        self.positions = position_table(config.num_buffers + _area(config.default_grid), width)
+        self.positions = position_table(config.num_buffers + math.prod(config.default_grid), width)
         self.input_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
         self.transformer = Transformer(
             width, config.encoder_depth, config.encoder_heads, config.mlp_ratio, config.dropout
@@ -51,7 +53,7 @@ class MAREncoder(nn.Module):
         canvas = torch.cat([buffers, embedded], dim=1)
         canvas = self.input_norm(canvas + resize_positions(self.positions, self.num_buffers, self.default_grid, grid))
         if visible is not None:
-            canvas = gather_rows(canvas, with_buffers(visible, self.num_buffers))
+            canvas = take_rows(canvas, with_buffers(visible, self.num_buffers))
         return self.channel(self.transformer(canvas))
 
 
@@ -60,7 +62,7 @@ class MARDecoder(nn.Module):
 
     def __init__(self, config: MARConfig) -> None:
         super().__init__()
-        width, area = config.decoder_width, _area(config.default_grid)
+        width, area = config.decoder_width, math.prod(config.default_grid)
         self.num_buffers = config.num_buffers
         self.default_grid = config.default_grid
         self.embed = nn.Linear(config.encoder_width, width)
@@ -84,7 +86,7 @@ class MARDecoder(nn.Module):
             (B, L, E).
         """
         embedded = self.embed(tokens)
-        length = self.num_buffers + _area(grid)
+        length = self.num_buffers + math.prod(grid)
         canvas = self.mask_token.to(embedded.dtype).expand(tokens.shape[0], length, -1)
         places = with_buffers(visible, self.num_buffers).unsqueeze(-1).expand_as(embedded)
         canvas = canvas.scatter(1, places, embedded)
@@ -97,20 +99,6 @@ def with_buffers(visible: Tensor, num_buffers: int) -> Tensor:
     """Places (B, K) on the grid -> places (B, R + K) on the canvas [buffers | grid]."""
     buffers = torch.arange(num_buffers, device=visible.device).expand(visible.shape[0], -1)
     return torch.cat([buffers, visible + num_buffers], dim=1)
-
-
-def gather_rows(x: Tensor, index: Tensor) -> Tensor:
-    """Rows `index` (B, K) of x (B, N, D): (B, K, D)."""
-    return x.gather(1, index.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
-
-
-def places_where(mask: Tensor, count: int) -> Tensor:
-    """Places (B, K) where mask (B, L) is true, in raster order; every row must have `count` of them."""
-    return mask.byte().argsort(dim=1, descending=True, stable=True)[:, :count]
-
-
-def _area(grid: Grid) -> int:
-    return grid[0] * grid[1]
 
 
 class Attention(nn.Module):

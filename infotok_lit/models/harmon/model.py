@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, LogitsProcessor, RepetitionPenaltyLogitsProcessor
+from transformers import DynamicCache, LogitsProcessorList, RepetitionPenaltyLogitsProcessor
 
 from infotok_lit.batch import (
     BranchOutput,
@@ -17,24 +17,25 @@ from infotok_lit.batch import (
     PairedText,
     ReconstructionOutput,
     Tokenizer,
-    UnderstandingBatch,
 )
 from infotok_lit.checkpoints import KeyMap, OfficialPart
-from infotok_lit.models.common.autoencoders import build_autoencoder, encode, from_tokens, kl16_keys, to_tokens
+from infotok_lit.models.common.autoencoders import build_autoencoder, from_tokens, kl16_keys, to_tokens
 from infotok_lit.models.common.channel import Channel
 from infotok_lit.models.common.language_model import (
     CAUSAL,
     build_language_model,
     compact_positions,
     followed_by_ones,
+    places_where,
     read_after_text,
+    take_rows,
 )
 from infotok_lit.models.common.model_config import Grid
 from infotok_lit.models.common.reconstruction import ReconstructionInputs, graph_unless_stopped, scale_gradient
-from infotok_lit.models.common.sampling import DrawingOptions, ImageNoise, Progress, is_guided
+from infotok_lit.models.common.sampling import DrawingOptions, ImageNoise, is_guided
 from infotok_lit.models.harmon.diffusion import TokenDiffusion, make_schedule
-from infotok_lit.models.harmon.family import HarmonConfig, SamplingConfig
-from infotok_lit.models.harmon.mar import MARDecoder, MAREncoder, gather_rows, places_where, with_buffers
+from infotok_lit.models.harmon.family import HarmonConfig
+from infotok_lit.models.harmon.mar import MARDecoder, MAREncoder, with_buffers
 from infotok_lit.models.harmon.processor import HarmonProcessor
 from infotok_lit.models.harmon.sampling import (
     Draw,
@@ -87,10 +88,8 @@ class Harmon(UnifiedModel):
         self.autoencoder = build_autoencoder(config.autoencoder)
         self.latent_width = config.autoencoder.channels * mar.patch_size**2
         self.token_widths = {"understanding": mar.encoder_width, "generation": mar.encoder_width}
-        self.text_width = width
         self.num_extras = {"understanding": mar.num_buffers, "generation": mar.num_buffers}
         self.parts = {name: (f"{name}.",) for name in PARTS}
-        self.token_parts = {"understanding": ("encoder",), "generation": ("encoder",)}
         channel = Channel(config.capacity_bits, self.processor.num_image_tokens, mar.encoder_width)
         self.encoder = MAREncoder(mar, channel, self.latent_width)
         self.decoder = MARDecoder(mar)
@@ -103,53 +102,33 @@ class Harmon(UnifiedModel):
         # Official checkpoints carry MAR's class table, which nothing reads: kept so that files match, never trained.
         self.register_buffer("class_table", 0.02 * torch.randn(mar.num_classes, mar.encoder_width))
 
-    # Latents
+    # Understanding
 
-    @torch.no_grad()
-    def encode_images(self, pixel_values: Tensor, encoded: Tensor | None = None) -> tuple[Tensor, Grid]:
-        """(B, 3, height, width) in [-1, 1] -> scaled latent tokens (B, L, C) and their grid.
-
-        Args:
-            encoded: what the autoencoder makes of them, if that is known.
-        """
+    def latent_tokens(self, pixel_values: Tensor, encoded: Tensor | None = None) -> tuple[Tensor, Grid]:
+        """(B, 3, height, width) in [-1, 1] -> scaled latents as tokens (B, L, C), and their grid."""
         grid = self.grid_of(*pixel_values.shape[2:])
         if len(pixel_values) == 0:
             return pixel_values.new_zeros(0, grid[0] * grid[1], self.latent_width), grid
-        latents = encode(self.autoencoder, pixel_values) if encoded is None else encoded
-        return to_tokens(latents * self.config.latent_scale, self.config.mar.patch_size)
+        return to_tokens(self.encode_images(pixel_values, encoded), self.config.mar.patch_size)
 
-    @torch.no_grad()
-    def decode_images(self, tokens: Tensor, grid: Grid) -> Tensor:
-        """Scaled latent tokens (B, L, C) -> images (B, 3, height, width), not clamped."""
-        latents = from_tokens(tokens / self.config.latent_scale, grid, self.config.mar.patch_size)
-        return self.autoencoder.decode(latents)
-
-    # Understanding
-
-    def understood_tokens(self, pixel_values: Tensor) -> Tensor:
+    def understood_tokens(self, pixel_values: Tensor, encoded: Tensor | None = None) -> Tensor:
         """(B, 3, height, width) in [-1, 1] -> buffers and the tokens of the whole image (B, R + L, D)."""
-        return self.encoder(*self.encode_images(pixel_values))
-
-    def understanding(self, batch: UnderstandingBatch, transform: TokenTransform | None = None) -> BranchOutput:
-        """The answers' cross entropy, given the tokens of the whole image."""
-        latents, grid = self.encode_images(batch.pixel_values, batch.encoded)
-        tokens = self.encoder(latents, grid)
-        loss = self.answer_loss(batch, tokens, transform)
-        return self.branch_output("understanding", loss, tokens, batch.text, grid)
+        return self.encoder(*self.latent_tokens(pixel_values, encoded))
 
     def project_for_llm(self, tokens: Tensor, transform: TokenTransform | None = None) -> Tensor:
         """Shared tokens (B, R + L, D) -> what the language model reads, (B, L + R, H), buffers last."""
-        return self._buffers_last(self.project_in(transformed(tokens, transform)))
+        return self.reading_order(self.project_in(transformed(tokens, transform)))
 
     def reading_order(self, places: Tensor) -> Tensor:
         """(B, R + L, ...) -> the same with the buffers last."""
-        return self._buffers_last(places)
+        buffers = self.config.mar.num_buffers
+        return torch.cat([places[:, buffers:], places[:, :buffers]], dim=1)
 
     @property
-    def adjust_logits(self) -> LogitsProcessor:
+    def adjust_logits(self) -> LogitsProcessorList:
         """The repetition penalty."""
         # Not by generate's own `repetition_penalty`: it spares as many answer tokens as a row has padding.
-        return RepetitionPenaltyLogitsProcessor(self.config.repetition_penalty)
+        return LogitsProcessorList([RepetitionPenaltyLogitsProcessor(self.config.repetition_penalty)])
 
     # Generation
 
@@ -157,14 +136,14 @@ class Harmon(UnifiedModel):
         self, batch: GenerationBatch, transform: TokenTransform | None = None, random: RandomNumbers | None = None
     ) -> BranchOutput:
         """Token diffusion loss summed over hidden tokens and noise draws (squared error plus bits of the bound)."""
-        latents, grid = self.encode_images(batch.pixel_values, batch.encoded)
+        latents, grid = self.latent_tokens(batch.pixel_values, batch.encoded)
         prompt = (self.text_embedding(batch.input_ids), batch.attention_mask)
         return self.predict_hidden(latents, grid, *prompt, batch.text, transform, random)
 
     def reconstruct(self, batch: GenerationBatch, inputs: ReconstructionInputs) -> ReconstructionOutput:
         """Token diffusion loss given the shared tokens of the whole image; the gradient is scaled after projection."""
-        latents, grid = self.encode_images(batch.pixel_values, batch.encoded)
-        shown = (latents, grid) if inputs.copies is batch.pixel_values else self.encode_images(inputs.copies)
+        latents, grid = self.latent_tokens(batch.pixel_values, batch.encoded)
+        shown = (latents, grid) if inputs.copies is batch.pixel_values else self.latent_tokens(inputs.copies)
         with graph_unless_stopped(inputs.gradient_scale):
             visual = self.project_for_llm(self.encoder(*shown), inputs.understood_transform)
             visual = scale_gradient(visual, inputs.gradient_scale)
@@ -193,7 +172,7 @@ class Harmon(UnifiedModel):
         tokens = self.encoder(latents, grid, visible)
         conditioned = self.condition_on(transformed(tokens, transform), prompt, attention_mask)
         z = self.decoder(conditioned, grid, visible)
-        targets, conditions = (gather_rows(x, hidden).flatten(0, 1).repeat(copies, 1) for x in (latents, z))
+        targets, conditions = (take_rows(x, hidden).flatten(0, 1).repeat(copies, 1) for x in (latents, z))
         squared_error, bound = self.token_diffusion.losses(targets, conditions, random.timesteps, random.noise)
         loss = (squared_error.sum() + bound.sum(), random.timesteps.new_full((), len(bound)))
         index = with_buffers(visible, self.config.mar.num_buffers)
@@ -209,13 +188,9 @@ class Harmon(UnifiedModel):
         """As many as there are hidden tokens and noise draws."""
         return self.config.mar.noise_draws * images * draw_num_hidden(grid[0] * grid[1], self.config.mar, generator)
 
-    def condition_on_text(self, tokens: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Add the language model's correction, given right-padded text, to shared tokens (B, R + K, D)."""
-        return self.condition_on(tokens, self.text_embedding(input_ids), attention_mask)
-
     def condition_on(self, tokens: Tensor, text: Tensor, attention_mask: Tensor) -> Tensor:
-        """`condition_on_text` with the text as embeddings (B, T, H)."""
-        visual = self._buffers_last(self.project_in(tokens))
+        """Add the language model's correction, given right-padded text (B, T, H), to shared tokens (B, R + K, D)."""
+        visual = self.project_for_llm(tokens)
         return self._add_correction(tokens, read_after_text(self.llm.model, text, attention_mask, visual))
 
     def text_cache(self, input_ids: Tensor) -> DynamicCache:
@@ -226,8 +201,8 @@ class Harmon(UnifiedModel):
         return cache
 
     def condition_on_cache(self, tokens: Tensor, cache: DynamicCache, attention_mask: Tensor) -> Tensor:
-        """`condition_on_text` with the prompts' keys and values already computed; leaves the cache as it was."""
-        visual = self._buffers_last(self.project_in(tokens))
+        """`condition_on` with the prompts' keys and values already computed; leaves the cache as it was."""
+        visual = self.project_for_llm(tokens)
         count = visual.shape[1]
         real = followed_by_ones(attention_mask, count)
         # Made here, once for all layers: transformers would read a mask of two dimensions back to simplify it.
@@ -244,24 +219,20 @@ class Harmon(UnifiedModel):
 
     def sample(self, prompts: Sequence[str], noise: ImageNoise, options: DrawingOptions) -> Tensor:
         """Images of prompts by the MAR loop."""
-        sampling, grid, progress, use_cache = options
-        ids, mask = self.processor.generation_prompts(prompts, "" if is_guided(sampling.guidance) else None)
-        ids, mask = ids.to(noise.device), mask.to(noise.device)
-        tokens = self.sample_latents(ids, mask, grid, noise, sampling, progress=progress, use_cache=use_cache)
-        return self.decode_images(tokens, grid)
+        ids, mask = self.processor.generation_prompts(prompts, "" if is_guided(options.sampling.guidance) else None)
+        tokens = self.sample_latents(ids.to(noise.device), mask.to(noise.device), noise, options)
+        return self.decode_images(from_tokens(tokens, options.grid, self.config.mar.patch_size))
 
     def sample_latents(
         self,
         input_ids: Tensor,
         attention_mask: Tensor,
-        grid: Grid,
         noise: ImageNoise,
-        sampling: SamplingConfig,
+        options: DrawingOptions,
         respacing: str | None = None,
-        progress: Progress | None = None,
-        use_cache: bool = True,
     ) -> Tensor:
         """Scaled latent tokens (B, L, C) of texts; under guidance the second half of these is unconditional."""
+        sampling, grid, progress, use_cache = options
         cache = self.text_cache(input_ids) if use_cache else None
         schedule = make_schedule(respacing or self.config.mar.sampling_steps)
 
@@ -270,7 +241,7 @@ class Harmon(UnifiedModel):
             copies = len(input_ids) // len(tokens)
             encoded = self.encoder(tokens, grid, visible).repeat(copies, 1, 1)
             if cache is None:
-                conditioned = self.condition_on_text(encoded, input_ids, attention_mask)
+                conditioned = self.condition_on(encoded, self.text_embedding(input_ids), attention_mask)
             else:
                 conditioned = self.condition_on_cache(encoded, cache, attention_mask)
             return self.decoder(conditioned, grid, visible.repeat(copies, 1))
@@ -301,10 +272,6 @@ class Harmon(UnifiedModel):
     def _add_correction(self, tokens: Tensor, hidden: Tensor) -> Tensor:
         places = hidden.shape[1] - self.config.mar.num_buffers
         return tokens + self.project_out(torch.cat([hidden[:, places:], hidden[:, :places]], dim=1))
-
-    def _buffers_last(self, x: Tensor) -> Tensor:
-        buffers = self.config.mar.num_buffers
-        return torch.cat([x[:, buffers:], x[:, :buffers]], dim=1)
 
 
 def _projection(width_in: int, width_hidden: int, width_out: int) -> nn.Sequential:

@@ -5,15 +5,9 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from infotok_lit.batch import Tokenizer
-from infotok_lit.models.common.model_config import token_grid
 from infotok_lit.models.common.processor import ChatProcessor, Prompt, Words
 from infotok_lit.models.common.text import pad
 from infotok_lit.models.harmon.family import HarmonConfig
-
-USER_START = "<|im_start|>user\n"
-ASSISTANT_START = "<|im_end|>\n<|im_start|>assistant\n"
-GENERATION_PROMPT = "Generate an image: "
-UNCONDITIONAL_PROMPT = "Generate an image."
 
 
 class HarmonProcessor(ChatProcessor):
@@ -24,14 +18,8 @@ class HarmonProcessor(ChatProcessor):
     after_answer = "\n"
 
     def __init__(self, config: HarmonConfig, tokenizer: Tokenizer) -> None:
-        rows, columns = token_grid(config.image_size, config.image_size, config.token_pixels)
-        super().__init__(
-            tokenizer,
-            image_size=config.image_size,
-            num_image_tokens=rows * columns + config.mar.num_buffers,
-            max_length=config.max_length,
-        )
-        self.user, self.assistant = self.encode(USER_START), self.encode(ASSISTANT_START)
+        super().__init__(config, tokenizer)
+        self.user, self.assistant = self.encode(self.user_start), self.encode(self.assistant_start)
 
     def question(self, question: str, num_image_tokens: int) -> Prompt:
         """The image, a line break and the question."""
@@ -39,12 +27,12 @@ class HarmonProcessor(ChatProcessor):
 
     def caption(self, caption: str, num_image_tokens: int) -> Prompt:
         """A request that ends with the caption."""
-        text = Words(caption, lead=GENERATION_PROMPT) if caption else self.encode(UNCONDITIONAL_PROMPT)
+        text = Words(caption, lead=self.generation_prompt) if caption else self.encode(self.unconditional_prompt)
         return [self.user, text, self.assistant]
 
     def reconstruction_prompts(self, requests: Sequence[str], num_image_tokens: int) -> tuple[Tensor, Tensor]:
         """Ids and mask (B, T) of one image each and a request to describe it; "" gives the unconditional text."""
         opening = self.user + self.image_slots(num_image_tokens)
         # The official code replaces the line break before the request together with it.
-        texts = [self.encode(f"\n{request}" if request else UNCONDITIONAL_PROMPT) for request in requests]
+        texts = [self.encode(f"\n{request}" if request else self.unconditional_prompt) for request in requests]
         return pad([opening + text + self.assistant for text in texts], self.pad_id)

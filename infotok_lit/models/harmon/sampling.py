@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from infotok_lit.models.common.language_model import take_rows
 from infotok_lit.models.common.model_config import Grid
 from infotok_lit.models.common.sampling import ImageNoise, guide, is_guided
 from infotok_lit.models.harmon.diffusion import TRAINING_STEPS, Network, Schedule, make_schedule, step_distribution
 from infotok_lit.models.harmon.family import MARConfig, SamplingConfig
-from infotok_lit.models.harmon.mar import gather_rows
 
 if TYPE_CHECKING:
     from diffusers import DPMSolverMultistepScheduler
@@ -104,7 +104,7 @@ def sample_image_tokens(
         if count > 0:
             predicted = orders[:, num_hidden_next:num_hidden].sort(dim=1).values
             z = condition(tokens, orders[:, num_hidden:].sort(dim=1).values)
-            chosen = gather_rows(z, predicted.repeat(copies, 1)).flatten(0, 1)
+            chosen = take_rows(z, predicted.repeat(copies, 1)).flatten(0, 1)
 
             def draw(times: int, count: int = count) -> Tensor:
                 return noise.normals(times, count, channels).flatten(1, 2)

@@ -52,18 +52,11 @@ def build_projector(config: ConnectorConfig, llm_width: int, condition_width: in
     return nn.Linear(llm_width, condition_width)
 
 
-def before_connector(projector: nn.Linear | nn.ModuleList, order: str, queries: Tensor) -> Tensor:
-    """(B, Q, H) -> (B, Q, W): what the connector reads."""
-    if order == "connector_first":
-        return queries
-    return projector(queries) if order == "projector_first" else projector[0](queries)
-
-
-def after_connector(projector: nn.Linear | nn.ModuleList, order: str, connected: Tensor) -> Tensor:
-    """(B, Q, W) -> (B, Q, D): the condition."""
-    if order == "projector_first":
-        return connected
-    return projector(connected) if order == "connector_first" else projector[1](connected)
+def around_connector(projector: nn.Linear | nn.ModuleList, order: str) -> tuple[nn.Module, nn.Module]:
+    """What stands before the connector, (B, Q, H) -> (B, Q, W), and after it, (B, Q, W) -> (B, Q, D)."""
+    if order == "projector_on_both_sides":
+        return projector[0], projector[1]
+    return (projector, nn.Identity()) if order == "projector_first" else (nn.Identity(), projector)
 
 
 def build_transformer(config: DiffusionTransformerConfig, channels: int) -> "SanaTransformer2DModel":

@@ -128,6 +128,11 @@ class OpenUniConfig(ModelConfig):
         """Pixels per side of a latent position, which is what the grid of a generated image counts."""
         return self.autoencoder.stride
 
+    @property
+    def num_image_tokens(self) -> int:
+        """Language-model slots of one image to understand."""
+        return self.vision.grid_side**2
+
 
 _L_512 = OpenUniConfig(
     vision=VisionConfig(),

@@ -5,7 +5,6 @@ Shapes: B batch, T text length, N image tokens, Q queries, C latent channels, H 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +19,10 @@ from infotok_lit.batch import (
 )
 from infotok_lit.checkpoints import KeyMap, OfficialPart
 from infotok_lit.errors import SettingsError
-from infotok_lit.models.common.autoencoders import NETWORK, build_autoencoder, encode, to_tokens
+from infotok_lit.models.common.autoencoders import NETWORK, build_autoencoder, to_tokens
 from infotok_lit.models.common.channel import Channel
+from infotok_lit.models.common.language_model import read_after_text
+from infotok_lit.models.common.model_config import Grid
 from infotok_lit.models.common.reconstruction import (
     ReconstructionConfig,
     ReconstructionInputs,
@@ -32,8 +33,7 @@ from infotok_lit.models.common.sampling import DrawingOptions, ImageNoise, Progr
 from infotok_lit.models.openuni.diffusion import (
     RandomNumbers,
     add_noise,
-    after_connector,
-    before_connector,
+    around_connector,
     build_connector,
     build_projector,
     build_transformer,
@@ -44,7 +44,7 @@ from infotok_lit.models.openuni.diffusion import (
 )
 from infotok_lit.models.openuni.family import OpenUniConfig, SamplingConfig
 from infotok_lit.models.openuni.processor import KEEP_PROMPT, OpenUniProcessor
-from infotok_lit.models.openuni.vlm import VLM_KEYS, build_vlm, image_tokens, read_queries
+from infotok_lit.models.openuni.vlm import VLM_KEYS, build_vlm, normalise
 from infotok_lit.models.reading import TokenTransform, transformed
 from infotok_lit.models.unified import UnifiedModel
 
@@ -57,16 +57,6 @@ PARTS = {
     "projector": ("projector.",),
     "transformer": ("transformer.",),
 }
-
-
-@dataclass(frozen=True)
-class Condition:
-    """What meta queries make of a text."""
-
-    tokens: Tensor
-    """(B, Q, W): the connector's output, before any transform: the shared tokens of generation."""
-    condition: Tensor
-    """(B, Q, D): what the diffusion transformer attends to."""
 
 
 class OpenUni(UnifiedModel):
@@ -83,7 +73,6 @@ class OpenUni(UnifiedModel):
         self.token_widths = {"understanding": width, "generation": connector.width}
         self.num_extras = {"understanding": 0, "generation": config.num_queries}
         self.latent_width = config.autoencoder.channels
-        self.text_width = width
         before = () if connector.order == "connector_first" else ("projector",)
         self.token_parts = {
             "understanding": ("vision_tower", "vision_projector"),
@@ -99,45 +88,33 @@ class OpenUni(UnifiedModel):
         self.generation_channel = Channel(bits, config.num_queries, connector.width)
         self.transformer = build_transformer(config.transformer, config.autoencoder.channels)
 
-    # Latents
-
-    @torch.no_grad()
-    def encode_images(self, pixel_values: Tensor, encoded: Tensor | None = None) -> Tensor:
-        """(B, 3, height, width) in [-1, 1] -> scaled latents (B, C, h, w).
-
-        Args:
-            encoded: what the autoencoder makes of them, if that is known.
-        """
-        self.grid_of(*pixel_values.shape[2:])
-        return (encode(self.autoencoder, pixel_values) if encoded is None else encoded) * self.config.latent_scale
-
-    @torch.no_grad()
-    def decode_images(self, latents: Tensor) -> Tensor:
-        """Scaled latents -> images (B, 3, height, width), not clamped."""
-        return self.autoencoder.decode(latents / self.config.latent_scale)
-
     # Understanding
 
-    def understood_tokens(self, pixel_values: Tensor) -> Tensor:
+    def understood_tokens(self, pixel_values: Tensor, encoded: Tensor | None = None) -> Tensor:
         """(B, 3, height, width) in [-1, 1] -> projected tokens of the vision tower (B, N, H)."""
-        return self.understanding_channel(image_tokens(self.vlm, pixel_values, self.config.vision.input_side))
+        pixels = normalise(pixel_values, self.config.vision.input_side)
+        return self.understanding_channel(self.vlm.model.get_image_features(pixels, return_dict=True).pooler_output)
 
-    def understanding(self, batch: UnderstandingBatch, transform: TokenTransform | None = None) -> BranchOutput:
-        """The answers' cross entropy, given the tokens of the vision tower."""
-        tokens, side = self.understood_tokens(batch.pixel_values), self.config.vision.grid_side
-        loss = self.answer_loss(batch, tokens, transform)
-        return self.branch_output("understanding", loss, tokens, batch.text, (side, side))
+    def understood_grid(self, batch: UnderstandingBatch) -> Grid:
+        """That of the vision tower, which stretches all images to its own size."""
+        return self.config.vision.grid_side, self.config.vision.grid_side
 
     # Generation
 
     def condition_on(
         self, embeds: Tensor, attention_mask: Tensor, transform: TokenTransform | None = None
-    ) -> Condition:
-        """What the meta queries make of texts (B, T, H), padded on either side."""
-        order = self.config.connector.order
-        queries = read_queries(self.vlm, embeds, attention_mask, self.meta_queries)
-        tokens = self.generation_channel(self.connector(before_connector(self.projector, order, queries)))
-        return Condition(tokens, after_connector(self.projector, order, transformed(tokens, transform)))
+    ) -> tuple[Tensor, Tensor]:
+        """What the meta queries make of texts (B, T, H), padded on either side.
+
+        Returns:
+            The connector's output (B, Q, W), untransformed: the shared tokens of generation; and what the diffusion
+            transformer attends to (B, Q, D).
+        """
+        asked = self.meta_queries.expand(len(embeds), -1, -1)
+        queries = read_after_text(self.text_body, embeds, attention_mask, asked)
+        before, after = around_connector(self.projector, self.config.connector.order)
+        tokens = self.generation_channel(self.connector(before(queries)))
+        return tokens, after(transformed(tokens, transform))
 
     def generation(
         self, batch: GenerationBatch, transform: TokenTransform | None = None, random: RandomNumbers | None = None
@@ -146,13 +123,11 @@ class OpenUni(UnifiedModel):
         latents = self.encode_images(batch.pixel_values, batch.encoded)
         # Before the tokens, so that the noise of an inline bottleneck does not shift the model's own.
         random = random_numbers(latents.shape, latents.device) if random is None else random
-        condition = self.condition_on(self.text_embedding(batch.input_ids), batch.attention_mask, transform)
-        loss_sum = self.flow_loss(latents, condition.condition, random)
-        loss = (loss_sum, loss_sum.new_full((), latents.numel(), dtype=torch.int64))
+        prompt = self.text_embedding(batch.input_ids)
+        tokens, condition = self.condition_on(prompt, batch.attention_mask, transform)
+        loss = self.flow_loss(latents, condition, random)
         targets, grid = to_tokens(latents, 1)
-        return self.branch_output(
-            "generation", loss, condition.tokens, batch.text, (0, 0), latents=targets, latent_grid=grid
-        )
+        return self.branch_output("generation", loss, tokens, batch.text, (0, 0), latents=targets, latent_grid=grid)
 
     def caption_nats(self, tokens: Tensor, output: BranchOutput, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
         """SettingsError: the queries read the prompt and no image, so a caption read from them would be an echo."""
@@ -169,17 +144,19 @@ class OpenUni(UnifiedModel):
             tokens = self.understood_tokens(inputs.copies)
             seen = scale_gradient(transformed(tokens, inputs.understood_transform), inputs.gradient_scale)
         embeds = self.embed_with_images(ids.to(seen.device), seen)
-        condition = self.condition_on(embeds, mask.to(seen.device), inputs.generated_transform)
+        _, condition = self.condition_on(embeds, mask.to(seen.device), inputs.generated_transform)
         latents = self.encode_images(batch.pixel_values, batch.encoded)
-        loss = self.flow_loss(latents, condition.condition, inputs.random)
-        return ReconstructionOutput(loss, loss.new_full((), latents.numel(), dtype=torch.int64))
+        return ReconstructionOutput(*self.flow_loss(latents, condition, inputs.random))
 
-    def flow_loss(self, latents: Tensor, condition: Tensor, random: RandomNumbers | None = None) -> Tensor:
-        """Squared error of the velocity (float32), summed over latents (B, C, h, w)."""
+    def flow_loss(
+        self, latents: Tensor, condition: Tensor, random: RandomNumbers | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Squared error of the velocity (float32), summed over latents (B, C, h, w), and their number."""
         random = random_numbers(latents.shape, latents.device) if random is None else random
         timesteps = timesteps_of(random.uniform)
         predicted = self.velocity(add_noise(latents, random.noise, timesteps), condition, timesteps)
-        return (predicted.float() - (random.noise - latents).float()).square().sum()
+        loss = (predicted.float() - (random.noise - latents).float()).square().sum()
+        return loss, loss.new_full((), latents.numel(), dtype=torch.int64)
 
     def velocity(self, latents: Tensor, condition: Tensor, timesteps: Tensor) -> Tensor:
         """(B, C, h, w) at noise levels (B,) in thousandths -> noise minus image."""
@@ -189,7 +166,7 @@ class OpenUni(UnifiedModel):
         """Images of prompts; a prompt is read once in any case, so `use_cache` changes nothing here."""
         negative = options.sampling.negative_prompt if is_guided(options.sampling.guidance) else None
         ids, mask = self.processor.generation_prompts(prompts, negative)
-        condition = self.condition_on(self.text_embedding(ids.to(noise.device)), mask.to(noise.device)).condition
+        _, condition = self.condition_on(self.text_embedding(ids.to(noise.device)), mask.to(noise.device))
         return self._sample(condition, noise, options)
 
     def sample_latents(
@@ -208,15 +185,15 @@ class OpenUni(UnifiedModel):
 
     def condition_on_images(
         self, input_ids: Tensor, attention_mask: Tensor, tokens: Tensor, max_length: int | None = None
-    ) -> Condition:
-        """What the meta queries make of instructions (B, T) about one image each, understood as tokens (B, N, H).
+    ) -> Tensor:
+        """The condition (B, Q, D) of instructions (B, T) about one image each, understood as tokens (B, N, H).
 
         Texts that are longer than `max_length` (default: that of the configuration) lose their start, as in the
         official code.
         """
         length = self.config.max_length if max_length is None else max_length
         embeds = self.embed_with_images(input_ids, tokens)
-        return self.condition_on(embeds[:, -length:], attention_mask[:, -length:])
+        return self.condition_on(embeds[:, -length:], attention_mask[:, -length:])[1]
 
     def editing_loss(
         self,
@@ -236,7 +213,8 @@ class OpenUni(UnifiedModel):
             tokens = self.understood_tokens(sources)
         condition = self.condition_on_images(batch.input_ids, batch.attention_mask, tokens, max_length)
         latents = self.encode_images(batch.pixel_values, batch.encoded)
-        return self.flow_loss(latents, condition.condition, random) / latents.numel()
+        loss_sum, loss_count = self.flow_loss(latents, condition, random)
+        return loss_sum / loss_count
 
     @torch.no_grad()
     def edit(
@@ -251,7 +229,7 @@ class OpenUni(UnifiedModel):
         ids, mask = self.processor.editing_prompts([*instructions, *[KEEP_PROMPT] * (len(instructions) * guided)])
         tokens = self.understood_tokens(sources)
         tokens = torch.cat([tokens, tokens]) if guided else tokens
-        condition = self.condition_on_images(ids.to(tokens.device), mask.to(tokens.device), tokens).condition
+        condition = self.condition_on_images(ids.to(tokens.device), mask.to(tokens.device), tokens)
         noise = ImageNoise([seed + offset for offset in range(len(instructions))], condition.device)
         grid = self.grid_of(self.config.image_size, self.config.image_size)
         return self._sample(condition, noise, DrawingOptions(sampling, grid)).clamp(-1, 1)

@@ -9,12 +9,8 @@ from infotok_lit.models.common.processor import ChatProcessor, Prompt, Words
 from infotok_lit.models.common.text import pad
 from infotok_lit.models.openuni.family import IMAGE_END, IMAGE_START, OpenUniConfig
 
-USER_START = "<|im_start|>user\n"
-ASSISTANT_START = "<|im_end|>\n<|im_start|>assistant\n"
 IMAGE_MARKER = "<image>"
 """Where in a question its image stands, in the manner of InternVL."""
-GENERATION_PROMPT = "Generate an image: "
-UNCONDITIONAL_PROMPT = "Generate an image."
 KEEP_PROMPT = "Keep the image as it is."
 
 
@@ -24,17 +20,12 @@ class OpenUniProcessor(ChatProcessor):
     needs = "OpenUni needs InternVL3's tokenizer"
 
     def __init__(self, config: OpenUniConfig, tokenizer: Tokenizer) -> None:
-        super().__init__(
-            tokenizer,
-            image_size=config.image_size,
-            num_image_tokens=config.vision.grid_side**2,
-            max_length=config.max_length,
-            max_caption=config.max_caption,
-            input_size=config.vision.input_side,
-        )
+        super().__init__(config, tokenizer)
+        self.max_caption = config.max_caption
+        self.input_size = config.vision.input_side
         self.system = config.system
         self.image_start, self.image_end = self.marker_id(IMAGE_START), self.marker_id(IMAGE_END)
-        self.assistant = self.encode(ASSISTANT_START)
+        self.assistant = self.encode(self.assistant_start)
 
     def question(self, question: str, num_image_tokens: int) -> Prompt:
         """The system prompt, and the question with the image at its marker, or before it where there is none."""
@@ -43,8 +34,8 @@ class OpenUniProcessor(ChatProcessor):
 
     def caption(self, caption: str, num_image_tokens: int) -> Prompt:
         """A request that ends with the caption."""
-        text = Words(caption, lead=USER_START + GENERATION_PROMPT)
-        unconditional = self.encode(USER_START + UNCONDITIONAL_PROMPT)
+        text = Words(caption, lead=self.user_start + self.generation_prompt)
+        unconditional = self.encode(self.user_start + self.unconditional_prompt)
         return [text if caption else unconditional, self.assistant, [self.image_start]]
 
     def editing_prompts(self, instructions: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -54,12 +45,16 @@ class OpenUniProcessor(ChatProcessor):
 
     def reconstruction_prompts(self, requests: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Ids and mask (B, T) of requests to describe one image each; "" gives the unconditional text."""
-        return self.editing_prompts([request or UNCONDITIONAL_PROMPT for request in requests])
+        return self.editing_prompts([request or self.unconditional_prompt for request in requests])
 
     def _turn(self, text: str, num_image_tokens: int) -> Prompt:
         """A turn of the user, with the image where its marker stands, or at the start where there is none."""
         parts = (text if IMAGE_MARKER in text else f"{IMAGE_MARKER}\n{text}").split(IMAGE_MARKER)
         if len(parts) > 2:
             raise BrokenSampleError(f"{text!r} has {len(parts) - 1} times {IMAGE_MARKER}, but there is one image")
-        image = [self.image_start, *self.image_slots(num_image_tokens), self.image_end]
-        return [Words(parts[0], lead=USER_START), image, Words(parts[1]), self.assistant]
+        image = self.image_slots(num_image_tokens)
+        return [Words(parts[0], lead=self.user_start), image, Words(parts[1]), self.assistant]
+
+    def image_slots(self, count: int) -> list[int]:
+        """One image between its markers."""
+        return [self.image_start, *super().image_slots(count), self.image_end]

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from transformers import InternVLConfig, InternVLForConditionalGeneration, InternVLVisionConfig
 
 from infotok_lit.checkpoints import CheckpointError, KeyMap, State
-from infotok_lit.models.common.language_model import qwen2_config, read_after_text
+from infotok_lit.models.common.language_model import qwen2_config
 from infotok_lit.models.common.model_config import LanguageModelConfig
 from infotok_lit.models.openuni.family import DOWNSAMPLE, VisionConfig
 
@@ -62,28 +62,17 @@ def _imagenet(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]
     return mean, std
 
 
-def image_tokens(vlm: InternVLForConditionalGeneration, pixel_values: Tensor, size: int) -> Tensor:
-    """Projected tokens (B, N, H) of images (B, 3, height, width) in [-1, 1]."""
-    return vlm.model.get_image_features(normalise(pixel_values, size), return_dict=True).pooler_output
-
-
-def read_queries(
-    vlm: InternVLForConditionalGeneration, embeds: Tensor, attention_mask: Tensor, queries: Tensor
-) -> Tensor:
-    """Hidden states (B, Q, H) of queries (Q, H) that follow texts (B, T, H), padded on either side."""
-    asked = queries.to(embeds.dtype).expand(len(embeds), -1, -1)
-    return read_after_text(vlm.model.language_model, embeds, attention_mask, asked)
-
-
 FUSED = r"(vision_model\.encoder\.layers\.\d+\.attn)\.qkv\.(weight|bias)"
 SPLIT = r"(vision_model\.encoder\.layers\.\d+\.attn)\.([qkv])\.(weight|bias)"
 PARTS = ("q", "k", "v")
-_OLDER_PREFIXES = (
-    (r"^language_model\.lm_head\.", "lm_head."),
-    (r"^language_model\.model\.", "model.language_model."),
-    (r"^(vision_tower|multi_modal_projector)\.", r"model.\1."),
+OLDER_KEYS = KeyMap(
+    renames=(
+        (r"^language_model\.lm_head\.", "lm_head."),
+        (r"^language_model\.model\.", "model.language_model."),
+        (r"^(vision_tower|multi_modal_projector)\.", r"model.\1."),
+    )
 )
-"""How the "-hf" repositories were named before transformers 5."""
+"""The names of the "-hf" repositories before transformers 5 -> today's."""
 
 
 class InternVLKeys(KeyMap):
@@ -107,7 +96,7 @@ class InternVLKeys(KeyMap):
         if any(name.startswith("vision_model.") for name in official):
             return super().from_official(_split_attention(official, source), own, source)
         if any(name.startswith("vision_tower.") for name in official):
-            official = {_modern(name): tensor for name, tensor in official.items()}
+            official = {OLDER_KEYS.official_name(name): tensor for name, tensor in official.items()}
         return KeyMap(self.renames[:1]).from_official(official, own, source)
 
 
@@ -148,10 +137,3 @@ def _split_attention(weights: Mapping[str, Tensor], source: str) -> State:
             parts = tensor.chunk(len(PARTS))
             split |= {f"{match[1]}.{part}.{match[2]}": block for part, block in zip(PARTS, parts, strict=True)}
     return split
-
-
-def _modern(name: str) -> str:
-    for pattern, replacement in _OLDER_PREFIXES:
-        if re.match(pattern, name):
-            return re.sub(pattern, replacement, name)
-    return name

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache, LlamaConfig, Qwen2Config
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
-from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP, Qwen2RMSNorm
+from transformers import Cache, LlamaConfig, Qwen3Config
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention, Qwen3MLP, Qwen3RMSNorm
 
 from infotok_lit.models.common.language_model import run_layers
 from infotok_lit.models.common.sampling import TIME_FEATURES, sinusoid
 from infotok_lit.models.showo2.family import PATCH_SIZE, DiffusionHeadConfig
-from infotok_lit.models.showo2.sequence import Mask, attend
+from infotok_lit.models.showo2.sequence import OMNI_ATTENTION, Mask
 
 RUN = PATCH_SIZE**2
 """Latent pixels that one token predicts."""
@@ -122,7 +122,7 @@ class DiffusionHead(nn.Module):
             )
         )
         self.blocks = nn.ModuleList([DiffusionBlock(config, index) for index in range(config.depth)])
-        self.output_norm = Qwen2RMSNorm(config.width, eps=NORM_EPS)
+        self.output_norm = Qwen3RMSNorm(config.width, eps=NORM_EPS)
         self.output_modulation = _zero_linear(config.width, 2 * config.width)
         self.output = _zero_linear(config.width, PATCH_SIZE**2 * channels)
         self.activation_checkpointing = False
@@ -157,10 +157,20 @@ class DiffusionBlock(nn.Module):
 
     def __init__(self, config: DiffusionHeadConfig, index: int) -> None:
         super().__init__()
-        self.attention_norm = Qwen2RMSNorm(config.width, eps=BLOCK_EPS)
-        self.attention = NormedAttention(config, index)
-        self.mlp_norm = Qwen2RMSNorm(config.width, eps=BLOCK_EPS)
-        self.mlp = Qwen2MLP(Qwen2Config(hidden_size=config.width, intermediate_size=config.mlp_width))
+        layer = Qwen3Config(
+            hidden_size=config.width,
+            intermediate_size=config.mlp_width,
+            num_hidden_layers=config.depth,
+            num_attention_heads=config.heads,
+            num_key_value_heads=config.kv_heads,
+            head_dim=config.head_dim,
+            rms_norm_eps=NORM_EPS,
+            attn_implementation=OMNI_ATTENTION,
+        )
+        self.attention_norm = Qwen3RMSNorm(config.width, eps=BLOCK_EPS)
+        self.attention = Qwen3Attention(layer, index)
+        self.mlp_norm = Qwen3RMSNorm(config.width, eps=BLOCK_EPS)
+        self.mlp = Qwen3MLP(layer)
         self.modulation = _zero_linear(config.width, len(NEUTRAL) * config.width)
 
     def forward(
@@ -175,38 +185,9 @@ class DiffusionBlock(nn.Module):
         """(B, T, W) -> (B, T, W)."""
         modulation = at_images(self.modulation(condition), image, NEUTRAL)
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = modulation
-        attended = self.attention(_modulate(self.attention_norm(x), shift, scale), mask, rotary, cache)
+        attended, _ = self.attention(_modulate(self.attention_norm(x), shift, scale), rotary, mask, cache)
         x = _gated(x, gate, attended)
         return _gated(x, mlp_gate, self.mlp(_modulate(self.mlp_norm(x), mlp_shift, mlp_scale)))
-
-
-class NormedAttention(nn.Module):
-    """Grouped-query attention with normalised queries and keys."""
-
-    def __init__(self, config: DiffusionHeadConfig, index: int) -> None:
-        super().__init__()
-        self.index = index
-        self.head_dim = config.head_dim
-        self.q_proj = nn.Linear(config.width, config.heads * config.head_dim, bias=False)
-        self.k_proj = nn.Linear(config.width, config.kv_heads * config.head_dim, bias=False)
-        self.v_proj = nn.Linear(config.width, config.kv_heads * config.head_dim, bias=False)
-        self.o_proj = nn.Linear(config.heads * config.head_dim, config.width, bias=False)
-        self.q_norm = Qwen2RMSNorm(config.head_dim, eps=NORM_EPS)
-        self.k_norm = Qwen2RMSNorm(config.head_dim, eps=NORM_EPS)
-
-    def forward(self, x: Tensor, mask: Mask | None, rotary: tuple[Tensor, Tensor], cache: Cache | None) -> Tensor:
-        """(B, T, W) -> (B, T, W)."""
-        query = self.q_norm(self._heads(self.q_proj(x)))
-        key = self.k_norm(self._heads(self.k_proj(x)))
-        value = self._heads(self.v_proj(x)).transpose(1, 2)
-        query, key = apply_rotary_pos_emb(query.transpose(1, 2), key.transpose(1, 2), *rotary)
-        if cache is not None:
-            key, value = cache.update(key, value, self.index)
-        attended = attend(query, key, value, mask, self.head_dim**-0.5)
-        return self.o_proj(attended.transpose(1, 2).flatten(2))
-
-    def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (-1, self.head_dim))
 
 
 def at_images(modulation: Tensor, image: Tensor, neutral: tuple[float, ...]) -> tuple[Tensor, ...]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 
+from infotok_lit.batch import TokenCodes
 from infotok_lit.models.common.channel import Channel
 from infotok_lit.models.common.language_model import SiglipLayers
 from infotok_lit.models.showo2.family import PATCH_SIZE, QuantiserConfig, SemanticConfig
@@ -26,10 +27,8 @@ class SharedTokens(NamedTuple):
 
     tokens: Tensor
     """(n, N, D)."""
-    codes: Tensor | None = None
-    """(n, N) int64: the code of each token, None for continuous tokens."""
-    loss: Tensor | None = None
-    """Scalar: what the quantiser itself asks to be minimised, already weighted."""
+    codes: TokenCodes | None = None
+    """(n, N) of them; None for continuous tokens."""
 
 
 class TokenQuantiser(nn.Module):
@@ -51,7 +50,8 @@ class TokenQuantiser(nn.Module):
         # In float32: a distance in bfloat16 would pick wrong codes.
         with torch.autocast(tokens.device.type, enabled=False):
             quantised, codes, *loss = self.codebook(tokens.float())
-        return SharedTokens(quantised.to(tokens.dtype), codes.long(), loss[0].sum() if loss else None)
+        token_codes = TokenCodes(codes.long(), self.num_codes, loss[0].sum() if loss else None)
+        return SharedTokens(quantised.to(tokens.dtype), token_codes)
 
 
 def build_codebook(config: QuantiserConfig, width: int) -> nn.Module:

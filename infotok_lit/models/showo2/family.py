@@ -10,14 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from infotok_lit.assets import embedded_base
 from infotok_lit.batch import BRANCHES
 from infotok_lit.checkpoints import first_existing, read_weights
-from infotok_lit.models.common.model_config import (
-    QWEN25,
-    SCENES_LLM,
-    LanguageModelConfig,
-    ModelConfig,
-    WanConfig,
-    token_grid,
-)
+from infotok_lit.models.common.model_config import QWEN25, SCENES_LLM, LanguageModelConfig, ModelConfig, WanConfig
 from infotok_lit.models.family import Family, OfficialWeights, Part
 
 if TYPE_CHECKING:
@@ -148,8 +141,7 @@ class Showo2Config(ModelConfig):
     @property
     def num_image_tokens(self) -> int:
         """Language-model slots of one image: the time, then the grid."""
-        rows, columns = token_grid(self.image_size, self.image_size, self.token_pixels)
-        return 1 + rows * columns
+        return 1 + super().num_image_tokens
 
 
 _BASE = Showo2Config(

@@ -6,66 +6,23 @@ included), b images, T positions of the longest prompt, P positions before its i
 tokens, C latent channels.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
 from infotok_lit.batch import IMAGE_TOKEN_ID
-from infotok_lit.models.common.answering import all_ended, answer_after_prefix, split_after_image
+from infotok_lit.models.common.answering import all_ended
 from infotok_lit.models.common.language_model import compact_positions, followed_by_ones
 from infotok_lit.models.common.sampling import guide
 from infotok_lit.models.showo2.diffusion import from_runs, sampling_times
 from infotok_lit.models.showo2.family import SamplingConfig
 from infotok_lit.models.showo2.network import Showo2Network
-from infotok_lit.models.showo2.sequence import dense_mask, find_regions, insert_images
+from infotok_lit.models.showo2.sequence import dense_mask, find_regions
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
 """(latents (b, C, h, w), time (b,)) -> velocities (B, C, h, w) under each prompt."""
-
-
-def answer(
-    model: Showo2Network,
-    input_ids: Tensor,
-    attention_mask: Tensor,
-    latents: Tensor,
-    max_new_tokens: int,
-    use_cache: bool,
-) -> Tensor:
-    """Answer ids (B, at most max_new_tokens) to right-padded prompts (B, T), padded after their end."""
-    regions = find_regions(input_ids)
-    if model.config.prompts.describing == "official":
-        regions = regions + regions.new_tensor([1, 0])
-    embeds = embed_prompts(model, input_ids, latents)
-    return continue_greedily(model, embeds, attention_mask, regions, max_new_tokens, use_cache)[0]
-
-
-def answer_shared(
-    model: Showo2Network,
-    input_ids: Tensor,
-    attention_mask: Tensor,
-    latents: Tensor,
-    image_of: Sequence[int],
-    max_new_tokens: int,
-) -> Tensor | None:
-    """The same answers where several prompts are about one image of `latents`; None if prompts differ before it."""
-    # With the official script's shift, the position after the image belongs to what sees it whole.
-    shift = int(model.config.prompts.describing == "official")
-    shared = split_after_image(input_ids, attention_mask, shift)
-    if shared is None:
-        return None
-    ids = shared.prefix.expand(len(latents), -1)
-    mask = dense_mask(find_regions(ids) + ids.new_tensor([shift, 0]), ids.shape[1])
-    prefix = embed_prompts(model, ids, latents)
-    return answer_after_prefix(model.language_parts, prefix, image_of, shared.questions, max_new_tokens, mask)
-
-
-def embed_prompts(model: Showo2Network, input_ids: Tensor, latents: Tensor) -> Tensor:
-    """(B, T, D): prompts with clean images."""
-    time = model.time_to_token(model.time_embed(latents.new_ones(len(latents))))
-    return insert_images(model.embed_text(input_ids), find_regions(input_ids), time, model.encoder(latents).tokens)
 
 
 def continue_greedily(
@@ -79,21 +36,19 @@ def continue_greedily(
     """New ids (B, A) and the logits they were chosen by (B, A, vocabulary).
 
     Args:
-        embeds: (B, T, D), right-padded.
+        embeds: (B, T, D), left-padded.
         attention_mask: (B, T) bool.
         regions: (B, M, 2): the positions that see each other. The official inference script counts them from one
             position further right than training does.
         use_cache: without it, everything is computed again for every token, as the official code does.
     """
-    batch, prompt_length = attention_mask.shape
+    prompt_length = attention_mask.shape[1]
     mask, places = _mask_and_positions(attention_mask, regions, max_new_tokens)
     cache = DynamicCache(config=model.llm.config) if use_cache else None
     inputs, first = embeds, 0
-    ended = torch.zeros(batch, dtype=torch.bool, device=embeds.device)
-    last = attention_mask.sum(dim=1) - 1
+    ended = torch.zeros(len(embeds), dtype=torch.bool, device=embeds.device)
     ids, all_logits = [], []
-    for step in range(max_new_tokens):
-        length = prompt_length + step
+    for length in range(prompt_length, prompt_length + max_new_tokens):
         states = model.llm.model(
             inputs_embeds=inputs,
             attention_mask=mask[:, :, first:length, :length],
@@ -101,45 +56,27 @@ def continue_greedily(
             past_key_values=cache,
             use_cache=use_cache,
         ).last_hidden_state
-        # The first new token follows each prompt's own last one; later ones follow the padding.
-        row = last if step == 0 else torch.full_like(last, states.shape[1] - 1)
-        logits = model.llm.lm_head(states[torch.arange(batch, device=row.device), row])
+        logits = model.llm.lm_head(states[:, -1])
         chosen = logits.argmax(dim=-1).masked_fill(ended, model.processor.pad_id)
         ids.append(chosen)
         all_logits.append(logits)
         ended = ended | (chosen == model.processor.end_id)
         if all_ended(ended, model.in_step):
             break
-        new = model.llm.get_input_embeddings()(chosen).unsqueeze(1).to(embeds.dtype)
+        new = model.text_embedding(chosen).unsqueeze(1).to(embeds.dtype)
         inputs = new if use_cache else torch.cat([inputs, new], dim=1)
         first = length if use_cache else 0
     return torch.stack(ids, dim=1), torch.stack(all_logits, dim=1)
 
 
 def _mask_and_positions(attention_mask: Tensor, regions: Tensor, new: int) -> tuple[Tensor, Tensor]:
-    """The mask (B, 1, T + A, T + A) and positions (B, T + A) of prompts and of all tokens that may follow.
-
-    New tokens lie after the padding, which nobody sees, and count on from their prompt's end.
-    """
+    """The mask (B, 1, T + A, T + A) and positions (B, T + A) of prompts and of all tokens that may follow."""
     length = attention_mask.shape[1]
     real = followed_by_ones(attention_mask, new)
     mask = dense_mask(regions, length + new) & real[:, None, None]
     # A padded row sees itself, so that no softmax is over nothing.
     mask |= torch.eye(length + new, dtype=torch.bool, device=mask.device)
     return mask, compact_positions(real)
-
-
-def sample_latents(
-    model: Showo2Network,
-    input_ids: Tensor,
-    start: Tensor,
-    sampling: SamplingConfig,
-    use_cache: bool,
-    progress: Callable[[int, int], None] | None = None,
-) -> Tensor:
-    """Noise (b, C, h, w) -> latents; under guidance the second half of the prompts (B, T) is unconditional."""
-    velocity = cached_velocity(model, input_ids) if use_cache else full_velocity(model, input_ids)
-    return walk(velocity, start, sampling, progress)[-1]
 
 
 def walk(
@@ -164,16 +101,16 @@ def full_velocity(model: Showo2Network, input_ids: Tensor) -> Velocity:
         copies = len(input_ids) // len(latents)
         repeated = latents.repeat(copies, 1, 1, 1)
         hidden = model.run_sequence(input_ids, repeated, time.repeat(copies), regions=regions)
-        runs = model.velocities(hidden)[model.token_positions(hidden)]
-        return from_runs(runs.unflatten(0, (len(input_ids), -1)), *latents.shape[1:])
+        return from_runs(model.image_velocities(hidden), *latents.shape[1:])
 
     return velocity
 
 
 def cached_velocity(model: Showo2Network, input_ids: Tensor) -> Velocity:
     """Runs the prompts (B, T) once, and then only the images' own positions."""
-    prompts = cache_prompts(model, input_ids)
-    padded = not bool(prompts.visible.all())
+    llm, head, lengths = cache_prompts(model, input_ids)
+    visible = torch.arange(llm.get_seq_length(), device=lengths.device) < lengths.unsqueeze(1)
+    padded = not bool(visible.all())
 
     def velocity(latents: Tensor, time: Tensor) -> Tensor:
         copies = len(input_ids) // len(latents)
@@ -182,40 +119,28 @@ def cached_velocity(model: Showo2Network, input_ids: Tensor) -> Velocity:
         tokens = model.encoder(latents).tokens.repeat(copies, 1, 1)
         embeds = torch.cat([model.time_to_token(embedded_time).unsqueeze(1), tokens], dim=1)
         count = embeds.shape[1]
-        places = prompts.lengths.unsqueeze(1) + torch.arange(count, device=embeds.device)
+        places = lengths.unsqueeze(1) + torch.arange(count, device=embeds.device)
         # Every position of an image sees the whole prompt and the whole image: one row, seen as if it were `count`.
-        mask = followed_by_ones(prompts.visible, count)[:, None, None].expand(-1, 1, count, -1) if padded else None
+        mask = followed_by_ones(visible, count)[:, None, None].expand(-1, 1, count, -1) if padded else None
         states = model.llm.model(
             inputs_embeds=embeds,
             attention_mask=mask,
             position_ids=places,
-            past_key_values=prompts.llm,
+            past_key_values=llm,
             use_cache=True,
         ).last_hidden_state
         image = torch.arange(len(input_ids), device=embeds.device).unsqueeze(1).expand(-1, count)
         x = model.to_diffusion(states)
-        runs = model.diffusion_head(x, embedded_time, image, mask, places, prompts.head)[:, 1:]
-        prompts.llm.crop(-count)
-        prompts.head.crop(-count)
+        runs = model.diffusion_head(x, embedded_time, image, mask, places, head)[:, 1:]
+        llm.crop(-count)
+        head.crop(-count)
         return from_runs(runs, *latents.shape[1:])
 
     return velocity
 
 
-@dataclass(frozen=True)
-class CachedPrompts:
-    """Keys and values of prompts up to where their image starts."""
-
-    llm: DynamicCache
-    head: DynamicCache
-    lengths: Tensor
-    """(B,) int64."""
-    visible: Tensor
-    """(B, P) bool, False past a prompt's end."""
-
-
-def cache_prompts(model: Showo2Network, input_ids: Tensor) -> CachedPrompts:
-    """Run the prompts (B, T), each holding one image, up to their image."""
+def cache_prompts(model: Showo2Network, input_ids: Tensor) -> tuple[DynamicCache, DynamicCache, Tensor]:
+    """Keys and values, in the language model and in the head, of prompts (B, T) up to their image; its places (B,)."""
     lengths = (input_ids == IMAGE_TOKEN_ID).long().argmax(dim=1)
     longest = int(lengths.max())
     ids = input_ids[:, :longest]
@@ -226,4 +151,4 @@ def cache_prompts(model: Showo2Network, input_ids: Tensor) -> CachedPrompts:
     places = torch.arange(longest, device=ids.device).unsqueeze(0)
     nothing = model.time_embed(lengths.new_zeros(1))
     model.diffusion_head(model.to_diffusion(states), nothing, torch.full_like(ids, -1), None, places, head)
-    return CachedPrompts(llm, head, lengths, places < lengths.unsqueeze(1))
+    return llm, head, lengths

@@ -7,7 +7,6 @@ channels, D language-model width.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,7 +15,6 @@ from infotok_lit.batch import (
     BranchOutput,
     GenerationBatch,
     ReconstructionOutput,
-    TokenCodes,
     UnderstandingBatch,
 )
 from infotok_lit.checkpoints import KeyMap, OfficialPart
@@ -38,9 +36,9 @@ from infotok_lit.models.common.sampling import DrawingOptions, ImageNoise, is_gu
 from infotok_lit.models.reading import TokenTransform, transformed
 from infotok_lit.models.showo2.diffusion import RandomNumbers, on_path, random_numbers, to_runs, training_time
 from infotok_lit.models.showo2.family import EMBEDDINGS, LM_HEAD, PATCH_SIZE
-from infotok_lit.models.showo2.inference import answer, answer_shared, sample_latents
+from infotok_lit.models.showo2.inference import cached_velocity, continue_greedily, full_velocity, walk
 from infotok_lit.models.showo2.network import Hidden, Showo2Network
-from infotok_lit.models.showo2.sequence import token_places
+from infotok_lit.models.showo2.sequence import dense_mask, find_regions
 
 RENAMES = (
     (r"^llm\.", r"showo."),
@@ -64,17 +62,6 @@ RENAMES = (
 ENCODER_PARTS = ("understanding_embed.", "generation_embed.", "positions.", "semantic.", "fusion.")
 
 
-class NoisyPath(NamedTuple):
-    """Latents on their way from noise to an image."""
-
-    noisy: Tensor
-    """(n, C, 2 gh, 2 gw)."""
-    velocity: Tensor
-    """(n, C, 2 gh, 2 gw): the targets."""
-    time: Tensor
-    """(n,)."""
-
-
 class Showo2(Showo2Network):
     """The whole model: its losses, inference and checkpoints."""
 
@@ -85,63 +72,65 @@ class Showo2(Showo2Network):
     # Latents
 
     @torch.no_grad()
-    def encode_images(self, pixel_values: Tensor, noise: Tensor | None = None, encoded: Tensor | None = None) -> Tensor:
-        """(n, 3, height, width) in [-1, 1] -> scaled latents (n, C, 2 gh, 2 gw).
+    def encode_images(self, pixel_values: Tensor, encoded: Tensor | None = None, noise: Tensor | None = None) -> Tensor:
+        """As the parent's; of the Wan VAE a sample of the posterior, or its mean: (n, C, 2 gh, 2 gw).
 
         Args:
-            noise: standard normal, like the result, for the sample of the posterior; drawn if not given.
-            encoded: what the autoencoder makes of them, if that is known.
+            noise: standard normal, like the result, for the sample; drawn if not given.
         """
-        self.grid_of(*pixel_values.shape[2:])
-        encoded = encode(self.autoencoder, pixel_values) if encoded is None else encoded
-        if not isinstance(self.autoencoder, WanVAE):
-            return encoded * self.config.latent_scale
-        posterior = LatentPosterior.of(encoded)
-        if self.config.autoencoder.posterior == "mean":
-            return posterior.mean * self.config.latent_scale
-        noise = torch.randn_like(posterior.mean) if noise is None else noise
-        return posterior.sample(noise) * self.config.latent_scale
-
-    @torch.no_grad()
-    def decode_images(self, latents: Tensor) -> Tensor:
-        """Scaled latents -> images (n, 3, height, width), not clamped."""
-        return self.autoencoder.decode(latents / self.config.latent_scale)
+        if isinstance(self.autoencoder, WanVAE):
+            posterior = LatentPosterior.of(encode(self.autoencoder, pixel_values) if encoded is None else encoded)
+            encoded = posterior.mean
+            if self.config.autoencoder.posterior == "sample":
+                encoded = posterior.sample(torch.randn_like(encoded) if noise is None else noise)
+        return super().encode_images(pixel_values, encoded)
 
     # Understanding
 
-    def understood_tokens(self, pixel_values: Tensor) -> Tensor:
+    def understood_tokens(self, pixel_values: Tensor, encoded: Tensor | None = None) -> Tensor:
         """(n, 3, height, width) in [-1, 1] -> the fused tokens of the clean images (n, N, D)."""
-        return self.encoder(self.encode_images(pixel_values)).tokens
+        return self.encoder(self.encode_images(pixel_values, encoded)).tokens
 
     def understanding(self, batch: UnderstandingBatch, transform: TokenTransform | None = None) -> BranchOutput:
         """Next-token cross entropy (nats) summed over answer tokens, given clean images."""
-        latents = self.encode_images(batch.pixel_values, encoded=batch.encoded)
+        latents = self.encode_images(batch.pixel_values, batch.encoded)
         scaled = _scaled(transform, self.config.grad_scale)
         hidden = self.run_sequence(batch.input_ids, latents, latents.new_ones(len(latents)), scaled)
         loss = text_loss(self.llm.lm_head, hidden.states, batch.labels, batch.label_places)
-        return self._output(loss, hidden, latents, batch)
+        tokens, codes = hidden.shared
+        return self.branch_output("understanding", loss, tokens, batch.text, self.understood_grid(batch), codes=codes)
 
-    @torch.no_grad()
-    def describe(
-        self,
-        pixel_values: Tensor,
-        prompts: Sequence[str],
-        max_new_tokens: int = 64,
-        use_cache: bool = True,
-        image_of: Sequence[int] | None = None,
-    ) -> list[str]:
-        """Answer prompts about images, greedily; each answer ends by itself."""
+    def project_for_llm(
+        self, tokens: Tensor, transform: TokenTransform | None = None, time: Tensor | None = None
+    ) -> Tensor:
+        """Shared tokens (B, N, D) after their time (B,), by default that of clean images: (B, 1 + N, D)."""
+        time = tokens.new_ones(len(tokens)) if time is None else time
+        return torch.cat([self.time_to_token(self.time_embed(time)).unsqueeze(1), transformed(tokens, transform)], 1)
+
+    def tokens_to_describe(self, pixel_values: Tensor) -> Tensor:
+        """Those of a sample of the latents that is the same each time."""
         noise = ImageNoise([0] * len(pixel_values), pixel_values.device)
         height, width = (side // self.config.autoencoder.stride for side in pixel_values.shape[2:])
-        latents = self.encode_images(pixel_values, noise.normal(self.config.autoencoder.channels, height, width))
-        ids, mask = self.processor.understanding_prompts(prompts, _slots(latents), pad_left=False)
-        ids, mask = ids.to(latents.device), mask.to(latents.device)
-        if image_of is not None:
-            found = answer_shared(self, ids, mask, latents, image_of, max_new_tokens) if use_cache else None
-            if found is not None:
-                return self.processor.decode(found)
-            latents = latents[list(image_of)]
-        return self.processor.decode(answer(self, ids, mask, latents, max_new_tokens, use_cache))
+        start = noise.normal(self.config.autoencoder.channels, height, width)
+        return self.encoder(self.encode_images(pixel_values, noise=start)).tokens
+
+    @property
+    def seen_after_image(self) -> int:
+        """One position, as the official script counts images from one position further right than training does."""
+        return int(self.config.prompts.describing == "official")
+
+    def regions_to_describe(self, ids: Tensor) -> Tensor:
+        """(B, M, 2): the positions of prompts (B, T) that see each other."""
+        return find_regions(ids) + ids.new_tensor([self.seen_after_image, 0])
+
+    def prefix_mask(self, ids: Tensor) -> Tensor:
+        """Positions of an image see all of it."""
+        return dense_mask(self.regions_to_describe(ids), ids.shape[1])
+
+    def answer_prompts(self, ids: Tensor, mask: Tensor, visual: Tensor, max_new_tokens: int, use_cache: bool) -> Tensor:
+        """As the parent's, with images whose positions see all of it."""
+        embeds, regions = self.embed_with_images(ids, visual), self.regions_to_describe(ids)
+        return continue_greedily(self, embeds, mask, regions, max_new_tokens, use_cache)[0]
 
     # Generation
 
@@ -149,16 +138,28 @@ class Showo2(Showo2Network):
         self, batch: GenerationBatch, transform: TokenTransform | None = None, random: RandomNumbers | None = None
     ) -> BranchOutput:
         """Squared error of the velocity, summed over the channels of image tokens."""
-        clean = self.encode_images(batch.pixel_values, encoded=batch.encoded)
-        path = self._noisy(clean, random)
-        hidden = self.run_sequence(batch.input_ids, path.noisy, path.time, transform)
-        return self._output(self.flow_loss(hidden, path.velocity), hidden, clean, batch, path.time)
+        clean = self.encode_images(batch.pixel_values, batch.encoded)
+        noisy, velocity, time = self._noisy(clean, random)
+        hidden = self.run_sequence(batch.input_ids, noisy, time, transform)
+        # The objective's decoder predicts what a token has seen: its own 2x2 patch.
+        patches, grid = to_tokens(clean, PATCH_SIZE)
+        return self.branch_output(
+            "generation",
+            self.flow_loss(hidden, velocity),
+            hidden.shared.tokens,
+            batch.text,
+            grid,
+            latents=patches,
+            latent_grid=grid,
+            noise_level=time,
+            codes=hidden.shared.codes,
+        )
 
     def caption_nats(self, tokens: Tensor, output: BranchOutput, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
         """As the parent's, with the time of the noisy latents, whose fused tokens are read, before them."""
-        parts = self.processor.caption_answers(captions, 1 + tokens.shape[1])
-        ids, labels = (part.to(tokens.device) for part in parts)
-        states = self.read_tokens(ids, tokens, output.noise_level)
+        visual = self.project_for_llm(tokens, time=output.noise_level)
+        ids, labels = (part.to(visual.device) for part in self.processor.caption_answers(captions, visual.shape[1]))
+        states, _ = self.read_with_images(self.embed_with_images(ids, visual), find_regions(ids))
         return text_nats(self.llm.lm_head, states, labels)
 
     def reconstruct(self, batch: GenerationBatch, inputs: ReconstructionInputs) -> ReconstructionOutput:
@@ -167,18 +168,17 @@ class Showo2(Showo2Network):
         There is no official form for Show-o2: this is Show-o's, with a smaller copy, because both images would
         otherwise lie in one latent space at one size, where copying is easiest.
         """
-        clean = self.encode_images(batch.pixel_values, encoded=batch.encoded)
+        clean = self.encode_images(batch.pixel_values, batch.encoded)
         shown = clean if inputs.copies is batch.pixel_values else self.encode_images(inputs.copies)
         ids, _ = self.processor.reconstruction_prompts(inputs.requests, _slots(shown), _slots(clean))
-        path = self._noisy(clean, inputs.random)
+        noisy, velocity, time = self._noisy(clean, inputs.random)
         with graph_unless_stopped(inputs.gradient_scale):
             condition = self.encoder(shown)
             seen = _scaled(inputs.understood_transform, inputs.gradient_scale)(condition.tokens)
-        hidden = self.run_pair(ids.to(clean.device), seen, path.noisy, path.time, inputs.generated_transform)
-        generated = replace(hidden, regions=hidden.regions[:, 1:])
-        loss_sum, loss_count = self.flow_loss(generated, path.velocity)
-        losses = [loss for loss in (condition.loss, hidden.shared.loss) if loss is not None]
-        return ReconstructionOutput(loss_sum, loss_count, torch.stack(losses).mean() if losses else None)
+        hidden = self.run_pair(ids.to(clean.device), seen, noisy, time, inputs.generated_transform)
+        loss = self.flow_loss(replace(hidden, regions=hidden.regions[:, 1:]), velocity)
+        quantised = [codes.loss for codes in (condition.codes, hidden.shared.codes) if codes and codes.loss is not None]
+        return ReconstructionOutput(*loss, torch.stack(quantised).mean() if quantised else None)
 
     def flow_loss(self, hidden: Hidden, velocity: Tensor, counted: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Squared error summed over (token, channel), and their number.
@@ -190,11 +190,7 @@ class Showo2(Showo2Network):
         present = hidden.regions[..., 1].flatten() > 0
         present = present if counted is None else present & counted
         targets = to_runs(velocity)
-        # Idle slots, too, are gathered, and weigh nothing: how many there are is not known without waiting.
-        places = token_places(hidden.regions, targets.shape[1]).clamp(max=hidden.states.shape[1] - 1)
-        rows = torch.arange(len(places), device=places.device)[:, None, None]
-        predicted = self.velocities(hidden)[rows, places].flatten(0, 1)
-        error = (predicted.float() - targets).square().sum((1, 2))
+        error = (self.image_velocities(hidden).float() - targets).square().sum((1, 2))
         return torch.where(present, error, 0.0).sum(), present.sum() * targets[0].numel()
 
     def sample(self, prompts: Sequence[str], noise: ImageNoise, options: DrawingOptions) -> Tensor:
@@ -203,7 +199,8 @@ class Showo2(Showo2Network):
         negative = "" if is_guided(sampling.guidance) else None
         ids, _ = self.processor.generation_prompts(prompts, negative, 1 + grid[0] * grid[1])
         start = noise.normal(self.config.autoencoder.channels, PATCH_SIZE * grid[0], PATCH_SIZE * grid[1])
-        return self.decode_images(sample_latents(self, ids.to(noise.device), start, sampling, use_cache, progress))
+        velocity = (cached_velocity if use_cache else full_velocity)(self, ids.to(noise.device))
+        return self.decode_images(walk(velocity, start, sampling, progress)[-1])
 
     # Checkpoints
 
@@ -220,34 +217,12 @@ class Showo2(Showo2Network):
             "quantiser": OfficialPart(("encoder.quantiser.",), KeyMap(((r"^encoder\.quantiser\.", ""),))),
         }
 
-    def _noisy(self, clean: Tensor, random: RandomNumbers | None) -> NoisyPath:
+    def _noisy(self, clean: Tensor, random: RandomNumbers | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Latents on their way from noise to an image, their velocity there, and the time (n,) that it is."""
         random = random_numbers(clean.shape, clean.device) if random is None else random
         slots = _slots(clean) if self.config.training_time.shifted else None
         time = training_time(random.normal, num_image_tokens=slots)
-        return NoisyPath(*on_path(clean, random.noise, time), time)
-
-    def _output(
-        self,
-        loss: tuple[Tensor, Tensor],
-        hidden: Hidden,
-        clean: Tensor,
-        batch: UnderstandingBatch | GenerationBatch,
-        time: Tensor | None = None,
-    ) -> BranchOutput:
-        # The objective's decoder predicts what a token has seen: its own 2x2 patch.
-        patches, grid = to_tokens(clean, PATCH_SIZE)
-        tokens, codes, quantiser_loss = hidden.shared
-        return self.branch_output(
-            "understanding" if time is None else "generation",
-            loss,
-            tokens,
-            batch.text,
-            grid,
-            latents=None if time is None else patches,
-            latent_grid=None if time is None else grid,
-            noise_level=time,
-            codes=None if codes is None else TokenCodes(codes, self.config.quantiser.num_codes, quantiser_loss),
-        )
+        return *on_path(clean, random.noise, time), time
 
 
 def _slots(latents: Tensor) -> int:

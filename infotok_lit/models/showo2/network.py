@@ -25,6 +25,7 @@ from infotok_lit.models.showo2.sequence import (
     find_regions,
     image_of_position,
     insert_images,
+    token_places,
 )
 from infotok_lit.models.unified import UnifiedModel
 
@@ -55,11 +56,8 @@ class Showo2Network(UnifiedModel):
         super().__init__(config, Showo2Processor(config, tokenizer))
         channels, width, head = config.autoencoder.channels, config.llm.hidden_size, config.diffusion_head
         self.token_widths = {"understanding": width, "generation": width}
-        self.num_extras = {"understanding": 0, "generation": 0}
         self.latent_width = PATCH_SIZE**2 * channels
-        self.text_width = width
         self.parts = {name: (f"{name}.",) for name in PARTS}
-        self.token_parts = {"understanding": ("encoder",), "generation": ("encoder",)}
         self.autoencoder = build_autoencoder(config.autoencoder)
         channel = Channel(config.capacity_bits, config.num_image_tokens - 1, width)
         self.encoder = DualPathEncoder(config.semantic, config.quantiser, channel, channels, width)
@@ -93,21 +91,17 @@ class Showo2Network(UnifiedModel):
         embeds = insert_images(self.embed_text(input_ids), regions, self.time_to_token(embedded_time), seen)
         return self._run(embeds, regions, shared, embedded_time)
 
-    def read_tokens(self, input_ids: Tensor, tokens: Tensor, time: Tensor) -> Tensor:
-        """Last hidden states (B, T, D) of texts with one image each: shared tokens (B, N, D) at times (B,)."""
-        regions = find_regions(input_ids)
-        times = self.time_to_token(self.time_embed(time))
-        embeds = insert_images(self.embed_text(input_ids), regions, times, tokens)
-        mask = build_mask(regions, embeds.shape[1])
-        return self.llm.model(inputs_embeds=embeds, attention_mask=mask, use_cache=False).last_hidden_state
-
     def embed_text(self, input_ids: Tensor) -> Tensor:
         """(B, T) -> (B, T, D); image slots hold the embedding of token 0, which is to be overwritten."""
         return self.llm.get_input_embeddings()(input_ids.masked_fill(input_ids == IMAGE_TOKEN_ID, 0))
 
-    def _run(self, embeds: Tensor, regions: Tensor, shared: SharedTokens, time: Tensor) -> Hidden:
+    def read_with_images(self, embeds: Tensor, regions: Tensor) -> tuple[Tensor, Mask]:
+        """Last hidden states (B, T, D) of sequences whose images lie in regions (B, M, 2), and who saw whom."""
         mask = build_mask(regions, embeds.shape[1])
-        states = self.llm.model(inputs_embeds=embeds, attention_mask=mask, use_cache=False).last_hidden_state
+        return self.llm.model(inputs_embeds=embeds, attention_mask=mask, use_cache=False).last_hidden_state, mask
+
+    def _run(self, embeds: Tensor, regions: Tensor, shared: SharedTokens, time: Tensor) -> Hidden:
+        states, mask = self.read_with_images(embeds, regions)
         slot = image_of_position(regions, embeds.shape[1])
         first = torch.arange(len(regions), device=slot.device).unsqueeze(1) * regions.shape[1]
         return Hidden(states, shared, time, torch.where(slot >= 0, slot + first, -1), mask, regions)
@@ -118,12 +112,12 @@ class Showo2Network(UnifiedModel):
         x = self.to_diffusion(hidden.states)
         return self.diffusion_head(x, hidden.time, hidden.image, hidden.mask, positions)
 
-    def token_positions(self, hidden: Hidden) -> Tensor:
-        """(B, T) bool: positions of image tokens, without those of times."""
-        is_token = hidden.image >= 0
-        rows = torch.arange(len(is_token), device=is_token.device)[:, None]
-        # Idle slots point to position 0, which is never a token's.
-        return is_token.index_put((rows, hidden.regions[..., 0]), is_token.new_zeros(()))
+    def image_velocities(self, hidden: Hidden) -> Tensor:
+        """(n, N, 4 C): what it predicts at the tokens of each image; of an idle slot, that of some other position."""
+        # How many slots are idle is not known without waiting for a device.
+        places = token_places(hidden.regions, hidden.shared.tokens.shape[1]).clamp(max=hidden.states.shape[1] - 1)
+        rows = torch.arange(len(places), device=places.device)[:, None, None]
+        return self.velocities(hidden)[rows, places].flatten(0, 1)
 
     def run_pair(
         self,

@@ -4,7 +4,6 @@ An image takes `slots` positions, its time and its tokens, between the markers o
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from PIL import Image
@@ -46,89 +45,12 @@ CAPTION_PREFIXES = (
 """What captions to generate from lose wherever it stands, in the official order."""
 
 
-class Markers(NamedTuple):
-    """Ids of the tokens that structure a sequence."""
-
-    start: int
-    end: int
-    image_start: int
-    image_end: int
-
-
-class Chat(NamedTuple):
-    """Ids of the fixed parts of a conversation."""
-
-    system: list[int]
-    user: list[int]
-    assistant: list[int]
-
-
-class Layout(NamedTuple):
-    """One sequence."""
-
-    ids: list[int]
-    """IMAGE_TOKEN_ID at image slots."""
-    labels: list[int]
-    """IGNORE_INDEX where no loss is taken."""
-
-
 def clean_caption(caption: str) -> str:
     """A caption to generate from as the official data loader cleans it."""
     caption = caption.replace("\n", "")
     for prefix in CAPTION_PREFIXES:
         caption = caption.replace(prefix, "")
     return caption
-
-
-def image(markers: Markers, slots: int) -> list[int]:
-    """One image."""
-    return [markers.image_start, *[IMAGE_TOKEN_ID] * slots, markers.image_end]
-
-
-def chat(
-    markers: Markers,
-    fixed: Chat,
-    turns: Sequence[tuple[list[int], list[int]]],
-    slots: int,
-    max_length: int | None = None,
-) -> Layout:
-    """Stage 2c: questions and answers about an image, which opens the first question; without slots, about none."""
-    ids: list[int] = []
-    labels: list[int] = []
-    for question, answer in turns:
-        later = [*fixed.user, *question, markers.end, *fixed.assistant]
-        prompt = later if ids else chat_prompt(markers, fixed, question, slots)
-        turn = _answered(prompt, answer, markers)
-        ids += turn.ids
-        labels += turn.labels
-    return Layout(ids[:max_length], labels[:max_length])
-
-
-def chat_prompt(markers: Markers, fixed: Chat, question: list[int], slots: int) -> list[int]:
-    """The conversation of stage 2c up to its first answer."""
-    shown = image(markers, slots) if slots else []
-    return [markers.start, *fixed.system, *fixed.user, *shown, *question, markers.end, *fixed.assistant]
-
-
-def interleaved(markers: Markers, prefix: list[int], texts: Sequence[list[int]], slots: int, slot_label: int) -> Layout:
-    """A story: each text is followed by its image.
-
-    Args:
-        prefix: opens the first text and is not predicted.
-        slot_label: what the official code has the language model predict at image slots.
-    """
-    ids = [markers.start, *prefix]
-    for text in texts:
-        ids += [*text, *image(markers, slots)]
-    ids.append(markers.end)
-    labels = [slot_label if id == IMAGE_TOKEN_ID else id for id in ids]
-    labels[1 : 1 + len(prefix)] = [IGNORE_INDEX] * len(prefix)
-    return Layout(ids, labels)
-
-
-def _answered(prompt: list[int], answer: list[int], markers: Markers) -> Layout:
-    target = [*answer, markers.end]
-    return Layout(prompt + target, [IGNORE_INDEX] * len(prompt) + target)
 
 
 class Showo2Processor(ChatProcessor):
@@ -138,20 +60,13 @@ class Showo2Processor(ChatProcessor):
     pad_marker = PAD
 
     def __init__(self, config: Showo2Config, tokenizer: Tokenizer) -> None:
-        super().__init__(
-            tokenizer,
-            image_size=config.image_size,
-            num_image_tokens=config.num_image_tokens,
-            max_length=config.max_length,
-            max_caption=config.prompts.max_caption,
-        )
+        super().__init__(config, tokenizer)
         self.prompts = config.prompts
-        self.markers = Markers(*(self.marker_id(marker) for marker in (START, END, IMAGE_START, IMAGE_END)))
-        self.chat = Chat(
-            self.encode(f"system\n{self.prompts.system}{END}"),
-            self.encode(f"\n{START}user\n"),
-            self.encode(f"\n{START}assistant\n"),
-        )
+        self.max_caption = self.prompts.max_caption
+        markers = (START, IMAGE_START, IMAGE_END)
+        self.start, self.image_start, self.image_end = (self.marker_id(marker) for marker in markers)
+        self.system = self.encode(f"system\n{self.prompts.system}{END}")
+        self.user, self.assistant = self.encode(f"\n{START}user\n"), self.encode(f"\n{START}assistant\n")
 
     def pixels(self, images: Sequence[Image.Image]) -> Tensor:
         """Resized until they fit, and centred on a black square."""
@@ -164,13 +79,17 @@ class Showo2Processor(ChatProcessor):
     def question(self, question: str, num_image_tokens: int) -> Prompt:
         """A question as `describing` says: as the official script, whose user turn does not end, or as training."""
         if self.prompts.describing == "training":
-            return self._training_prompt(question, num_image_tokens)
-        opening = [self.markers.start, *self.chat.system, *self.chat.user, *image(self.markers, num_image_tokens)]
-        return [opening, Words(question), self.chat.assistant]
+            return self.training_question(question, num_image_tokens)
+        opening = [self.start, *self.system, *self.user, *self.image_slots(num_image_tokens)]
+        return [opening, Words(question), self.assistant]
 
     def training_question(self, question: str, num_image_tokens: int) -> Prompt:
-        """A question in the layout of the stage that `reading` names."""
-        return self._training_prompt(question, num_image_tokens)
+        """As the stage that `reading` names: 2c has a conversation, the others show an image without a question."""
+        if self.prompts.reading != "chat":
+            return [[self.start, *self.image_slots(num_image_tokens)]]
+        closing = [self.end_id, *self.assistant]
+        opening = self.chat_prompt([], num_image_tokens)[: -len(closing)]
+        return [opening, Words(question, lead="\n"), closing]
 
     def example(self, sample: UnderstandingSample, cut: list[str]) -> tuple[list[int], list[int]]:
         """Ids and labels of a sample to understand; in stage 1, the markers after the image are predicted too."""
@@ -181,21 +100,52 @@ class Showo2Processor(ChatProcessor):
 
     def caption(self, caption: str, num_image_tokens: int) -> Prompt:
         """The caption, then its image."""
-        shown = image(self.markers, num_image_tokens)
-        return [[self.markers.start], Words(clean_caption(caption)), [*shown, self.markers.end]]
+        shown = self.image_slots(num_image_tokens)
+        return [[self.start], Words(clean_caption(caption)), [*shown, self.end_id]]
+
+    def image_slots(self, count: int) -> list[int]:
+        """One image between its markers."""
+        return [self.image_start, *super().image_slots(count), self.image_end]
+
+    def chat_prompt(self, question: list[int], slots: int) -> list[int]:
+        """The conversation of stage 2c up to its first answer; without slots, about no image."""
+        shown = self.image_slots(slots) if slots else []
+        return [self.start, *self.system, *self.user, *shown, *question, self.end_id, *self.assistant]
+
+    def chat(
+        self, turns: Sequence[tuple[list[int], list[int]]], slots: int, max_length: int | None = None
+    ) -> tuple[list[int], list[int]]:
+        """Ids and labels of stage 2c: questions and answers about an image, which opens the first question."""
+        ids: list[int] = []
+        labels: list[int] = []
+        for question, answer in turns:
+            later = [*self.user, *question, self.end_id, *self.assistant]
+            prompt, target = later if ids else self.chat_prompt(question, slots), [*answer, self.end_id]
+            ids += prompt + target
+            labels += [IGNORE_INDEX] * len(prompt) + target
+        return ids[:max_length], labels[:max_length]
+
+    def interleaved(
+        self, prefix: list[int], texts: Sequence[list[int]], slots: int, slot_label: int
+    ) -> tuple[list[int], list[int]]:
+        """Ids and labels of a story: each text is followed by its image.
+
+        Args:
+            prefix: opens the first text and is not predicted.
+            slot_label: what the official code has the language model predict at image slots.
+        """
+        ids = [self.start, *prefix]
+        for text in texts:
+            ids += [*text, *self.image_slots(slots)]
+        ids.append(self.end_id)
+        labels = [slot_label if id == IMAGE_TOKEN_ID else id for id in ids]
+        labels[1 : 1 + len(prefix)] = [IGNORE_INDEX] * len(prefix)
+        return ids, labels
 
     def reconstruction_prompts(
         self, requests: Sequence[str], condition_slots: int, slots: int
     ) -> tuple[Tensor, Tensor]:
         """Ids and mask (B, T) of images to understand, requests to describe them, and the images to generate."""
-        prompts = (chat_prompt(self.markers, self.chat, self.encode(text), condition_slots) for text in requests)
-        generated = [*image(self.markers, slots), self.markers.end]
+        prompts = (self.chat_prompt(self.encode(text), condition_slots) for text in requests)
+        generated = [*self.image_slots(slots), self.end_id]
         return pad([[*prompt, *generated] for prompt in prompts], self.pad_id)
-
-    def _training_prompt(self, question: str, slots: int) -> Prompt:
-        """Stage 2c has a conversation; stages 1, 2a and 2b show an image without a question."""
-        if self.prompts.reading != "chat":
-            return [[self.markers.start, *image(self.markers, slots)]]
-        closing = [self.markers.end, *self.chat.assistant]
-        opening = chat_prompt(self.markers, self.chat, [], slots)[: -len(closing)]
-        return [opening, Words(question, lead="\n"), closing]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from infotok_lit.batch import BranchOutput, GenerationBatch, ReconstructionOutput, UnderstandingBatch
+from infotok_lit.batch import BranchOutput, GenerationBatch, ReconstructionOutput
 from infotok_lit.checkpoints import KeyMap, OfficialPart
 from infotok_lit.models.common.autoencoders import BlockTransform
 from infotok_lit.models.common.language_model import build_language_model
@@ -42,32 +42,19 @@ class Toy(UnifiedModel):
     family = "toy"
 
     def __init__(self, config: ToyConfig, tokenizer: PreTrainedTokenizerBase) -> None:
-        size, width = config.image_size, config.llm.hidden_size
-        self.side = size // config.token_pixels
-        super().__init__(
-            config,
-            ToyProcessor(tokenizer, image_size=size, num_image_tokens=self.side**2, max_length=config.max_length),
-        )
+        super().__init__(config, ToyProcessor(config, tokenizer))
+        width, self.side = config.llm.hidden_size, config.image_size // config.token_pixels
         self.autoencoder = BlockTransform(config.token_pixels, config.kept)
         self.latent_width = self.autoencoder.channels
-        self.text_width = width
         self.token_widths = {"understanding": width, "generation": width}
-        self.num_extras = {"understanding": 0, "generation": 0}
         self.parts = {"encoder": ("encoder.", "places"), "llm": ("llm.",), "denoiser": ("denoiser.",)}
-        self.token_parts = {"understanding": ("encoder",), "generation": ("encoder",)}
         self.encoder = nn.Linear(self.latent_width, width)
         self.places = nn.Parameter(0.1 * torch.randn(self.side**2, width))
         self.llm = build_language_model(config.llm)
         self.denoiser = nn.Sequential(nn.Linear(2 * width, 64), nn.GELU(), nn.Linear(64, self.latent_width))
 
-    def understood_tokens(self, pixel_values: Tensor) -> Tensor:
+    def understood_tokens(self, pixel_values: Tensor, encoded: Tensor | None = None) -> Tensor:
         return self.encode(self.latents(pixel_values))
-
-    def understanding(self, batch: UnderstandingBatch, transform: TokenTransform | None = None) -> BranchOutput:
-        """The answers' cross entropy in nats, summed over their tokens."""
-        tokens = self.understood_tokens(batch.pixel_values)
-        loss = self.answer_loss(batch, tokens, transform)
-        return self.branch_output("understanding", loss, tokens, batch.text, (self.side, self.side))
 
     def generation(self, batch: GenerationBatch, transform: TokenTransform | None = None) -> BranchOutput:
         """Squared error of the clean latents that are guessed from noisy ones and the prompt, summed."""
