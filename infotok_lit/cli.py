@@ -35,7 +35,7 @@ COMMANDS = {
     "budget_evidence": ("infotok_lit.commands.budget_evidence", "measure what an image's tokens are worth"),
     "video_evidence": ("infotok_lit.commands.video_evidence", "measure what a video tokenizer gains by choosing"),
 }
-"""Subcommand -> the module whose main(argv) runs it, and a line of help."""
+"""Subcommand -> the module whose function of this name runs it, or whose main(argv) does, and a line of help."""
 MENDABLE = (
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT),
     *(errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR),
@@ -57,7 +57,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"no subcommand {command!r}{did_you_mean(command, COMMANDS)}\n\n{_usage()}")
     try:
         _find_configs(arguments[1:])
-        return import_module(COMMANDS[command][0]).main(arguments)
+        module = import_module(COMMANDS[command][0])
+        if hasattr(module, "main"):
+            return module.main(arguments)
+        from infotok_lit.commands.parsing import run
+
+        return run(getattr(module, command), arguments)
     except ExplainedError as error:
         return _fail(str(error))
     except OSError as error:

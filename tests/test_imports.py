@@ -116,6 +116,8 @@ def imports_of(path: Path) -> set[str]:
         ("checkpoints.py", {"errors", "sharded_checkpoints", "weight_files"}),
         ("hub.py", {"checkpoints", "errors", "weight_files"}),
         ("pictures.py", {"files"}),
+        ("progress.py", set()),
+        ("tables.py", set()),
         ("objective", {"objective", "budgets", "batch", "errors"}),
         ("models", {"models", "assets", "batch", "checkpoints", "errors", "files", "hub", "seeding", "__version__"}),
         ("data", {"data", "batch", "errors", "files"}),

@@ -12,9 +12,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import infotok_lit.models
 import infotok_lit.modules
+from infotok_lit import cli
 from infotok_lit.assets import embedded_base
 from infotok_lit.checkpoints import newest_checkpoint, read_run
-from infotok_lit.commands import describe, export, generate
 from infotok_lit.commands.fit import main
 from infotok_lit.models.family import families, load_folder
 
@@ -56,7 +56,7 @@ def test_it_is_found_and_trained_with_all_that_is_logged(run) -> None:
 
 
 def test_it_is_exported_at_the_end_and_on_demand(run, tmp_path) -> None:
-    assert export.main(["export", "--ckpt", str(run), "--out", str(tmp_path / "out"), "--format", "pth"]) == 0
+    assert cli.main(["export", "--ckpt", str(run), "--out", str(tmp_path / "out"), "--format", "pth"]) == 0
     state = read_run(newest_checkpoint([run]))["state_dict"]
     for folder in (run / "export", tmp_path / "out"):
         model = load_folder(folder)
@@ -72,16 +72,16 @@ def test_it_describes_and_draws_also_beside_another_family(run, tmp_path, capsys
     folder = str(run / "export")
     other = str(embedded_base("harmon", "scenes32"))
     asked = ["--image", str(image), "--prompt", "what?", "--max_new_tokens", "4", "--json"]
-    assert describe.main(["describe", "--model", folder, other, *asked]) == 0
+    assert cli.main(["describe", "--model", folder, other, *asked]) == 0
     assert json.loads(capsys.readouterr().out)["answers"].keys() == {"export", "harmon_scenes32"}
     drawn = tmp_path / "drawn.png"
-    assert generate.main(["generate", "--model", folder, "--prompt", "a red circle", "--out", str(drawn)]) == 0
+    assert cli.main(["generate", "--model", folder, "--prompt", "a red circle", "--out", str(drawn)]) == 0
     assert Image.open(drawn).size == (32, 32)
     official = tmp_path / "out"
-    assert export.main(["export", "--ckpt", str(run), "--out", str(official), "--format", "pth"]) == 0
+    assert cli.main(["export", "--ckpt", str(run), "--out", str(official), "--format", "pth"]) == 0
     given = ["--model", str(official / "toy.pth"), "--family", "toy", "--model_size", "scenes32"]
     again = tmp_path / "again.png"
-    assert generate.main(["generate", *given, "--prompt", "a red circle", "--out", str(again)]) == 0
+    assert cli.main(["generate", *given, "--prompt", "a red circle", "--out", str(again)]) == 0
     assert np.array_equal(np.asarray(Image.open(again)), np.asarray(Image.open(drawn)))
 
 

@@ -7,37 +7,27 @@ from collections.abc import Sequence
 from infotok_lit.commands.parsing import run
 from infotok_lit.errors import ExplainedError, SettingsError
 from infotok_lit.study.config import Study
+from infotok_lit.study.launch import Resources
 
 
-def ablate(
-    study: Study,
-    workers: int = 1,
-    threads: int | None = None,
-    gpus: list[int | str] | None = None,
-    report_only: bool = False,
-) -> int:
+def ablate(study: Study, resources: Resources, report_only: bool = False) -> int:
     """Compare variants of a configuration over seeds, or search for good ones; each run is a normal `fit`.
 
     A second call goes on where the first one stopped; several calls, on one machine or on several that share the
     study's folder and its storage, work on one study together.
 
     Args:
-        study: What to run.
-        workers: How many runs at a time, here.
-        threads: CPU threads per run; with several workers: 1.
-        gpus: GPUs that the workers take turns in, such as 0 1.
         report_only: Run nothing, report what there is.
 
     Returns:
         0; 1 if something did not finish; 130 if it was interrupted.
     """
-    from infotok_lit.study.launch import Resources
     from infotok_lit.study.report import write_report
     from infotok_lit.study.run import run_study
 
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        complete = report_only or run_study(study, Resources(workers, threads, tuple(map(str, gpus or ()))))
+        complete = report_only or run_study(study, resources)
         report = write_report(study)
     except ExplainedError:
         raise

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from infotok_lit import __version__
-from infotok_lit.commands.bench_inference import bench_evaluate, bench_inference, plain_table
+from infotok_lit.commands.bench_inference import bench_evaluate, bench_inference
 from infotok_lit.commands.bench_reading import bench_reading
 from infotok_lit.commands.parsing import run
-from infotok_lit.commands.progress import progress_bar
 from infotok_lit.errors import SettingsError
 from infotok_lit.files import write_json
+from infotok_lit.progress import progress_bar
+from infotok_lit.tables import Table
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
-    from rich.table import Table
 
     from infotok_lit.callbacks.throughput import StepTime, StepTiming
     from infotok_lit.commands.fit import InfoTokCLI
@@ -32,8 +32,6 @@ TERM_SETS = (
     ("compactness", "sufficiency", "alignment"),
 )
 """Plain fine-tuning, and each term added."""
-PHASES = ("data", "forward", "backward", "optimiser")
-"""What callbacks/throughput.py tells apart; not imported, as help must not wait for torch."""
 Result = dict[str, Any]
 
 
@@ -41,8 +39,8 @@ def main(argv: Sequence[str]) -> int:
     """`bench --config FILE ... [overrides] [--steps N]`, or `bench inference`, `bench evaluate`, `bench reading`."""
     kinds = {"reading": bench_reading, "evaluate": bench_evaluate, "inference": bench_inference}
     if (kind := argv[1] if len(argv) > 1 else "") in kinds:
-        return run(kinds[kind], [f"bench {kind}", *argv[2:]], rest="fit_arguments" if kind == "inference" else None)
-    return run(bench, argv, rest="fit_arguments")
+        return run(kinds[kind], [f"bench {kind}", *argv[2:]])
+    return run(bench, argv)
 
 
 def bench(
@@ -70,8 +68,6 @@ def bench(
         variants: Which of them are timed beside `plain`, such as C&S or C&S&A; default: all.
         out: Also write the numbers to this JSON file.
     """
-    from rich.console import Console
-
     from infotok_lit.commands.fit import InfoTokCLI
     from infotok_lit.modules.two_steps import quiet_lightning
 
@@ -84,8 +80,7 @@ def bench(
         for i in range(rounds):
             for place, terms in enumerate(sets):
                 bar.show(i * len(sets) + place, f"round {i + 1}: {name_of(terms)}")
-                settings = [*_overrides(steps, warmup, terms), *_logs_in(folder)]
-                fit = InfoTokCLI(["fit", *fit_arguments, *settings], run=False)
+                fit = InfoTokCLI(["fit", *fit_arguments, *_short_fit(steps, warmup, terms, folder)], run=False)
                 timing = _with_timing(fit.trainer, warmup)
                 fit.start()
                 circumstances = circumstances or _circumstances(fit, timing)
@@ -95,7 +90,7 @@ def bench(
     result["variants"] = [{"name": name} | summarise(own, rounds_of["plain"], most) for name, own in rounds_of.items()]
     if out is not None:
         write_json(out, result)
-    Console().print(table(result))
+    table(result).show()
 
 
 # Training
@@ -130,25 +125,17 @@ def summarise(own: Sequence[Result], plain: Sequence[Result], most_flops: float 
         most_flops: What the device can compute in a second, where it is known.
     """
     steps, log_share = [step for each in own for step in each["steps"]], own[0]["log_share"]
-    seconds, cpu_seconds = (
-        typical(steps, log_share, lambda step, kind=kind: sum(getattr(step, kind).values())) for kind in ("wall", "cpu")
-    )
-    phases = {
-        kind: {
-            phase: typical(steps, log_share, lambda step, kind=kind, phase=phase: getattr(step, kind)[phase])
-            for phase in steps[0].wall
-        }
-        for kind in ("wall", "cpu")
-    }
-    ratios = {
-        kind: [_step_seconds(each, kind) / _step_seconds(other, kind) for each, other in zip(own, plain, strict=True)]
-        for kind in ("wall", "cpu")
-    }
+    seconds = typical(steps, log_share, "wall")
+    phases, ratios = {}, {}
+    for kind in ("wall", "cpu"):
+        phases[kind] = {phase: typical(steps, log_share, kind, phase) for phase in steps[0].wall}
+        taken, plainly = ([typical(each["steps"], log_share, kind) for each in rounds] for rounds in (own, plain))
+        ratios[kind] = [one / other for one, other in zip(taken, plainly, strict=True)]
     peaks = [each["peak_bytes"] for each in own]
     return {
         "head_parameters": own[0]["head_parameters"],
         "step_seconds": seconds,
-        "step_cpu_seconds": cpu_seconds,
+        "step_cpu_seconds": typical(steps, log_share, "cpu"),
         "ratio": median(ratios["wall"]),
         "ratio_range": [min(ratios["wall"]), max(ratios["wall"])],
         "cpu_ratio": median(ratios["cpu"]),
@@ -161,34 +148,30 @@ def summarise(own: Sequence[Result], plain: Sequence[Result], most_flops: float 
     }
 
 
-def table(result: Result) -> "Table":
+def table(result: Result) -> Table:
     """The result for people: a column per variant."""
     title = f"One training step: {result['samples_per_step']} samples on {result['device']}, {result['precision']}"
-    lines = [[label, *(cell(variant) for variant in result["variants"])] for label, cell in _ROWS.items()]
-    shown = plain_table(title, [variant["name"] for variant in result["variants"]], lines)
-    shown.caption = (
+    columns = [_cells(variant) for variant in result["variants"]]
+    lines = [[label, *(cells[label] for cells in columns)] for label in columns[0]]
+    caption = (
         f"medians of {result['rounds']} x {result['steps']} steps, those that log weighed as in a long run; ratios to "
         "plain are taken round by round"
     )
-    return shown
+    return Table(title, ["", *(variant["name"] for variant in result["variants"])], lines, caption)
 
 
-def _overrides(steps: int, warmup: int, terms: Sequence[str]) -> list[str]:
-    """What turns a configuration into a short fit with some terms."""
+def _short_fit(steps: int, warmup: int, terms: Sequence[str], folder: str) -> list[str]:
+    """What turns a configuration into a short fit with some terms, which writes logs into a folder and nothing else."""
+    logger = {"class_path": "lightning.pytorch.loggers.TensorBoardLogger", "init_args": {"save_dir": folder}}
     settings = {"max_steps": warmup + steps, "max_epochs": -1, "limit_val_batches": 0, "num_sanity_val_steps": 0}
-    settings |= {"devices": 1, "num_nodes": 1}
+    settings |= {"devices": 1, "num_nodes": 1, "logger": logger}
     settings |= dict.fromkeys(("enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
     return [
         "--trainer.strategy=auto",
+        f"--trainer.default_root_dir={folder}",
         *(f"--trainer.{name}={json.dumps(of)}" for name, of in settings.items()),
         f"--model.init_args.objective.terms={json.dumps(terms)}",
     ]
-
-
-def _logs_in(folder: str) -> list[str]:
-    """What lets a fit write its logs, and nothing else, into a folder."""
-    logger = {"class_path": "lightning.pytorch.loggers.TensorBoardLogger", "init_args": {"save_dir": folder}}
-    return [f"--trainer.logger={json.dumps(logger)}", f"--trainer.default_root_dir={folder}"]
 
 
 def _with_timing(trainer: "pl.Trainer", warmup: int) -> "StepTiming":
@@ -216,21 +199,21 @@ def _measured(fit: "InfoTokCLI", timing: "StepTiming") -> Result:
     }
 
 
-def typical(steps: "Sequence[StepTime]", log_share: float, of: "Callable[[StepTime], float]") -> float:
-    """The mean over a long run of a number of a step, by the medians of steps that log and of steps that do not.
+def typical(steps: "Sequence[StepTime]", log_share: float, kind: str, phase: str | None = None) -> float:
+    """Mean seconds of a step over a long run, by the medians of steps that log and of steps that do not.
 
     Args:
         log_share: which share of the steps of a long run logs.
+        kind: `wall` or `cpu`.
+        phase: of its phases; None for the whole step.
     """
-    kinds = [[of(step) for step in steps if step.logs == logs] for logs in (False, True)]
-    silent, logging_ = (median(kind) if kind else None for kind in kinds)
-    if silent is None or logging_ is None:
-        return logging_ if silent is None else silent
-    return (1 - log_share) * silent + log_share * logging_
-
-
-def _step_seconds(measured: Result, kind: str) -> float:
-    return typical(measured["steps"], measured["log_share"], lambda step: sum(getattr(step, kind).values()))
+    seconds: dict[bool, list[float]] = {True: [], False: []}
+    for step in steps:
+        spent = getattr(step, kind)
+        seconds[step.logs].append(sum(spent.values()) if phase is None else spent[phase])
+    if not all(seconds.values()):
+        return median(seconds[True] or seconds[False])
+    return log_share * median(seconds[True]) + (1 - log_share) * median(seconds[False])
 
 
 def _circumstances(fit: "InfoTokCLI", timing: "StepTiming") -> Result:
@@ -252,29 +235,22 @@ def _circumstances(fit: "InfoTokCLI", timing: "StepTiming") -> Result:
     }
 
 
-def _phase(name: str, kind: str = "phase_seconds") -> Callable[[Result], str]:
-    def cell(variant: Result) -> str:
-        seconds = variant[kind][name]
-        return f"{1000 * seconds:.1f} ({100 * seconds / sum(variant[kind].values()):.0f} %)"
-
-    return cell
-
-
-def _known(name: str, cell: Callable[[float, Result], str]) -> Callable[[Result], str]:
-    return lambda variant: "-" if variant[name] is None else cell(variant[name], variant)
-
-
-_ROWS: dict[str, Callable[[Result], str]] = {
-    "step, ms": lambda variant: f"{1000 * variant['step_seconds']:.1f}",
-    "  ratio to plain": lambda variant: f"{variant['ratio']:.3f}",
-    "  of the rounds": lambda variant: "-".join(f"{value:.2f}" for value in variant["ratio_range"]),
-    "step, CPU ms": lambda variant: f"{1000 * variant['step_cpu_seconds']:.1f}",
-    "  ratio to plain (CPU)": lambda variant: f"{variant['cpu_ratio']:.3f}",
-    "samples/s": lambda variant: f"{variant['samples_per_second']:.1f}",
-    "peak memory, GiB": _known("peak_memory_bytes", lambda peak, _: f"{peak / 2**30:.2f}"),
-    "TFLOP/s": _known("flops", lambda flops, variant: f"{flops / variant['step_seconds'] / 1e12:.4g}"),
-    "MFU": _known("mfu", lambda mfu, _: f"{100 * mfu:.1f} %"),
-    **{f"{phase}, ms": _phase(phase) for phase in PHASES},
-    **{f"{phase}, CPU ms": _phase(phase, "phase_cpu_seconds") for phase in PHASES},
-    "head parameters": lambda variant: f"{variant['head_parameters']:,}",
-}
+def _cells(variant: Result) -> dict[str, str]:
+    """A column of the table: what each line is about -> what it says."""
+    seconds, peak, flops, mfu = (variant[of] for of in ("step_seconds", "peak_memory_bytes", "flops", "mfu"))
+    cells = {
+        "step, ms": f"{1000 * seconds:.1f}",
+        "  ratio to plain": f"{variant['ratio']:.3f}",
+        "  of the rounds": "-".join(f"{value:.2f}" for value in variant["ratio_range"]),
+        "step, CPU ms": f"{1000 * variant['step_cpu_seconds']:.1f}",
+        "  ratio to plain (CPU)": f"{variant['cpu_ratio']:.3f}",
+        "samples/s": f"{variant['samples_per_second']:.1f}",
+        "peak memory, GiB": "-" if peak is None else f"{peak / 2**30:.2f}",
+        "TFLOP/s": "-" if flops is None else f"{flops / seconds / 1e12:.4g}",
+        "MFU": "-" if mfu is None else f"{100 * mfu:.1f} %",
+    }
+    for unit, kind in (("ms", "phase_seconds"), ("CPU ms", "phase_cpu_seconds")):
+        total = sum(variant[kind].values())
+        for phase, spent in variant[kind].items():
+            cells[f"{phase}, {unit}"] = f"{1000 * spent:.1f} ({100 * spent / total:.0f} %)"
+    return cells | {"head parameters": f"{variant['head_parameters']:,}"}

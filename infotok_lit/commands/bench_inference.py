@@ -5,7 +5,7 @@ Help must not wait for torch, which is imported when it is needed.
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING
 from jsonargparse.typing import PositiveInt
 
 from infotok_lit import __version__
-from infotok_lit.commands.progress import progress_bar
 from infotok_lit.files import write_json
 from infotok_lit.inference import InferenceModel
 from infotok_lit.model_choice import ModelOptions, choose
+from infotok_lit.progress import progress_bar
+from infotok_lit.tables import Table
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-    from rich.table import Table
 
     from infotok_lit.evaluation.models import OwnModel
     from infotok_lit.models.unified import UnifiedModel
@@ -54,8 +54,6 @@ def bench_inference(
         rounds: How often each kind has its turn.
         out: Also write the numbers to this JSON file.
     """
-    from rich.console import Console
-
     from infotok_lit.commands.fit import InfoTokCLI
 
     fit = InfoTokCLI(["validate", *fit_arguments, "--trainer.devices=1", "--trainer.logger=false"], run=False)
@@ -70,7 +68,7 @@ def bench_inference(
         write_json(out, result)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     lines = [[name, *(f"{own[of]:.2f}" for of in ("cached", "uncached", "ratio"))] for name, own in result.items()]
-    Console().print(plain_table(f"{model.title}, {parameters:,} parameters", ["with cache", "without", "ratio"], lines))
+    Table(f"{model.title}, {parameters:,} parameters", ["", "with cache", "without", "ratio"], lines).show()
 
 
 def compare_caches(job: Callable[[bool], None], amount: int, rounds: int, name: str) -> dict[str, float]:
@@ -207,17 +205,3 @@ def _images_per_second(own: "OwnModel", count: int, batch_size: int) -> float:
         batch = prompts[start : start + batch_size]
         own.generate(batch, list(range(start, start + len(batch))))
     return count / (perf_counter() - started)
-
-
-def plain_table(title: str, columns: Sequence[str], lines: Sequence[Sequence[str]]) -> "Table":
-    """A table for a terminal; every line begins with what it is called."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    shown = Table(box=SIMPLE_HEAD, title=title)
-    shown.add_column("", no_wrap=True)
-    for column in columns:
-        shown.add_column(column, justify="right", no_wrap=True)
-    for line in lines:
-        shown.add_row(*line)
-    return shown

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse.typing import PositiveInt
 
 from infotok_lit import __version__
-from infotok_lit.commands.progress import progress_bar
 from infotok_lit.files import write_json
+from infotok_lit.progress import progress_bar
+from infotok_lit.tables import Table
 
 if TYPE_CHECKING:
     from infotok_lit.models.unified import UnifiedModel
@@ -154,7 +155,7 @@ def report(result: Result) -> str:
     timed = [name for name in whole if name.startswith("cpu_seconds")]
     heads = ["budget", "image tokens", *before, "prefill", "reading", "against the first: prefill", "reading"]
     heads += ["image cache, MiB", *(f"{name.replace('_', ' ')} (ratio)" for name in timed)]
-    lines = [heads, ["---"] * len(heads)]
+    lines = []
     for each in result["budgets"]:
         reading, first = (sum(before.values()) + one["prefill"] for one in (each, whole))
         cells = [f"{each['budget']:g}", each["image_tokens"], *(f"{value:.0f}" for value in before.values())]
@@ -163,4 +164,4 @@ def report(result: Result) -> str:
         cells += [f"{each['image_cache_mib']:.1f}", *(f"{each[n]:.3f} ({whole[n] / each[n]:.2f} x)" for n in timed)]
         lines.append(cells)
     title = f"Reading one image with {result['family']} {result['model_size']}, GFLOP"
-    return "\n".join([title, "", *(f"| {' | '.join(map(str, line))} |" for line in lines), ""])
+    return f"{title}\n\n{Table(title, heads, lines).markdown()}\n"

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
-from infotok_lit.commands.parsing import run
-from infotok_lit.commands.progress import progress_bar
 from infotok_lit.errors import SettingsError
 from infotok_lit.files import replacing, write_json, write_whole
 from infotok_lit.model_choice import ModelOptions, choose
+from infotok_lit.progress import progress_bar
+from infotok_lit.tables import Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -74,11 +74,6 @@ def budget_evidence(
     sys.stdout.write(text)
 
 
-def main(argv: Sequence[str]) -> int:
-    """`budget_evidence --model RUN --out DIR`."""
-    return run(budget_evidence, argv)
-
-
 def report(measured: "Sequence[Measured]", follow: Sequence[Mapping[str, float]], kinds: Any) -> str:
     """The answers as Markdown: per way to choose and budget, with what it loses against the highest rates.
 
@@ -111,13 +106,12 @@ def report(measured: "Sequence[Measured]", follow: Sequence[Mapping[str, float]]
             p_values.append(p_value)
     told = [f"{p:.2g}" if p is not None else "" for p in holm(p_values)]
     rows = [[*line, p] for line, p in zip(lines, told, strict=True)]
-    table = [_row(head), _row(["---"] * len(head)), *map(_row, rows)]
     facts = [f"- {name}: " + ", ".join(f"{one[name]:.3g}" for one in follow) for name in follow[0]]
     notes = (
         "Differences are in points (hundredths of the answers), paired by question, with 95 % confidence intervals; "
         "p-values of paired t-tests, after Holm's correction."
     )
-    return "\n".join([*table, "", notes, "", "What rates are like:", "", *facts, ""])
+    return "\n".join([Table("", head, rows).markdown(), "", notes, "", "What rates are like:", "", *facts, ""])
 
 
 def _against(correct: Any, reference: Any) -> tuple[float | None, str]:
@@ -127,10 +121,6 @@ def _against(correct: Any, reference: Any) -> tuple[float | None, str]:
     found = compare(dict(enumerate(correct.tolist())), dict(enumerate(reference.tolist())), CONFIDENCE)
     margin = found.difference.margin or 0.0
     return found.p_value, f"{100 * found.difference.mean:+.1f} ± {100 * margin:.1f}"
-
-
-def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 def _means(measured: "Measured") -> dict[str, dict[str, dict[str, float]]]:

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Literal
 
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
-from infotok_lit.commands.parsing import run
-from infotok_lit.commands.progress import progress_bar
 from infotok_lit.errors import SettingsError
 from infotok_lit.model_choice import chosen_device
+from infotok_lit.progress import progress_bar
 
 if TYPE_CHECKING:
     import torch
@@ -20,11 +19,6 @@ if TYPE_CHECKING:
     from infotok_lit.batch import Branch, Processor
     from infotok_lit.data.datamodule import UnifiedDataModule
     from infotok_lit.data.latents import LatentWriter
-
-
-def main(argv: Sequence[str]) -> int:
-    """`cache --config FILE ... [overrides] --out FOLDER`."""
-    return run(cache, argv, rest="fit_arguments")
 
 
 def cache(

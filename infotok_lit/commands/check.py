@@ -1,6 +1,6 @@
 """`check`: the data of a configuration before it is trained on: sizes, lengths, what would be cut, what is broken."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import TYPE_CHECKING
@@ -17,24 +17,17 @@ from infotok_lit.batch import (
     Source,
     UnderstandingSample,
 )
-from infotok_lit.commands.parsing import run
-from infotok_lit.commands.progress import progress_bar
 from infotok_lit.errors import SettingsError
+from infotok_lit.progress import ProgressBar, progress_bar
+from infotok_lit.tables import Table
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from infotok_lit.commands.fit import InfoTokCLI
 
 NAMED = 20
 """So many of a kind are named; of the others the number is said."""
 CROPPED = 1 / 3
 """Images that lose more than this share of their area by being cropped to a square are spoken of."""
-
-
-def main(argv: Sequence[str]) -> int:
-    """`check --config FILE ... [overrides] [--limit N]`."""
-    return run(check, argv, rest="fit_arguments")
 
 
 def check(fit_arguments: list[str], limit: PositiveInt = 10_000) -> int:
@@ -59,10 +52,10 @@ def check(fit_arguments: list[str], limit: PositiveInt = 10_000) -> int:
     with progress_bar(len(sources) * len(BRANCHES)) as bar:
         for part, of_branch in sources:
             for branch in BRANCHES:
-                show = _shown(bar.show, len(findings), f"{part}, {branch}")
-                findings.append(look_at(f"{part}, {branch}", of_branch[branch], branch, processor, limit, show))
+                name, before = f"{part}, {branch}", len(findings)
+                findings.append(look_at(name, of_branch[branch], branch, processor, limit, bar, before))
     console = Console()
-    console.print(overview(findings))
+    overview(findings).show()
     for line in remarks(findings, cli.model.answer_tokens):
         console.print(line, soft_wrap=True, highlight=False, markup=False)
     stops = [found for found in findings[: len(BRANCHES)] if found.broken_share > data.max_broken_share]
@@ -114,20 +107,15 @@ class Findings:
 
 
 def look_at(
-    name: str,
-    source: Source,
-    branch: Branch,
-    processor: Processor,
-    limit: int,
-    show: Callable[[float], None] = lambda share: None,
+    name: str, source: Source, branch: Branch, processor: Processor, limit: int, bar: ProgressBar, before: int
 ) -> Findings:
-    """Draw each sample once, and make a batch of it."""
+    """Draw each sample once, and make a batch of it; the bar counts `before` sources as done already."""
     import numpy as np
 
     found = Findings(name, samples=source.branch_length(branch), crops=branch == "generation")
     found.looked_at = min(limit, found.samples)
     for index in range(found.looked_at):
-        show(index / found.looked_at)
+        bar.show(before + index / found.looked_at, name)
         try:
             sample = source.sample(branch, index, np.random.default_rng(index))
             _measure(found, sample, processor)
@@ -153,20 +141,16 @@ def _measure(found: Findings, sample: Sample, processor: Processor) -> None:
     found.side = batch.pixel_values.shape[-1]
 
 
-def overview(findings: Sequence[Findings]) -> "Table":
+def overview(findings: Sequence[Findings]) -> Table:
     """A row for each source and branch."""
-    from rich.table import Table
-
-    table = Table(title="The data, as the model would see it")
-    for column in ("", "samples", "image sides (px)", "text tokens", "answer tokens", "cut", "broken"):
-        table.add_column(column, justify="left" if not column else "right", no_wrap=not column)
+    lines = []
     for found in findings:
         sides = [side for pair in found.sides for side in pair]
         looked = "" if found.looked_at == found.samples else f" ({found.looked_at:,} looked at)"
         lengths = (_spread(values) for values in (sides, found.tokens, found.answer_tokens))
-        table.add_row(found.name, f"{found.samples:,}{looked}", *lengths, str(len(found.cut)), str(len(found.broken)))
-    table.caption = "smallest, median, largest"
-    return table
+        lines.append([found.name, f"{found.samples:,}{looked}", *lengths, len(found.cut), len(found.broken)])
+    header = ["", "samples", "image sides (px)", "text tokens", "answer tokens", "cut", "broken"]
+    return Table("The data, as the model would see it", header, lines, "smallest, median, largest", wraps=True)
 
 
 def remarks(findings: Sequence[Findings], answer_tokens: int) -> list[str]:
@@ -178,27 +162,17 @@ def remarks(findings: Sequence[Findings], answer_tokens: int) -> list[str]:
         lines += [f"{title}: {len(names) - NAMED} more"] if len(names) > NAMED else []
     for found in findings:
         small = sum(min(sides) < found.side for sides in found.sides)
-        if small:
-            lines.append(
-                f"{found.name}: {small} images have a side under the model's {found.side} px and are enlarged."
-            )
         narrow = sum(1 - min(sides) / max(sides) > CROPPED for sides in found.sides) if found.crops else 0
-        if narrow:
-            lines.append(
-                f"{found.name}: {narrow} images lose over a third of their area: they are cropped to a square."
-            )
-        long = sum(length > answer_tokens for length in found.answer_tokens)
-        if long and not found.name.startswith("train"):
-            lines.append(
-                f"{found.name}: {long} true answers are longer than model.answer_tokens ({answer_tokens}), at which "
-                "generated ones end."
-            )
+        training = found.name.startswith("train")
+        long = 0 if training else sum(length > answer_tokens for length in found.answer_tokens)
+        counted = (
+            (small, f"images have a side under the model's {found.side} px and are enlarged."),
+            (narrow, "images lose over a third of their area: they are cropped to a square."),
+            (long, f"true answers are longer than model.answer_tokens ({answer_tokens}), at which generated ones end."),
+        )
+        lines += [f"{found.name}: {count} {remark}" for count, remark in counted if count]
     return lines
 
 
 def _spread(values: Sequence[int]) -> str:
     return f"{min(values)}, {median(values):.0f}, {max(values)}" if values else ""
-
-
-def _shown(show: Callable[[float, str], None], done: int, what: str) -> Callable[[float], None]:
-    return lambda share: show(done + share, what)

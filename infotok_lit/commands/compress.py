@@ -1,17 +1,16 @@
 """`compress` and `decompress`: a video as a stream of the tokens that it deserves, and back."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from infotok_lit.assets import ASSETS, EMBEDDED
-from infotok_lit.commands.parsing import run
-from infotok_lit.commands.progress import progress_bar
 from infotok_lit.errors import MissingFileError, SettingsError
 from infotok_lit.files import replacing
 from infotok_lit.model_choice import chosen_device
+from infotok_lit.progress import progress_bar
 
 if TYPE_CHECKING:
     import numpy as np
@@ -54,10 +53,11 @@ def compress(
     from infotok_lit.video.video_file import read_video
 
     config = CodecConfig(rate, rule, window=window, overlap=overlap, tile=tile)
-    frame_rate = _frame_rate(fps)
+    if not 0 < fps < 1e6:
+        raise SettingsError(f"fps is {fps}: give the frames per second of the folder")
     refuse_existing(out, force)
     tokenizer = open_tokenizer(model, device)
-    opened = read_video(video, frame_rate)
+    opened = read_video(video, Fraction(fps).limit_denominator(1001))
     out.parent.mkdir(parents=True, exist_ok=True)
     with progress_bar(opened.count or 0) as bar, replacing(out) as file:
 
@@ -129,15 +129,3 @@ def refuse_existing(out: Path, force: bool) -> None:
     if out.is_dir() or (out.exists() and not force):
         mend = "choose another name" if out.is_dir() else "choose another name, or replace it with --force"
         raise SettingsError(f"{out} exists; {mend}")
-
-
-def _frame_rate(fps: float) -> Fraction:
-    """--fps; SettingsError for one that no folder has."""
-    if not 0 < fps < 1e6:
-        raise SettingsError(f"fps is {fps}: give the frames per second of the folder")
-    return Fraction(fps).limit_denominator(1001)
-
-
-def main(argv: Sequence[str]) -> int:
-    """`compress --model DIR --video x.mp4 --out x.itk`, and `decompress --model DIR --stream x.itk --out y.mp4`."""
-    return run(decompress if argv[0] == "decompress" else compress, argv)

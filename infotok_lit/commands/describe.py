@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from jsonargparse.typing import PositiveInt
 
 from infotok_lit.batch import BrokenSampleError
-from infotok_lit.commands.parsing import run
-from infotok_lit.commands.progress import ProgressBar, progress_bar
 from infotok_lit.errors import MissingFileError
 from infotok_lit.inference import QUESTION, InferenceModel
 from infotok_lit.model_choice import ModelOptions, choose, labels
+from infotok_lit.progress import ProgressBar, progress_bar
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -64,26 +63,21 @@ def describe(
     """
     choices = [choose(source, options) for source in model]
     reader = Reader(find_images(image), prompt or [QUESTION])
-    loaded = InferenceModel.of(choices[0], budget)
     total = len(reader) * len(choices)
+    columns = []
     with progress_bar(total, shown=total > 1) as bar:
-        if len(choices) == 1:
-            for row in ask(loaded, reader, max_new_tokens, batch_size, bar):
+        for number, choice in enumerate(choices):
+            before = number * len(reader)
+            # One model at a time: nothing else holds it, so it goes when its last reply has come.
+            replies = ask(InferenceModel.of(choice, budget), reader, max_new_tokens, batch_size, bar, before)
+            if len(choices) > 1:
+                columns.append(list(replies))
+                continue
+            for row in replies:
                 bar.write(_json(row._asdict()) if json else _tabbed(row))
-            return 1 if reader.broken else 0
-        columns = [list(ask(loaded, reader, max_new_tokens, batch_size, bar))]
-        for done, choice in enumerate(choices[1:], 1):
-            # One model at a time.
-            del loaded
-            loaded = InferenceModel.of(choice, budget)
-            columns.append(list(ask(loaded, reader, max_new_tokens, batch_size, bar, done * len(reader))))
-    show_side_by_side(labels(choices), columns, json)
+    if columns:
+        show_side_by_side(labels(choices), columns, json)
     return 1 if reader.broken else 0
-
-
-def main(argv: Sequence[str]) -> int:
-    """`describe` of the command line."""
-    return run(describe, argv)
 
 
 def ask(

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse import Namespace
 from jsonargparse.typing import PositiveFloat, PositiveInt
 
-from infotok_lit.commands.parsing import run
 from infotok_lit.commands.stand_in_fit import Plan, build_data, build_module, plan_of, read_settings, shaping
 from infotok_lit.files import write_json
 
@@ -49,11 +48,6 @@ class Sizes:
     """Of the weights outside blocks, which stay gathered during a step."""
     saved: int
     """Of what a checkpoint holds of the weights: not those that are frozen."""
-
-
-def main(argv: Sequence[str]) -> int:
-    """`estimate --config NAME ... [overrides] [--cards N]`."""
-    return run(estimate, argv, rest="fit_arguments")
 
 
 def estimate(

@@ -11,18 +11,17 @@ from typing import TYPE_CHECKING
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from infotok_lit.checkpoints import exported_family
-from infotok_lit.commands.parsing import run
-from infotok_lit.commands.progress import progress_bar
 from infotok_lit.errors import SettingsError
 from infotok_lit.evaluation.benchmark import Rules
 from infotok_lit.files import write_whole
 from infotok_lit.hub import fetch
 from infotok_lit.inference import InferenceModel
 from infotok_lit.model_choice import ModelOptions, choose, chosen_device
+from infotok_lit.progress import progress_bar
 
 if TYPE_CHECKING:
     from infotok_lit.evaluation.benchmark import Benchmark
-    from infotok_lit.evaluation.catalogue import Options
+    from infotok_lit.evaluation.endpoint import Endpoint
     from infotok_lit.evaluation.models import EvaluatedModel
     from infotok_lit.evaluation.results import Result
     from infotok_lit.evaluation.running import Evaluation, World
@@ -57,6 +56,24 @@ class JudgeOptions:
     judge_price_in: float | None = None
     judge_price_out: float | None = None
     judge_limit: float | None = None
+
+    def endpoint(self) -> "Endpoint | None":
+        """The judge that answers at a URL; None without one."""
+        from infotok_lit.evaluation.endpoint import Endpoint
+
+        if self.judge is None:
+            return None
+        if self.judge_model is None:
+            raise SettingsError("say which model judges there: --judge_model")
+        return Endpoint(
+            self.judge,
+            self.judge_model,
+            self.judge_key,
+            price_in=self.judge_price_in,
+            price_out=self.judge_price_out,
+            limit=self.judge_limit,
+            processes=int(os.environ.get("WORLD_SIZE", 1)),
+        )
 
 
 def evaluate(
@@ -105,9 +122,10 @@ def evaluate(
         return score_detections(detections)
     if not benchmark:
         raise SettingsError("say which --benchmark (or all)")
-    from infotok_lit.evaluation.catalogue import make_benchmarks, told_of_rules
+    from infotok_lit.evaluation.catalogue import Options, make_benchmarks, told_of_rules
 
-    chosen = _options(judging, data, seed, images_per_prompt, rules, options.device)
+    judges = {"detector": judging.detector, "classifier": judging.classifier, "endpoint": judging.endpoint()}
+    chosen = Options(data, seed, images_per_prompt, rules, device=chosen_device(options.device), **judges)
     made = make_benchmarks(benchmark, chosen, limit, with_images=verdicts is None)
     if verdicts is not None:
         return aggregate(made, verdicts)
@@ -115,11 +133,6 @@ def evaluate(
         raise SettingsError("say which --model to evaluate, and where to put the results: --out")
     _tell(told_of_rules(made, rules))
     return evaluate_models(model, options, made, out, limit, batch_size, budget)
-
-
-def main(argv: Sequence[str]) -> int:
-    """`evaluate` of the command line."""
-    return run(evaluate, argv)
 
 
 def evaluate_models(
@@ -132,6 +145,7 @@ def evaluate_models(
     budget: float | None = None,
 ) -> int:
     """Score every model, and show and write the table of all; returns the exit status."""
+    from infotok_lit.evaluation.results import table
     from infotok_lit.evaluation.running import World
 
     with _joined(World.join()) as world, _disk_named(out):
@@ -146,7 +160,10 @@ def evaluate_models(
             except KeyboardInterrupt:
                 _tell([f"stopped; what was made is kept in {out}, and the same command goes on from there"])
                 return INTERRUPTED
-        _finish(results, out, world)
+        if world.rank == 0:
+            text = "\n".join(map(table, results.values()))
+            write_whole(out / "table.md", text.encode())
+            sys.stdout.write(text)
     return 0
 
 
@@ -198,11 +215,10 @@ def load(source: str, name: str, options: ModelOptions, budget: float | None = N
     from infotok_lit.evaluation.models import DiffusersModel, OwnModel, TransformersModel, kind_of
 
     path = fetch(source)
-    if exported_family(path) is None and options.family is None and budget is None:
-        if kind_of(path) == "diffusers":
-            return DiffusersModel(path, name, chosen_device(options.device), options.dtype)
-        if kind_of(path) == "transformers":
-            return TransformersModel(path, name, chosen_device(options.device), options.dtype)
+    others = {"diffusers": DiffusersModel, "transformers": TransformersModel}
+    ours = exported_family(path) is not None or options.family is not None or budget is not None
+    if not ours and (kind := kind_of(path)) in others:
+        return others[kind](path, name, chosen_device(options.device), options.dtype)
     choice = choose(source, options)
     return OwnModel(InferenceModel.of(choice, budget), name, choice.path)
 
@@ -239,37 +255,6 @@ def labels(sources: Sequence[str]) -> list[str]:
     ]
 
 
-def _options(
-    judging: JudgeOptions, data: Path | None, seed: int, images_per_prompt: int | None, rules: Rules, device: str
-) -> "Options":
-    from infotok_lit.evaluation.catalogue import Options
-    from infotok_lit.evaluation.endpoint import Endpoint
-
-    endpoint = None
-    if judging.judge is not None:
-        if judging.judge_model is None:
-            raise SettingsError("say which model judges there: --judge_model")
-        prices = {"price_in": judging.judge_price_in, "price_out": judging.judge_price_out}
-        endpoint = Endpoint(
-            judging.judge,
-            judging.judge_model,
-            judging.judge_key,
-            **prices,
-            limit=judging.judge_limit,
-            processes=int(os.environ.get("WORLD_SIZE", 1)),
-        )
-    return Options(
-        data=data,
-        seed=seed,
-        images_per_prompt=images_per_prompt,
-        rules=rules,
-        detector=judging.detector,
-        classifier=judging.classifier,
-        endpoint=endpoint,
-        device=chosen_device(device),
-    )
-
-
 @contextmanager
 def _joined(world: "World") -> "Iterator[World]":
     """Inside, each process uses the GPU of its own number; at the end they part."""
@@ -293,15 +278,6 @@ def _disk_named(out: Path) -> "Iterator[None]":
         if error.errno is not None and error.filename is None:
             error.filename = str(out)
         raise
-
-
-def _finish(results: "dict[str, list[Result]]", out: Path, world: "World") -> None:
-    from infotok_lit.evaluation.results import table
-
-    if world.rank == 0:
-        text = "\n".join(table(own) for own in results.values())
-        write_whole(out / "table.md", text.encode())
-        sys.stdout.write(text)
 
 
 def _tell(lines: Iterable[str]) -> None:

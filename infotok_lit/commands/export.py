@@ -1,12 +1,10 @@
 """`export`: strip a run to an inference folder, and publish it if asked."""
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from infotok_lit.checkpoints import find_checkpoint, local_checkpoint, read_run
-from infotok_lit.commands.parsing import run
 from infotok_lit.errors import MissingFileError, SettingsError
 from infotok_lit.hub import push
 from infotok_lit.models.export import DType, Format, Weights, export_model, replaceable_files, run_provenance
@@ -51,7 +49,11 @@ def export(
         raise SettingsError(f"{path}: the average was never updated and is what training began with: use --weights raw")
     saved = checkpoint["infotok_lit"]
     if saved["family"] == FAMILY:
-        _refuse_options_of_models(format, dtype, push_to_hub, with_budget)
+        if format != "safetensors" or dtype is not None or push_to_hub is not None or with_budget:
+            raise SettingsError(
+                "a video tokenizer is exported to safetensors as it is: leave out format, dtype, with_budget and "
+                "push_to_hub"
+            )
         export_run(checkpoint, path, out, weights, force)
     else:
         base, said = rebuild_base(checkpoint, weights), weights_in_words(checkpoint, weights)
@@ -72,19 +74,3 @@ def _checkpoint(ckpt: str) -> tuple[Path, dict[str, Any]]:
     if not path.exists() or (path.is_dir() and not is_sharded_checkpoint(path)):
         raise MissingFileError(f"there is no checkpoint of a run at {path}")
     return path, read_run(path)
-
-
-def _refuse_options_of_models(
-    file_format: Format, dtype: DType | None, push_to_hub: str | None, with_budget: bool
-) -> None:
-    """SettingsError for what a video tokenizer's export does not have."""
-    if file_format != "safetensors" or dtype is not None or push_to_hub is not None or with_budget:
-        raise SettingsError(
-            "a video tokenizer is exported to safetensors as it is: leave out format, dtype, with_budget and "
-            "push_to_hub"
-        )
-
-
-def main(argv: Sequence[str]) -> int:
-    """`export` of the command line."""
-    return run(export, argv)

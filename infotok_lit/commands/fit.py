@@ -223,8 +223,13 @@ def with_defaults(arguments: Sequence[str]) -> list[str]:
     named = [argument.partition("=")[2] for argument in arguments if argument.startswith(("--config=", "-c="))]
     files = [DEFAULTS_CONFIG, *config_chain(named or [QUICKSTART_CONFIG])]
     others = [argument for argument in arguments if not argument.startswith(("--config=", "-c="))]
-    if not any(argument.startswith(("--model=", "--model.class_path=")) for argument in others):
-        _check_complete(files)
+    contents = [check_config(path) for path in files]
+    in_files = any("class_path" in (content.get("model") or {}) for content in contents)
+    if not in_files and not any(argument.startswith(("--model=", "--model.class_path=")) for argument in others):
+        raise SettingsError(
+            f"{files[-1]} names no model: it is an overlay; lay it over a complete configuration, as in --config "
+            f"harmon/scenes32 --config {files[-1]}"
+        )
     return [*(f"--config={path}" for path in files), *others]
 
 
@@ -240,15 +245,6 @@ def _with_null(argument: str) -> str:
                 content = {part: content}
             return f"--config={json.dumps(content)}"
     return argument
-
-
-def _check_complete(files: Sequence[Path]) -> None:
-    contents = [check_config(path) for path in files]
-    if not any("class_path" in (content.get("model") or {}) for content in contents):
-        raise SettingsError(
-            f"{files[-1]} names no model: it is an overlay; lay it over a complete configuration, as in --config "
-            f"harmon/scenes32 --config {files[-1]}"
-        )
 
 
 def quieten() -> None:

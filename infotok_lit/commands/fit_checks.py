@@ -1,7 +1,5 @@
 """Settings that no run can be meant to have: refused, or warned of, before anything is built."""
 
-from typing import Any
-
 import torch
 from jsonargparse import Namespace
 from lightning.pytorch import Trainer
@@ -56,7 +54,7 @@ def _check_strategy(strategy: str | Namespace) -> None:
 
 def check_batches(config: Namespace, trainer: Trainer) -> None:
     """Raise SettingsError where the global batch is too small for a term of the objective."""
-    given, data = _get(config, "model.init_args.objective"), _get(config, "data.init_args")
+    given, data = config.get("model.init_args.objective"), config.get("data.init_args")
     if given is None or data is None:
         return
     objective = ObjectiveConfig.from_dict(given.as_dict())
@@ -81,7 +79,7 @@ def check_batches(config: Namespace, trainer: Trainer) -> None:
 
 def warn_of_odd_settings(config: Namespace) -> None:
     """Warn of what can be run and is hardly meant."""
-    optimiser, steps = _get(config, "model.init_args.optimiser"), config.trainer.max_steps
+    optimiser, steps = config.get("model.init_args.optimiser"), config.trainer.max_steps
     if optimiser is None:
         return
     if optimiser.lr == 0 and not any(optimiser.group_lr.values()):
@@ -91,10 +89,3 @@ def warn_of_odd_settings(config: Namespace) -> None:
             f"optimiser.warmup_steps is {optimiser.warmup_steps}, and trainer.max_steps {steps}: the learning rate "
             "never reaches its value; shorten the warm-up"
         )
-
-
-def _get(config: Namespace, key: str) -> Any:
-    try:
-        return config[key]
-    except (KeyError, TypeError):
-        return None

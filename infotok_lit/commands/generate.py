@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveInt
 
-from infotok_lit.commands.parsing import run
-from infotok_lit.commands.progress import ProgressBar, progress_bar
 from infotok_lit.errors import ExplainedError, MissingFileError, SettingsError
 from infotok_lit.files import replacing, write_whole
 from infotok_lit.inference import InferenceModel, sampling_options
 from infotok_lit.model_choice import ModelOptions, choose, labels
+from infotok_lit.progress import ProgressBar, progress_bar
 
 if TYPE_CHECKING:
     import numpy as np
@@ -120,11 +119,6 @@ def generate(
             write_png(out, side_by_side(labels(choices), pictures, columns))
     count = "" if len(pictures) == 1 or len(choices) > 1 else f"{len(pictures)} images to "
     sys.stdout.write(f"wrote {count}{out}\n")
-
-
-def main(argv: Sequence[str]) -> int:
-    """`generate` of the command line."""
-    return run(generate, argv)
 
 
 def _reporter(bar: ProgressBar, before: int, images: int, batch_size: int) -> Callable[[int, int, int], None]:

@@ -15,12 +15,11 @@ from typing import Any, Literal
 
 from jsonargparse.typing import PositiveFloat, PositiveInt
 
-from infotok_lit import __version__
 from infotok_lit.assets import SCENES_TOKENIZER
-from infotok_lit.commands.parsing import run
-from infotok_lit.commands.progress import progress_bar
 from infotok_lit.errors import ExplainedError, SettingsError
 from infotok_lit.files import write_json
+from infotok_lit.progress import progress_bar
+from infotok_lit.tables import Table
 
 FAMILIES = ("harmon", "showo2", "openuni")
 SIZES = ("harmon/0.5b", "showo2/1.5b", "harmon/1.5b", "openuni/unfreeze_projector")
@@ -92,11 +91,6 @@ class Place:
         return config.parent
 
 
-def main(argv: Sequence[str]) -> int:
-    """`gpu_check [--out FILE]`."""
-    return run(gpu_check, argv)
-
-
 def gpu_check(
     accelerator: Literal["gpu", "cpu"] = "gpu",
     sizes: list[str] | None = None,
@@ -119,7 +113,11 @@ def gpu_check(
         minutes: When to stop; what then has not run has not passed.
         out: Also write the checks to this JSON file.
     """
-    device = name_of_device(accelerator)
+    import torch
+
+    from infotok_lit.callbacks.history import versions
+
+    date, device = datetime.now(UTC).isoformat(timespec="seconds"), name_of_device(accelerator)
     checks: list[Check] = []
     with TemporaryDirectory() as folder, progress_bar(1) as bar:
         place = Place(accelerator, Path(folder), monotonic() + 60 * minutes)
@@ -132,7 +130,8 @@ def gpu_check(
             except (ExplainedError, RuntimeError) as error:
                 found = [Check(name, passed=False, value=str(error))]
             checks += [replace(check, seconds=(monotonic() - start) / len(found)) for check in found]
-    result = circumstances(device) | {"checks": [asdict(check) for check in checks]}
+    result = {"device": device, "date": date, "versions": versions() | {"cuda": torch.version.cuda}}
+    result["checks"] = [asdict(check) for check in checks]
     if out is not None:
         write_json(out, result)
     show(result)
@@ -260,28 +259,12 @@ def name_of_device(accelerator: str) -> str:
     return torch.cuda.get_device_name()
 
 
-def circumstances(device: str) -> dict[str, Any]:
-    """Where and when, and with what."""
-    import lightning
-    import torch
-    import transformers
-
-    versions = {"infotok_lit": __version__, "torch": torch.__version__, "cuda": torch.version.cuda}
-    versions |= {"transformers": transformers.__version__, "lightning": lightning.__version__}
-    return {"device": device, "date": datetime.now(UTC).isoformat(timespec="seconds"), "versions": versions}
-
-
 def show(result: dict[str, Any]) -> None:
     """Print the table."""
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=SIMPLE_HEAD, title=f"{result['device']}, torch {result['versions']['torch']}")
-    for column in ("", "value", "wanted", "", "s"):
-        table.add_column(column)
+    lines = []
     for check in result["checks"]:
         value = check["value"] if isinstance(check["value"], str) else f"{check['value']:.4g}"
         verdict = "passed" if check["passed"] else "FAILED"
-        table.add_row(check["name"], value, check["wanted"], verdict, f"{check['seconds']:.0f}")
-    Console().print(table)
+        lines.append([check["name"], value, check["wanted"], verdict, f"{check['seconds']:.0f}"])
+    title = f"{result['device']}, torch {result['versions']['torch']}"
+    Table(title, ["", "value", "wanted", "", "s"], lines, wraps=True).show()

@@ -159,10 +159,9 @@ def _known_keys(chain: Sequence[BaseException], parser: ArgumentParser) -> list[
     classes = [re.match(r"Problem with given class_path '([^']+)'", _message(error)) for error in chain]
     named = [match[1] for match in classes if match]
     if named:
-        from jsonargparse import ArgumentParser as Plain
         from jsonargparse._util import import_object
 
-        parser = Plain(exit_on_error=False)
+        parser = ArgumentParser(exit_on_error=False)
         parser.add_class_arguments(import_object(named[-1]), fail_untyped=False)
     return [action.dest for action in parser._actions if action.dest != "help"]
 
@@ -175,9 +174,7 @@ def _plain(error: BaseException, text: str, chain: Sequence[BaseException]) -> s
     value = got[1] if got else ""
     union = _union(chain)
     if union is not None:
-        choices = [
-            choice.strip().strip("'\"") for part in re.findall(r"Literal\[(.*?)\]", union) for choice in part.split(",")
-        ]
+        choices = _choices(union)
         kinds = [KINDS.get(kind, kind) for kind in re.findall(r"<class '(?:\w+\.)*(\w+)'>", union)]
         listed = [f"one of {', '.join(choices)}"] if choices else []
         if kinds or choices:

@@ -1,6 +1,7 @@
 """Every command line is read in one way: a typed function's parameters are its options, and a mistake is one sentence.
 
-A command is a function whose annotations are light and whose body imports what is heavy, so that its help is instant:
+A subcommand is the function of its name, whose annotations are light and whose body imports what is heavy, so that its
+help is instant:
 
     def export(ckpt: Path, out: Path, dtype: Literal["float32", "bfloat16"] | None = None, force: bool = False) -> None:
         '''Strip a run to an inference folder.
@@ -9,9 +10,6 @@ A command is a function whose annotations are light and whose body imports what 
             ckpt: A run folder, or one of its checkpoints.
             ...
         '''
-
-    def main(argv: Sequence[str]) -> int:
-        return run(export, argv)
 """
 
 import inspect
@@ -29,48 +27,46 @@ from infotok_lit.errors import SettingsError
 
 PROGRAM = "python -m infotok_lit"
 NUMBER = re.compile(r"-(\d|\.\d|inf$|nan$)")
+REST = "fit_arguments"
+"""The parameter that takes the options that are not a function's own, as a list of arguments."""
 
 
-def run(function: Callable[..., int | None], argv: Sequence[str], config: bool = False, rest: str | None = None) -> int:
+def run(function: Callable[..., int | None], argv: Sequence[str], config: bool = False) -> int:
     """Call a function with the options of a command line.
 
     A parameter that is a dataclass is spelled by its fields, as if they were parameters. A list takes several values
     (`--image a.png b.png`), may be given several times, and takes the place of one in a file. A flag is `--force` or
-    `--force true`.
+    `--force true`. Options that the function has not got are an error, unless it has `fit_arguments` for them.
 
     Args:
         function: What to call; its docstring is the help, and what it returns (None: 0) the exit status.
         argv: the subcommand, and the options.
         config: also read the options from YAML files, each named with `--config` (a path, or a name below configs/);
             later ones win.
-        rest: the parameter that takes the options that are not the function's own, as a list of arguments.
 
     Raises:
         SettingsError: for options that are unknown, missing or wrong: where, and what about it.
     """
-    parser = build_parser(function, argv[0], config, rest)
-    hints = get_type_hints(function)
-    known = dict(_typed_options(hints, rest))
-    options = list(_options(argv[1:]))
-    others = []
-    if rest is not None:
-        own = {*known, "config", "help"} if config else {*known, "help"}
-        others = [option for option in options if _name(option[0]) not in own and option[0] != "-h"]
+    parser = build_parser(function, argv[0], config)
+    hints = {name: hint for name, hint in get_type_hints(function).items() if name != "return"}
+    takes_rest = hints.pop(REST, None) is not None
+    known = dict(_typed_options(hints))
+    options, others = list(_options(argv[1:])), []
+    if takes_rest:
+        others = [option for option in options if _name(option[0]) not in {*known, "help", "h"}]
         options = [option for option in options if option not in others]
     options = _gathered(options, known)
     arguments = [argument for option in options for argument in _spelled(*option, hint=known.get(_name(option[0])))]
     arguments = [_with_path(argument) if config else argument for argument in arguments]
     with one_sentence(parser, arguments):
         given = parser.instantiate(parser.parse_args(arguments))
-    values = {name: _taken(given, name, hint) for name, hint in hints.items() if name not in (rest, "return")}
-    if rest is not None:
-        values[rest] = [argument for option in others for argument in _spelled(*option)]
+    values = {name: _taken(given, name, hint) for name, hint in hints.items()}
+    if takes_rest:
+        values[REST] = [argument for option in others for argument in _spelled(*option)]
     return function(**values) or 0
 
 
-def build_parser(
-    function: Callable[..., int | None], command: str, config: bool = False, rest: str | None = None
-) -> ArgumentParser:
+def build_parser(function: Callable[..., int | None], command: str, config: bool = False) -> ArgumentParser:
     """The parser behind `run`."""
     description = (inspect.getdoc(function) or "").split("\nArgs:")[0].strip()
     parser = ArgumentParser(
@@ -79,9 +75,7 @@ def build_parser(
     if config:
         parser.add_argument("--config", action="config", help="a YAML file of options; may be repeated, later ones win")
     flat = {name: hint for name, hint in get_type_hints(function).items() if is_dataclass(hint)}
-    parser.add_function_arguments(
-        function, as_group=False, as_positional=False, skip={*flat, *([rest] if rest else [])}, fail_untyped=True
-    )
+    parser.add_function_arguments(function, as_group=False, as_positional=False, skip={*flat, REST}, fail_untyped=True)
     for hint in flat.values():
         parser.add_class_arguments(hint, as_positional=False)
     return parser
@@ -149,12 +143,12 @@ def _name(option: str) -> str:
     return option.lstrip("-").removesuffix("+").split(".")[0]
 
 
-def _typed_options(hints: dict[str, Any], rest: str | None) -> Iterator[tuple[str, Any]]:
+def _typed_options(hints: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     for name, hint in hints.items():
         if is_dataclass(hint):
             own = get_type_hints(hint)
             yield from ((field.name, own[field.name]) for field in fields(hint))
-        elif name not in ("return", rest):
+        else:
             yield name, hint
 
 

@@ -5,7 +5,7 @@ lower bound on mutual information, in bits per image. A run brings its posterior
 them, whose structure and texture together stay below their rate.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
@@ -15,16 +15,14 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from infotok_lit import __version__
 from infotok_lit.checkpoints import read_run
-from infotok_lit.commands.parsing import run
-from infotok_lit.commands.progress import progress_bar
 from infotok_lit.errors import SettingsError
 from infotok_lit.files import write_json
 from infotok_lit.inference import InferenceModel
 from infotok_lit.model_choice import ModelChoice, ModelOptions, choose, chosen_device
+from infotok_lit.progress import progress_bar
+from infotok_lit.tables import Table
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from infotok_lit.models.unified import UnifiedModel
     from infotok_lit.objective.infotok import InfoTok
 
@@ -59,7 +57,9 @@ def probe(
     """
     choice = choose(model, options)
     from infotok_lit.callbacks.scene_probes import probed_model
+    from infotok_lit.scenes.prior import ScenePrior
     from infotok_lit.scenes.probe import ProbeOptions, measure
+    from infotok_lit.scenes.spec import SPECS
 
     asked = ProbeOptions(scenes, train, test, hidden, batch_size, seed, texture, jitter)
     base, heads, running = _load(choice)
@@ -70,17 +70,14 @@ def probe(
         "model": model,
         "family": base.family,
         **asdict(asked),
-        "structure_ceiling": _ceiling(scenes),
+        # What there is to know about the objects, in bits per scene.
+        "structure_ceiling": ScenePrior(SPECS[scenes]).entropy_bits(),
         "rows": rows,
     }
     if out is not None:
         write_json(out, result)
-    _show(result)
-
-
-def main(argv: Sequence[str]) -> int:
-    """`probe` of the command line."""
-    return run(probe, argv)
+    for table in tables(result):
+        table.show()
 
 
 def _load(
@@ -102,43 +99,24 @@ def _load(
     return base, read_heads(checkpoint, base).to(device), torch.inference_mode
 
 
-def _ceiling(scenes: str) -> dict[str, float]:
-    """What there is to know about the objects, in bits per scene."""
-    from infotok_lit.scenes.prior import ScenePrior
-    from infotok_lit.scenes.spec import SPECS as known
-
-    return ScenePrior(known[scenes]).entropy_bits()
-
-
-def _show(result: dict[str, Any]) -> None:
-    from rich.console import Console
-
-    for table in tables(result):
-        Console().print(table)
-
-
-def tables(result: dict[str, Any]) -> "list[Table]":
+def tables(result: dict[str, Any]) -> list[Table]:
     """The result for people: a table per branch, with a row per part and a column per kind of features."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
     ceiling = result["structure_ceiling"] | {"structure": sum(result["structure_ceiling"].values())}
     shown = []
     for branch in dict.fromkeys(row["branch"] for row in result["rows"]):
         rows = [row for row in result["rows"] if row["branch"] == branch]
-        own = Table(box=SIMPLE_HEAD, title=f"{branch}: bits per image, at least", caption="\u00b1 standard error")
-        for column in ("", "of", *(row["features"].replace(" ", "\n") for row in rows)):
-            own.add_column(column, justify="right" if column else "left", no_wrap=True)
+        lines = []
         parts = list(rows[0]["parts"])
         split = len(result["structure_ceiling"])
         for name in ("structure", *parts[:split], "texture", *parts[split:]):
             label = name if name in ("structure", "texture") else f"  {name}"
             bits = [row["parts"].get(name) or row[name] for row in rows]
-            own.add_row(label, f"{ceiling[name]:.2f}" if name in ceiling else "", *map(_cell, bits))
+            lines.append([label, f"{ceiling[name]:.2f}" if name in ceiling else "", *map(_cell, bits)])
         if any(row["rate_bits"] is not None for row in rows):
             rates = ["" if row["rate_bits"] is None else f"{row['rate_bits']:.1f}" for row in rows]
-            own.add_row("rate (most)", "", *rates)
-        shown.append(own)
+            lines.append(["rate (most)", "", *rates])
+        header = ["", "of", *(row["features"].replace(" ", "\n") for row in rows)]
+        shown.append(Table(f"{branch}: bits per image, at least", header, lines, "\u00b1 standard error"))
     return shown
 
 

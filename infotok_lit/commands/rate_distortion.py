@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from infotok_lit.commands.compress import open_tokenizer
-from infotok_lit.commands.parsing import run
-from infotok_lit.commands.progress import progress_bar
 from infotok_lit.errors import SettingsError
 from infotok_lit.files import replacing, write_whole
+from infotok_lit.progress import progress_bar
 
 if TYPE_CHECKING:
     from torchmetrics.image.fid import FrechetInceptionDistance
@@ -123,8 +122,3 @@ def _line(row: "Quality") -> str:
     quality += "" if row.fvd is None else f", FVD {row.fvd:.1f}"
     bits = f"{row.bpp16:.3f} bits per 16 pixels ({row.paper_bpp16:.3f} as the paper counts)"
     return f"rate {row.rate:g}: {quality}; {bits}\n"
-
-
-def main(argv: Sequence[str]) -> int:
-    """`rate_distortion --model DIR --video x.mp4 --out DIR`."""
-    return run(rate_distortion, argv)

@@ -1,14 +1,13 @@
 """`video_evidence`: what a trained video tokenizer gains by choosing its tokens."""
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from infotok_lit.commands.compress import open_tokenizer, refuse_existing
-from infotok_lit.commands.parsing import run
-from infotok_lit.commands.progress import progress_bar
 from infotok_lit.files import write_json
+from infotok_lit.progress import progress_bar
+from infotok_lit.tables import Table
 
 PAPER = {"R2L": 27.43, "Jump": 28.07, "adaptive": 29.30}
 """TokenBench PSNR in dB at rate 0.5 (arXiv 2512.16975): natural videos and 123 million parameters, another scale."""
@@ -55,19 +54,16 @@ def report(found: dict[str, Any]) -> str:
     """The numbers as Markdown, with the paper's beside them."""
     rates = list(found["policies"])
     names = list(found["policies"][rates[0]])
-    lines = [
-        "| tokens | " + " | ".join(f"PSNR at rate {rate}" for rate in rates) + " | paper, rate 0.5 (another scale) |"
-    ]
-    lines.append("|" + "---|" * (len(rates) + 2))
-    for name in names:
-        values = " | ".join(f"{found['policies'][rate][name]:.2f}" for rate in rates)
-        lines.append(f"| {name} | {values} | {PAPER.get(name, '')} |")
+    header = ["tokens", *(f"PSNR at rate {rate}" for rate in rates), "paper, rate 0.5 (another scale)"]
+    psnr = {name: [f"{found['policies'][rate][name]:.2f}" for rate in rates] for name in names}
+    table = Table("", header, [[name, *values, PAPER.get(name, "")] for name, values in psnr.items()])
     gains = ", ".join(f"{found['search'][rate]:.3f} dB at rate {rate}" for rate in rates)
     lost = ", ".join(f"{found['latent_router']['lost_db'][rate]:.3f} dB at rate {rate}" for rate in rates)
     correlations = ", ".join(f"{name} {value:.2f}" for name, value in found["complexity"].items())
     seconds = found["seconds"]
     extra = seconds["router"] / (seconds["encode"] + seconds["decode"])
-    lines += [
+    lines = [
+        table.markdown(),
         "",
         f"- The clip's error ranks clips like their {correlations} (Spearman).",
         f"- An exhaustive search over rates gains {gains} (paper: 0.09 dB).",
@@ -77,8 +73,3 @@ def report(found: dict[str, Any]) -> str:
         "",
     ]
     return "\n".join(lines)
-
-
-def main(argv: Sequence[str]) -> int:
-    """`video_evidence --model DIR [--out evidence.json]`."""
-    return run(video_evidence, argv)

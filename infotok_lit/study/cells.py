@@ -15,13 +15,10 @@ import yaml
 
 from infotok_lit.assets import DEFAULTS_CONFIG, config_chain
 from infotok_lit.errors import SettingsError
-from infotok_lit.files import write_json
 from infotok_lit.study.config import Row, Study
 
 RUN_FOLDER = "run"
 """Below a cell's folder: what `fit` itself writes."""
-POINT_FILE = "point.json"
-"""Below a point's folder: which point it is."""
 DIGEST_LENGTH = 8
 CELL_FORMAT = 2
 """Part of the digest: runs of a version that left no `result.json` are other cells, and their folders stay."""
@@ -64,20 +61,13 @@ class Job:
 
     Args:
         key: Its folder below the study's, by which Optuna's trials name it.
-        folder: Its folder.
         cells: What it runs, one after the other.
         params: The point, by dimension; None for a row.
     """
 
     key: str
-    folder: Path
     cells: tuple[Cell, ...]
     params: Mapping[str, Any] | None = None
-
-    def write_point(self) -> None:
-        """Leave a note of which point this is."""
-        if self.params is not None:
-            write_json(self.folder / POINT_FILE, dict(self.params))
 
 
 def row_cells(study: Study) -> list[Cell]:
@@ -91,18 +81,13 @@ def row_cells(study: Study) -> list[Cell]:
     ]
 
 
-def row_jobs(study: Study) -> list[Job]:
-    """One job for each cell of the rows."""
-    return [Job(cell.key, cell.folder, (cell,)) for cell in row_cells(study)]
-
-
 def point_job(study: Study, params: Mapping[str, Any]) -> Job:
     """The job of a point of the search: all of its seeds."""
     row = point_row(study, params)
     name = digest(study, row)
     key = f"points/{name}"
     cells = tuple(make_cell(study, key, f"point {name}", row, seed) for seed in study.seeds)
-    return Job(key, Path(study.out, key), cells, params)
+    return Job(key, cells, params)
 
 
 def point_row(study: Study, params: Mapping[str, Any]) -> Row:

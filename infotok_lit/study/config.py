@@ -104,6 +104,10 @@ class Dimension:
         """The values that Optuna chooses from; None for a range."""
         return list(self.variants) if self.variants is not None else self.choices
 
+    def holds(self, value: Any) -> bool:
+        """Whether a value is one of this dimension."""
+        return value in self.options if self.options is not None else self.low <= value <= self.high
+
     def row(self, name: str, value: Any) -> Row:
         """What a value of this dimension, which is called `name`, does to a run."""
         return self.variants[value] if self.variants is not None else Row(overrides={name: value})

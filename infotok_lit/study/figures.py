@@ -12,7 +12,8 @@ from infotok_lit.study.config import Dimension, Study
 from infotok_lit.study.record import CellResult
 from infotok_lit.study.search import Point
 from infotok_lit.study.statistics import Estimate
-from infotok_lit.study.table import Summary, Table
+from infotok_lit.study.table import Summary
+from infotok_lit.tables import Table
 
 COLUMNS = 3
 PANEL = (4.2, 3.0)

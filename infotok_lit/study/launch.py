@@ -3,19 +3,21 @@
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 import zipfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from threading import Event
 
 from infotok_lit.errors import SettingsError
 from infotok_lit.study.cells import Cell
 from infotok_lit.study.config import Study
-from infotok_lit.study.record import LOG_FILE, Attempt, Record, read_record, required_tags, try_lock, what_is_missing
+from infotok_lit.study.record import LOG_FILE, Attempt, Record, read_record, try_lock, what_is_missing
 
 FIT = (sys.executable, "-m", "infotok_lit")
 POLL_SECONDS = 0.2
@@ -28,20 +30,18 @@ class Launcher:
     """Starts cells and says how they ended.
 
     Args:
-        required_tags: What a finished run must have measured at its last validation.
-        prefix: The command that a cell's arguments are given to.
+        study: What the cells belong to.
         environment: Variables set for every run.
-        keep_checkpoints: False deletes a finished run's checkpoints.
+        prefix: The command that a cell's arguments are given to.
         stop: Set, it ends the runs that are under way.
         say: Where lines for people go.
     """
 
-    required_tags: Sequence[str]
-    prefix: tuple[str, ...] = FIT
-    environment: dict[str, str] = field(default_factory=dict)
-    keep_checkpoints: bool = True
-    stop: Event = field(default_factory=Event)
-    say: Callable[[str], None] = print
+    study: Study
+    environment: dict[str, str]
+    prefix: Sequence[str]
+    stop: Event
+    say: Callable[[str], None]
 
     def run(self, cell: Cell) -> Record:
         """Run a cell that has not finished, once nobody else runs it; its record says how it ended."""
@@ -69,17 +69,19 @@ class Launcher:
             return record
         if record.state == "damaged":
             self.say(f"damaged  {cell.label}: {record.reason}")
-        elif record.state in ("running", "interrupted") and not what_is_missing(cell, self.required_tags):
+        elif record.state in ("running", "interrupted") and not what_is_missing(self.study, cell):
             # Whoever started it was killed, and it went on alone to its end.
             record.state = "finished"
             record.write(cell.folder)
         if record.state != "finished":
-            resumes = record.state not in ("waiting", "damaged") and has_checkpoint(cell.run_folder)
+            # A checkpoint that was cut off while it was written is none.
+            whole = any(zipfile.is_zipfile(path) for path in cell.run_folder.rglob("*.ckpt"))
+            resumes = whole and record.state not in ("waiting", "damaged")
             record = self._attempt(cell, lock, record.attempts, resumes)
             if record.state == "failed" and resumes and record.attempts[-1].outcome == "exit status 0":
                 # Killed between its last checkpoint and its last validation: there was nothing left to train.
                 record = self._attempt(cell, lock, record.attempts, resumes=False)
-        if record.state == "finished" and not self.keep_checkpoints:
+        if record.state == "finished" and not self.study.keep_checkpoints:
             shutil.rmtree(cell.run_folder / "checkpoints", ignore_errors=True)
         return record
 
@@ -88,12 +90,13 @@ class Launcher:
             shutil.rmtree(cell.run_folder)
         command = [*self.prefix, *cell.arguments, *(["--ckpt_path=last"] if resumes else [])]
         record = Record(command, str(Path.cwd()), self.environment, "running")
-        record.attempts = [*attempts, Attempt.now(resumes)]
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        record.attempts = [*attempts, Attempt(now, socket.gethostname(), resumes)]
         record.write(cell.folder)
         self.say(f"started  {cell.label}")
         outcome = self._wait_for_fit(cell, lock, record.attempts[-1], command)
         if outcome == "exit status 0":
-            record.reason = what_is_missing(cell, self.required_tags)
+            record.reason = what_is_missing(self.study, cell)
         elif outcome != "interrupted":
             record.reason = f"{command[len(self.prefix)]} ended with {outcome}"
         record.state = "failed" if record.reason else "interrupted" if outcome == "interrupted" else "finished"
@@ -125,16 +128,14 @@ class Resources:
     """This machine's share in a study.
 
     Args:
-        workers: How many runs at a time.
-        threads: CPU threads per run; None is 1 with several workers, and otherwise what the environment says.
-        gpus: GPUs that the workers take turns in; empty leaves the choice to `fit`.
-        prefix: The command that runs a cell, before the cell's arguments.
+        workers: How many runs at a time, here.
+        threads: CPU threads per run; with several workers: 1.
+        gpus: GPUs that the workers take turns in, such as 0 1; default: `fit` chooses.
     """
 
     workers: int = 1
     threads: int | None = None
-    gpus: Sequence[str] = ()
-    prefix: tuple[str, ...] = FIT
+    gpus: list[int | str] | None = None
 
     def __post_init__(self) -> None:
         if self.workers < 1 or (self.threads is not None and self.threads < 1):
@@ -145,18 +146,8 @@ class Resources:
         threads = 1 if self.threads is None and self.workers > 1 else self.threads
         environment = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
         if self.gpus:
-            environment["CUDA_VISIBLE_DEVICES"] = self.gpus[worker % len(self.gpus)]
+            environment["CUDA_VISIBLE_DEVICES"] = str(self.gpus[worker % len(self.gpus)])
         return environment
-
-    def launchers(self, study: Study, say: Callable[[str], None]) -> list[Launcher]:
-        """One for each worker; they stop together."""
-        first = Launcher(required_tags(study), self.prefix, keep_checkpoints=study.keep_checkpoints, say=say)
-        return [replace(first, environment=self.environment(number)) for number in range(self.workers)]
-
-
-def has_checkpoint(run_folder: Path) -> bool:
-    """Whether there is a whole checkpoint to resume from; one that was cut off while it was written is none."""
-    return any(zipfile.is_zipfile(path) for path in run_folder.rglob("*.ckpt"))
 
 
 def _ending(process: subprocess.Popen, stop: Event) -> str:

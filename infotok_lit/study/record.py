@@ -8,10 +8,8 @@ import json
 import math
 import os
 import shlex
-import socket
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,11 +38,6 @@ class Attempt:
     resumed: bool
     seconds: float = 0.0
     outcome: str = ""
-
-    @classmethod
-    def now(cls, resumed: bool) -> "Attempt":
-        """A try that starts now, here."""
-        return cls(datetime.now(UTC).isoformat(timespec="seconds"), socket.gethostname(), resumed)
 
 
 @dataclass
@@ -100,7 +93,17 @@ class CellResult:
 
 def read_results(study: Study, cells: Sequence[Cell]) -> list[CellResult]:
     """The results of cells, in their order."""
-    return [_read_result(study, cell) for cell in cells]
+    found = []
+    for cell in cells:
+        record, result = read_record(cell.folder), _read_run(cell.run_folder)
+        curves = _curves(result) if record.state == "finished" and result else {}
+        values = {
+            name: curves[metric.tag][cell.last_step]
+            for name, metric in study.metrics.items()
+            if cell.last_step in curves.get(metric.tag, {})
+        }
+        found.append(CellResult(cell, record, values, curves, result.get("versions", {})))
+    return found
 
 
 def read_curves(run_folder: Path) -> dict[str, Curve]:
@@ -129,7 +132,7 @@ def is_finished(folder: Path) -> bool:
     return read_record(folder).state == "finished"
 
 
-def what_is_missing(cell: Cell, required_tags: Sequence[str]) -> str:
+def what_is_missing(study: Study, cell: Cell) -> str:
     """Why what `fit` left is not a finished run, in words; "" if it is one."""
     result = _read_run(cell.run_folder)
     if not result:
@@ -137,14 +140,9 @@ def what_is_missing(cell: Cell, required_tags: Sequence[str]) -> str:
     if result["state"] != "finished":
         return f"its {RESULT_FILE} says {result['state']} at step {result['step']}: {result['reason']}"
     curves = _curves(result)
-    last = {tag: curves.get(tag, {}).get(cell.last_step, math.nan) for tag in required_tags}
-    lacking = [tag for tag, value in last.items() if not math.isfinite(value)]
+    required = [metric.tag for metric in study.metrics.values() if not metric.optional]
+    lacking = [tag for tag in required if not math.isfinite(curves.get(tag, {}).get(cell.last_step, math.nan))]
     return f"it measured no finite {', '.join(lacking)} at step {cell.last_step}" if lacking else ""
-
-
-def required_tags(study: Study) -> list[str]:
-    """The tags that every finished cell has logged."""
-    return [metric.tag for metric in study.metrics.values() if not metric.optional]
 
 
 def try_lock(folder: Path) -> int | None:
@@ -173,19 +171,6 @@ def log_tail(folder: Path, lines: int = 15) -> list[str]:
     """The last lines of a cell's log."""
     path = folder / LOG_FILE
     return path.read_text(errors="replace").splitlines()[-lines:] if path.is_file() else []
-
-
-def _read_result(study: Study, cell: Cell) -> CellResult:
-    record, result = read_record(cell.folder), _read_run(cell.run_folder)
-    if record.state != "finished" or not result:
-        return CellResult(cell, record, {}, {}, result.get("versions", {}))
-    curves = _curves(result)
-    values = {
-        name: curves[metric.tag][cell.last_step]
-        for name, metric in study.metrics.items()
-        if cell.last_step in curves.get(metric.tag, {})
-    }
-    return CellResult(cell, record, values, curves, result["versions"])
 
 
 def _read_run(folder: Path) -> dict[str, Any]:

@@ -20,10 +20,9 @@ from infotok_lit.study.figures import (
     tables_figure,
 )
 from infotok_lit.study.record import LOG_FILE, CellResult, log_tail, read_results
-from infotok_lit.study.search import Point, known_points, measured_points
+from infotok_lit.study.search import Point, estimates, known_points, measured_points
 from infotok_lit.study.table import (
     Summary,
-    Table,
     controls,
     decision_table,
     difference_table,
@@ -32,6 +31,7 @@ from infotok_lit.study.table import (
     number,
     paper_table,
 )
+from infotok_lit.tables import Table
 
 REPORT_FILE = "report.md"
 DPI = 130
@@ -40,6 +40,7 @@ DPI = 130
 def write_report(study: Study) -> Path:
     """Write tables, figures, commands and versions into the study's folder; the path of `report.md`."""
     out = Path(study.out)
+    out.mkdir(parents=True, exist_ok=True)
     points = [] if study.search is None else known_points(study)
     results = read_results(study, [*row_cells(study), *(cell for job in points for cell in job.cells)])
     summary = Summary(study, results)
@@ -51,8 +52,8 @@ def write_report(study: Study) -> Path:
         parts += _write_sweep(summary, points, out)
     parts += [_unfinished(results), _versions(results)]
     _write_csv(out / "cells.csv", cells_table(study, results))
-    _write(out / "commands.sh", _commands(results))
-    _write(out / REPORT_FILE, "\n\n".join(part for part in parts if part) + "\n")
+    write_whole(out / "commands.sh", _commands(results).encode())
+    write_whole(out / REPORT_FILE, ("\n\n".join(part for part in parts if part) + "\n").encode())
     return out / REPORT_FILE
 
 
@@ -79,12 +80,6 @@ def points_table(study: Study, points: Sequence[Point]) -> Table:
     return Table("", ["folder", "on_front", *study.search.space, *metrics], lines)
 
 
-def markdown(table: Table) -> str:
-    """A Markdown table, all columns but the first to the right."""
-    rule = ["---", *("---:" for _ in table.header[1:])]
-    return "\n".join("| " + " | ".join(line) + " |" for line in [table.header, rule, *table.lines])
-
-
 def _write_rows(summary: Summary, results: Sequence[CellResult], out: Path) -> list[str]:
     study = summary.study
     _write_csv(out / "table.csv", full_table(summary))
@@ -101,10 +96,11 @@ def _write_rows(summary: Summary, results: Sequence[CellResult], out: Path) -> l
     if tags:
         by_row = {row: list(own.values()) for row, own in summary.results.items()}
         _write_figure(out / "curves.png", curves_figure(by_row, tags))
+        (out / "curves").mkdir(exist_ok=True)
         for row, own in summary.results.items():
             by_seed = {f"seed {seed}": [result] for seed, result in own.items()}
             _write_figure(out / "curves" / f"{row}.png", curves_figure(by_seed, tags, title=row))
-    shown = [f"## {table.title}\n\n{markdown(table)}" for table in [means_table(summary, emphasis="**"), *others]]
+    shown = [f"## {table.title}\n\n{table.markdown()}" for table in [means_table(summary, emphasis="**"), *others]]
     pictures = ["![Means](means.png)", *(["![Learning curves](curves.png)"] if tags else [])]
     return [*shown, _reading(study), *_beside_the_paper(summary), *controls(summary), *pictures]
 
@@ -118,7 +114,7 @@ def _beside_the_paper(summary: Summary) -> list[str]:
         "and a metric here may be another measure of the same thing."
     )
     marked = any(str(cell).endswith("†") for line in table.lines for cell in line)
-    return [f"## {table.title}\n\n{markdown(table)}", note + (f" {IMPOSSIBLE}" if marked else "")]
+    return [f"## {table.title}\n\n{table.markdown()}", note + (f" {IMPOSSIBLE}" if marked else "")]
 
 
 def _reading(study: Study) -> str:
@@ -151,8 +147,7 @@ def _write_sweep(summary: Summary, jobs: Sequence[Job], out: Path) -> list[str]:
     _write_figure(out / "dimensions.png", dimensions_figure(study, points))
     pictures = ["![Dimensions](dimensions.png)"]
     if len(study.search.objectives) > 1:
-        known = {row: {name: summary.estimate(row, name) for name in study.metrics} for row in study.rows}
-        rows = {row: {name: of for name, of in own.items() if of is not None} for row, own in known.items()}
+        rows = {row: estimates(study, own.values()) for row, own in summary.results.items()}
         _write_figure(out / "front.png", front_figure(study, points, rows))
         pictures.insert(0, "![Pareto front](front.png)")
     lines: list[list[object]] = []
@@ -160,9 +155,9 @@ def _write_sweep(summary: Summary, jobs: Sequence[Job], out: Path) -> list[str]:
         settings = [point.job.params[name] for name in study.search.space]
         shown = [f"{value:.3g}" if isinstance(value, float) else str(value) for value in settings]
         values = [number(point.estimates[name].mean) for name in study.search.objectives]
-        lines.append([point.job.folder.name, *values, *shown])
+        lines.append([Path(point.job.key).name, *values, *shown])
     table = Table("", ["point", *study.search.objectives, *map(short_name, study.search.space)], lines)
-    return [head, "### Pareto front", markdown(table), *pictures]
+    return [head, "### Pareto front", table.markdown(), *pictures]
 
 
 def _unfinished(results: Sequence[CellResult]) -> str:
@@ -196,13 +191,7 @@ def _commands(results: Sequence[CellResult]) -> str:
     return "#!/bin/sh\n" + "".join(f"# {result.cell.label}\n({result.record.shell_line()})\n" for result in ran)
 
 
-def _write(path: Path, content: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, content.encode())
-
-
 def _write_figure(path: Path, figure: Figure) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
         figure.savefig(file, format="png", dpi=DPI)
 
@@ -211,4 +200,4 @@ def _write_csv(path: Path, table: Table) -> None:
     """None is an empty field, numbers are in full."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([table.header, *table.lines])
-    _write(path, text.getvalue())
+    write_whole(path, text.getvalue().encode())

@@ -7,25 +7,34 @@ that dies leaves a trial whose heartbeat stops; another one marks it as failed, 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
+from threading import Event
 
 import optuna
+from filelock import FileLock
 from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import Trial, TrialState
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from infotok_lit.errors import SettingsError
-from infotok_lit.study.cells import Cell, Job, point_job, row_jobs
+from infotok_lit.files import write_json
+from infotok_lit.progress import ProgressBar, progress_bar
+from infotok_lit.study.cells import Cell, Job, point_job, row_cells
 from infotok_lit.study.config import Study
-from infotok_lit.study.launch import Launcher, Resources
+from infotok_lit.study.launch import FIT, Launcher, Resources
 from infotok_lit.study.record import LOG_FILE, Record, is_finished, log_tail, read_results
-from infotok_lit.study.search import DIRECTIONS, known_points, make_sampler, planned_points, search_name, suggest
-from infotok_lit.study.store import STORAGE_ERRORS, Storage, open_storage, opening
+from infotok_lit.study.search import (
+    DIRECTIONS,
+    POINT_FILE,
+    known_points,
+    make_sampler,
+    planned_points,
+    search_name,
+    suggest,
+)
+from infotok_lit.study.store import STORAGE_ERRORS, Storage, open_storage
 
 IDLE_SECONDS = 1.0
 """Between two looks at a queue that has nothing for us, but is not done."""
@@ -42,18 +51,17 @@ class Display:
     """A bar over all cells, and a line for each that starts or ends here; threads may share it.
 
     Args:
-        progress: The bar.
+        bar: Where they are shown.
         total: How many cells there are.
         count: How many have finished by now, whoever ran them.
     """
 
-    def __init__(self, progress: Progress, total: int, count: Callable[[], int]) -> None:
-        self._progress = progress
-        self._count = count
-        self._bar = progress.add_task("cells", total=total, completed=count())
-        self._total = total
+    def __init__(self, bar: ProgressBar, total: int, count: Callable[[], int]) -> None:
+        self.say = bar.say
+        self._bar, self._total, self._count = bar, total, count
         self._running: set[str] = set()
         self._others = self._said = 0
+        self._move()
 
     def began(self, cell: Cell) -> None:
         """A cell is this call's now."""
@@ -62,8 +70,7 @@ class Display:
     def ended(self, cell: Cell, record: Record) -> None:
         """A cell ended here; of a failed one, the end of its log is shown."""
         self._running.discard(cell.key)
-        finished = self._count()
-        self._progress.update(self._bar, completed=finished)
+        finished = self._move()
         seconds = f"{record.attempts[-1].seconds:.0f} s; " if record.attempts else ""
         self.say(f"{record.state:<8} {cell.label} ({seconds}{finished} of {self._total} finished)")
         if record.state == "failed":
@@ -80,9 +87,10 @@ class Display:
             self._said = others
         self._others = others
 
-    def say(self, line: str) -> None:
-        """A line above the bar."""
-        self._progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
+    def _move(self) -> int:
+        finished = self._count()
+        self._bar.show(finished, f"cells: {finished}/{self._total}")
+        return finished
 
 
 @dataclass(frozen=True)
@@ -106,7 +114,7 @@ class Part:
 
 def rows_part(study: Study) -> Part:
     """The rows: each with each of its seeds is a trial."""
-    jobs = {job.key: job for job in row_jobs(study)}
+    jobs = {cell.key: Job(cell.key, (cell,)) for cell in row_cells(study)}
     name = f"{study.name} rows: {', '.join(study.objectives)}"
     return Part(name, list(jobs.values()), len(jobs), lambda trial: jobs.get(trial.user_attrs["job"]))
 
@@ -118,7 +126,7 @@ def search_part(study: Study) -> Part:
     def job_of(trial: Trial) -> Job:
         job = point_job(study, suggest(trial, study.search))
         trial.set_user_attr("job", job.key)
-        job.write_point()
+        write_json(Path(study.out, job.key, POINT_FILE), dict(job.params))
         return job
 
     jobs, count = planned or known_points(study), len(planned) or study.search.trials
@@ -129,7 +137,6 @@ def search_part(study: Study) -> Part:
 class Worker:
     """Takes trials of a part from Optuna and runs their cells, one after the other."""
 
-    study: Study
     part: Part
     storage: Storage
     trials: optuna.Study
@@ -183,14 +190,18 @@ class Worker:
                 self.shown.ended(cell, record)
                 if record.state != "finished":
                     raise CellFailed(record.reason)
-        values = [result.values for result in read_results(self.study, job.cells)]
-        if any(name not in own for own in values for name in self.study.objectives):
+        study = self.launcher.study
+        values = [result.values for result in read_results(study, job.cells)]
+        if any(name not in own for own in values for name in study.objectives):
             raise CellFailed("it ran when the study had other metrics")
-        return [fmean(own[name] for own in values) for name in self.study.objectives]
+        return [fmean(own[name] for own in values) for name in study.objectives]
 
 
-def run_study(study: Study, resources: Resources) -> bool:
+def run_study(study: Study, resources: Resources, prefix: Sequence[str] = FIT) -> bool:
     """Run what is not finished yet; whether everything is, now.
+
+    Args:
+        prefix: The command that runs a cell, before the cell's arguments.
 
     Raises:
         MissingFileError: for a configuration file that does not exist.
@@ -199,77 +210,70 @@ def run_study(study: Study, resources: Resources) -> bool:
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.filterwarnings("ignore", category=ExperimentalWarning, module="optuna|infotok_lit")
-    makers = [rows_part] if study.rows else []
-    makers += [search_part] if study.search is not None else []
-    parts = [make_part(study) for make_part in makers]
-    total = len(row_jobs(study)) + (len(study.seeds) * parts[-1].count if study.search is not None else 0)
-    with _display(total, lambda: _count_finished(study)) as shown:
-        launchers = resources.launchers(study, shown.say)
-        for make_part in makers:
-            _work_off(study, make_part, launchers, shown)
-    known = [cell for make_part in makers for job in make_part(study).jobs for cell in job.cells]
-    return all(is_finished(cell.folder) for cell in known)
+    searched = study.search is not None
+    total = len(row_cells(study)) + (len(study.seeds) * search_part(study).count if searched else 0)
+    with progress_bar(total) as bar:
+        shown = Display(bar, total, lambda: sum(is_finished(cell.folder) for cell in _known_cells(study)))
+        numbers, stop = range(resources.workers), Event()
+        launchers = [Launcher(study, resources.environment(number), prefix, stop, shown.say) for number in numbers]
+        if study.rows:
+            _work_off(study, rows_part, launchers, shown)
+        if searched:
+            _work_off(study, search_part, launchers, shown)
+    return all(is_finished(cell.folder) for cell in _known_cells(study))
 
 
 def _work_off(study: Study, make_part: Callable[[Study], Part], launchers: Sequence[Launcher], shown: Display) -> None:
     """Run the trials of a part until none is left; from what has finished, if the storage fails meanwhile."""
     for _ in range(OPENINGS):
-        part = make_part(study)
         try:
-            with opening(Path(study.out)):
-                storage = open_storage(study, shown.say)
-                directions = [DIRECTIONS[study.metrics[name].better] for name in study.objectives]
-                trials = optuna.create_study(
-                    storage=storage, study_name=part.name, directions=directions, load_if_exists=True
-                )
-                _queue(trials, part)
+            return _work_together(study, make_part(study), launchers, shown)
         except STORAGE_ERRORS as error:
             shown.say(f"the storage failed: {str(error).splitlines()[0]}")
-            continue
-        workers = []
-        for number, launcher in enumerate(launchers):
-            own = optuna.load_study(study_name=part.name, storage=storage)
-            workers.append(Worker(study, part, storage, own, launcher, shown, number))
-        if _work_together(workers):
-            return
     raise SettingsError(f"storage: it failed {OPENINGS} times in a row; is its disk full, or its server down?")
 
 
-def _queue(trials: optuna.Study, part: Part) -> None:
-    """Queue what is neither finished nor queued nor running: jobs, and points that are still to be chosen."""
-    known = trials.get_trials(deepcopy=False)
-    live = {trial.number: trial.user_attrs.get("job") for trial in known if trial.state in LIVE}
-    told = {trial.number: trial.user_attrs.get("job") for trial in known if trial.state == TrialState.COMPLETE}
-    new = [
-        job
-        for job in part.jobs
-        if job.key not in live.values()
-        and not (job.key in told.values() and all(is_finished(cell.folder) for cell in job.cells))
-    ]
-    for job in new:
-        trials.enqueue_trial(dict(job.params or {}), user_attrs={"job": job.key})
-    keys = {job.key for job in new}
-    missing = part.count - len(live) - len(new) - sum(key not in keys for key in told.values())
-    for _ in range(missing):
-        trials.enqueue_trial({}, user_attrs={"job": ""})
-
-
-def _work_together(workers: Sequence[Worker]) -> bool:
-    """Let workers work until all is done; False if the storage failed. What else goes wrong ends all runs."""
+def _work_together(study: Study, part: Part, launchers: Sequence[Launcher], shown: Display) -> None:
+    """Let workers run the trials of a part until all is done. If something but the storage goes wrong, all runs end."""
+    # Neither opening the storage nor filling it is one atomic act.
+    with FileLock(Path(study.out, "opening.lock")):
+        storage = open_storage(study, shown.say)
+        directions = [DIRECTIONS[study.metrics[name].better] for name in study.objectives]
+        trials = optuna.create_study(storage=storage, study_name=part.name, directions=directions, load_if_exists=True)
+        _queue(trials, part)
+    workers = []
+    for number, launcher in enumerate(launchers):
+        own = optuna.load_study(study_name=part.name, storage=storage)
+        workers.append(Worker(part, storage, own, launcher, shown, number))
+    failure = None
     with ThreadPoolExecutor(len(workers)) as pool:
         running = [pool.submit(worker.work) for worker in workers]
-        failed = False
         try:
             for done in as_completed(running):
                 try:
                     done.result()
                 except STORAGE_ERRORS as error:
-                    failed = True
-                    workers[0].shown.say(f"the storage failed: {str(error).splitlines()[0]}")
+                    failure = error
         except BaseException:
-            workers[0].launcher.stop.set()
+            launchers[0].stop.set()
             raise
-    return not failed
+    if failure is not None:
+        raise failure
+
+
+def _queue(trials: optuna.Study, part: Part) -> None:
+    """Queue what is neither finished nor queued nor running: jobs, and points that are still to be chosen."""
+    known = trials.get_trials(deepcopy=False)
+    live = [trial.user_attrs.get("job") for trial in known if trial.state in LIVE]
+    told = [trial.user_attrs.get("job") for trial in known if trial.state == TrialState.COMPLETE]
+    new = {}
+    for job in part.jobs:
+        done = job.key in told and all(is_finished(cell.folder) for cell in job.cells)
+        if job.key not in live and not done:
+            new[job.key] = job
+            trials.enqueue_trial(dict(job.params or {}), user_attrs={"job": job.key})
+    for _ in range(part.count - len(live) - len(new) - sum(key not in new for key in told)):
+        trials.enqueue_trial({}, user_attrs={"job": ""})
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -278,22 +282,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _count_finished(study: Study) -> int:
+def _known_cells(study: Study) -> list[Cell]:
+    """The cells of the rows, and of the points that somebody began."""
     points = known_points(study) if study.search is not None else []
-    return sum(is_finished(cell.folder) for job in [*row_jobs(study), *points] for cell in job.cells)
-
-
-@contextmanager
-def _display(total: int, count: Callable[[], int]) -> Iterator[Display]:
-    """A display on stderr; without a terminal it only writes lines."""
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    hidden = not console.is_terminal
-    with Progress(*columns, console=console, disable=hidden, redirect_stdout=False, transient=True) as progress:
-        yield Display(progress, total, count)
+    return [*row_cells(study), *(cell for job in points for cell in job.cells)]

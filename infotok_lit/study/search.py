@@ -4,7 +4,7 @@ import hashlib
 import itertools
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,13 @@ import optuna
 from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.trial import Trial
 
-from infotok_lit.study.cells import DIGEST_LENGTH, POINT_FILE, Job, digest, point_job
+from infotok_lit.study.cells import DIGEST_LENGTH, Job, digest, point_job
 from infotok_lit.study.config import Dimension, Search, Study
-from infotok_lit.study.record import read_results
+from infotok_lit.study.record import CellResult, read_results
 from infotok_lit.study.statistics import Estimate, estimate
 
+POINT_FILE = "point.json"
+"""Below a point's folder: which point it is."""
 DIRECTIONS = {"higher": "maximize", "lower": "minimize", "none": "maximize"}
 """Optuna's words for what is better; it has none for what is only reported, and rows are not sampled."""
 
@@ -39,7 +41,15 @@ class Point:
 
 def suggest(trial: Trial, search: Search) -> dict[str, Any]:
     """A point: what the trial's sampler, or whoever queued the trial, chose for each dimension."""
-    return {name: _suggest(trial, name, dimension) for name, dimension in search.space.items()}
+    point: dict[str, Any] = {}
+    for name, dimension in search.space.items():
+        if dimension.options is not None:
+            point[name] = trial.suggest_categorical(name, dimension.options)
+        elif dimension.integer:
+            point[name] = trial.suggest_int(name, int(dimension.low), int(dimension.high), log=dimension.log)
+        else:
+            point[name] = trial.suggest_float(name, dimension.low, dimension.high, log=dimension.log)
+    return point
 
 
 def planned_points(study: Study) -> list[Job]:
@@ -63,11 +73,12 @@ def known_points(study: Study) -> list[Job]:
     for path in sorted(Path(study.out, "points").glob(f"*/{POINT_FILE}")):
         try:
             params = json.loads(path.read_bytes())
-            known = set(params) == set(study.search.space) and _in_space(study.search, params)
+            space = study.search.space
+            known = set(params) == set(space) and all(space[name].holds(value) for name, value in params.items())
         except (ValueError, TypeError, RecursionError):
             continue  # a damaged note: the sampler may choose the point again
         job = point_job(study, params) if known else None
-        if job is not None and job.folder == path.parent:
+        if job is not None and job.key == f"points/{path.parent.name}":
             found.append(job)
     return found
 
@@ -94,19 +105,20 @@ def measured_points(study: Study, jobs: Sequence[Job]) -> list[Point]:
     measured = []
     for job in jobs:
         results = read_results(study, job.cells)
-        if all(result.record.state == "finished" for result in results):
-            by_metric = {
-                name: estimate({r.cell.seed: r.values[name] for r in results if name in r.values}, study.confidence)
-                for name in study.metrics
-            }
-            known = {name: value for name, value in by_metric.items() if value is not None}
-            if set(objectives) <= set(known):
-                measured.append((job, known))
+        known = estimates(study, results)
+        if all(result.record.state == "finished" for result in results) and set(objectives) <= set(known):
+            measured.append((job, known))
     values = [[estimates[name].mean for name in objectives] for _, estimates in measured]
     on_front = pareto_front(values, [DIRECTIONS[study.metrics[name].better] for name in objectives])
     points = [Point(*pair, number in on_front) for number, pair in enumerate(measured)]
     sign = -1 if study.metrics[objectives[0]].better == "higher" else 1
     return sorted(points, key=lambda point: sign * point.estimates[objectives[0]].mean)
+
+
+def estimates(study: Study, results: Collection[CellResult]) -> dict[str, Estimate]:
+    """Over some results: the metrics that one of them has, by name."""
+    values = {name: {r.cell.seed: r.values[name] for r in results if name in r.values} for name in study.metrics}
+    return {name: estimate(by_seed, study.confidence) for name, by_seed in values.items() if by_seed}
 
 
 def pareto_front(values: Sequence[Sequence[float]], directions: Sequence[str]) -> set[int]:
@@ -124,23 +136,8 @@ def pareto_front(values: Sequence[Sequence[float]], directions: Sequence[str]) -
     return {trial.number for trial in trials.trials if trial.value == best}
 
 
-def _suggest(trial: Trial, name: str, dimension: Dimension) -> Any:
-    if dimension.options is not None:
-        return trial.suggest_categorical(name, dimension.options)
-    if dimension.integer:
-        return trial.suggest_int(name, int(dimension.low), int(dimension.high), log=dimension.log)
-    return trial.suggest_float(name, dimension.low, dimension.high, log=dimension.log)
-
-
 def _contents(study: Study, dimension: Dimension) -> object:
     """A dimension with what its variants' files say in place of their names."""
     if dimension.variants is None:
         return asdict(dimension)
     return {name: digest(study, row) for name, row in dimension.variants.items()}
-
-
-def _in_space(search: Search, params: Mapping[str, Any]) -> bool:
-    def fits(dimension: Dimension, value: Any) -> bool:
-        return value in dimension.options if dimension.options is not None else dimension.low <= value <= dimension.high
-
-    return all(fits(dimension, params[name]) for name, dimension in search.space.items())

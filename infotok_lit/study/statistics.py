@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -163,10 +164,7 @@ def seeds_needed(mean: float, sd: float, margin: float, level: float, tost_level
         low, high = high, 2 * high
         if high > MOST_SEEDS:
             return None
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if decides(middle) else (middle, high)
-    return high
+    return low + 1 + bisect_left(range(low + 1, high), True, key=decides)
 
 
 def t_test_power(mean: float, sd: float, count: int, level: float) -> float:

@@ -3,10 +3,9 @@
 It only deals out the work. What has finished is read from the cells' folders, so a storage that is lost is filled anew.
 """
 
-import fcntl
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable, Iterable
+from contextlib import closing, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -53,15 +52,6 @@ class Storage(RDBStorage):
             self._started.add(trial_id)
 
 
-@contextmanager
-def opening(folder: Path) -> Iterator[None]:
-    """Inside, no other worker of the study opens or fills its storage: neither is one atomic act."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "opening.lock", "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def open_storage(study: Study, say: Callable[[str], None]) -> Storage:
     """The study's storage; a damaged file of SQLite is set aside, which `say` is told, and a new one begun.
 
@@ -105,8 +95,7 @@ def _is_whole(path: Path) -> bool:
 def _set_aside(path: Path) -> Path:
     """Rename a damaged database, with the files that SQLite keeps beside it; its new name."""
     aside = path.with_name(f"{path.name}.damaged-{datetime.now():%Y%m%d-%H%M%S-%f}")
-    path.rename(aside)
-    for suffix in ("-journal", "-wal", "-shm"):
+    for suffix in ("", "-journal", "-wal", "-shm"):
         beside = path.with_name(path.name + suffix)
         if beside.exists():
             beside.rename(aside.with_name(aside.name + suffix))

@@ -2,26 +2,17 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from statistics import fmean, median
 
 from infotok_lit.evaluation.paper import paper_scores, printed
 from infotok_lit.study.config import Metric, Study
 from infotok_lit.study.record import CellResult, Curve
 from infotok_lit.study.statistics import Comparison, Decision, Estimate, Seeds, compare, decide, estimate, steps_to
+from infotok_lit.tables import Table
 
 ARROWS = {"higher": " ↑", "lower": " ↓", "none": ""}
 ESTIMATE = ("n", "mean", "sd", "ci_low", "ci_high")
 """The columns of an estimate, where its numbers are in full."""
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table: of strings for people, of numbers in full for a file."""
-
-    title: str
-    header: list[str]
-    lines: list[list[object]]
 
 
 class Summary:

@@ -6,7 +6,6 @@ Shapes: B images, N tokens, L of them with a place in the grid.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isqrt
-from typing import Any
 
 import numpy as np
 import torch
@@ -142,8 +141,7 @@ class Evidence:
         self.base, self.selector, self.options = base, selector, options
         self.scenes = Scenes(options.scenes, split="val", num_samples=options.questions)
         drawn = [self.scenes.draw("understanding", number) for number in range(options.questions)]
-        self.questions = [question for _, question, _ in drawn]
-        self.truths = [answer for *_, answer in drawn]
+        self.drawn, self.questions, self.truths = zip(*drawn, strict=True)
         self.kinds = np.array([question_kind(question) for question in self.questions])
 
     @torch.inference_mode()
@@ -151,7 +149,7 @@ class Evidence:
         """Policy -> budget (as text; "" for those that have none) -> answers."""
         rates = torch.cat([shown.rates for _, shown in self._batches()])
         steady = {budget: self._same_number(rates, budget) for budget in self.options.budgets}
-        rows: dict[tuple[str, str], list[tuple[bool, int]]] = {}
+        found: dict[str, dict[str, list[tuple[bool, int]]]] = {}
         for start, shown in self._batches():
             stop = start + len(shown.questions)
             progress(start, "answering")
@@ -162,12 +160,11 @@ class Evidence:
                     for answer, truth in zip(answers, self.truths[start:stop], strict=True)
                 ]
                 read = [shown.tokens.shape[1]] * len(right) if kept is None else kept.sum(1).tolist()
-                rows.setdefault((name, budget), []).extend(zip(right, read, strict=True))
-        found: dict[str, dict[str, Answers]] = {}
-        for (name, budget), pairs in rows.items():
-            correct, read = np.array(pairs).T
-            found.setdefault(name, {})[budget] = Answers(correct, read)
-        return found
+                found.setdefault(name, {}).setdefault(budget, []).extend(zip(right, read, strict=True))
+        return {
+            name: {budget: Answers(*np.array(pairs).T) for budget, pairs in by_budget.items()}
+            for name, by_budget in found.items()
+        }
 
     @torch.inference_mode()
     def what_rates_follow(self) -> dict[str, float]:
@@ -185,7 +182,7 @@ class Evidence:
             "rank correlation with the object's share of the place": _rank_correlation(rates, objects),
             "rank correlation with the texture of empty places": _rank_correlation(rates[empty], texture[empty]),
             "rank correlation of an image's sum with its number of objects": _rank_correlation(
-                totals, np.array([len(self._scene(number).objects) for number in range(len(rates))])
+                totals, np.array([len(scene.objects) for scene in self.drawn])
             ),
         }
 
@@ -194,7 +191,7 @@ class Evidence:
         shown = next(self._batches())[1]
         side, extras = shown.side, self.base.num_extras["understanding"]
         for number in range(min(count, len(shown.questions))):
-            image = render(self._scene(number), self.scenes.spec)
+            image = render(self.drawn[number], self.scenes.spec)
             yield image, self.questions[number]
             for budget in self.options.budgets:
                 kept = self.selector.budget.kept(shown.rates, budget)[number, extras:].view(side, side).cpu().numpy()
@@ -220,11 +217,8 @@ class Evidence:
         places = shown.tokens.shape[1] - extras
         yield ALL, "", None
         if extras:
-            yield (
-                NO_PLACES,
-                "",
-                torch.arange(places + extras, device=shown.rates.device).expand_as(shown.rates) < extras,
-            )
+            numbers = torch.arange(places + extras, device=shown.rates.device)
+            yield NO_PLACES, "", numbers.expand_as(shown.rates) < extras
         scores = {name: ranking(shown) for name, ranking in RANKINGS.items()}
         for keep in self.options.budgets:
             share = budget.share(shown.rates, keep)
@@ -242,12 +236,9 @@ class Evidence:
         steps = torch.floor(torch.arange(len(rates) + 1, dtype=torch.float64) * mean.cpu())
         return steps.diff()
 
-    def _scene(self, number: int) -> Any:
-        return self.scenes.draw("understanding", number)[0]
-
     def _truth_of_places(self, number: int, side: int) -> tuple[np.ndarray, np.ndarray]:
         """(L,) each: which share of a place objects cover, and how strong its texture is."""
-        scene = self._scene(number)
+        scene = self.drawn[number]
         image, bare = (render(one, self.scenes.spec).astype(float) for one in (scene, replace(scene, objects=())))
         covered = (image != bare).any(-1)
         tiles = (side, image.shape[0] // side, side, image.shape[1] // side)

@@ -89,10 +89,10 @@ def test_pixel_error_is_that_of_each_place(evidence) -> None:
 def test_places_of_objects_are_known(evidence) -> None:
     for number in range(OPTIONS.questions):
         covered, texture = evidence._truth_of_places(number, 4)
-        centres = {(int(y) // 8, int(x) // 8) for y, x in (item.centre for item in evidence._scene(number).objects)}
+        centres = {(int(y) // 8, int(x) // 8) for y, x in (item.centre for item in evidence.drawn[number].objects)}
         assert all(covered.reshape(4, 4)[centre] > 0 for centre in centres)
         assert (texture > 0).all()
-        assert 0 < (covered > 0).sum() <= 9 * len(evidence._scene(number).objects)
+        assert 0 < (covered > 0).sum() <= 9 * len(evidence.drawn[number].objects)
 
 
 def test_differences_are_paired_and_by_kind() -> None:

@@ -161,16 +161,16 @@ def test_ratios_are_taken_round_by_round() -> None:
     assert found["mfu"] == pytest.approx(3 / 2.2 / 10)
     circumstances = {"samples_per_step": 11, "device": "cpu", "precision": "32", "steps": 3, "rounds": 2}
     shown = table(circumstances | {"variants": [{"name": "C"} | found]})
-    cells = dict(zip(*(list(column.cells) for column in shown.columns), strict=True))
+    cells = dict(shown.lines)
     assert cells["step, ms"] == "2200.0" and cells["data, ms"] == "550.0 (25 %)"
 
 
 def test_steps_that_log_count_as_often_as_they_come() -> None:
     """Nine steps of 1 s for one of 3 s are 1.2 s a step, however many of each were timed."""
     steps = [StepTime({"forward": 3.0 if logs else 1.0}, {}, logs) for logs in (False, True, False, True, False)]
-    assert typical(steps, 0.1, lambda step: step.wall["forward"]) == pytest.approx(1.2)
-    assert typical(steps[:1], 0.1, lambda step: step.wall["forward"]) == 1.0
-    assert typical(steps[1:2], 0.1, lambda step: step.wall["forward"]) == 3.0
+    assert typical(steps, 0.1, "wall", "forward") == pytest.approx(1.2)
+    assert typical(steps[:1], 0.1, "wall", "forward") == 1.0
+    assert typical(steps[1:2], 0.1, "wall", "forward") == 3.0
 
 
 def test_answering_and_drawing_are_timed_with_and_without_caches(tmp_path, capsys) -> None:

@@ -8,7 +8,9 @@ import torch
 from PIL import Image
 
 from infotok_lit.batch import UnderstandingSample
-from infotok_lit.commands.describe import find_images, main
+from infotok_lit.commands.describe import describe as describe_command
+from infotok_lit.commands.describe import find_images
+from infotok_lit.commands.parsing import run
 from infotok_lit.errors import MissingFileError
 from infotok_lit.inference import QUESTION
 
@@ -17,7 +19,7 @@ TOKENS = "6"
 
 
 def describe(*arguments: object) -> int:
-    return main(["describe", "--device", "cpu", "--max_new_tokens", TOKENS, *map(str, arguments)])
+    return run(describe_command, ["describe", "--device", "cpu", "--max_new_tokens", TOKENS, *map(str, arguments)])
 
 
 def truth(model, path, prompt: str) -> str:

@@ -91,7 +91,7 @@ def test_options_that_are_not_the_functions_are_handed_on() -> None:
         return 0
 
     argv = ["bench", "--config", "a.yaml", "--steps", "4", "--model.init_args.optimiser.lr", "-1e-4"]
-    assert run(bench, argv, rest="fit_arguments") == 0
+    assert run(bench, argv) == 0
 
 
 def test_a_list_on_the_command_line_takes_the_place_of_a_files(tmp_path) -> None:

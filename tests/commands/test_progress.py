@@ -31,7 +31,7 @@ def test_a_written_file_has_the_permissions_of_any_new_file(tmp_path) -> None:
 def test_lines_go_to_stdout_and_the_bar_to_the_terminal(stdout_is_a_terminal) -> None:
     long = "x" * 200
     script = (
-        "from infotok_lit.commands.progress import progress_bar\n"
+        "from infotok_lit.progress import progress_bar\n"
         "with progress_bar(2) as bar:\n"
         f"    bar.write('{long}')\n"
         "    bar.show(1, 'half of it')\n"

@@ -11,7 +11,9 @@ from PIL import Image
 from tiny import FAMILIES
 
 from infotok_lit.batch import UnderstandingSample
-from infotok_lit.commands import describe, generate
+from infotok_lit.commands.describe import describe
+from infotok_lit.commands.generate import generate
+from infotok_lit.commands.parsing import run
 from infotok_lit.errors import SettingsError
 from infotok_lit.model_choice import ModelChoice, ModelOptions, labels
 from infotok_lit.pictures import MARGIN, TILE
@@ -22,7 +24,7 @@ TOKENS = 5
 
 def ask(folders, *arguments: object) -> int:
     given = ["--max_new_tokens", TOKENS, "--device", "cpu", *(part for text in PROMPTS for part in ("--prompt", text))]
-    return describe.main(["describe", "--model", *map(str, folders.values()), *map(str, (*given, *arguments))])
+    return run(describe, ["describe", "--model", *map(str, folders.values()), *map(str, (*given, *arguments))])
 
 
 def truth(model, path, prompt: str) -> str:
@@ -79,7 +81,7 @@ def test_a_broken_image_is_named_once(folders, tmp_path, pictures, capsys) -> No
 
 def draw(folders, *arguments: object) -> int:
     models = [part for path in folders.values() for part in ("--model", path)]
-    return generate.main(["generate", "--device", "cpu", *map(str, (*models, *arguments))])
+    return run(generate, ["generate", "--device", "cpu", *map(str, (*models, *arguments))])
 
 
 def test_pictures_form_a_grid_of_prompts_by_models(models, folders, tmp_path) -> None:

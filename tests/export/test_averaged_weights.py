@@ -11,7 +11,8 @@ from safetensors import safe_open
 from tiny import TinyModule, scenes_data
 
 from infotok_lit.callbacks import ExportInference, WeightAverage
-from infotok_lit.commands import export
+from infotok_lit.commands.export import export
+from infotok_lit.commands.parsing import run
 from infotok_lit.errors import SettingsError
 from infotok_lit.models.family import load_folder
 
@@ -75,7 +76,7 @@ def test_both_weights_are_exported_under_their_names(tmp_path) -> None:
     words = {"averaged": "moving average (3 updates)", "raw": "raw (not the run's moving average)"}
     for name in folders:
         out = tmp_path / f"by command, {name}"
-        export.main(["export", "--ckpt", str(tmp_path / "run"), "--out", str(out), "--weights", name])
+        run(export, ["export", "--ckpt", str(tmp_path / "run"), "--out", str(out), "--weights", name])
         other = "raw" if name == "averaged" else "averaged"
         for folder in (folders[name], out):
             assert holds(folder, truth[name]) and not holds(folder, truth[other])
@@ -98,7 +99,7 @@ def test_checkpoints_that_lightning_averaged_are_still_exported(tmp_path) -> Non
     # Its first update takes the weights as they are.
     truth = {"averaged": moving_average(remember.weights[1:]), "raw": remember.weights[-1]}
     for name, weights in truth.items():
-        export.main(["export", "--ckpt", str(tmp_path / "run"), "--out", str(tmp_path / name), "--weights", name])
+        run(export, ["export", "--ckpt", str(tmp_path / "run"), "--out", str(tmp_path / name), "--weights", name])
         assert holds(tmp_path / name, weights)
         assert card_and_metadata(tmp_path / name)[1] == name
 
@@ -109,5 +110,5 @@ def test_an_average_that_never_began_is_not_passed_off_as_one(tmp_path) -> None:
     assert card_and_metadata(tmp_path / "out")[0] == "moving average (0 updates)"
     command = ["export", "--ckpt", str(tmp_path / "run"), "--out", str(tmp_path / "late")]
     with pytest.raises(SettingsError, match="use --weights raw"):
-        export.main(command)
-    assert export.main([*command, "--weights", "raw"]) == 0
+        run(export, command)
+    assert run(export, [*command, "--weights", "raw"]) == 0

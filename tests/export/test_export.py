@@ -10,7 +10,8 @@ from tiny import FAMILIES, TinyModule, scenes_data, tiny_config, tiny_model
 
 from infotok_lit.assets import SCENES_TOKENIZER
 from infotok_lit.callbacks import ExportInference
-from infotok_lit.commands import export
+from infotok_lit.commands.export import export
+from infotok_lit.commands.parsing import run
 from infotok_lit.errors import ExplainedError
 from infotok_lit.models.common.model_config import KL16Config
 from infotok_lit.models.export import export_model
@@ -21,7 +22,7 @@ from infotok_lit.scenes import Scenes
 QUESTIONS = ["what shape is the red object?", "how many circles are there?"]
 
 
-def run(tmp_path, module: TinyModule) -> pl.Trainer:
+def train(tmp_path, module: TinyModule) -> pl.Trainer:
     trainer = pl.Trainer(
         accelerator="cpu",
         max_steps=2,
@@ -54,7 +55,7 @@ def outputs(model) -> list[torch.Tensor]:
 @pytest.mark.parametrize("bottleneck", ["projected", "inline"])
 def test_the_exported_model_is_bitwise_the_trained_one_without_heads(tmp_path, bottleneck, family) -> None:
     module = TinyModule(bottleneck=bottleneck, family=family)
-    run(tmp_path, module)
+    train(tmp_path, module)
     assert list(module.infotok.parameters()), "there were heads to strip"
     folder = tmp_path / "exported"
     for before, after in zip(outputs(module.base), outputs(load_folder(folder)), strict=True):
@@ -104,11 +105,11 @@ def test_others_may_read_what_is_exported(tmp_path, file_format) -> None:
 
 def test_the_command_exports_a_checkpoint_and_a_run_folder(tmp_path) -> None:
     module = TinyModule()
-    trainer = run(tmp_path, module)
+    trainer = train(tmp_path, module)
     trainer.save_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")
     for number, source in enumerate((tmp_path / "run", tmp_path / "run" / "checkpoints" / "last.ckpt")):
         out = tmp_path / f"out{number}"
-        assert export.main(["export", "--ckpt", str(source), "--out", str(out)]) == 0
+        assert run(export, ["export", "--ckpt", str(source), "--out", str(out)]) == 0
         for before, after in zip(outputs(module.base), outputs(load_folder(out)), strict=True):
             assert torch.equal(before, after)
 
@@ -121,5 +122,5 @@ def test_a_damaged_or_missing_checkpoint_is_one_clear_message(tmp_path, content,
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(ExplainedError, match=message):
-        export.main(["export", "--ckpt", str(path), "--out", str(tmp_path / "out")])
+        run(export, ["export", "--ckpt", str(path), "--out", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()

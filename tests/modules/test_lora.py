@@ -11,7 +11,8 @@ from tiny import FAMILIES, TinyModule, tiny_model
 
 from infotok_lit.callbacks import ExportInference
 from infotok_lit.checkpoints import CheckpointError, newest_checkpoint, read_run
-from infotok_lit.commands import export
+from infotok_lit.commands.export import export
+from infotok_lit.commands.parsing import run
 from infotok_lit.models.family import load_folder
 from infotok_lit.modules.base_model import base_weights
 from infotok_lit.modules.lora import LoraConfig, add_adapters, merged, merged_state
@@ -107,7 +108,7 @@ def test_exports_have_the_official_names_and_the_adapters_effect(family, tmp_pat
     trainer = fit(tmp_path / "run", module=module, steps=3)
     ExportInference(str(tmp_path / "live")).on_fit_end(trainer, module)
     trainer.save_checkpoint(tmp_path / "run" / "end.ckpt")
-    assert export.main(["export", "--ckpt", str(tmp_path / "run" / "end.ckpt"), "--out", str(tmp_path / "file")]) == 0
+    assert run(export, ["export", "--ckpt", str(tmp_path / "run" / "end.ckpt"), "--out", str(tmp_path / "file")]) == 0
     live, from_file = load_folder(tmp_path / "live"), load_folder(tmp_path / "file")
     assert live.state_dict().keys() == tiny_model(family).state_dict().keys()
     assert all(torch.equal(value, live.state_dict()[name]) for name, value in from_file.state_dict().items())

@@ -62,7 +62,7 @@ class Bench:
         (folder / f"{variant}-{seed}.json").write_text(json.dumps(content))
 
     def run(self, study: Study, workers: int = 1, **resources) -> bool:
-        return run_study(study, Resources(workers, prefix=self.prefix, **resources))
+        return run_study(study, Resources(workers, **resources), self.prefix)
 
     def notes(self) -> list[list[str]]:
         """What the stand-ins noted: [start, folder, pid, fresh or resumed, threads], [end, folder, pid]."""

@@ -198,6 +198,6 @@ def test_a_damaged_note_of_a_point_stops_nothing(bench, content) -> None:
     study = swept(bench, CHOICES, seeds=(0,), sampler="grid", trials=2)
     bench.run(study)
     job = known_points(study)[0]
-    (job.folder / "point.json").write_text(content)
+    Path(study.out, job.key, "point.json").write_text(content)
     assert len(known_points(study)) == 1
     assert bench.run(study) and set(bench.starts().values()) == {1}

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 class ProgressBar:
-    """A bar on stderr, and a way to write to stdout that leaves it whole."""
+    """A bar on stderr, and ways to write lines that leave it whole; threads may share it."""
 
     def __init__(self, progress: "Progress", total: float) -> None:
         self._progress = progress
@@ -23,33 +23,24 @@ class ProgressBar:
     def write(self, line: str) -> None:
         """Write a line to stdout: above the bar, if they share the terminal."""
         if sys.stdout.isatty() and not self._progress.disable:
-            self._progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
+            self.say(line)
         else:
             sys.stdout.write(f"{line}\n")
             sys.stdout.flush()
+
+    def say(self, line: str) -> None:
+        """Write a line to stderr, above the bar."""
+        self._progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 @contextmanager
 def progress_bar(total: float, shown: bool = True) -> Iterator[ProgressBar]:
     """A bar that is drawn if stderr is a terminal and `shown`."""
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        Progress,
-        TaskProgressColumn,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from rich.progress import Progress, TimeElapsedColumn
 
     console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
+    columns = (*Progress.get_default_columns(), TimeElapsedColumn())
     hidden = not (shown and console.is_terminal)
     # rich would send what is written to stdout to its own console, which must not happen to a redirected stdout.
     with Progress(*columns, console=console, disable=hidden, redirect_stdout=False) as progress:
