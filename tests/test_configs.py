@@ -15,6 +15,7 @@ import yaml
 from infotok_lit.assets import DEFAULTS_CONFIG, QUICKSTART_CONFIG, SCENES_TOKENIZER, config_chain, find_config
 from infotok_lit.cli import main
 from infotok_lit.commands.fit import InfoTokCLI
+from infotok_lit.errors import SettingsError
 from infotok_lit.modules.optimiser import build_optimiser
 
 ROOT = Path(__file__).parents[1]
@@ -279,3 +280,13 @@ def test_configurations_are_found_by_name_and_each_lies_over_its_own() -> None:
         str(path.resolve().relative_to(FOLDER)) for path in config_chain(["showo2/7b", "configs/showo2/stage1.yaml"])
     ]
     assert chain == ["showo2/1.5b.yaml", "showo2/7b.yaml", "showo2/stage1.yaml"]
+
+
+def test_a_configuration_may_lie_over_several_each_of_which_comes_once(tmp_path) -> None:
+    over = {"below": None, "left": "below.yaml", "right": ["below.yaml"], "top": ["left.yaml", "right.yaml"]}
+    for name, bases in over.items():
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump({"over": bases}))
+    assert [path.stem for path in config_chain([tmp_path / "top.yaml"])] == ["below", "left", "right", "top"]
+    (tmp_path / "below.yaml").write_text("over: [top.yaml]")
+    with pytest.raises(SettingsError, match="top.yaml is laid over itself"):
+        config_chain([tmp_path / "top.yaml"])

@@ -3,7 +3,7 @@
 Only the standard library is imported before a configuration is read: the command line answers typing errors with it.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from infotok_lit.errors import MissingFileError, SettingsError, did_you_mean
@@ -19,7 +19,7 @@ CONFIGS = next(
 )
 """Where installing the package puts configs/, or configs/ of the repository."""
 OVER = "over"
-"""The key by which a configuration names the one that it is to be laid over: a path beside its own file."""
+"""The key by which a configuration names what it is to be laid over: a path from its own folder, or a list of them."""
 SCENES_TOKENIZER = ASSETS / "scenes_tokenizer"
 BENCHMARKS = ASSETS / "benchmarks"
 """What of the public benchmarks may be passed on."""
@@ -71,28 +71,33 @@ def config_chain(names: Iterable[str | Path]) -> list[Path]:
 
     Raises:
         MissingFileError: if one is not there.
-        SettingsError: if two say that each is laid over the other.
+        SettingsError: if one is laid over itself, by way of others too.
     """
     chain: list[Path] = []
     for name in names:
         path = find_config(name)
-        below = []
-        while (base := _laid_over(path)) is not None and base.resolve() not in {file.resolve() for file in chain}:
-            if base in below:
-                raise SettingsError(f"{base} is laid over itself, by its key `{OVER}`")
-            below.append(base)
-            path = base
-        chain += [*reversed(below), find_config(name)]
+        chain += [*_below(path, (path,), chain), path]
     return chain
 
 
-def _laid_over(path: Path) -> Path | None:
+def _below(path: Path, above: Sequence[Path], chain: Sequence[Path]) -> list[Path]:
+    """What a configuration lies over and is not in the chain yet, lowest first."""
+    below: list[Path] = []
+    for base in _laid_over(path):
+        if base.resolve() in {file.resolve() for file in above}:
+            raise SettingsError(f"{base} is laid over itself, by its key `{OVER}`")
+        if base.resolve() not in {file.resolve() for file in (*chain, *below)}:
+            below += [*_below(base, (*above, base), [*chain, *below]), base]
+    return below
+
+
+def _laid_over(path: Path) -> list[Path]:
     import yaml
 
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError):
         # Whoever reads the settings says what is wrong with the file.
-        return None
-    base = content.get(OVER) if isinstance(content, dict) else None
-    return None if base is None else find_config(path.parent / str(base))
+        return []
+    bases = (content.get(OVER) if isinstance(content, dict) else None) or []
+    return [find_config(path.parent / str(base)) for base in (bases if isinstance(bases, list) else [bases])]

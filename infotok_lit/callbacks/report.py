@@ -56,7 +56,7 @@ class FinalReport(pl.Callback):
         self.after: dict[str, float] = {}
         self.after_step = 0
         self._answers: list[tuple[str, str, str]] = []
-        self._caption = ""
+        self._caption = "a red circle"
 
     def on_validation_batch_end(
         self,

@@ -11,9 +11,9 @@ from jsonargparse.typing import PositiveFloat, PositiveInt
 
 from infotok_lit.commands.stand_in_fit import Plan, build_data, build_module, plan_of, read_settings, shaping
 from infotok_lit.files import write_json
+from infotok_lit.tables import Table
 
 if TYPE_CHECKING:
-    from rich.table import Table
     from torch import Tensor
 
     from infotok_lit.modules.dry_run import DryRun
@@ -218,18 +218,18 @@ def show(result: Result) -> None:
     ]
     total = [sum(first[kind].values()) for kind in ("parameters", "trained")]
     lines.append(["all", *(f"{number:,}" for number in total), ""])
-    console.print(_table("Parts of the model", ["part", "parameters", "trained", "activations, GiB"], lines))
+    Table("Parts of the model", ["part", "parameters", "trained", "activations, GiB"], lines).show()
     parts = {name: size for name, size in first["held"].items() if name not in first["parameters"]}
     parts["activations"] = sum(first["held"].values()) - sum(parts.values())
     lines = [[name, _gib(size)] for name, size in sorted(parts.items(), key=lambda item: -item[1])]
     title = f"One card at the worst moment: {first['worst']}"
-    console.print(_table(title, ["", "GiB"], [*lines, ["all", _gib(sum(parts.values()))]]))
+    Table(title, ["", "GiB"], [*lines, ["all", _gib(sum(parts.values()))]]).show()
     strategies = list(first["bytes"])
     lines = [
         [plan["options"] or "as configured", *(_fit(plan["bytes"][name]) for name in strategies)]
         for plan in result["plans"]
     ]
-    console.print(_table("GiB of each card, and the card that it fits", ["", *strategies], lines))
+    Table("GiB of each card, and the card that it fits", ["", *strategies], lines, wraps=True).show()
     if result["plans"][-1]["accumulate"] != first["accumulate"]:
         console.print(FEWER_NEGATIVES)
     if "measured_bytes" in result:
@@ -256,15 +256,3 @@ def _bytes(tensors: "Iterable[Tensor]") -> int:
 
 def _gib(size: float) -> str:
     return f"{size / GIB:.2f}"
-
-
-def _table(title: str, columns: Sequence[str], lines: Sequence[Sequence[str]]) -> "Table":
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    shown = Table(box=SIMPLE_HEAD, title=title, title_justify="left")
-    for i, column in enumerate(columns):
-        shown.add_column(column, justify="right" if i else "left")
-    for line in lines:
-        shown.add_row(*line)
-    return shown

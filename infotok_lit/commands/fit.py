@@ -80,7 +80,7 @@ class InfoTokCLI(LightningCLI):
         """Add how checkpoints are kept, and what the trainer's method takes beside model and data (--ckpt_path)."""
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.add_argument(
-            f"--{OVER}", type=str | None, help="in a file: the configuration beside it that it is laid over"
+            f"--{OVER}", type=str | list[str] | None, help="in a file: what it is laid over, as paths from its folder"
         )
         given = {"model", "datamodule", "train_dataloaders", "val_dataloaders", "dataloaders"}
         self._call_settings = parser.add_method_arguments(pl.Trainer, self.command, skip=given)

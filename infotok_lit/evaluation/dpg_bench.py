@@ -14,7 +14,7 @@ from PIL import Image
 from infotok_lit.errors import DataError
 from infotok_lit.evaluation.benchmark import Benchmark, Drawing, Score, average, open_drawn, require
 from infotok_lit.evaluation.records import Row, checked, read_text
-from infotok_lit.files import write_whole
+from infotok_lit.files import replacing
 
 FILE = "dpg_bench.csv"
 GRIDS = "grids"
@@ -77,7 +77,8 @@ class DpgBench(Benchmark):
                 items.setdefault(row["group"], []).append(row)
         (folder / GRIDS).mkdir(exist_ok=True)
         for item, own in items.items():
-            write_whole(folder / GRIDS / f"{item}.png", _png(square([folder / row["image"] for row in own])))
+            with replacing(folder / GRIDS / f"{item}.png") as file:
+                square([folder / row["image"] for row in own]).save(file, "PNG")
 
     def check_complete(self, folder: Path) -> list[str]:
         missing = [item for item in self.prompts if not (folder / GRIDS / f"{item}.png").is_file()]
@@ -108,9 +109,3 @@ def square(files: Sequence[Path]) -> Image.Image:
     for number, image in enumerate(images):
         canvas.paste(image, (number % columns * width, number // columns * height))
     return canvas
-
-
-def _png(image: Image.Image) -> bytes:
-    content = io.BytesIO()
-    image.save(content, "PNG")
-    return content.getvalue()

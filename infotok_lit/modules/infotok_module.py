@@ -225,18 +225,20 @@ class InfoTokModule(pl.LightningModule):
         seeds, elements = draw_seeds(), elements_of_step(self.base, batch, seeds_of_step(self.trainer, batch_idx))
         branches = trained_branches(self.base, self.infotok.heads, self.task_weights)
         self._say_once("idle", "understanding", idle_message(self.base, self.task_weights, branches))
-        kept, parts = KeptGradients(self.parameters(), backward_scale(self.trainer)), {}
+        kept, parts = None, {}
+        if self.backward_per_branch:
+            kept = KeptGradients(self.parameters(), backward_scale(self.trainer))
         for branch in branches:
             is_last = branch == branches[-1] and not self.task_weights.reconstruction
-            at_once = kept if self.backward_per_branch and not is_last else None
-            parts |= self._branch_loss(branch, batch[branch], seeds[branch], elements, at_once)
+            parts |= self._branch_loss(branch, batch[branch], seeds[branch], elements, None if is_last else kept)
         if self.task_weights.reconstruction:
             with isolated_rng(seeds["reconstruction"], self.device):
                 reconstruction = self.run_reconstruction(batch["generation"])
             parts |= loss_parts(self.task_weights, {}, reconstruction)
             if self._logs_this_step():
                 self.log("train/reconstruction/loss", reconstruction.task_loss.detach(), sync_dist=True)
-        parts |= kept.rest()
+        if kept is not None:
+            parts |= kept.rest()
         total = self.guard.watch_losses(parts, {**batch, "reconstruction": batch["generation"]}, self.global_step)
         self.log("train/loss", total.detach(), prog_bar=True)
         return total
