@@ -225,9 +225,8 @@ class InfoTokModule(pl.LightningModule):
         seeds, elements = draw_seeds(), elements_of_step(self.base, batch, seeds_of_step(self.trainer, batch_idx))
         branches = trained_branches(self.base, self.infotok.heads, self.task_weights)
         self._say_once("idle", "understanding", idle_message(self.base, self.task_weights, branches))
-        kept, parts = None, {}
-        if self.backward_per_branch:
-            kept = KeptGradients(self.parameters(), backward_scale(self.trainer))
+        kept = KeptGradients(self.parameters(), backward_scale(self.trainer)) if self.backward_per_branch else None
+        parts: dict[str, Tensor] = {}
         for branch in branches:
             is_last = branch == branches[-1] and not self.task_weights.reconstruction
             parts |= self._branch_loss(branch, batch[branch], seeds[branch], elements, None if is_last else kept)
@@ -237,8 +236,7 @@ class InfoTokModule(pl.LightningModule):
             parts |= loss_parts(self.task_weights, {}, reconstruction)
             if self._logs_this_step():
                 self.log("train/reconstruction/loss", reconstruction.task_loss.detach(), sync_dist=True)
-        if kept is not None:
-            parts |= kept.rest()
+        parts |= {} if kept is None else kept.rest()
         total = self.guard.watch_losses(parts, {**batch, "reconstruction": batch["generation"]}, self.global_step)
         self.log("train/loss", total.detach(), prog_bar=True)
         return total
