@@ -76,19 +76,19 @@ def config_chain(names: Iterable[str | Path]) -> list[Path]:
     chain: list[Path] = []
     for name in names:
         path = find_config(name)
-        chain += [*_below(path, (path,), chain), path]
+        _add_below(path, (path,), chain)
+        chain.append(path)
     return chain
 
 
-def _below(path: Path, above: Sequence[Path], chain: Sequence[Path]) -> list[Path]:
-    """What a configuration lies over and is not in the chain yet, lowest first."""
-    below: list[Path] = []
+def _add_below(path: Path, above: Sequence[Path], chain: list[Path]) -> None:
+    """Add to the chain what a configuration lies over and is not there yet, lowest first."""
     for base in _laid_over(path):
-        if base.resolve() in {file.resolve() for file in above}:
+        if any(base.samefile(file) for file in above):
             raise SettingsError(f"{base} is laid over itself, by its key `{OVER}`")
-        if base.resolve() not in {file.resolve() for file in (*chain, *below)}:
-            below += [*_below(base, (*above, base), [*chain, *below]), base]
-    return below
+        if not any(base.samefile(file) for file in chain):
+            _add_below(base, (*above, base), chain)
+            chain.append(base)
 
 
 def _laid_over(path: Path) -> list[Path]:
