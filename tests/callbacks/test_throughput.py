@@ -6,12 +6,13 @@ import torch
 from fit_with import events, fit
 from tiny import TinyModule
 from torch import nn
+from torch.nn.attention.flex_attention import flex_attention
 from torch.utils.flop_counter import FlopCounterMode
 
 from infotok_lit.callbacks import Throughput, throughput
 from infotok_lit.callbacks.progress import Progress
 from infotok_lit.callbacks.throughput import IMAGES, MEMORY, MFU, RATE, TOKENS
-from infotok_lit.modules.flops import FlopCount, most_flops
+from infotok_lit.modules.flops import FlopCount, flops_of, most_flops
 from infotok_lit.scenes import Scenes
 
 
@@ -90,5 +91,41 @@ def test_attention_counts_on_a_cpu() -> None:
     assert count.total == forward + 2.5 * forward
 
 
+@pytest.mark.parametrize("kernel", ["flash_attention", "efficient_attention", "cudnn_attention"])
+def test_a_cards_attention_counts_for_every_head_of_the_query(kernel) -> None:
+    """Also where four heads share keys and values, which torch's own list refuses; by shapes, as there is no card."""
+    query, shared = torch.empty(2, 8, 16, 4), torch.empty(2, 2, 12, 4)
+    forward = getattr(torch.ops.aten, f"_scaled_dot_product_{kernel}").default
+    backward = getattr(torch.ops.aten, f"_scaled_dot_product_{kernel}_backward").default
+    one_product = 2 * (2 * 8 * 16 * 12 * 4)
+    assert flops_of(forward, (query, shared, shared), {}, query) == 2 * one_product
+    assert flops_of(backward, (query, query, shared, shared), {}, query) == 5 * one_product
+
+
+def test_flex_attention_counts_and_runs_uncompiled_meanwhile(recwarn) -> None:
+    """A compiler that fails when it is asked stands for one that nothing must ask."""
+
+    def refuse(*_):
+        raise AssertionError("compiled")
+
+    compiled = torch.compile(flex_attention, backend=refuse)
+    query, shared = torch.randn(2, 4, 128, 16), torch.randn(2, 2, 128, 16)
+    with torch.no_grad(), FlopCount() as count:
+        compiled(query, shared, shared, enable_gqa=True)
+    assert count.total == 2 * 2 * (2 * 4 * 128 * 128 * 16)
+    assert not [one for one in recwarn if "flex_attention" in str(one.message)]
+    with torch.no_grad(), pytest.raises(Exception, match="compiled"):
+        compiled(query, shared, shared, enable_gqa=True)
+
+
 def test_a_cpu_has_no_known_peak() -> None:
     assert most_flops(torch.device("cpu"), "bf16-mixed") is None
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [("NVIDIA H200", 989.4e12), ("NVIDIA H100 80GB HBM3", 989.4e12), ("NVIDIA A100-SXM4-80GB", 312e12)],
+)
+def test_a_cards_peak_is_its_makers_without_sparsity(name, peak, monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: name)
+    assert most_flops(torch.device("cuda"), "bf16-mixed") == peak
