@@ -148,8 +148,9 @@ def build_optimiser(
         _group("+".join(prefix.rstrip(".") for prefix in prefixes[lr, decay]), parameters, lr, decay)
         for (lr, decay), parameters in by_setting.items()
     ]
-    groups.append(_group("heads", [p for p in heads.parameters() if p.ndim > 1], config.heads_lr, config.weight_decay))
-    groups.append(_group("heads", [p for p in heads.parameters() if p.ndim <= 1], config.heads_lr, 0.0))
+    for decay in dict.fromkeys((config.weight_decay, 0.0)):
+        own = [one for one in heads.parameters() if (config.weight_decay if one.ndim > 1 else 0.0) == decay]
+        groups.append(_group("heads", own, config.heads_lr, decay))
     groups = [group for group in groups if group["params"]]
     if not groups:
         raise SettingsError("nothing is trainable: `freeze` covers the whole model and no term builds a head")

@@ -1,6 +1,7 @@
 """One step: what is summed, what is trained, what is logged, what stops the run."""
 
 import math
+from contextlib import nullcontext
 from dataclasses import replace
 
 import lightning.pytorch as pl
@@ -117,6 +118,23 @@ def test_asking_a_module_for_its_callbacks_changes_no_run(tmp_path) -> None:
     assert torch.equal(*losses)
 
 
+@pytest.mark.parametrize("ends_well", [True, False])
+def test_a_run_keeps_attention_out_of_cudnn_and_then_gives_it_back(tmp_path, ends_well) -> None:
+    seen = []
+
+    class Look(pl.Callback):
+        def on_train_batch_start(self, *_) -> None:
+            seen.append(torch.backends.cuda.cudnn_sdp_enabled())
+            if not ends_well:
+                raise KeyError("no")
+
+    run = trainer(tmp_path, callbacks=[Look()], max_steps=1, limit_val_batches=0, logger=False)
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    with nullcontext() if ends_well else pytest.raises(KeyError):
+        run.fit(TinyModule(()), scenes_data())
+    assert before and seen == [False] and torch.backends.cuda.cudnn_sdp_enabled()
+
+
 def test_plain_fine_tuning_is_the_sum_of_the_task_losses() -> None:
     module = TinyModule(())
     module.configure_model()
@@ -156,6 +174,21 @@ def test_optimiser_groups_partition_the_trainable_parameters(family) -> None:
     rates = {id(parameter): group["lr"] for group in optimiser.param_groups for parameter in group["params"]}
     assert {rates[id(p)] for p in module.infotok.parameters()} == {1e-2}
     assert {rates[id(p)] for p in module.base.parameters() if p.requires_grad} == {1e-4}
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.02])
+def test_no_two_groups_of_the_optimiser_have_one_name(decay) -> None:
+    """Or Lightning's monitor of learning rates stops the run."""
+    module = TinyModule(TERMS)
+    module.configure_model()
+    config = OptimiserConfig(lr=1e-4, heads_lr=1e-2, weight_decay=decay)
+    optimiser = build_optimiser(config, module.base, module.infotok, module.base.decays)
+    names = [group["name"] for group in optimiser.param_groups]
+    assert len(set(names)) == len(names)
+    assert {group["weight_decay"] for group in optimiser.param_groups} == {0.0, decay}
+    heads = {id(one): one.ndim > 1 for one in module.infotok.parameters()}
+    decays = {id(p): group["weight_decay"] for group in optimiser.param_groups for p in group["params"]}
+    assert all(decays[one] == (decay if is_matrix else 0.0) for one, is_matrix in heads.items())
 
 
 def test_parts_may_have_a_learning_rate_of_their_own() -> None:
