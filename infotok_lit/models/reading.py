@@ -15,7 +15,7 @@ from transformers import LogitsProcessorList, PreTrainedModel
 from infotok_lit.batch import IGNORE_INDEX, IMAGE_TOKEN_ID, Processor, UnderstandingBatch
 from infotok_lit.errors import SettingsError
 from infotok_lit.models.common.answering import answer_after_prefix, shorten, split_after_image
-from infotok_lit.models.common.language_model import CAUSAL, next_labels, required, take_rows, text_loss
+from infotok_lit.models.common.language_model import CAUSAL, next_labels, places_where, required, take_rows, text_loss
 from infotok_lit.models.common.reconstruction import scale_gradient
 
 TokenTransform = Callable[[Tensor], Tensor]
@@ -73,7 +73,10 @@ class ImageReader(nn.Module, ABC):
                 "processor's disagree"
             ),
         )
-        return embeds.masked_scatter(slots.unsqueeze(-1), visual.to(embeds.dtype))
+        # By place: the gradient of a masked scatter would wait for the device.
+        (places,) = places_where(slots.view(1, -1), num_visual)
+        filled = embeds.flatten(0, 1).index_copy(0, places, visual.flatten(0, 1).to(embeds.dtype))
+        return filled.view_as(embeds)
 
     # Shared tokens
 

@@ -131,8 +131,12 @@ def balance_report(balance: Balance, weights: Mapping[Term, Tensor | float], lam
     report = {"pull_task": task}
     for term, pull in zip(balance.shares, pulls, strict=True):
         report[f"rho_{term}"] = weights[term] * pull / task.clamp(min=torch.finfo(task.dtype).tiny)
-    values = {term: torch.as_tensor(weight, device=task.device) for term, weight in weights.items()}
-    equivalents = equivalent_weights(values, torch.as_tensor(lambda_, device=task.device))
+    # Numbers are written on the device: to copy one there would wait for it.
+    values = {
+        term: weight if isinstance(weight, Tensor) else torch.full_like(task, weight)
+        for term, weight in weights.items()
+    }
+    equivalents = equivalent_weights(values, torch.full_like(task, lambda_))
     return report | {f"equivalent_{name}": value.detach() for name, value in equivalents.items()}
 
 

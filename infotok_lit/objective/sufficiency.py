@@ -111,7 +111,7 @@ class TextDecoder(nn.Module):
         places = targets.flatten().nonzero()[:, 0] if places is None else places
         ids = output.text.ids.flatten()[places]
         nats = self._nats(hidden.flatten(0, 1)[places], ids, output.text_embedding.weight.detach())
-        return torch.zeros_like(targets, dtype=nats.dtype).masked_scatter(targets, nats)
+        return nats.new_zeros(targets.numel()).index_copy(0, places, nats).view(targets.shape)
 
     def _nats(self, hidden: Tensor, ids: Tensor, table: Tensor) -> Tensor:
         """(M, width), (M,) -> (M,). Logits are recomputed in the backward pass: held, they would outweigh the rest."""

@@ -5,6 +5,7 @@ There is no GPU here, so what would wait is counted: operations whose result a h
 
 import traceback
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -16,9 +17,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from infotok_lit.errors import SettingsError
 from infotok_lit.models.common import language_model
 from infotok_lit.models.common.language_model import required
+from infotok_lit.objective.balance import BalanceConfig, Shares
 
 aten = torch.ops.aten
-WAITING = (aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten.equal, aten.bincount, aten.lift_fresh)
+WAITING = (
+    *(aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten.masked_scatter_backward),
+    *(aten.equal, aten.bincount, aten.lift_fresh),
+)
 """The last one is a constant that becomes a tensor, and on a GPU is copied there."""
 INDEXING = (aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_)
 ON_THE_HOST = "truncated_normal_ratio"
@@ -70,7 +75,12 @@ def waits(family: str) -> Counter[tuple[str, str]]:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(TinyModule(family=family), scenes_data())
+    module = TinyModule(family=family)
+    # As by default: the terms' weights are measured, and reported.
+    shares = Shares(compactness=0.1, sufficiency=0.1, alignment=0.1)
+    balance = BalanceConfig(understanding=shares, generation=shares)
+    module.objective_config = replace(module.objective_config, balance=balance)
+    trainer.fit(module, scenes_data())
     return counted.counter.found
 
 
@@ -87,7 +97,15 @@ def test_what_waits_is_counted() -> None:
 
 def test_the_counter_knows_what_waits() -> None:
     x, mask = torch.arange(3.0), torch.tensor([True, False, True])
-    for read in (lambda: x[mask], lambda: mask.nonzero(), lambda: float(x[0]), lambda: torch.tensor([1.0])):
+    rows = torch.ones(2, requires_grad=True)
+    for read in (
+        lambda: x[mask],
+        lambda: mask.nonzero(),
+        lambda: float(x[0]),
+        lambda: torch.tensor([1.0]),
+        lambda: torch.as_tensor(1.0),
+        lambda: x.masked_scatter(mask, rows).sum().backward(),
+    ):
         with WaitCounter() as counter:
             read()
         assert sum(counter.found.values()) == 1
