@@ -216,9 +216,16 @@ class InferenceModel:
         """Where the model is called: without gradients, in the precision of its weights. Yields its device."""
         import torch
 
+        from infotok_lit.models.common.language_model import without_cudnn_attention
+
         weight = next(self.base.parameters())
         low = weight.dtype != torch.float32
-        with torch.inference_mode(), torch.autocast(weight.device.type, weight.dtype if low else None, enabled=low):
+        kind = weight.device.type
+        with (
+            torch.inference_mode(),
+            torch.autocast(kind, weight.dtype if low else None, enabled=low),
+            without_cudnn_attention(),
+        ):
             yield weight.device
 
 

@@ -1,5 +1,6 @@
-"""What every run gets, whatever its Trainer: random numbers that resume exactly, and data that knows its model."""
+"""What every run gets, whatever its Trainer: exact resuming, data that knows its model, and kernels that fit it."""
 
+from contextlib import ExitStack
 from typing import Any
 
 import lightning.pytorch as pl
@@ -7,6 +8,7 @@ import torch
 
 from infotok_lit.batch import BRANCHES
 from infotok_lit.data.datamodule import UnifiedDataModule
+from infotok_lit.models.common.language_model import without_cudnn_attention
 from infotok_lit.modules.base_model import encoding_of
 from infotok_lit.seeding import seed_of
 
@@ -24,6 +26,34 @@ def tell_model_is_built(pl_module: pl.LightningModule) -> None:
     for callback in () if trainer is None else trainer.callbacks:
         if isinstance(callback, ModelCallback):
             callback.on_model_built(trainer, pl_module)
+
+
+def callbacks_of_every_run() -> list[pl.Callback]:
+    """Those below."""
+    return [StepSeed(), DataConnection(), AttentionKernels()]
+
+
+class AttentionKernels(pl.Callback):
+    """Keeps a run's attention out of cuDNN, which plans a kernel anew for every length that a sequence has.
+
+    Texts are as long as the longest of a batch, and masks leave as many tokens as they leave: nearly each step has
+    lengths of its own, and planning took a quarter of a step's time (docs/sizes.md).
+    """
+
+    def __init__(self) -> None:
+        self._switched = ExitStack()
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """From now on."""
+        self._switched.enter_context(without_cudnn_attention())
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """As it was before."""
+        self._switched.close()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """As it was before."""
+        self._switched.close()
 
 
 class StepSeed(pl.Callback):

@@ -4,6 +4,7 @@ Shapes: B batch, T text length, H width, V vocabulary.
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 
 import torch
@@ -126,6 +127,17 @@ def read_after_text(body: nn.Module, text: Tensor, text_mask: Tensor, visual: Te
     hidden = body(inputs_embeds=embeds, attention_mask=CAUSAL, use_cache=False).last_hidden_state
     places = text_mask.sum(dim=1, keepdim=True) + torch.arange(count, device=hidden.device)
     return take_rows(hidden, places)
+
+
+@contextmanager
+def without_cudnn_attention() -> Iterator[None]:
+    """Inside, scaled_dot_product_attention takes its other kernels: cuDNN's are planned anew for every length."""
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
 
 
 def run_layers(layers: Iterable[nn.Module], x: Tensor, *others: object, recompute: bool) -> Tensor:
