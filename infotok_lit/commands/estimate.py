@@ -95,7 +95,8 @@ def estimate(
     plans = [configured]
     if alternatives:
         plans += [replace(configured, recompute=True), replace(configured.smallest, recompute=True)]
-    found = _estimated(settings, list(dict.fromkeys(plans)), cards, text_tokens)
+    on_card = torch.cuda.is_available() or not measure
+    found = _estimated(settings, list(dict.fromkeys(plans)), cards, text_tokens, on_card)
     result["plans"] = found
     if tflops is not None:
         result["step_seconds"] = found[0]["flops"] / (tflops * 1e12 * mfu)
@@ -104,7 +105,9 @@ def estimate(
     show(result)
 
 
-def _estimated(settings: Namespace, plans: Sequence[Plan], cards: int, text_tokens: int | None) -> list[Result]:
+def _estimated(
+    settings: Namespace, plans: Sequence[Plan], cards: int, text_tokens: int | None, on_card: bool
+) -> list[Result]:
     """What the first plan takes, and those after it until one fits the smallest card."""
     from infotok_lit.modules.dry_run import dry_run
     from infotok_lit.modules.two_steps import resident_memory
@@ -114,7 +117,7 @@ def _estimated(settings: Namespace, plans: Sequence[Plan], cards: int, text_toke
     found: list[Result] = []
     for plan in plans:
         module, trainer = build_module(settings, plan), shaping(settings, plan)
-        step = dry_run(module, build_data(settings, plan, text_tokens), **trainer)
+        step = dry_run(module, build_data(settings, plan, text_tokens), on_card, **trainer)
         step.flops = step.flops * plan.accumulate // trainer["accumulate_grad_batches"]
         of_plan = asdict(plan) | {"options": plan.options_after(plans[0]), "worst": step.worst}
         found.append(of_plan | account(module, step, cards, buckets, resident_memory()))
@@ -197,7 +200,7 @@ def account(module: "InfoTokModule", step: "DryRun", cards: int, buckets: bool, 
         "phases": {phase: held.total() for phase, held in step.phases.items()},
         "flops": step.flops,
         "bytes": on_cards,
-        "process_bytes": None if libraries is None else libraries + int(step.peak / USABLE),
+        "process_bytes": None if libraries is None or step.drops_scores else libraries + int(step.peak / USABLE),
         # The tensors of a file are mapped, and become the model's own.
         "host_bytes": sizes.whole + sizes.read,
         "checkpoint_bytes": sizes.saved + states,

@@ -7,8 +7,8 @@ random choices are real, so that what depends on them has the shape that it woul
 
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -19,6 +19,8 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from infotok_lit.modules.flops import flops_of
@@ -42,8 +44,10 @@ class DryRun:
     `gradients`, `optimiser states`, `passing`, and for activations the name of the part of the model that made them.
     What is differentiated before the forward pass of the next branch counts as `forward`."""
     flops: int = 0
-    """Floating-point operations of one optimiser step, two for each multiplication with its addition; activations that
-    are computed again count again."""
+    """Floating-point operations of an optimiser step that does not log, two for each multiplication with its addition;
+    activations that are computed again count again."""
+    drops_scores: bool = False
+    """Whether attention drops some of its scores: a CPU then keeps them all."""
 
     @property
     def worst(self) -> str:
@@ -61,19 +65,42 @@ class DryRun:
         return self.held.total()
 
 
-def dry_run(module: pl.LightningModule, data: pl.LightningDataModule, **trainer_settings: Any) -> DryRun:
-    """Two optimiser steps without values, of which the second is looked at: it has all states, and it logs.
+def dry_run(
+    module: pl.LightningModule, data: pl.LightningDataModule, on_card: bool = True, **trainer_settings: Any
+) -> DryRun:
+    """Two optimiser steps without values: operations are those of the first, and memory that of the second, which has
+    all states, and logs.
 
     Args:
         module: not yet configured; its weights are never made, and it is of no use afterwards.
         data: real samples; the text of the first batches decides the lengths of sequences.
+        on_card: whether attention keeps what it keeps on a card, or on a CPU.
         trainer_settings: what shapes a step: precision, accumulate_grad_batches, gradient_clip_val.
     """
     ledger = Ledger()
     recorder = Recorder(ledger)
-    with ledger:
+    attention = CardAttention() if on_card else nullcontext()
+    with ledger, attention as kernels:
         run_two_steps(module, data, [recorder], accelerator="cpu", strategy=DryStrategy(ledger), **trainer_settings)
+    recorder.result.drops_scores = kernels is not None and kernels.drops_scores
     return recorder.result
+
+
+class CardAttention(TorchFunctionMode):
+    """While it is active, attention that drops scores keeps none of them, as on a card; on a CPU it keeps them all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drops_scores = False
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Run an operation, attention without dropout."""
+        kwargs = kwargs or {}
+        if func is F.scaled_dot_product_attention and kwargs.get("dropout_p", 0.0) > 0:
+            self.drops_scores, kwargs = True, {**kwargs, "dropout_p": 0.0}
+        return func(*args, **kwargs)
 
 
 class Ledger(TorchDispatchMode):
@@ -215,9 +242,7 @@ class Recorder(pl.Callback):
         pl_module.infotok.register_forward_hook(self._leave_part, always_call=True)
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-        """The last step begins anew."""
-        if self._is_last(trainer) and not self.result.phases:
-            self._ledger.flops = 0
+        """Nothing is there yet but weights, states and the batch."""
         self._begin(PASSING)
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
@@ -237,7 +262,7 @@ class Recorder(pl.Callback):
                         self._ledger.relabel(value, STATES)
         is_over = trainer.global_step == trainer.max_steps
         self._end("optimiser", is_over or self._is_last(trainer))
-        if is_over:
+        if self._is_last(trainer) and not self.result.flops:
             self.result.flops = self._ledger.flops
 
     def _is_last(self, trainer: pl.Trainer) -> bool:

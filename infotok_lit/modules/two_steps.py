@@ -1,4 +1,4 @@
-"""Two training steps, of which the second does all that a step of a fit may do; and the memory that they take."""
+"""Two training steps, of which the second does all that a step of a fit may do; and the memory that it takes."""
 
 import ctypes
 import gc
@@ -23,8 +23,10 @@ M_MMAP_THRESHOLD = -3
 def run_two_steps(
     module: pl.LightningModule, data: pl.LightningDataModule, callbacks: list[pl.Callback], **trainer_settings: Any
 ) -> None:
-    """Train for two optimiser steps, the second of which logs all that a step may log, without keeping anything."""
-    settings = {"max_steps": ENCODER_EVERY, "log_every_n_steps": 1, "limit_val_batches": 0, "num_sanity_val_steps": 0}
+    """Train for two optimiser steps, keeping nothing: one as most are, and one that logs all that a step may log."""
+    every = 2
+    settings = {"max_steps": every * ENCODER_EVERY, "log_every_n_steps": every}
+    settings |= {"limit_val_batches": 0, "num_sanity_val_steps": 0}
     settings |= dict.fromkeys(("enable_checkpointing", "enable_progress_bar", "enable_model_summary", "logger"), False)
     with quiet_lightning():
         pl.Trainer(**settings, callbacks=[LastSteps(), *callbacks], **trainer_settings).fit(module, datamodule=data)
@@ -48,7 +50,8 @@ def measured_run(
 ) -> int:
     """The memory in bytes that the same two steps take in truth: on a GPU of its tensors, else of this process.
 
-    The steps run twice, for what is loaded or compiled once is no part of a step.
+    The steps run twice, for what is loaded, compiled or set aside once, as the workspaces of a GPU's libraries are, is
+    no part of a step.
 
     Args:
         build: makes a module, not yet configured.
@@ -70,8 +73,9 @@ def measured_run(
     if not on_cpu:
         gc.collect()
         torch.cuda.reset_peak_memory_stats()
+        workspaces = torch.cuda.memory_allocated()
         run_two_steps(module, data(), [], **trainer_settings)
-        return torch.cuda.max_memory_allocated()
+        return torch.cuda.max_memory_allocated() - workspaces
     before = resident_memory() or 0
     Path("/proc/self/clear_refs").write_text("5")
     run_two_steps(module, data(), [], **trainer_settings)
