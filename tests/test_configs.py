@@ -15,6 +15,8 @@ import yaml
 from infotok_lit.assets import DEFAULTS_CONFIG, QUICKSTART_CONFIG, SCENES_TOKENIZER, config_chain, find_config
 from infotok_lit.cli import main
 from infotok_lit.commands.fit import InfoTokCLI
+from infotok_lit.commands.gpu_check import SIZES
+from infotok_lit.commands.stand_in_fit import read_settings
 from infotok_lit.errors import SettingsError
 from infotok_lit.modules.optimiser import build_optimiser
 
@@ -115,6 +117,11 @@ def test_every_official_size_is_built(config, your_data) -> None:
         assert not any(name.startswith("vlm.model.language_model.") for name in trained)
     if config == "openuni/lora":
         assert {name.split(".")[0] for name in trained if "lora" in name} == {"vlm"}
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_sizes_that_a_card_is_checked_with_are_whole(size) -> None:
+    assert read_settings([f"--config={size}"]).model.init_args.size in size
 
 
 @pytest.mark.parametrize("config", [name for name in CONFIGS if is_small(name)])

@@ -7,7 +7,7 @@ random choices are real, so that what depends on them has the shape that it woul
 
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,7 +20,6 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from infotok_lit.modules.flops import flops_of
@@ -86,21 +85,37 @@ def dry_run(
     return recorder.result
 
 
-class CardAttention(TorchFunctionMode):
-    """While it is active, attention that drops scores keeps none of them, as on a card; on a CPU it keeps them all."""
+class CardAttention:
+    """While it is active, attention that drops scores keeps none of them, as on a card; on a CPU it keeps them all.
+
+    It stands in for torch's function: a mode of torch's would not be there when activations are computed again.
+    """
 
     def __init__(self) -> None:
-        super().__init__()
         self.drops_scores = False
+        self._own = F.scaled_dot_product_attention
 
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        """Run an operation, attention without dropout."""
-        kwargs = kwargs or {}
-        if func is F.scaled_dot_product_attention and kwargs.get("dropout_p", 0.0) > 0:
-            self.drops_scores, kwargs = True, {**kwargs, "dropout_p": 0.0}
-        return func(*args, **kwargs)
+    def __enter__(self) -> "CardAttention":
+        """From now on."""
+        F.scaled_dot_product_attention = self._without_dropout
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """As it was."""
+        F.scaled_dot_product_attention = self._own
+
+    def _without_dropout(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        *others: Any,
+        **options: Any,
+    ) -> Tensor:
+        self.drops_scores |= dropout_p > 0
+        return self._own(query, key, value, attn_mask, 0.0, *others, **options)
 
 
 class Ledger(TorchDispatchMode):
