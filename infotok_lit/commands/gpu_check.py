@@ -22,7 +22,7 @@ from infotok_lit.progress import progress_bar
 from infotok_lit.tables import Table
 
 FAMILIES = ("harmon", "showo2", "openuni")
-SIZES = ("harmon/0.5b", "showo2/1.5b", "harmon/1.5b", "openuni/unfreeze_projector")
+SIZES = ("harmon/0.5b", "showo2/1.5b", "harmon/1.5b", "openuni/b-512")
 LOSS_DIFFERENCE = 1e-4
 MOST_GIB = 72.0
 MOST_OVERHEAD = 1.15
@@ -56,6 +56,11 @@ class Place:
     accelerator: str
     folder: Path
     deadline: float
+
+    @property
+    def device(self) -> str:
+        """Its name in PyTorch."""
+        return "cuda" if self.accelerator == "gpu" else self.accelerator
 
     def call(self, *arguments: str) -> str:
         """Run a subcommand in a process of its own, and return all that it said.
@@ -96,7 +101,7 @@ def gpu_check(
     sizes: list[str] | None = None,
     families: list[str] | None = None,
     steps: PositiveInt = 6,
-    minutes: PositiveFloat = 10.0,
+    minutes: PositiveFloat = 15.0,
     out: Path | None = None,
 ) -> int:
     """Check on one card, without the network: the three families in both precisions, resuming, and the full sizes.
@@ -166,7 +171,7 @@ def losses(place: Place, family: str) -> Iterator[Check]:
     """The first losses and terms of both branches on the device, against a CPU's, from the same random numbers."""
     from infotok_lit.commands.same_numbers import largest_difference
 
-    difference = largest_difference(family, "cuda" if place.accelerator == "gpu" else "cpu")
+    difference = largest_difference(family, place.device)
     passed = difference <= LOSS_DIFFERENCE
     yield Check(f"{family}: losses against a CPU's in 32 bits", passed, difference, f"<= {LOSS_DIFFERENCE:g}")
 
@@ -218,7 +223,8 @@ def speed(place: Place, size: str, steps: int) -> Iterator[Check]:
 def official_path(place: Place, size: str) -> Iterator[Check]:
     """Train a few steps, go on from the export, and draw from that."""
     short = [
-        *("--trainer.max_steps=3", "--trainer.accumulate_grad_batches=1"),
+        # The export is what is gone on from.
+        *("--trainer.max_steps=3", "--trainer.accumulate_grad_batches=1", "--trainer.enable_checkpointing=false"),
         *("--trainer.limit_val_batches=0", "--trainer.num_sanity_val_steps=0"),
     ]
     arguments = with_stand_ins(place, size)
@@ -227,7 +233,7 @@ def official_path(place: Place, size: str) -> Iterator[Check]:
     picture = place.folder / "picture.png"
     place.call(
         *("generate", f"--model={second / 'export'}", "--prompt=a red circle", "--iterations=8", f"--out={picture}"),
-        f"--device={'cuda' if place.accelerator == 'gpu' else 'cpu'}",
+        f"--device={place.device}",
     )
     yield Check(f"{size}: fit, go on from its export, generate", picture.stat().st_size > 0, picture.name, "a picture")
 
@@ -235,11 +241,30 @@ def official_path(place: Place, size: str) -> Iterator[Check]:
 def with_stand_ins(place: Place, size: str) -> list[str]:
     """The options of a configuration with random weights, and stand-ins for its tokenizer and data."""
     train = {"class_path": "infotok_lit.commands.stand_in_fit.StandIns", "init_args": {"tokens": 128}}
-    model = {"init_from": None, "parts": None, "tokenizer": str(SCENES_TOKENIZER)}
-    content = {"model": {"init_args": model}, "data": {"init_args": {"train": train, "num_workers": 0}}}
+    model = {"init_from": str(random_weights(place, size)), "parts": None, "tokenizer": str(SCENES_TOKENIZER)}
+    content = {"model": {"init_args": model}, "data": {"init_args": {"train": train}}}
     overlay = place.folder / "stand_ins.yaml"
     overlay.write_text(json.dumps(content))
     return [f"--config={size}", f"--config={overlay}", f"--trainer.accelerator={place.accelerator}"]
+
+
+def random_weights(place: Place, size: str) -> Path:
+    """An exported folder of a configuration's model, drawn once and on the card: a CPU takes a minute for a billion."""
+    import torch
+
+    from infotok_lit.commands.stand_in_fit import build_module, plan_of, read_settings
+    from infotok_lit.models.export import export_model
+
+    folder = place.folder / f"{size.replace('/', '_')}_weights"
+    if not folder.exists():
+        settings = read_settings([f"--config={size}"])
+        initial = build_module(settings, plan_of(settings)).initial_model
+        with torch.random.fork_rng(), torch.device(place.device):
+            torch.manual_seed(0)
+            base = initial.build()
+        export_model(base.to("cpu"), folder, provenance={})
+        torch.cuda.empty_cache()
+    return folder
 
 
 # For people
