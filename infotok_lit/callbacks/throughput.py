@@ -46,8 +46,6 @@ class Throughput(pl.Callback):
         if self.peak_tflops is None:
             most = most_flops(pl_module.device, trainer.precision)
             self.peak_tflops = None if most is None else most / 1e12
-        if pl_module.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(pl_module.device)
         self._reset(trainer.global_step)
 
     def on_train_batch_start(
@@ -66,6 +64,9 @@ class Throughput(pl.Callback):
         if self._counting is not None:
             self._counting.__exit__(None, None, None)
             self._flops, self._counting = self._counting.total, None
+            if pl_module.device.type == "cuda":
+                # What is compiled ran uncompiled meanwhile, and that takes more.
+                torch.cuda.reset_peak_memory_stats(pl_module.device)
         self._batches += 1
         self._images += sum(len(part.names) for part in batch.values())
         self._tokens += sum(self._positions(part, pl_module) for part in batch.values())
