@@ -14,7 +14,6 @@ from infotok_lit.batch import BRANCHES, Source
 from infotok_lit.data.datamodule import UnifiedDataModule
 from infotok_lit.models.harmon.diffusion import TokenDiffusion
 from infotok_lit.modules.finite import NonFiniteError
-from infotok_lit.modules.optimiser import OptimiserConfig, build_optimiser
 from infotok_lit.objective.alignment import NegativesConfig
 from infotok_lit.scenes import Scenes
 
@@ -46,9 +45,6 @@ def batches(module: TinyModule, count: int = 4):
         branch: getattr(processor, branch)([source.sample(branch, i, None) for i in range(count)])
         for branch in BRANCHES
     }
-
-
-LANGUAGE_MODELS = {"harmon": "llm.", "showo2": "llm.", "openuni": "vlm.model.language_model."}
 
 
 @pytest.fixture(params=FAMILIES)
@@ -159,61 +155,6 @@ def test_no_term_reaches_the_language_model_through_its_embeddings(family) -> No
     encoders = {"harmon": "encoder.", "showo2": "encoder.", "openuni": "vlm.model.vision_tower."}
     reached = {name for name, p in module.base.named_parameters() if p.grad is not None and p.grad.any()}
     assert any(name.startswith(encoders[family]) for name in reached)
-
-
-def test_optimiser_groups_partition_the_trainable_parameters(family) -> None:
-    frozen = LANGUAGE_MODELS[family]
-    module = TinyModule(TERMS, freeze=(frozen,), family=family)
-    module.configure_model()
-    config = OptimiserConfig(lr=1e-4, heads_lr=1e-2)
-    optimiser = build_optimiser(config, module.base, module.infotok, module.base.decays)
-    grouped = [id(parameter) for group in optimiser.param_groups for parameter in group["params"]]
-    trainable = [id(p) for m in (module.base, module.infotok) for p in m.parameters() if p.requires_grad]
-    assert sorted(grouped) == sorted(trainable)
-    assert not any(p.requires_grad for name, p in module.base.named_parameters() if name.startswith(frozen))
-    rates = {id(parameter): group["lr"] for group in optimiser.param_groups for parameter in group["params"]}
-    assert {rates[id(p)] for p in module.infotok.parameters()} == {1e-2}
-    assert {rates[id(p)] for p in module.base.parameters() if p.requires_grad} == {1e-4}
-
-
-@pytest.mark.parametrize("decay", [0.0, 0.02])
-def test_no_two_groups_of_the_optimiser_have_one_name(decay) -> None:
-    """Or Lightning's monitor of learning rates stops the run."""
-    module = TinyModule(TERMS)
-    module.configure_model()
-    config = OptimiserConfig(lr=1e-4, heads_lr=1e-2, weight_decay=decay)
-    optimiser = build_optimiser(config, module.base, module.infotok, module.base.decays)
-    names = [group["name"] for group in optimiser.param_groups]
-    assert len(set(names)) == len(names)
-    assert {group["weight_decay"] for group in optimiser.param_groups} == {0.0, decay}
-    heads = {id(one): one.ndim > 1 for one in module.infotok.parameters()}
-    decays = {id(p): group["weight_decay"] for group in optimiser.param_groups for p in group["params"]}
-    assert all(decays[one] == (decay if is_matrix else 0.0) for one, is_matrix in heads.items())
-
-
-def test_parts_may_have_a_learning_rate_of_their_own() -> None:
-    module = TinyModule(())
-    module.configure_model()
-    config = OptimiserConfig(lr=1e-4, group_lr={"llm.": 1e-6, "llm.model.norm": 1.0})
-    optimiser = build_optimiser(config, module.base, module.infotok, module.base.decays)
-    rates = {id(parameter): group["lr"] for group in optimiser.param_groups for parameter in group["params"]}
-    named = {name: rates[id(p)] for name, p in module.base.named_parameters() if p.requires_grad}
-    for name, rate in named.items():
-        in_llm = 1.0 if name.startswith("llm.model.norm") else 1e-6
-        assert rate == (in_llm if name.startswith("llm.") else 1e-4)
-
-
-def test_a_learning_rate_for_nothing_is_refused() -> None:
-    module = TinyModule((), freeze=("llm.",))
-    module.configure_model()
-    with pytest.raises(ValueError, match=r"group_lr: no trainable parameter starts with 'llm\.'"):
-        build_optimiser(OptimiserConfig(group_lr={"llm.": 1e-6}), module.base, module.infotok, module.base.decays)
-
-
-def test_a_freeze_that_matches_nothing_is_refused() -> None:
-    module = TinyModule(freeze=("lm.",))
-    with pytest.raises(ValueError, match="no parameter starts with 'lm.'.*llm"):
-        module.configure_model()
 
 
 def test_fit_logs_units_and_validates_both_tasks(tmp_path, family) -> None:
