@@ -50,8 +50,7 @@ def measured_run(
 ) -> int:
     """The memory in bytes that the same two steps take in truth: on a GPU of its tensors, else of this process.
 
-    The steps run twice, for what is loaded, compiled or set aside once, as the workspaces of a GPU's libraries are, is
-    no part of a step.
+    The steps run twice, for what is loaded or compiled once is no part of a step.
 
     Args:
         build: makes a module, not yet configured.
@@ -73,9 +72,8 @@ def measured_run(
     if not on_cpu:
         gc.collect()
         torch.cuda.reset_peak_memory_stats()
-        workspaces = torch.cuda.memory_allocated()
         run_two_steps(module, data(), [], **trainer_settings)
-        return torch.cuda.max_memory_allocated() - workspaces
+        return torch.cuda.max_memory_allocated()
     before = resident_memory() or 0
     Path("/proc/self/clear_refs").write_text("5")
     run_two_steps(module, data(), [], **trainer_settings)

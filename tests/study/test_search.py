@@ -91,7 +91,7 @@ def test_calls_at_the_same_time_measure_so_many_points_and_no_more(bench, sample
     for call in calls:
         call.start()
     for call in calls:
-        call.join(600)
+        call.join(200)
     assert [call.exitcode for call in calls] == [0, 0]
     complete = [trial for trial in trials(study) if trial.state == optuna.trial.TrialState.COMPLETE]
     assert len(complete) == 8 == len(trials(study)) - len([trial for trial in trials(study) if not trial.user_attrs])
