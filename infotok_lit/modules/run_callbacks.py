@@ -37,7 +37,7 @@ class AttentionKernels(pl.Callback):
     """Keeps a run's attention out of cuDNN, which plans a kernel anew for every length that a sequence has.
 
     Texts are as long as the longest of a batch, and masks leave as many tokens as they leave: nearly each step has
-    lengths of its own, and planning took a quarter of a step's time (docs/sizes.md).
+    lengths of its own, and such calls took a quarter of a profiled step (docs/sizes.md).
     """
 
     def __init__(self) -> None:
