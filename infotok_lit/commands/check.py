@@ -146,11 +146,16 @@ def overview(findings: Sequence[Findings]) -> Table:
     lines = []
     for found in findings:
         sides = [side for pair in found.sides for side in pair]
-        looked = "" if found.looked_at == found.samples else f" ({found.looked_at:,} looked at)"
+        # Two lines, as a terminal of 80 columns would break one long name anywhere.
+        name = found.name.replace(", ", "\n")
         lengths = (_spread(values) for values in (sides, found.tokens, found.answer_tokens))
-        lines.append([found.name, f"{found.samples:,}{looked}", *lengths, len(found.cut), len(found.broken)])
-    header = ["", "samples", "image sides (px)", "text tokens", "answer tokens", "cut", "broken"]
-    return Table("The data, as the model would see it", header, lines, "smallest, median, largest", wraps=True)
+        lines.append([name, f"{found.samples:,}", *lengths, len(found.cut), len(found.broken)])
+    header = ["", "samples", "image\nsides (px)", "text\ntokens", "answer\ntokens", "cut", "broken"]
+    most = max(found.looked_at for found in findings)
+    caption = "smallest, median, largest"
+    if any(found.looked_at < found.samples for found in findings):
+        caption += f", and counts, of the first {most:,} samples of each"
+    return Table("The data, as the model would see it", header, lines, caption, wraps=True)
 
 
 def remarks(findings: Sequence[Findings], answer_tokens: int) -> list[str]:
