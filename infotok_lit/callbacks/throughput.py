@@ -34,6 +34,7 @@ class Throughput(pl.Callback):
 
     def __init__(self, peak_tflops: float | None = None) -> None:
         self.peak_tflops = peak_tflops
+        self._peak: float | None = None
         self._counting: FlopCount | None = None
         self._flops = 0
         """Of one batch."""
@@ -42,10 +43,10 @@ class Throughput(pl.Callback):
         self._reset(0)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Learn what the device can do, and begin."""
-        if self.peak_tflops is None:
-            most = most_flops(pl_module.device, trainer.precision)
-            self.peak_tflops = None if most is None else most / 1e12
+        """Learn what the device can do, and begin; a second fit may be on another, with other batches."""
+        most = most_flops(pl_module.device, trainer.precision)
+        self._peak = most / 1e12 if self.peak_tflops is None and most is not None else self.peak_tflops
+        self._slots = None
         self._reset(trainer.global_step)
 
     def on_train_batch_start(
@@ -111,8 +112,8 @@ class Throughput(pl.Callback):
         }
         if device.type == "cuda":
             found[MEMORY] = torch.cuda.max_memory_allocated(device) / 2**30
-        if self.peak_tflops is not None:
-            found[MFU] = rate / self.peak_tflops
+        if self._peak is not None:
+            found[MFU] = rate / self._peak
         return found
 
 
@@ -169,7 +170,7 @@ class StepTiming(pl.Callback):
         self.samples_per_step = 0
         self.flops_per_step: int | None = None
         self.peak_bytes: int | None = None
-        self._counting = FlopCount() if warmup else None
+        self._counting: FlopCount | None = None
         self._moments: list[list[Moment]] = [[]]
         self._samples = 0
 
@@ -181,7 +182,8 @@ class StepTiming(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """The batch is there."""
-        if self._counting is not None and batch_idx == 0:
+        if self.warmup and batch_idx == 0:
+            self._counting = FlopCount()
             self._counting.__enter__()
         self._samples += sum(len(part.names) for part in batch.values())
         self._mark("data", pl_module)
@@ -199,10 +201,11 @@ class StepTiming(pl.Callback):
     ) -> None:
         """The weights have moved, unless gradients go on accumulating."""
         self._mark("optimiser", pl_module)
-        if self._counting is not None and self.flops_per_step is None:
+        if self._counting is not None:
             self._counting.__exit__(None, None, None)
             # Of the first batch: the others are as large, up to the length of texts.
             self.flops_per_step = self._counting.total * trainer.accumulate_grad_batches
+            self._counting = None
         if trainer.global_step == len(self._moments):
             self.samples_per_step, self._samples = self._samples, 0
             self._moments.append([self._moments[-1][-1]])
@@ -220,6 +223,12 @@ class StepTiming(pl.Callback):
             _step_time(moments, logs=every > 0 and number % every == 0)
             for number, moments in enumerate(self._moments[:-1], start=1)
         ][self.warmup :]
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Stop counting."""
+        if self._counting is not None:
+            self._counting.__exit__(None, None, None)
+            self._counting = None
 
     def _mark(self, phase: str, pl_module: pl.LightningModule) -> None:
         queued = None

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from fit_with import events, fit
-from tiny import TinyModule
+from tiny import TinyModule, scenes_data
 from torch import nn
 from torch.nn.attention.flex_attention import flex_attention
 from torch.utils.flop_counter import FlopCounterMode
@@ -40,6 +40,18 @@ def test_speed_is_logged_over_the_time_in_training_alone(tmp_path, monkeypatch) 
     assert logged[MFU] == pytest.approx([1e6 * rate for rate in logged[RATE]], rel=1e-5)
     assert logged[RATE][0] == logged[RATE][1] > 0
     assert MEMORY not in found.Tags()["scalars"], "a CPU has no memory of its own"
+
+
+def test_a_second_fit_counts_its_own_batches(tmp_path, monkeypatch) -> None:
+    """Twice the images in the same second, and so about twice the operations; texts differ in length."""
+    ticks = iter(range(1000))
+    monkeypatch.setattr(throughput, "perf_counter", lambda: next(ticks))
+    callback, rates = Throughput(), []
+    for images in (4, 8):
+        data = scenes_data(batch_size=images, val_samples=8)
+        found = events(fit(tmp_path, [callback], data=data, val_check_interval=100))
+        rates.append(found.Scalars(RATE)[0].value)
+    assert 1.7 < rates[1] / rates[0] < 2.3
 
 
 def test_validation_is_not_counted(monkeypatch) -> None:

@@ -9,6 +9,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from tiny import TinyModule, scenes_data
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from infotok_lit import cli
 from infotok_lit.callbacks import throughput
@@ -107,6 +108,16 @@ def test_a_step_is_all_batches_whose_gradients_it_accumulates() -> None:
     paused = timed_fit(pauses=["forward"], steps=2, accumulate=3)
     assert len(paused.steps) == 2 and paused.samples_per_step == 3 * 8
     assert all(step.wall["forward"] >= 0.15 for step in paused.steps)
+
+
+def test_a_first_step_that_fails_ends_the_counting_of_operations(monkeypatch) -> None:
+    def fails(*arguments):
+        raise ValueError("no batch like this")
+
+    monkeypatch.setattr(TinyModule, "training_step", fails)
+    with pytest.raises(ValueError, match="no batch like this"):
+        timed_fit()
+    assert _get_current_dispatch_mode() is None
 
 
 def test_no_moment_is_lost_or_counted_twice(monkeypatch) -> None:
