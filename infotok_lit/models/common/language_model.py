@@ -6,6 +6,7 @@ Shapes: B batch, T text length, H width, V vocabulary.
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,12 +18,16 @@ from transformers import (
     Qwen2ForCausalLM,
     SiglipVisionConfig,
 )
+from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
+from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 from transformers.models.siglip.modeling_siglip import SiglipEncoder
 
 from infotok_lit.batch import IGNORE_INDEX
 from infotok_lit.errors import SettingsError
 from infotok_lit.models.common.model_config import LanguageModelConfig
 from infotok_lit.models.common.text import label_places
+
+Model = TypeVar("Model", bound=nn.Module)
 
 CAUSAL = {"full_attention": None}
 """The attention mask of transformers' Qwen2 for causal attention alone, which needs no mask. With None it would look
@@ -43,7 +48,30 @@ def qwen2_config(config: LanguageModelConfig, attention: str | None = None) -> Q
 
 def build_language_model(config: LanguageModelConfig, attention: str = "sdpa") -> Qwen2ForCausalLM:
     """A Qwen2 with fresh weights."""
-    return Qwen2ForCausalLM(qwen2_config(config, attention))
+    return with_fused_norms(Qwen2ForCausalLM(qwen2_config(config, attention)))
+
+
+class RMSNorm(nn.RMSNorm):
+    """The norm of transformers' Qwen models as one operation of torch, which on a card is one kernel instead of six.
+
+    Only where input and weight are of one type, so the narrower is widened; under autocast they often are not.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., H) -> (..., H) in the wider of the types of x and weight."""
+        wide = torch.promote_types(x.dtype, self.weight.dtype)
+        return F.rms_norm(x.to(wide), self.normalized_shape, self.weight.to(wide), self.eps)
+
+
+def with_fused_norms(model: Model) -> Model:
+    """The model, whose norms by transformers have become `RMSNorm` around the same weights."""
+    for parent in list(model.modules()):
+        for name, norm in parent.named_children():
+            if isinstance(norm, (Qwen2RMSNorm, Qwen3RMSNorm)):
+                fused = RMSNorm(norm.weight.shape, eps=norm.variance_epsilon, device=norm.weight.device)
+                fused.weight = norm.weight
+                setattr(parent, name, fused)
+    return model
 
 
 def required(values: Tensor, holds: Tensor, message: Callable[[], str]) -> Tensor:

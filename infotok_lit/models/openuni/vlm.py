@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from transformers import InternVLConfig, InternVLForConditionalGeneration, InternVLVisionConfig
 
 from infotok_lit.checkpoints import CheckpointError, KeyMap, State
-from infotok_lit.models.common.language_model import qwen2_config
+from infotok_lit.models.common.language_model import qwen2_config, with_fused_norms
 from infotok_lit.models.common.model_config import LanguageModelConfig
 from infotok_lit.models.openuni.family import DOWNSAMPLE, VisionConfig
 
@@ -45,7 +45,7 @@ def build_vlm(vision: VisionConfig, llm: LanguageModelConfig) -> InternVLForCond
         # The default ties the output head to the embedding table, silently replacing it.
         tie_word_embeddings=llm.tie_word_embeddings,
     )
-    return InternVLForConditionalGeneration(config)
+    return with_fused_norms(InternVLForConditionalGeneration(config))
 
 
 def normalise(pixel_values: Tensor, size: int) -> Tensor:

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, LlamaConfig, Qwen3Config
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
-from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention, Qwen3MLP, Qwen3RMSNorm
+from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention, Qwen3MLP
 
-from infotok_lit.models.common.language_model import run_layers
+from infotok_lit.models.common.language_model import RMSNorm, run_layers, with_fused_norms
 from infotok_lit.models.common.sampling import TIME_FEATURES, sinusoid
 from infotok_lit.models.showo2.family import PATCH_SIZE, DiffusionHeadConfig
 from infotok_lit.models.showo2.sequence import OMNI_ATTENTION, Mask
@@ -122,7 +122,7 @@ class DiffusionHead(nn.Module):
             )
         )
         self.blocks = nn.ModuleList([DiffusionBlock(config, index) for index in range(config.depth)])
-        self.output_norm = Qwen3RMSNorm(config.width, eps=NORM_EPS)
+        self.output_norm = RMSNorm(config.width, eps=NORM_EPS)
         self.output_modulation = _zero_linear(config.width, 2 * config.width)
         self.output = _zero_linear(config.width, PATCH_SIZE**2 * channels)
         self.activation_checkpointing = False
@@ -167,9 +167,9 @@ class DiffusionBlock(nn.Module):
             rms_norm_eps=NORM_EPS,
             attn_implementation=OMNI_ATTENTION,
         )
-        self.attention_norm = Qwen3RMSNorm(config.width, eps=BLOCK_EPS)
-        self.attention = Qwen3Attention(layer, index)
-        self.mlp_norm = Qwen3RMSNorm(config.width, eps=BLOCK_EPS)
+        self.attention_norm = RMSNorm(config.width, eps=BLOCK_EPS)
+        self.attention = with_fused_norms(Qwen3Attention(layer, index))
+        self.mlp_norm = RMSNorm(config.width, eps=BLOCK_EPS)
         self.mlp = Qwen3MLP(layer)
         self.modulation = _zero_linear(config.width, len(NEUTRAL) * config.width)
 

@@ -10,11 +10,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 
 from infotok_lit.batch import TokenCodes
 from infotok_lit.models.common.channel import Channel
-from infotok_lit.models.common.language_model import SiglipLayers
+from infotok_lit.models.common.language_model import RMSNorm, SiglipLayers
 from infotok_lit.models.showo2.family import PATCH_SIZE, QuantiserConfig, SemanticConfig
 
 FUSION_EPS = 1e-6
@@ -89,7 +88,7 @@ class DualPathEncoder(nn.Module):
         self.semantic = SiglipLayers(config.width, config.mlp_width, config.depth, config.heads, config.layer_norm_eps)
         both = config.width + llm_width
         self.fusion = nn.Sequential(
-            Qwen2RMSNorm(both, eps=FUSION_EPS), nn.Linear(both, llm_width), nn.GELU(), nn.Linear(llm_width, llm_width)
+            RMSNorm(both, eps=FUSION_EPS), nn.Linear(both, llm_width), nn.GELU(), nn.Linear(llm_width, llm_width)
         )
         self.channel = channel
         self.quantiser = None if quantiser.kind == "none" else TokenQuantiser(quantiser, llm_width)
