@@ -4,8 +4,10 @@ import json
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from infotok_lit import cli
+from infotok_lit.models.common.language_model import RMSNorm
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: PyTorch sees none")
 
@@ -37,3 +39,22 @@ def test_no_step_waits_for_the_card_but_where_it_logs() -> None:
             callback._found(1, device)
         finally:
             torch.cuda.set_sync_debug_mode("default")
+
+
+class Operations(TorchDispatchMode):
+    """While it is active, notes the operations of torch that run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_norm_is_one_kernel_under_autocast_too() -> None:
+    norm, x = RMSNorm(64).cuda(), torch.randn(2, 3, 64, device="cuda", dtype=torch.bfloat16)
+    with torch.autocast("cuda", torch.bfloat16), Operations() as found:
+        norm(x)
+    assert "aten._fused_rms_norm.default" in found.names and "aten.rsqrt.default" not in found.names
