@@ -44,8 +44,10 @@ class Throughput(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Learn what the device can do, and begin; a second fit may be on another, with other batches."""
-        most = most_flops(pl_module.device, trainer.precision)
-        self._peak = most / 1e12 if self.peak_tflops is None and most is not None else self.peak_tflops
+        self._peak = self.peak_tflops
+        if self._peak is None:
+            most = most_flops(pl_module.device, trainer.precision)
+            self._peak = None if most is None else most / 1e12
         self._slots = None
         self._reset(trainer.global_step)
 

@@ -154,7 +154,7 @@ def overview(findings: Sequence[Findings]) -> Table:
     most = max(found.looked_at for found in findings)
     caption = "smallest, median, largest"
     if any(found.looked_at < found.samples for found in findings):
-        caption += f", and counts, of the first {most:,} samples of each"
+        caption += f"; at most {most:,} samples of each were looked at"
     return Table("The data, as the model would see it", header, lines, caption, wraps=True)
 
 

@@ -82,6 +82,6 @@ def test_long_answers_and_a_limit(capsys, monkeypatch) -> None:
     assert main(["check", "--config", "harmon/scenes32", *arguments]) == 0
     said = capsys.readouterr().out
     words = said.split()
-    assert words.count("1,000,000") == 4 and "of the first 30 samples" in said
+    assert words.count("1,000,000") == 4 and "at most 30 samples of each were looked at" in said
     assert words.count("understanding") == words.count("generation") == 2, "no name is broken on 80 columns"
     assert "true answers are longer than model.answer_tokens (5)" in said
