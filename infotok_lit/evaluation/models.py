@@ -54,7 +54,8 @@ class EvaluatedModel(ABC):
         raise SettingsError(f"{self.name} draws no images: choose benchmarks of understanding for it")
 
     def answer(self, images: Sequence[Image.Image], questions: Sequence[str], max_new_tokens: int) -> list[str]:
-        """One answer per question, greedily; images that are one object are encoded once where the model can."""
+        """One answer per question, greedily, without white space around it; images that are one object are encoded once
+        where the model can."""
         raise SettingsError(f"{self.name} answers no questions: choose benchmarks of generation for it")
 
     def likelihoods(
@@ -143,7 +144,8 @@ class TransformersModel(EvaluatedModel):
         chats = [_chat(image, question) for image, question in zip(images, questions, strict=True)]
         inputs = self._inputs(chats)
         output = self.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
-        return self.processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        answers = self.processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        return [answer.strip() for answer in answers]
 
     @torch.inference_mode()
     def likelihoods(
