@@ -179,13 +179,19 @@ class Benchmark(ABC):
                 f"({'; '.join(faults[:NAMED] + more)}): put whole ones there. {self.fetch}"
             )
 
-    @abstractmethod
     def grade(self, rows: Sequence[Row]) -> list[Row]:
-        """Rows of output, with the grader's verdict as `verdict` where there is one -> the same, graded."""
+        """Rows of output, with the grader's verdict as `verdict` where there is one -> the same, graded; here without
+        any score, which the official script alone gives."""
+        return [row | {"score": None} for row in rows]
 
-    @abstractmethod
     def scores(self, rows: Sequence[Row]) -> dict[str, Score]:
         """Name -> score of graded rows; a score without rows is left out."""
+        scored = [row for row in rows if row.get("score") is not None]
+        return self._scores(scored) if scored else {}
+
+    @abstractmethod
+    def _scores(self, rows: Sequence[Row]) -> dict[str, Score]:
+        """The same of rows that all have a score, at least one."""
 
     def write_official(self, folder: Path, rows: Sequence[Row]) -> None:  # noqa: B027
         """Write what the official scorer reads beside the images, by default nothing."""

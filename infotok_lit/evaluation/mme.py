@@ -90,7 +90,7 @@ class Mme(Benchmark):
             graded.append(row | own | {"score": float(reading.value == label)})
         return graded
 
-    def scores(self, rows: Sequence[Row]) -> dict[str, Score]:
+    def _scores(self, rows: Sequence[Row]) -> dict[str, Score]:
         """Points: `overall` of 2,800 is `perception` of 2,000 plus `cognition` of 800, and those sum their subtasks."""
         subtasks: dict[str, list[Row]] = {}
         for row in rows:
