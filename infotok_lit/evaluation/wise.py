@@ -161,16 +161,17 @@ class Wise(Benchmark):
 
     def write_official(self, folder: Path, rows: Sequence[Row]) -> None:
         """scores.jsonl for the official calculation, of the images that have verdicts."""
-
-        lines = [self.official_line(row) for row in rows if row["score"] is not None]
+        lines = []
+        for row in rows:
+            if row["score"] is not None:
+                number, grades = int(row["id"]), self.official_grades(row["verdict"]["reading"])
+                lines.append({"prompt_id": number, "Subcategory": self.prompts[number]["Subcategory"]} | grades)
         if lines:
             write_whole(folder / "scores.jsonl", to_lines(lines).encode())
 
-    def official_line(self, row: Row) -> Row:
-        """One line of the official result file."""
-        number = int(row["id"])
-        subcategory = self.prompts[number]["Subcategory"]
-        return {"prompt_id": number, "Subcategory": subcategory, **row["verdict"]["reading"]}
+    def official_grades(self, reading: Any) -> Row:
+        """The verdict as an official result line says it: the inverse of `stored_reading`."""
+        return reading
 
 
 class WiseVerified(Wise):
@@ -195,10 +196,5 @@ class WiseVerified(Wise):
     def stored_reading(self, entry: Row) -> Any:
         return int(entry["score"]) if entry["score"] in (0, 1) else None
 
-    def official_line(self, row: Row) -> Row:
-        number = int(row["id"])
-        return {
-            "prompt_id": number,
-            "Subcategory": self.prompts[number]["Subcategory"],
-            "score": row["verdict"]["reading"],
-        }
+    def official_grades(self, reading: Any) -> Row:
+        return {"score": reading}
