@@ -67,21 +67,21 @@ class GenEval(Benchmark):
 
     def write_official(self, folder: Path, rows: Sequence[Row]) -> None:
         """metadata.jsonl beside the samples, and results.jsonl as `evaluate_images.py` writes it."""
-        results = []
-        for row in rows:
-            metadata = self.metadata_of(row)
-            write_whole(folder / IMAGES / row["group"] / "metadata.jsonl", to_lines([metadata]).encode())
-            if row["score"] is not None:
-                results.append(
-                    {
-                        "filename": row["image"],
-                        "tag": metadata["tag"],
-                        "prompt": metadata["prompt"],
-                        "correct": bool(row["score"]),
-                        "reason": "\n".join(row["verdict"]["reasons"]),
-                        "metadata": json.dumps(metadata),
-                    }
-                )
+        for group, row in {row["group"]: row for row in rows}.items():
+            content = to_lines([self.metadata_of(row)]).encode()
+            write_whole(folder / IMAGES / group / "metadata.jsonl", content)
+        results = [
+            {
+                "filename": row["image"],
+                "tag": row["tag"],
+                "prompt": row["prompt"],
+                "correct": bool(row["score"]),
+                "reason": "\n".join(row["verdict"]["reasons"]),
+                "metadata": json.dumps(self.metadata_of(row)),
+            }
+            for row in rows
+            if row["score"] is not None
+        ]
         if results:
             write_whole(folder / "results.jsonl", to_lines(results).encode())
 
