@@ -152,7 +152,7 @@ class Benchmark(ABC):
         return None
 
     def open_image(self, name: str, folder: Path) -> Image.Image:
-        """An image of a question, RGB. MissingFileError if it is not there.
+        """An image of a question, RGB, of any shape. MissingFileError if it is not there, DataError if it is damaged.
 
         Args:
             folder: the result folder.
@@ -160,7 +160,9 @@ class Benchmark(ABC):
         source = self.image_source(name)
         if source is None:
             return open_drawn(folder / name)
-        return open_file(source, type(self)) if isinstance(source, Path) else source.open()
+        if isinstance(source, TableImage):
+            return source.open()
+        return _opened(require(source, type(self)), f"put a whole one there. {self.fetch}")
 
     def check_images(self, questions: Sequence[Question]) -> None:
         """See that all images of these questions that are files of their own are there, by their headers alone.
@@ -241,11 +243,6 @@ def require(path: Path, benchmark: type[Benchmark]) -> Path:
     if not path.exists():
         raise MissingFileError(f"{benchmark.title} needs {path}, which is not there. {benchmark.fetch}")
     return path
-
-
-def open_file(path: Path, benchmark: type[Benchmark]) -> Image.Image:
-    """An image file of a benchmark as RGB, of any shape; DataError for one that is damaged."""
-    return _opened(require(path, benchmark), f"put a whole one there. {benchmark.fetch}")
 
 
 def open_drawn(path: Path) -> Image.Image:

@@ -110,9 +110,12 @@ class OwnModel(EvaluatedModel):
         ]
 
     def _likelihood(self, sample: UnderstandingSample) -> float:
+        # Its import takes longer than most answers, and no other question needs it.
+        from lightning.pytorch.utilities import move_data_to_device
+
         batch = self.base.processor.understanding([sample])
         with self.model.running() as device:
-            return -self.model.answer_loss(_moved(batch, device))
+            return -self.model.answer_loss(move_data_to_device(batch, device))
 
 
 class TransformersModel(EvaluatedModel):
@@ -237,12 +240,3 @@ def fingerprint(path: Path) -> str:
 
 def _chat(image: Image.Image, question: str) -> list[dict[str, Any]]:
     return [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": question}]}]
-
-
-def _moved(batch: Any, device: torch.device) -> Any:
-    """A batch whose tensors, at any depth, lie on the device."""
-    if isinstance(batch, torch.Tensor):
-        return batch.to(device)
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(_moved(value, device) for value in batch))
-    return batch
