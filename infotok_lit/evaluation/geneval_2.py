@@ -34,6 +34,9 @@ class GenEval2(Benchmark):
     def __init__(self, folder: Path, seed: int = 0) -> None:
         self.sources, self.seed = [require(folder / FILE, type(self))], seed
         self.prompts = checked(read_json_lines(folder / FILE), folder / FILE, {"prompt": str, "skills": list})
+        for number, entry in enumerate(self.prompts, 1):
+            if not entry["skills"] or not all(isinstance(skill, str) for skill in entry["skills"]):
+                raise DataError(f"row {number} of {folder / FILE}: skills is no list of names")
 
     def drawings(self) -> Sequence[Drawing]:
         return [
