@@ -7,6 +7,7 @@ batched, and runs in several processes.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeVar
 
@@ -127,9 +128,14 @@ class Benchmark(ABC):
         drawn = {"rewritten": self.rewritten, "seed": self.seed, "images_per_prompt": self.images_per_prompt}
         return {
             "rules": self.rules,
-            "prompts_sha256": digest(self.sources) if self.sources else None,
+            "prompts_sha256": self._prompts_sha256,
             **{name: value for name, value in drawn.items() if value is not None},
         }
+
+    @cached_property
+    def _prompts_sha256(self) -> str | None:
+        """Of the sources, read once: tables hold their images, and `TradeOff` asks at every measurement."""
+        return digest(self.sources) if self.sources else None
 
     def drawings(self) -> Sequence[Drawing]:
         """All images to draw, in the official order."""

@@ -1,11 +1,13 @@
 """Evaluations that are killed, resumed, limited and shared among processes give what one run gives."""
 
+import hashlib
 import json
 import os
 import re
 import socket
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -101,6 +103,21 @@ def test_a_limit_is_spread_evenly_over_whole_groups():
     questions = [item for item in scenes().questions()]
     assert [item.group for item in spread(questions, 3)] == ["00000", "00003", "00006"]
     assert spread(questions, 99) == questions
+
+
+def test_the_files_of_a_benchmark_are_read_in_pieces_and_once(tmp_path):
+    """A table may hold gigabytes of images, and the facts are asked for at every start and end of a run."""
+    benchmark, file = scenes(), tmp_path / "rows"
+    content = b"x" * 8_000_000
+    file.write_bytes(content)
+    benchmark.sources = [file]
+    tracemalloc.start()
+    facts = benchmark.facts
+    assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    tracemalloc.stop()
+    assert facts["prompts_sha256"] == hashlib.sha256(content).hexdigest()
+    file.unlink()
+    assert benchmark.facts == facts
 
 
 def test_a_folder_of_other_settings_is_refused(tmp_path):
