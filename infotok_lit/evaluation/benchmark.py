@@ -7,6 +7,7 @@ batched, and runs in several processes.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeVar
 
@@ -127,9 +128,14 @@ class Benchmark(ABC):
         drawn = {"rewritten": self.rewritten, "seed": self.seed, "images_per_prompt": self.images_per_prompt}
         return {
             "rules": self.rules,
-            "prompts_sha256": digest(self.sources) if self.sources else None,
+            "prompts_sha256": self._prompts_sha256,
             **{name: value for name, value in drawn.items() if value is not None},
         }
+
+    @cached_property
+    def _prompts_sha256(self) -> str | None:
+        """Of the sources, read once: tables hold their images, and `TradeOff` asks at every measurement."""
+        return digest(self.sources) if self.sources else None
 
     def drawings(self) -> Sequence[Drawing]:
         """All images to draw, in the official order."""
@@ -152,7 +158,7 @@ class Benchmark(ABC):
         return None
 
     def open_image(self, name: str, folder: Path) -> Image.Image:
-        """An image of a question, RGB. MissingFileError if it is not there.
+        """An image of a question, RGB, of any shape. MissingFileError if it is not there, DataError if it is damaged.
 
         Args:
             folder: the result folder.
@@ -160,7 +166,9 @@ class Benchmark(ABC):
         source = self.image_source(name)
         if source is None:
             return open_drawn(folder / name)
-        return open_file(source, type(self)) if isinstance(source, Path) else source.open()
+        if isinstance(source, TableImage):
+            return source.open()
+        return _opened(require(source, type(self)), f"put a whole one there. {self.fetch}")
 
     def check_images(self, questions: Sequence[Question]) -> None:
         """See that all images of these questions that are files of their own are there, by their headers alone.
@@ -179,13 +187,19 @@ class Benchmark(ABC):
                 f"({'; '.join(faults[:NAMED] + more)}): put whole ones there. {self.fetch}"
             )
 
-    @abstractmethod
     def grade(self, rows: Sequence[Row]) -> list[Row]:
-        """Rows of output, with the grader's verdict as `verdict` where there is one -> the same, graded."""
+        """Rows of output, with the grader's verdict as `verdict` where there is one -> the same, graded; here without
+        any score, which the official script alone gives."""
+        return [row | {"score": None} for row in rows]
 
-    @abstractmethod
     def scores(self, rows: Sequence[Row]) -> dict[str, Score]:
         """Name -> score of graded rows; a score without rows is left out."""
+        scored = [row for row in rows if row.get("score") is not None]
+        return self._scores(scored) if scored else {}
+
+    @abstractmethod
+    def _scores(self, rows: Sequence[Row]) -> dict[str, Score]:
+        """The same of rows that all have a score, at least one."""
 
     def write_official(self, folder: Path, rows: Sequence[Row]) -> None:  # noqa: B027
         """Write what the official scorer reads beside the images, by default nothing."""
@@ -235,11 +249,6 @@ def require(path: Path, benchmark: type[Benchmark]) -> Path:
     if not path.exists():
         raise MissingFileError(f"{benchmark.title} needs {path}, which is not there. {benchmark.fetch}")
     return path
-
-
-def open_file(path: Path, benchmark: type[Benchmark]) -> Image.Image:
-    """An image file of a benchmark as RGB, of any shape; DataError for one that is damaged."""
-    return _opened(require(path, benchmark), f"put a whole one there. {benchmark.fetch}")
 
 
 def open_drawn(path: Path) -> Image.Image:

@@ -61,13 +61,9 @@ class DpgBench(Benchmark):
             for sample in range(self.images_per_prompt)
         ]
 
-    def grade(self, rows: Sequence[Row]) -> list[Row]:
-        return [row | {"score": None} for row in rows]
-
-    def scores(self, rows: Sequence[Row]) -> dict[str, Score]:
+    def _scores(self, rows: Sequence[Row]) -> dict[str, Score]:
         """`overall`: the mean over prompts; the official script prints a hundred times this."""
-        scored = [row["score"] for row in rows if row["score"] is not None]
-        return {"overall": average(scored)} if scored else {}
+        return {"overall": average(row["score"] for row in rows)}
 
     def write_official(self, folder: Path, rows: Sequence[Row]) -> None:
         """The squares, row by row; their side is what `--resolution` asks for, `--pic-num` the images per prompt."""

@@ -52,14 +52,13 @@ class GenEval(Benchmark):
         ]
 
     def grade(self, rows: Sequence[Row]) -> list[Row]:
-        return [
-            row | {"tag": self.metadata_of(row)["tag"], "score": float(row["verdict"]["correct"])}
-            if "verdict" in row
-            else row | {"tag": self.metadata_of(row)["tag"], "score": None}
-            for row in rows
-        ]
+        graded = []
+        for row in rows:
+            score = float(row["verdict"]["correct"]) if "verdict" in row else None
+            graded.append(row | {"tag": self.metadata_of(row)["tag"], "score": score})
+        return graded
 
-    def scores(self, rows: Sequence[Row]) -> dict[str, Score]:
+    def _scores(self, rows: Sequence[Row]) -> dict[str, Score]:
         return task_scores(rows)
 
     def metadata_of(self, row: Row) -> dict[str, Any]:
@@ -68,21 +67,21 @@ class GenEval(Benchmark):
 
     def write_official(self, folder: Path, rows: Sequence[Row]) -> None:
         """metadata.jsonl beside the samples, and results.jsonl as `evaluate_images.py` writes it."""
-        results = []
-        for row in rows:
-            metadata = self.metadata_of(row)
-            write_whole(folder / IMAGES / row["group"] / "metadata.jsonl", to_lines([metadata]).encode())
-            if row["score"] is not None:
-                results.append(
-                    {
-                        "filename": row["image"],
-                        "tag": metadata["tag"],
-                        "prompt": metadata["prompt"],
-                        "correct": bool(row["score"]),
-                        "reason": "\n".join(row["verdict"]["reasons"]),
-                        "metadata": json.dumps(metadata),
-                    }
-                )
+        for group, row in {row["group"]: row for row in rows}.items():
+            content = to_lines([self.metadata_of(row)]).encode()
+            write_whole(folder / IMAGES / group / "metadata.jsonl", content)
+        results = [
+            {
+                "filename": row["image"],
+                "tag": row["tag"],
+                "prompt": row["prompt"],
+                "correct": bool(row["score"]),
+                "reason": "\n".join(row["verdict"]["reasons"]),
+                "metadata": json.dumps(self.metadata_of(row)),
+            }
+            for row in rows
+            if row["score"] is not None
+        ]
         if results:
             write_whole(folder / "results.jsonl", to_lines(results).encode())
 
@@ -112,17 +111,14 @@ class RewrittenGenEval(GenEval):
 
 def task_scores(rows: Sequence[Row]) -> dict[str, Score]:
     """The score of each tag that occurs and `overall`, their plain mean; and two shares that the official summary
-    prints beside it: of correct images, and of prompts with at least one."""
-    scored = [row for row in rows if row["score"] is not None]
-    if not scored:
-        return {}
-    tags = scores_by(scored, "tag")
+    prints beside it: of correct images, and of prompts with at least one. All rows have a score."""
+    tags = scores_by(rows, "tag")
     best: dict[str, float] = {}
-    for row in scored:
+    for row in rows:
         best[row["group"]] = max(best.get(row["group"], 0.0), row["score"])
     return {tag: tags[tag] for tag in TAGS if tag in tags} | {
-        "overall": Score(sum(tag.value for tag in tags.values()) / len(tags), len(scored)),
-        "correct_images": average(row["score"] for row in scored),
+        "overall": Score(average(tag.value for tag in tags.values()).value, len(rows)),
+        "correct_images": average(row["score"] for row in rows),
         "prompts_with_a_correct_image": average(best.values()),
     }
 

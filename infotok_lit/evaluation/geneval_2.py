@@ -34,6 +34,9 @@ class GenEval2(Benchmark):
     def __init__(self, folder: Path, seed: int = 0) -> None:
         self.sources, self.seed = [require(folder / FILE, type(self))], seed
         self.prompts = checked(read_json_lines(folder / FILE), folder / FILE, {"prompt": str, "skills": list})
+        for number, entry in enumerate(self.prompts, 1):
+            if not entry["skills"] or not all(isinstance(skill, str) for skill in entry["skills"]):
+                raise DataError(f"row {number} of {folder / FILE}: skills is no list of names")
 
     def drawings(self) -> Sequence[Drawing]:
         return [
@@ -41,22 +44,16 @@ class GenEval2(Benchmark):
             for number, entry in enumerate(self.prompts)
         ]
 
-    def grade(self, rows: Sequence[Row]) -> list[Row]:
-        return [row | {"score": None} for row in rows]
-
-    def scores(self, rows: Sequence[Row]) -> dict[str, Score]:
+    def _scores(self, rows: Sequence[Row]) -> dict[str, Score]:
         """Soft-TIFA: each prompt's geometric mean over its questions, averaged; the same with the arithmetic mean;
         and per skill, over questions."""
-        scored = [row for row in rows if row["score"] is not None]
-        if not scored:
-            return {}
         skills: dict[str, list[float]] = {}
-        for row in scored:
+        for row in rows:
             for skill, value in zip(row["skills"], row["atoms"], strict=True):
                 skills.setdefault(skill, []).append(value)
         return {
-            "soft_tifa_gm": average(row["score"] for row in scored),
-            "soft_tifa_am": average(average(row["atoms"]).value for row in scored),
+            "soft_tifa_gm": average(row["score"] for row in rows),
+            "soft_tifa_am": average(average(row["atoms"]).value for row in rows),
             **{skill: average(values) for skill, values in sorted(skills.items())},
         }
 

@@ -85,12 +85,11 @@ class GenEvalPlusPlus(Benchmark):
             graded.append(row | {"tag": self.metadata[int(row["id"]) - 1]["tag"], "score": score})
         return graded
 
-    def scores(self, rows: Sequence[Row]) -> dict[str, Score]:
+    def _scores(self, rows: Sequence[Row]) -> dict[str, Score]:
         """Per tag, and `overall`, their plain mean."""
-        scored = [row for row in rows if row["score"] is not None]
-        tags = scores_by(scored, "tag")
-        overall = {"overall": Score(average(tag.value for tag in tags.values()).value, len(scored))} if tags else {}
-        return overall | {tag: tags[tag] for tag in TAGS if tag in tags}
+        tags = scores_by(rows, "tag")
+        overall = Score(average(tag.value for tag in tags.values()).value, len(rows))
+        return {"overall": overall} | {tag: tags[tag] for tag in TAGS if tag in tags}
 
     def aggregate(self, files: Sequence[Path]) -> list[Row]:
         """From the official Output.json: under `overall_results` one entry per image with `id`, the number of its

@@ -85,8 +85,8 @@ class Gqa(Benchmark):
             graded.append(row | {"label": truth, "parsed": parsed, "score": float(self.rule(row["answer"], truth))})
         return graded
 
-    def scores(self, rows: Sequence[Row]) -> dict[str, Score]:
-        return {"accuracy": average(row["score"] for row in rows)} if rows else {}
+    def _scores(self, rows: Sequence[Row]) -> dict[str, Score]:
+        return {"accuracy": average(row["score"] for row in rows)}
 
     def write_official(self, folder: Path, rows: Sequence[Row]) -> None:
         """The predictions for the official `eval.py`: answers as LLaVA's conversion leaves them."""

@@ -4,7 +4,6 @@ lmms-eval --model infotok --model_args path=EXPORTED --tasks TASK --batch_size 8
 """
 
 import os
-from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -62,7 +61,8 @@ class InfoTok(lmms):
         answers: dict[int, str] = {}
         order = sorted(range(len(requests)), key=lambda number: _new_tokens(requests[number]))
         for most, numbers in groupby(order, key=lambda number: _new_tokens(requests[number])):
-            for batch in _batches(list(numbers), self.batch_size):
+            same = list(numbers)
+            for batch in (same[start : start + self.batch_size] for start in range(0, len(same), self.batch_size)):
                 images = [self._image(requests[number]) for number in batch]
                 questions = [requests[number].args[0] for number in batch]
                 found = self.own.answer(images, questions, most)
@@ -107,7 +107,3 @@ def _until(text: str, request: Instance) -> str:
     for stop in [stops] if isinstance(stops, str) else stops:
         text = text.split(stop)[0] if stop else text
     return text
-
-
-def _batches(numbers: Sequence[int], size: int) -> Iterator[Sequence[int]]:
-    return (numbers[start : start + size] for start in range(0, len(numbers), size))

@@ -122,14 +122,11 @@ class MmVet(Benchmark):
             graded.append(row | {"capability": self.records[row["id"]]["capability"], "score": score})
         return graded
 
-    def scores(self, rows: Sequence[Row]) -> dict[str, Score]:
+    def _scores(self, rows: Sequence[Row]) -> dict[str, Score]:
         """`total` over all questions, and per capability; the official script prints a hundred times these."""
-        scored = [row for row in rows if row["score"] is not None]
-        if not scored:
-            return {}
-        names = sorted({name for row in scored for name in row["capability"]})
-        return {"total": average(row["score"] for row in scored)} | {
-            name: average(row["score"] for row in scored if name in row["capability"]) for name in names
+        names = sorted({name for row in rows for name in row["capability"]})
+        return {"total": average(row["score"] for row in rows)} | {
+            name: average(row["score"] for row in rows if name in row["capability"]) for name in names
         }
 
     def write_official(self, folder: Path, rows: Sequence[Row]) -> None:

@@ -56,7 +56,9 @@ class Mme(Benchmark):
         self.rule, self.rules = rule_named(self, rules), rules
         self.folder = require(folder, type(self))
         self.table: Table | None = None
-        found = list(self._from_texts())
+        texts = self._texts()
+        self.sources = [file for _, file in texts]
+        found = [entry for subtask, file in texts for entry in self._entries(subtask, file)]
         if not found:
             self.table = Table(folder, ("image",), "test", FIELDS, self.fetch)
             self.sources = self.table.files
@@ -90,7 +92,7 @@ class Mme(Benchmark):
             graded.append(row | own | {"score": float(reading.value == label)})
         return graded
 
-    def scores(self, rows: Sequence[Row]) -> dict[str, Score]:
+    def _scores(self, rows: Sequence[Row]) -> dict[str, Score]:
         """Points: `overall` of 2,800 is `perception` of 2,000 plus `cognition` of 800, and those sum their subtasks."""
         subtasks: dict[str, list[Row]] = {}
         for row in rows:
@@ -119,26 +121,26 @@ class Mme(Benchmark):
             lines = [line for own in images.values() for line in own]
             write_whole(folder / "results" / f"{subtask}.txt", "".join(lines).encode())
 
-    def _from_texts(self) -> Iterator[Entry]:
-        sources: list[Path] = []
+    def _texts(self) -> list[tuple[str, Path]]:
+        """(subtask, question file): one per subtask, or one per image."""
+        found = []
         for subtask in (*PERCEPTION, *COGNITION):
-            single = self.folder / f"{subtask}.txt"
-            own = self.folder / subtask
-            texts = sorted([*own.glob("*.txt"), *own.glob("questions_answers_YN/*.txt")])
-            for file in [single] if single.is_file() else texts:
-                sources.append(file)
-                for number, line in enumerate(read_text(file).split("\n"), 1):
-                    fields = line.split("\t")
-                    if not line.strip():
-                        continue
-                    if file != single:
-                        fields = [_image_beside(file), *fields]
-                    if len(fields) < 3 or fields[2].strip().lower() not in ("yes", "no"):
-                        raise DataError(
-                            f"line {number} of {file} needs image, question and Yes or No, split by tabs: {line!r:.60}"
-                        )
-                    yield Entry(subtask, fields[0], fields[1], fields[2].strip())
-        self.sources = sources
+            single, own = self.folder / f"{subtask}.txt", self.folder / subtask
+            each = sorted([*own.glob("*.txt"), *own.glob("questions_answers_YN/*.txt")])
+            found += [(subtask, file) for file in ([single] if single.is_file() else each)]
+        return found
+
+    def _entries(self, subtask: str, file: Path) -> Iterator[Entry]:
+        for number, line in enumerate(read_text(file).split("\n"), 1):
+            if not line.strip():
+                continue
+            image = [] if file.parent == self.folder else [_image_beside(file)]
+            fields = [*image, *line.split("\t")]
+            if len(fields) < 3 or fields[2].strip().lower() not in ("yes", "no"):
+                raise DataError(
+                    f"line {number} of {file} needs image, question and Yes or No, split by tabs: {line!r:.60}"
+                )
+            yield Entry(subtask, fields[0], fields[1], fields[2].strip())
 
 
 def _points(rows: Sequence[Row]) -> Score:

@@ -93,9 +93,9 @@ class Mmmu(Benchmark):
             graded.append(row | own)
         return graded
 
-    def scores(self, rows: Sequence[Row]) -> dict[str, Score]:
+    def _scores(self, rows: Sequence[Row]) -> dict[str, Score]:
         """Over all questions, and per subject."""
-        return {"accuracy": average(row["score"] for row in rows), **scores_by(rows, "part")} if rows else {}
+        return {"accuracy": average(row["score"] for row in rows), **scores_by(rows, "part")}
 
     def write_official(self, folder: Path, rows: Sequence[Row]) -> None:
         """What `main_eval_only.py` reads (letters that were found, short answers as they are), and the folder of

@@ -54,7 +54,8 @@ class EvaluatedModel(ABC):
         raise SettingsError(f"{self.name} draws no images: choose benchmarks of understanding for it")
 
     def answer(self, images: Sequence[Image.Image], questions: Sequence[str], max_new_tokens: int) -> list[str]:
-        """One answer per question, greedily; images that are one object are encoded once where the model can."""
+        """One answer per question, greedily, without white space around it; images that are one object are encoded once
+        where the model can."""
         raise SettingsError(f"{self.name} answers no questions: choose benchmarks of generation for it")
 
     def likelihoods(
@@ -109,9 +110,12 @@ class OwnModel(EvaluatedModel):
         ]
 
     def _likelihood(self, sample: UnderstandingSample) -> float:
+        # Its import takes longer than most answers, and no other question needs it.
+        from lightning.pytorch.utilities import move_data_to_device
+
         batch = self.base.processor.understanding([sample])
         with self.model.running() as device:
-            return -self.model.answer_loss(_moved(batch, device))
+            return -self.model.answer_loss(move_data_to_device(batch, device))
 
 
 class TransformersModel(EvaluatedModel):
@@ -143,7 +147,8 @@ class TransformersModel(EvaluatedModel):
         chats = [_chat(image, question) for image, question in zip(images, questions, strict=True)]
         inputs = self._inputs(chats)
         output = self.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
-        return self.processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        answers = self.processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        return [answer.strip() for answer in answers]
 
     @torch.inference_mode()
     def likelihoods(
@@ -235,12 +240,3 @@ def fingerprint(path: Path) -> str:
 
 def _chat(image: Image.Image, question: str) -> list[dict[str, Any]]:
     return [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": question}]}]
-
-
-def _moved(batch: Any, device: torch.device) -> Any:
-    """A batch whose tensors, at any depth, lie on the device."""
-    if isinstance(batch, torch.Tensor):
-        return batch.to(device)
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(_moved(value, device) for value in batch))
-    return batch

@@ -50,10 +50,10 @@ def paper_scores(model: str) -> dict[str, float]:
         SettingsError: the paper has no such model.
     """
     rows = sorted(_rows(), key=lambda row: float((row.size or "0B").removesuffix("B")))
-    models = {f"{row.base}/{FULL if row.variant == 'infotok' else row.variant}": {} for row in rows}
+    models: dict[str, dict[str, float]] = {}
     for row in rows:
-        own = models[f"{row.base}/{FULL if row.variant == 'infotok' else row.variant}"]
-        own |= {column: value for column, value in row.scores.items() if column not in own}
+        name = f"{row.base}/{FULL if row.variant == 'infotok' else row.variant}"
+        models[name] = row.scores | models.get(name, {})
     if model not in models:
         raise SettingsError(f"the paper reports no {model}; it has {', '.join(models)}")
     return models[model]

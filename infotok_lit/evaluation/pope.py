@@ -67,12 +67,10 @@ class Pope(Benchmark):
                     graded.append(row | own | {"read": reading.value, "parsed": reading.parsed, "score": score})
         return graded
 
-    def scores(self, rows: Sequence[Row]) -> dict[str, Score]:
+    def _scores(self, rows: Sequence[Row]) -> dict[str, Score]:
         """Accuracy and F1 (yes is positive) as means over the splits, and everything per split."""
-        per_split = {split: self._split_scores([row for row in rows if row["split"] == split]) for split in SPLITS}
-        per_split = {split: scores for split, scores in per_split.items() if scores}
-        if not per_split:
-            return {}
+        splits = {split: [row for row in rows if row["split"] == split] for split in SPLITS}
+        per_split = {split: self._split_scores(own) for split, own in splits.items() if own}
         found = {
             name: Score(average(scores[name].value for scores in per_split.values()).value, len(rows))
             for name in ("accuracy", "f1", "yes_ratio")
@@ -80,8 +78,6 @@ class Pope(Benchmark):
         return found | {f"{split}/{name}": score for split, own in per_split.items() for name, score in own.items()}
 
     def _split_scores(self, rows: Sequence[Row]) -> dict[str, Score]:
-        if not rows:
-            return {}
         # In VLMEvalKit whatever is not yes counts as no here; lmms-eval leaves it out.
         read = [
             (row["label"], "no" if self.rules == "vlmevalkit" and row["read"] == "other" else row["read"])

@@ -113,7 +113,8 @@ def digest(paths: Sequence[Path]) -> str:
     """sha256 of the files' bytes, in order."""
     total = hashlib.sha256()
     for path in paths:
-        total.update(path.read_bytes())
+        with path.open("rb") as file:
+            hashlib.file_digest(file, lambda: total)
     return total.hexdigest()
 
 

@@ -1,7 +1,7 @@
 """What is kept of an evaluation: items.jsonl, result.json, and a Markdown table beside the paper's rows."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -68,13 +68,13 @@ def summarise(
 
 
 def standard_errors(benchmark: Benchmark, rows: Sequence[Row], blocks: int = BLOCKS) -> dict[str, float]:
-    """Score -> its standard error, by a delete-a-group jackknife.
+    """Score -> its standard error, by a delete-a-group jackknife; none for a score that rests on one group.
 
     The images of one prompt, and the questions about one image, stand or fall together, so whole groups are left out:
-    each alone, or in equal blocks where there are many. For a mean of independent rows this is s / sqrt(n) exactly;
-    it holds as well for F1, for MME's pairs and for means of means.
+    each alone, or in equal blocks where there are many. For a mean of independent rows this is s / sqrt(n) exactly, of
+    one category too; it holds as well for F1, for MME's pairs and for means of means.
     """
-    errors = {name: _jackknife(values) for name, values in _replicates(benchmark, rows, blocks).items()}
+    errors = {name: _jackknife(values.values()) for name, values in _replicates(benchmark, rows, blocks).items()}
     return {name: error for name, error in errors.items() if error is not None}
 
 
@@ -93,25 +93,28 @@ def change(benchmark: Benchmark, before: Sequence[Row], now: Sequence[Row], bloc
     changes = {}
     for name in old.keys() & new.keys():
         error = None
-        if len(was.get(name, ())) == len(is_.get(name, ())):
-            error = _jackknife([b - a for a, b in zip(was.get(name, ()), is_.get(name, ()), strict=True)])
+        if was[name].keys() == is_[name].keys():
+            error = _jackknife([value - was[name][block] for block, value in is_[name].items()])
         changes[name] = Change(new[name].value - old[name].value, error)
     return changes
 
 
-def _replicates(benchmark: Benchmark, rows: Sequence[Row], blocks: int) -> dict[str, list[float]]:
-    """Score -> its values without each block of groups."""
+def _replicates(benchmark: Benchmark, rows: Sequence[Row], blocks: int) -> dict[str, dict[int, float]]:
+    """Score -> its value without each block of groups that it rests on, by the number of the block."""
     groups = {group: number for number, group in enumerate(dict.fromkeys(row["group"] for row in rows))}
     count = min(len(groups), blocks)
-    replicates: dict[str, list[float]] = {}
+    whole = benchmark.scores(rows)
+    replicates: dict[str, dict[int, float]] = {name: {} for name in whole}
     for block in range(count if count > 1 else 0):
         kept = [row for row in rows if groups[row["group"]] % count != block]
         for name, score in benchmark.scores(kept).items():
-            replicates.setdefault(name, []).append(score.value)
+            # A block of other categories leaves a score as it is, and tells nothing about it.
+            if score.n < whole[name].n:
+                replicates[name][block] = score.value
     return replicates
 
 
-def _jackknife(values: Sequence[float]) -> float | None:
+def _jackknife(values: Collection[float]) -> float | None:
     """The standard error that leave-one-out values tell; None for fewer than two, or where one is no number."""
     if len(values) < 2 or not all(map(math.isfinite, values)):
         return None

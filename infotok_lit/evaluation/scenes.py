@@ -63,12 +63,11 @@ class ScenesBenchmark(Benchmark):
     def grade(self, rows: Sequence[Row]) -> list[Row]:
         return [row | (self._drawn(row) if "prompt" in row else self._answered(row)) for row in rows]
 
-    def scores(self, rows: Sequence[Row]) -> dict[str, Score]:
+    def _scores(self, rows: Sequence[Row]) -> dict[str, Score]:
         """`generation`, the mean of its categories as in GenEval; `understanding`, over all questions; each part."""
-        scored = [row for row in rows if row["score"] is not None]
-        parts = scores_by(scored, "part")
+        parts = scores_by(rows, "part")
         drawn = [part for name, part in parts.items() if name.startswith("generation/")]
-        answered = [row["score"] for row in scored if row["part"].startswith("understanding/")]
+        answered = [row["score"] for row in rows if row["part"].startswith("understanding/")]
         found = {}
         if drawn:
             found["generation"] = Score(average(part.value for part in drawn).value, sum(part.n for part in drawn))

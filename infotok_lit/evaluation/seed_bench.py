@@ -111,10 +111,8 @@ class SeedBench(Benchmark):
             graded.append(row | {"label": record["answer"], "part": dimension, "parsed": parsed, "score": score})
         return graded
 
-    def scores(self, rows: Sequence[Row]) -> dict[str, Score]:
+    def _scores(self, rows: Sequence[Row]) -> dict[str, Score]:
         """Over all image questions, and per dimension."""
-        if not rows:
-            return {}
         return {"accuracy": average(row["score"] for row in rows), **scores_by(rows, "part")}
 
     def write_official(self, folder: Path, rows: Sequence[Row]) -> None:

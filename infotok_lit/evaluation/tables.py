@@ -53,7 +53,7 @@ class Table:
     def rows(self) -> list[Row]:
         """Every row, without its images; DataError for the first that lacks a field."""
         return [
-            row | {column: None for column in self.image_columns if column in row}
+            row | dict.fromkeys(self.image_columns)
             for file, part in zip(self.files, self._parts, strict=True)
             for row in checked(self._read(file, lambda part=part: part.rows(self.image_columns)), file, self.fields)
         ]
@@ -159,10 +159,8 @@ class _Parquet:
         return self._file.metadata.num_rows
 
     def rows(self, image_columns: Sequence[str]) -> list[Row]:
-        names = self._file.schema_arrow.names
-        rows = self._file.read(columns=[name for name in names if name not in image_columns]).to_pylist()
-        present = {name: None for name in names if name in image_columns}
-        return [row | present for row in rows]
+        names = [name for name in self._file.schema_arrow.names if name not in image_columns]
+        return self._file.read(columns=names).to_pylist()
 
     def cell(self, number: int, column: str) -> Any:
         if column not in self._file.schema_arrow.names:
@@ -189,10 +187,7 @@ class _Arrow:
         return self._table.num_rows
 
     def rows(self, image_columns: Sequence[str]) -> list[Row]:
-        names = self._table.column_names
-        rows = self._table.select([name for name in names if name not in image_columns]).to_pylist()
-        present = {name: None for name in names if name in image_columns}
-        return [row | present for row in rows]
+        return self._table.select([name for name in self._table.column_names if name not in image_columns]).to_pylist()
 
     def cell(self, number: int, column: str) -> Any:
         return self._table.column(column)[number].as_py() if column in self._table.column_names else None

@@ -77,27 +77,26 @@ class UniBench(Benchmark):
         """Only answers have a score; the rows of drawn images stay as they are."""
         return [row | self._answered(row) if "answer" in row else row for row in rows]
 
-    def scores(self, rows: Sequence[Row]) -> dict[str, Score]:
+    def _scores(self, rows: Sequence[Row]) -> dict[str, Score]:
         """`uniscore`: tags within tags are averaged level by level, and the 13 of the middle level, each rounded to
         three decimals, give the score. Beside it the mean over prompts, and the share of prompts with no mistake."""
-        scored = [row for row in rows if "score" in row]
-        if not scored:
-            return {}
         leaves: dict[tuple[str, str, str], list[float]] = {}
         prompts: dict[str, list[float]] = {}
-        for row in scored:
+        for row in rows:
             leaves.setdefault(tuple(row["tag"]), []).append(row["score"])
             prompts.setdefault(row["group"], []).append(row["score"])
-        middle: dict[str, list[float]] = {}
+        middle: dict[str, list[Score]] = {}
         for (_, name, _), values in leaves.items():
-            middle.setdefault(name, []).append(average(values).value)
-        means = {name: round(average(values).value, 3) for name, values in middle.items()}
-        counts = {name: sum(len(values) for tag, values in leaves.items() if tag[1] == name) for name in means}
+            middle.setdefault(name, []).append(average(values))
+        parts = {
+            name: Score(round(average(leaf.value for leaf in own).value, 3), sum(leaf.n for leaf in own))
+            for name, own in middle.items()
+        }
         return {
-            "uniscore": Score(average(means.values()).value, len(scored)),
-            "case_uniscore": Score(average(average(values).value for values in prompts.values()).value, len(prompts)),
+            "uniscore": Score(average(part.value for part in parts.values()).value, len(rows)),
+            "case_uniscore": average(average(values).value for values in prompts.values()),
             "all_correct": average(float(min(values) == 1) for values in prompts.values()),
-            **{name: Score(value, counts[name]) for name, value in means.items()},
+            **parts,
         }
 
     def write_official(self, folder: Path, rows: Sequence[Row]) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from infotok_lit.errors import DataError
-from infotok_lit.evaluation.benchmark import Benchmark, Drawing, Score, average, require
+from infotok_lit.evaluation.benchmark import Benchmark, Drawing, Score, require, scores_by
 from infotok_lit.evaluation.endpoint import Endpoint
 from infotok_lit.evaluation.judge import JudgeGrader, image_part, text_part
 from infotok_lit.evaluation.records import Row, by_name, checked, read_json, read_json_lines, to_lines
@@ -127,21 +127,15 @@ class Wise(Benchmark):
             graded.append(row | {"part": self.category(int(row["id"])), "score": score})
         return graded
 
-    def scores(self, rows: Sequence[Row]) -> dict[str, Score]:
+    def _scores(self, rows: Sequence[Row]) -> dict[str, Score]:
         """Per category, and `overall`: the official weights are the categories' shares of the 1,000 images."""
-        scored = [row for row in rows if row["score"] is not None]
-        if not scored:
-            return {}
-        parts = {}
-        for name in self.last_ids:
-            own = [row["score"] for row in scored if row["part"] == name]
-            if own:
-                parts[name] = average(own)
+        found = scores_by(rows, "part")
+        parts = {name: found[name] for name in self.last_ids if name in found}
         # Each category weighs what its share of the 1,000 prompts is, also while some images have no verdict.
         bounds = [0, *self.last_ids.values()]
         weights = {name: end - start for name, (start, end) in zip(self.last_ids, pairwise(bounds), strict=True)}
         total = sum(weights[name] * part.value for name, part in parts.items()) / sum(weights[name] for name in parts)
-        return {"overall": Score(total, len(scored)), **parts}
+        return {"overall": Score(total, len(rows)), **parts}
 
     def category(self, number: int) -> str:
         """Of a prompt id; DataError for one that is not from 1 to 1000."""
@@ -167,16 +161,17 @@ class Wise(Benchmark):
 
     def write_official(self, folder: Path, rows: Sequence[Row]) -> None:
         """scores.jsonl for the official calculation, of the images that have verdicts."""
-
-        lines = [self.official_line(row) for row in rows if row["score"] is not None]
+        lines = []
+        for row in rows:
+            if row["score"] is not None:
+                number, grades = int(row["id"]), self.official_grades(row["verdict"]["reading"])
+                lines.append({"prompt_id": number, "Subcategory": self.prompts[number]["Subcategory"]} | grades)
         if lines:
             write_whole(folder / "scores.jsonl", to_lines(lines).encode())
 
-    def official_line(self, row: Row) -> Row:
-        """One line of the official result file."""
-        number = int(row["id"])
-        subcategory = self.prompts[number]["Subcategory"]
-        return {"prompt_id": number, "Subcategory": subcategory, **row["verdict"]["reading"]}
+    def official_grades(self, reading: Any) -> Row:
+        """The verdict as an official result line says it: the inverse of `stored_reading`."""
+        return reading
 
 
 class WiseVerified(Wise):
@@ -201,10 +196,5 @@ class WiseVerified(Wise):
     def stored_reading(self, entry: Row) -> Any:
         return int(entry["score"]) if entry["score"] in (0, 1) else None
 
-    def official_line(self, row: Row) -> Row:
-        number = int(row["id"])
-        return {
-            "prompt_id": number,
-            "Subcategory": self.prompts[number]["Subcategory"],
-            "score": row["verdict"]["reading"],
-        }
+    def official_grades(self, reading: Any) -> Row:
+        return {"score": reading}

@@ -92,6 +92,13 @@ def becomes(text: str) -> Edit:
         ("dpg_bench", "dpg_bench.csv", becomes(f"item_id,text\na,{'b' * 150_000}\n"), "FILE is no CSV: field larger"),
         ("dpg_bench", "dpg_bench.csv", becomes("item_id,text\n../../a,b\n"), "'../../a' is to name files, and cannot"),
         ("geneval2", "geneval2_data.jsonl", swap('"prompt"', '"p"'), "row 1 of FILE has no prompt"),
+        ("geneval2", "geneval2_data.jsonl", swap('["object"]', "[]"), "row 2 of FILE: skills is no list of names"),
+        (
+            "geneval2",
+            "geneval2_data.jsonl",
+            swap('"object"', '["object"]'),
+            "row 2 of FILE: skills is no list of names",
+        ),
     ],
 )
 def test_a_broken_row_is_named(name: str, file: str, edit: Edit, said: str, tmp_path: Path):

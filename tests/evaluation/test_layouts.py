@@ -218,6 +218,26 @@ def test_wise_verified_adds_up_official_lines(data, tmp_path):
     )
 
 
+@pytest.mark.parametrize(("kind", "name"), [(Wise, "wise"), (WiseVerified, "wise_verified")])
+def test_wise_writes_the_lines_that_it_adds_up(kind, name, data, tmp_path):
+    """Of images with a verdict alone; without any, no file."""
+    benchmark = kind(data / name)
+    readings = ["Consistency: 2\nRealism: 1\nAesthetic quality: 0", "Consistency: 0\nRealism: 1\nAesthetic quality: 2"]
+    readings = readings if kind is Wise else ["Score: 1", "Score: 0"]
+    verdicts = [{"verdict": {"reading": benchmark.read_verdict(reading)}} for reading in [*readings, "?"]]
+    rows = [{"id": str(number), "group": str(number)} for number in (1, 401, 1000)]
+    graded = benchmark.grade([row | verdict for row, verdict in zip(rows, verdicts, strict=True)])
+    benchmark.write_official(tmp_path, graded)
+    file = tmp_path / "scores.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [(line["prompt_id"], line["Subcategory"]) for line in lines] == [(1, "s1"), (401, "s401")]
+    assert set(lines[0]) == {"prompt_id", "Subcategory", *kind.stored}
+    assert scores(benchmark, benchmark.aggregate([file])) == scores(benchmark, graded)
+    file.unlink()
+    benchmark.write_official(tmp_path, graded[2:])
+    assert not file.exists()
+
+
 @pytest.mark.parametrize(
     ("reply", "grade"),
     [("0.7", 0.7), ("1", 1), (" 0.3\n", 0.3), (".5", 0.5), ("1.0 |", 1), ("10", None), ("1/10", None), ("-0.5", None),

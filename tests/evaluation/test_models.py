@@ -136,6 +136,13 @@ def test_a_transformers_model_answers_a_batch_as_one_by_one(llava):
         model.generate(["x"], [0])
 
 
+def test_a_transformers_answer_has_no_white_space_around_it(llava, monkeypatch):
+    """Some say " B", which LLaVA's rule for letters would not take for B."""
+    model = TransformersModel(llava, "llava", "cpu", "float32")
+    monkeypatch.setattr(model.processor, "batch_decode", lambda tokens, **options: [" B\n"] * len(tokens))
+    assert model.answer(IMAGES, QUESTIONS, 2) == ["B"] * 3
+
+
 def test_a_transformers_likelihood_is_the_loss_of_the_option_as_an_answer(llava):
     model = TransformersModel(llava, "llava", "cpu", "float32")
     (values,) = model.likelihoods(IMAGES[:1], QUESTIONS[:1], [["red", "two blue circles"]])

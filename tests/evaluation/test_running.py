@@ -1,11 +1,13 @@
 """Evaluations that are killed, resumed, limited and shared among processes give what one run gives."""
 
+import hashlib
 import json
 import os
 import re
 import socket
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -103,6 +105,21 @@ def test_a_limit_is_spread_evenly_over_whole_groups():
     assert spread(questions, 99) == questions
 
 
+def test_the_files_of_a_benchmark_are_read_in_pieces_and_once(tmp_path):
+    """A table may hold gigabytes of images, and the facts are asked for at every start and end of a run."""
+    benchmark, file = scenes(), tmp_path / "rows"
+    content = b"x" * 8_000_000
+    file.write_bytes(content)
+    benchmark.sources = [file]
+    tracemalloc.start()
+    facts = benchmark.facts
+    assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    tracemalloc.stop()
+    assert facts["prompts_sha256"] == hashlib.sha256(content).hexdigest()
+    file.unlink()
+    assert benchmark.facts == facts
+
+
 def test_a_folder_of_other_settings_is_refused(tmp_path):
     run(tmp_path, FakeModel())
     other = FakeModel()
@@ -168,7 +185,12 @@ def test_two_processes_give_the_rows_of_one(tmp_path):
         )
         for rank in range(2)
     ]
-    assert [process.wait(120) for process in processes] == [0, 0]
+    try:
+        assert [process.wait(300) for process in processes] == [0, 0]
+    finally:
+        # One that waits for the other would do so for a month.
+        for process in processes:
+            process.kill()
     outcomes = [(tmp_path / f"rows{rank}").read_text().splitlines() for rank in range(2)]
     assert outcomes[0][:-1] == outcomes[1][:-1]
     drawn, asked = zip(*(map(int, outcome[-1].split()) for outcome in outcomes), strict=True)

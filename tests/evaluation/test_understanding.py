@@ -15,7 +15,7 @@ from infotok_lit.evaluation.mm_vet import MmVet, MmVetV2
 from infotok_lit.evaluation.mme import Mme
 from infotok_lit.evaluation.mmmu import Mmmu
 from infotok_lit.evaluation.pope import Pope
-from infotok_lit.evaluation.results import standard_errors
+from infotok_lit.evaluation.results import change, standard_errors
 from infotok_lit.evaluation.running import Evaluation
 from infotok_lit.evaluation.seed_bench import SeedBench, SeedBenchLikelihood
 from infotok_lit.evaluation.unibench import UniBench
@@ -181,6 +181,27 @@ def test_a_standard_error_is_that_of_independent_groups(data):
     # Two copies of everything in the same groups tell nothing new.
     assert standard_errors(benchmark, rows * 2)["accuracy"] == pytest.approx(values.std(ddof=1) / 60**0.5)
     assert standard_errors(benchmark, rows[:1]) == {}
+
+
+def test_the_standard_error_of_a_category_is_that_of_its_own_groups(data):
+    """Groups of other categories tell nothing about it, and one group alone tells nothing either."""
+    benchmark = SeedBench(data / "seed")
+    values = {"one": [1.0], "three": [0.0, 1.0, 1.0], "many": np.random.default_rng(0).integers(0, 2, 40).tolist()}
+    pairs = [(part, float(value)) for part, own in values.items() for value in own]
+    rows = [{"group": str(number), "part": part, "score": value} for number, (part, value) in enumerate(pairs)]
+    errors = standard_errors(benchmark, rows)
+    assert errors == pytest.approx(
+        {
+            "accuracy": np.std([value for _, value in pairs], ddof=1) / 44**0.5,
+            "three": np.std(values["three"], ddof=1) / 3**0.5,
+            "many": np.std(values["many"], ddof=1) / 40**0.5,
+        }
+    )
+    moved = [row | {"score": 1.0} for row in rows]
+    changes = change(benchmark, rows, moved)
+    assert changes["one"] == (0.0, None) and changes["three"].error == pytest.approx(errors["three"])
+    # Where the two runs do not have the same groups, nothing is paired.
+    assert change(benchmark, rows, moved[:2] + moved[3:])["three"].error is None
 
 
 def test_missing_files_say_what_to_fetch(tmp_path):
