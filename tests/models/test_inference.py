@@ -9,6 +9,7 @@ import torch
 from tiny import tiny_model
 from torch import Tensor
 
+from infotok_lit.errors import SettingsError
 from infotok_lit.models.common.sampling import ImageNoise
 from infotok_lit.models.unified import UnifiedModel
 
@@ -99,6 +100,12 @@ def test_drawing_leaves_the_global_random_numbers_alone(model) -> None:
     torch.manual_seed(0)
     model.generate(CAPTIONS[:1])
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_size_without_pixels_is_refused(model) -> None:
+    for size in ((0, 32), (32, -8)):
+        with pytest.raises(SettingsError, match=f"image size {size[0]} x {size[1]} has no pixels; set both sides to 8"):
+            model.generate(CAPTIONS, image_size=size)
 
 
 def test_a_size_between_tokens_is_refused(model) -> None:

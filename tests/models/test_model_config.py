@@ -76,6 +76,29 @@ def test_a_value_of_another_type_or_of_no_choice_is_refused(family, settings, sa
         family_called(family).config_of_size("scenes32").with_settings(settings)
 
 
+@pytest.mark.parametrize(
+    ("family", "options", "said"),
+    [
+        ("harmon", {"iterations": 0}, "iterations is 0; set it to 1 or more"),
+        ("harmon", {"solver_steps": -1}, "solver_steps is -1; set it to 0 or more"),
+        ("showo2", {"iterations": 1}, "iterations is 1; set it to 2 or more"),
+        ("showo2", {"time_shift": 0.0}, "time_shift is 0.0; set it above 0"),
+        ("openuni", {"iterations": 0}, "iterations is 0; set it to 1 or more"),
+        ("openuni", {"time_shift": -1.0}, "time_shift is -1.0; set it above 0"),
+    ],
+)
+def test_options_that_draw_nothing_are_refused(family, options, said) -> None:
+    """They gave one grey, or the noise itself, without a word."""
+    with pytest.raises(SettingsError, match=said):
+        family_called(family).sampling(**options)
+
+
+@pytest.mark.parametrize("steps", ["fast", "ddim", "10,", "1.5", "ddim999", "2000"])
+def test_steps_that_are_none_are_refused_before_training(steps) -> None:
+    with pytest.raises(SettingsError, match=r"sampling_steps is '|no integer stride gives|cannot keep 2000"):
+        family_called("harmon").fresh("scenes32", settings={"mar": {"sampling_steps": steps}})
+
+
 def test_whole_numbers_are_numbers() -> None:
     changed = family_called("harmon").config_of_size("scenes32").with_settings({"latent_scale": 1, "grad_scale": None})
     assert (changed.latent_scale, changed.grad_scale) == (1, None)

@@ -122,6 +122,33 @@ SCENES_LLM = LanguageModelConfig(
 
 
 @dataclass(frozen=True)
+class Sampling:
+    """What the families' options of generation have in common."""
+
+    fewest_iterations: ClassVar[int] = 1
+
+    iterations: int
+    guidance: float
+
+    def __post_init__(self) -> None:
+        if self.iterations < self.fewest_iterations:
+            raise SettingsError(f"iterations is {self.iterations}; set it to {self.fewest_iterations} or more")
+
+
+@dataclass(frozen=True)
+class FlowSampling(Sampling):
+    """Those of a model that follows a flow from noise to images."""
+
+    time_shift: float = 3.0
+    """Above 1, more of the iterations are near pure noise."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.time_shift > 0:
+            raise SettingsError(f"time_shift is {self.time_shift}; set it above 0 (1 for none)")
+
+
+@dataclass(frozen=True)
 class AutoencoderConfig:
     """How pixels become latents: by a family's official autoencoder, or by a fixed block transform ("dct")."""
 
@@ -205,6 +232,8 @@ class DCAEConfig(AutoencoderConfig):
 
 def token_grid(height: int, width: int, token_pixels: int) -> Grid:
     """The grid of an image size in pixels; SettingsError if a side is not a whole number of tokens."""
+    if min(height, width) < 1:
+        raise SettingsError(f"image size {height} x {width} has no pixels; set both sides to {token_pixels} or more")
     if height % token_pixels or width % token_pixels:
         raise SettingsError(f"image size {height} x {width} is not a multiple of {token_pixels} pixels, the token size")
     return height // token_pixels, width // token_pixels
