@@ -83,7 +83,8 @@ def export_model(
                 _write_weights(folder, stem, tensors, file_format, dtype, weights, base)
             write_config(folder, base.family, base.config.to_dict())
             base.processor.tokenizer.save_pretrained(folder)
-            (folder / CARD).write_text(model_card(base, provenance, init_from))
+            # A path may hold half a surrogate pair, which is no UTF-8.
+            (folder / CARD).write_bytes(model_card(base, provenance, init_from).encode(errors="backslashreplace"))
             if also is not None:
                 also(folder)
 
