@@ -110,13 +110,11 @@ class InferenceModel:
         one_image = not isinstance(images, Sequence) or isinstance(images, str)
         shown = [images] if one_image else list(images)
         asked = [questions] * len(shown) if isinstance(questions, str) else list(questions)
-        if one_image:
-            shown *= len(asked)
-        if len(shown) != len(asked):
+        if not one_image and len(shown) != len(asked):
             raise SettingsError(
                 f"{len(asked)} questions about {len(shown)} images: give one question for all, or one for each"
             )
-        pictures = [_rgb(image) for image in shown]
+        pictures = [_rgb(image) for image in shown] * (len(asked) if one_image else 1)
         answers = [
             answer
             for start in range(0, len(asked), at_least(1, batch_size, "batch_size"))
