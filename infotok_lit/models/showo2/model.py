@@ -130,7 +130,7 @@ class Showo2(Showo2Network):
     def answer_prompts(self, ids: Tensor, mask: Tensor, visual: Tensor, max_new_tokens: int, use_cache: bool) -> Tensor:
         """As the parent's, with images whose positions see all of it."""
         embeds, regions = self.embed_with_images(ids, visual), self.regions_to_describe(ids)
-        return continue_greedily(self, embeds, mask, regions, max_new_tokens, use_cache)[0]
+        return continue_greedily(self, embeds, mask, regions, max_new_tokens, use_cache)
 
     # Generation
 
@@ -200,7 +200,7 @@ class Showo2(Showo2Network):
         ids, _ = self.processor.generation_prompts(prompts, negative, 1 + grid[0] * grid[1])
         start = noise.normal(self.config.autoencoder.channels, PATCH_SIZE * grid[0], PATCH_SIZE * grid[1])
         velocity = (cached_velocity if use_cache else full_velocity)(self, ids.to(noise.device))
-        return self.decode_images(walk(velocity, start, sampling, progress)[-1])
+        return self.decode_images(walk(velocity, start, sampling, progress))
 
     # Checkpoints
 
