@@ -95,6 +95,11 @@ class Family(ABC):
 
     # What a subclass may override
 
+    @property
+    def stems(self) -> set[str]:
+        """What the weight files of its exports are called, without suffix."""
+        return {self.name, *(part.stem for part in self.parts.values() if part.stem is not None)}
+
     def load_tokenizer(self, source: str) -> "PreTrainedTokenizerBase":
         """A tokenizer from a folder or the hub, with the tokens that the family adds."""
         from infotok_lit.models.common.text import load_tokenizer

@@ -201,6 +201,11 @@ class Showo2Family(Family):
     weighted = ("autoencoder", "semantic", "llm", "diffusion_head", "quantiser")
     encoded_branches = BRANCHES
 
+    @property
+    def stems(self) -> set[str]:
+        """As for all families, with the quantiser, which no official file has."""
+        return super().stems | {"quantiser"}
+
     def load_tokenizer(self, source: str) -> "PreTrainedTokenizerBase":
         """With the tokens of Show-o2 that Qwen2.5's tokenizer lacks, in the official order."""
         tokenizer = super().load_tokenizer(source)
