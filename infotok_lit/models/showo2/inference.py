@@ -141,10 +141,10 @@ def cache_prompts(model: Showo2Network, input_ids: Tensor) -> tuple[DynamicCache
     lengths = (input_ids == IMAGE_TOKEN_ID).long().argmax(dim=1)
     longest = int(lengths.max())
     ids = input_ids[:, :longest]
-    ids = ids.masked_fill(ids == IMAGE_TOKEN_ID, 0)
     llm, head = DynamicCache(config=model.llm.config), DynamicCache()
     # Causal alone: what lies past a prompt's end is computed and never looked at.
-    states = model.llm.model(input_ids=ids, past_key_values=llm, use_cache=True).last_hidden_state
+    embeds = model.embed_text(ids)
+    states = model.llm.model(inputs_embeds=embeds, past_key_values=llm, use_cache=True).last_hidden_state
     places = torch.arange(longest, device=ids.device).unsqueeze(0)
     nothing = model.time_embed(lengths.new_zeros(1))
     model.diffusion_head(model.to_diffusion(states), nothing, torch.full_like(ids, -1), None, places, head)

@@ -37,7 +37,7 @@ from infotok_lit.models.reading import TokenTransform, transformed
 from infotok_lit.models.showo2.diffusion import RandomNumbers, on_path, random_numbers, to_runs, training_time
 from infotok_lit.models.showo2.family import EMBEDDINGS, LM_HEAD, PATCH_SIZE
 from infotok_lit.models.showo2.inference import cached_velocity, continue_greedily, full_velocity, walk
-from infotok_lit.models.showo2.network import Hidden, Showo2Network
+from infotok_lit.models.showo2.network import PARTS, Hidden, Showo2Network
 from infotok_lit.models.showo2.sequence import dense_mask, find_regions
 
 RENAMES = (
@@ -209,7 +209,7 @@ class Showo2(Showo2Network):
         """`showo2`: the official model; `wan_vae`; `quantiser`, which the official model does not have."""
         tied = ((LM_HEAD, EMBEDDINGS),) if self.config.llm.tie_word_embeddings else ()
         encoder = tuple(f"encoder.{part}" for part in ENCODER_PARTS)
-        others = ("llm.", "time_embed.", "time_to_token.", "to_diffusion.", "diffusion_head.")
+        others = tuple(f"{name}." for name in PARTS if name != "encoder")
         vae = self.config.autoencoder
         return {
             "showo2": OfficialPart((*encoder, *others), KeyMap(RENAMES, tied)),
