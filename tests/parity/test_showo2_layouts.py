@@ -98,6 +98,20 @@ def test_reading_without_a_question(golden: Golden, reading: str, name: str, tex
     check(golden, name, processor(golden, reading=reading).example(sample, []))
 
 
+def test_chat(golden: Golden) -> None:
+    made, mmu = processor(golden), golden.info["config"]["mmu"]
+    question = made.tokenizer.encode(f"\n{mmu['q']}")
+    turns = [
+        (question, made.tokenizer.encode(mmu["a"])),
+        (made.tokenizer.encode("and why ?"), made.tokenizer.encode(mmu["cap"])),
+    ]
+    check(golden, "mmu_tuning", made.chat(turns, made.num_image_tokens))
+    length = len(golden.output("j_layout/mmu_tuning_truncated", "text_tokens"))
+    check(golden, "mmu_tuning_truncated", made.chat(turns, made.num_image_tokens, length))
+    alone = [(made.tokenizer.encode(mmu["q"]), turns[0][1])]
+    check(golden, "mmu_tuning_noimage", made.chat(alone, slots=0))
+
+
 def test_a_sample_to_read_is_the_first_turn_of_a_chat(golden: Golden) -> None:
     made, mmu = processor(golden, describing="training"), golden.info["config"]["mmu"]
     found = made.example(UnderstandingSample(Image.new("RGB", (8, 8)), mmu["q"], mmu["a"], ""), [])
@@ -116,6 +130,25 @@ def test_the_official_script_asks_so(golden: Golden) -> None:
     before, after = (golden.output("i_gen", f"text_tokens_{part}")[0].tolist() for part in "ab")
     slots = [IMAGE_TOKEN_ID] * made.num_image_tokens
     assert ids[0].tolist() == [*before, after[0], *slots, *after[1:]]
+
+
+def test_interleaved(golden: Golden) -> None:
+    made, mmu = processor(golden), golden.info["config"]["mmu"]
+    img_pad = golden.info["config"]["ids"]["img_pad_id"]
+    texts = [made.tokenizer.encode(mmu[name]) for name in ("cap", "a")]
+    check(golden, "interleaved", made.interleaved([], texts, made.num_image_tokens, img_pad))
+    one = [made.tokenizer.encode(mmu["q"])]
+    check(golden, "interleaved_one", made.interleaved([], one, made.num_image_tokens, img_pad))
+
+
+def test_the_prefix_of_a_story_is_not_predicted(golden: Golden) -> None:
+    made = processor(golden)
+    ids, labels = made.interleaved([1, 2], [[3], [4]], slots=2, slot_label=9)
+    start, end = made.image_start, made.image_end
+    image = [start, IMAGE_TOKEN_ID, IMAGE_TOKEN_ID, end]
+    assert ids == [made.start, 1, 2, 3, *image, 4, *image, made.end_id]
+    seen = [start, 9, 9, end]
+    assert labels == [made.start, -100, -100, 3, *seen, 4, *seen, made.end_id]
 
 
 def test_images(golden: Golden) -> None:

@@ -80,17 +80,16 @@ class Showo2Processor(ChatProcessor):
         """A question as `describing` says: as the official script, whose user turn does not end, or as training."""
         if self.prompts.describing == "training":
             return self.training_question(question, num_image_tokens)
-        return [self.opening(num_image_tokens), Words(question), self.assistant]
+        opening = [self.start, *self.system, *self.user, *self.image_slots(num_image_tokens)]
+        return [opening, Words(question), self.assistant]
 
     def training_question(self, question: str, num_image_tokens: int) -> Prompt:
         """As the stage that `reading` names: 2c has a conversation, the others show an image without a question."""
         if self.prompts.reading != "chat":
             return [[self.start, *self.image_slots(num_image_tokens)]]
-        return [self.opening(num_image_tokens), Words(question, lead="\n"), [self.end_id, *self.assistant]]
-
-    def opening(self, slots: int) -> list[int]:
-        """A conversation up to its image."""
-        return [self.start, *self.system, *self.user, *self.image_slots(slots)]
+        closing = [self.end_id, *self.assistant]
+        opening = self.chat_prompt([], num_image_tokens)[: -len(closing)]
+        return [opening, Words(question, lead="\n"), closing]
 
     def example(self, sample: UnderstandingSample, cut: list[str]) -> tuple[list[int], list[int]]:
         """Ids and labels of a sample to understand; in stage 1, the markers after the image are predicted too."""
@@ -108,10 +107,45 @@ class Showo2Processor(ChatProcessor):
         """One image between its markers."""
         return [self.image_start, *super().image_slots(count), self.image_end]
 
+    def chat_prompt(self, question: list[int], slots: int) -> list[int]:
+        """The conversation of stage 2c up to its first answer; without slots, about no image."""
+        shown = self.image_slots(slots) if slots else []
+        return [self.start, *self.system, *self.user, *shown, *question, self.end_id, *self.assistant]
+
+    def chat(
+        self, turns: Sequence[tuple[list[int], list[int]]], slots: int, max_length: int | None = None
+    ) -> tuple[list[int], list[int]]:
+        """Ids and labels of stage 2c: questions and answers about an image, which opens the first question."""
+        ids: list[int] = []
+        labels: list[int] = []
+        for question, answer in turns:
+            later = [*self.user, *question, self.end_id, *self.assistant]
+            prompt, target = later if ids else self.chat_prompt(question, slots), [*answer, self.end_id]
+            ids += prompt + target
+            labels += [IGNORE_INDEX] * len(prompt) + target
+        return ids[:max_length], labels[:max_length]
+
+    def interleaved(
+        self, prefix: list[int], texts: Sequence[list[int]], slots: int, slot_label: int
+    ) -> tuple[list[int], list[int]]:
+        """Ids and labels of a story: each text is followed by its image.
+
+        Args:
+            prefix: opens the first text and is not predicted.
+            slot_label: what the official code has the language model predict at image slots.
+        """
+        ids = [self.start, *prefix]
+        for text in texts:
+            ids += [*text, *self.image_slots(slots)]
+        ids.append(self.end_id)
+        labels = [slot_label if id == IMAGE_TOKEN_ID else id for id in ids]
+        labels[1 : 1 + len(prefix)] = [IGNORE_INDEX] * len(prefix)
+        return ids, labels
+
     def reconstruction_prompts(
         self, requests: Sequence[str], condition_slots: int, slots: int
     ) -> tuple[Tensor, Tensor]:
         """Ids and mask (B, T) of images to understand, requests to describe them, and the images to generate."""
-        opening = self.opening(condition_slots)
-        closing = [self.end_id, *self.assistant, *self.image_slots(slots), self.end_id]
-        return pad([opening + self.encode(text) + closing for text in requests], self.pad_id)
+        prompts = (self.chat_prompt(self.encode(text), condition_slots) for text in requests)
+        generated = [*self.image_slots(slots), self.end_id]
+        return pad([[*prompt, *generated] for prompt in prompts], self.pad_id)
