@@ -9,7 +9,7 @@ Nothing heavy is imported before a model is loaded.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from infotok_lit.errors import SettingsError
 from infotok_lit.model_choice import PARTS, ModelChoice, ModelOptions, choose
+from infotok_lit.models.common.model_config import check_type, entry_types
 from infotok_lit.models.export import DType
 from infotok_lit.models.family import family as family_called
 
@@ -109,13 +110,11 @@ class InferenceModel:
         one_image = not isinstance(images, Sequence) or isinstance(images, str)
         shown = [images] if one_image else list(images)
         asked = [questions] * len(shown) if isinstance(questions, str) else list(questions)
-        if one_image:
-            shown *= len(asked)
-        if len(shown) != len(asked):
+        if not one_image and len(shown) != len(asked):
             raise SettingsError(
                 f"{len(asked)} questions about {len(shown)} images: give one question for all, or one for each"
             )
-        pictures = [_rgb(image) for image in shown]
+        pictures = [_rgb(image) for image in shown] * (len(asked) if one_image else 1)
         answers = [
             answer
             for start in range(0, len(asked), at_least(1, batch_size, "batch_size"))
@@ -230,11 +229,12 @@ class InferenceModel:
 
 
 def sampling_options(family: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of sampling, checked: SettingsError for one that the family does not draw with."""
-    known = [field.name for field in fields(family_called(family).sampling)]
-    for name in given:
+    """Options of sampling, checked: SettingsError for one that the family does not draw with, or another type."""
+    known = entry_types(family_called(family).sampling)
+    for name, value in given.items():
         if name not in known:
             raise SettingsError(f"{name} means nothing to a {family} model, which draws with {', '.join(known)}")
+        check_type(name, value, known[name])
     return dict(given)
 
 

@@ -66,6 +66,11 @@ def test_it_is_exported_at_the_end_and_on_demand(run, tmp_path) -> None:
     assert {"visual.proj.weight", "visual.pos_embed"} <= official.keys()
 
 
+def test_an_earlier_export_is_replaced(run, tmp_path) -> None:
+    command = ["export", "--ckpt", str(run), "--out", str(tmp_path / "out")]
+    assert cli.main(command) == cli.main([*command, "--force"]) == 0
+
+
 def test_it_describes_and_draws_also_beside_another_family(run, tmp_path, capsys) -> None:
     image = tmp_path / "x.png"
     Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(image)

@@ -120,7 +120,7 @@ class ExportInference(pl.Callback):
 
     def _write(self, base: UnifiedModel, out: Path, checkpoint: dict[str, Any], run: Path) -> Path:
         try:
-            replaceable_files(out, self.force, set(base.official_weights()))
+            replaceable_files(out, self.force)
         except ExportExistsError as error:
             rank_zero_warn(f"ExportInference: {error}")
             out = free_path(out)

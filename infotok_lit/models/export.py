@@ -11,6 +11,7 @@ from infotok_lit.checkpoints import CONFIG_FILE, exported_family, write_config
 from infotok_lit.errors import ExplainedError
 from infotok_lit.files import whole_folder
 from infotok_lit.hub import SCHEME
+from infotok_lit.models.family import families, family
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,8 +25,6 @@ Weights = Literal["averaged", "raw"]
 CARD = "README.md"
 BUDGET_STEM = "budget"
 """What the file is called that says which tokens are read at a budget."""
-STEMS = (BUDGET_STEM, "harmon", "kl16", "showo2", "wan_vae", "quantiser", "openuni", "internvl3", "dc_ae")
-"""What weight files of exports are called; a family that is not ours may have others."""
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -75,7 +74,7 @@ def export_model(
         ExportExistsError: if something stands at `out` that is not to be replaced, or that no export wrote.
         ExportError: if `out` cannot be written.
     """
-    earlier = replaceable_files(out, force, set(base.official_weights()))
+    earlier = replaceable_files(out, force)
     with explained(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         with whole_folder(out, earlier) as folder:
@@ -83,7 +82,8 @@ def export_model(
                 _write_weights(folder, stem, tensors, file_format, dtype, weights, base)
             write_config(folder, base.family, base.config.to_dict())
             base.processor.tokenizer.save_pretrained(folder)
-            (folder / CARD).write_text(model_card(base, provenance, init_from))
+            # A path may hold half a surrogate pair, which is no UTF-8.
+            (folder / CARD).write_bytes(model_card(base, provenance, init_from).encode(errors="backslashreplace"))
             if also is not None:
                 also(folder)
 
@@ -146,7 +146,7 @@ def replaceable_files(out: Path, force: bool, stems: set[str] = frozenset()) -> 
     """The names of the files of the earlier export that may be replaced; None where nothing stands.
 
     Args:
-        stems: what weight files may be called, beside those of the families here.
+        stems: what weight files may be called, beside those of the families.
 
     Raises:
         ExportExistsError: if there is something else, or anything and not `force`.
@@ -163,8 +163,9 @@ def replaceable_files(out: Path, force: bool, stems: set[str] = frozenset()) -> 
         reason = "is the working folder, or holds it"
     else:
         found = sorted(path.name for path in out.iterdir())
+        known = {BUDGET_STEM, *stems}.union(*(family(name).stems for name in families()))
         ours = {path.name for path in out.iterdir() if path.is_file() and not path.is_symlink()}
-        others = [name for name in found if name not in ours or not _is_export_file(name, {*STEMS, *stems})]
+        others = [name for name in found if name not in ours or not _is_export_file(name, known)]
         if not others and (not found or exported_family(out) is not None):
             return found
         what = f"holds {', '.join(others[:3])}{', ...' if len(others) > 3 else ''}, which no export wrote"
@@ -206,7 +207,7 @@ def model_card(base: "UnifiedModel", provenance: Mapping[str, Any], init_from: s
     )
 
 
-def _card_header(family: str, init_from: str | None) -> str:
+def _card_header(name: str, init_from: str | None) -> str:
     """The YAML of a model card: whose weights these were, and under which licence they may be passed on."""
     from huggingface_hub import ModelCardData
 
@@ -219,7 +220,7 @@ def _card_header(family: str, init_from: str | None) -> str:
         library_name="infotok_lit",
         pipeline_tag="any-to-any",
         base_model="/".join(init_from.removeprefix(SCHEME).split("/")[:2]) if on_hub else None,
-        tags=["infotok", family, "image-to-text", "text-to-image", "arxiv:2602.01554"],
+        tags=["infotok", name, "image-to-text", "text-to-image", "arxiv:2602.01554"],
     ).to_yaml()
 
 

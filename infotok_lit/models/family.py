@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from infotok_lit import models
-from infotok_lit.assets import SCENES_TOKENIZER
+from infotok_lit.assets import ASSETS, SCENES_TOKENIZER
 from infotok_lit.batch import Branch
 from infotok_lit.checkpoints import CheckpointError, first_existing, read_config, read_folder, read_weights
 from infotok_lit.errors import SettingsError
@@ -95,6 +95,11 @@ class Family(ABC):
 
     # What a subclass may override
 
+    @property
+    def stems(self) -> set[str]:
+        """What the weight files of its exports are called, without suffix."""
+        return {self.name, *(part.stem for part in self.parts.values() if part.stem is not None)}
+
     def load_tokenizer(self, source: str) -> "PreTrainedTokenizerBase":
         """A tokenizer from a folder or the hub, with the tokens that the family adds."""
         from infotok_lit.models.common.text import load_tokenizer
@@ -140,13 +145,15 @@ class Family(ABC):
         Raises:
             SettingsError: if there is no such tokenizer, or it has more tokens than the language model.
         """
-        loaded = self.load_tokenizer(self.tokenizers.get(tokenizer, tokenizer))
-        if len(loaded) > config.llm.vocab_size and tokenizer in self.tokenizers:
+        source = self.tokenizers.get(tokenizer, tokenizer)
+        loaded, rows = self.load_tokenizer(source), config.llm.vocab_size
+        if len(loaded) > rows and tokenizer in self.tokenizers and Path(source).is_relative_to(ASSETS):
             # Runs from before the words of garments were tokens have no rows for them.
             loaded = self.load_tokenizer(str(SCENES_TOKENIZER))
-        if len(loaded) > config.llm.vocab_size:
+        if len(loaded) > rows:
             raise SettingsError(
-                f"the tokenizer has {len(loaded)} tokens, the language model only {config.llm.vocab_size}"
+                f"the tokenizer has {len(loaded)} tokens, the language model only {rows}: set model.tokenizer to its "
+                f"own, or llm.vocab_size to {len(loaded)} or more"
             )
         module = import_module(f"{models.__name__}.{self.name}.model")
         return getattr(module, self.model_class)(config, loaded)

@@ -163,6 +163,14 @@ def test_an_option_that_the_family_does_not_draw_with_is_refused(monkeypatch) ->
         sampling_options("flow", given)
 
 
+def test_a_value_that_an_option_cannot_have_is_refused() -> None:
+    """What was no schedule was taken for the linear one, without a word."""
+    with pytest.raises(ValueError, match="guidance_schedule is 'liner'; set it to 'constant' or 'linear'"):
+        sampling_options("harmon", {"guidance_schedule": "liner"})
+    with pytest.raises(ValueError, match="iterations is 2.5; set it to a whole number"):
+        sampling_options("showo2", {"iterations": 2.5})
+
+
 def test_progress_counts_images_by_iterations(model) -> None:
     seen = []
     # Show-o2 counts the points of its time grid, between which it steps.

@@ -14,6 +14,7 @@ from tiny import TinyModule, scenes_data
 import infotok_lit
 from infotok_lit.assets import embedded_base
 from infotok_lit.batch import BrokenSampleError, UnderstandingSample
+from infotok_lit.data import image_file
 from infotok_lit.errors import ExplainedError, MissingFileError, SettingsError
 from infotok_lit.modules import HarmonModule
 
@@ -51,6 +52,13 @@ def test_images_and_questions_in_any_number(model, loaded, pictures) -> None:
     for wrong in ({"max_new_tokens": 0}, {"batch_size": 0}):
         with pytest.raises(SettingsError, match="set it to 1 or more"):
             loaded.describe(images[0], "what?", **wrong)
+
+
+def test_a_file_is_read_once_for_all_questions_about_it(loaded, pictures, monkeypatch) -> None:
+    read, files = image_file.read_image, []
+    monkeypatch.setattr(image_file, "read_image", lambda path: files.append(path) or read(path))
+    assert len(loaded.describe(pictures / "a.png", [*QUESTIONS, "why?"], max_new_tokens=1)) == 3
+    assert files == [pictures / "a.png"]
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "L", "P", "CMYK", "1", "LA"])

@@ -234,6 +234,11 @@ def test_a_new_folder_that_fails_is_not_there(tmp_path, monkeypatch) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_card_names_a_run_whose_folder_has_no_utf8_name(tmp_path) -> None:
+    export_model(tiny_model(), tmp_path / "out", {"run": Path(os.fsdecode(b"caf\xe9"))})
+    assert "run: caf\\udce9" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+
+
 def test_a_place_that_cannot_be_written_is_one_message(tmp_path, monkeypatch) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.raises(ExportError, match="out cannot be written "):

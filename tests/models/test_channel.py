@@ -37,6 +37,8 @@ def test_without_a_limit_tokens_pass_as_they_are() -> None:
     assert Channel(None, 3, 4).train()(tokens) is tokens
     with pytest.raises(SettingsError, match="capacity_bits is 0; set it above 0"):
         Channel(0, 3, 4)
+    with pytest.raises(SettingsError, match="capacity_bits is 100000.0, which is no limit; set it lower, or to null"):
+        Channel(1e5, 3, 4)
 
 
 def limited(family: str, bits: float | None):

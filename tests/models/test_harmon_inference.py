@@ -4,30 +4,16 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import tiny_model
+from loud import CAPTIONS, NEW_TOKENS, PROMPTS, loud_model
 from torch import Tensor
 
 from infotok_lit.models.common.language_model import places_where
 from infotok_lit.models.harmon.model import Harmon
 
-PROMPTS = ["what shape is the red object?", "is there a circle?", "how many objects are there in this image?", "why?"]
-CAPTIONS = ["a red circle", "two blue squares", "a green triangle above a yellow circle"]
-NEW_TOKENS = 8
-
 
 @pytest.fixture(scope="module")
 def model() -> Harmon:
-    """Loud enough for answers and pictures to depend on everything that they can depend on."""
-    model = tiny_model(seed=3)
-    torch.manual_seed(1)
-    for name, parameter in model.named_parameters():
-        parameter.data += (0.4 if name.startswith("llm.") else 0.2) * torch.randn_like(parameter)
-    return model
-
-
-@pytest.fixture(scope="module")
-def images() -> Tensor:
-    return torch.rand(len(PROMPTS), 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    return loud_model("harmon")
 
 
 @pytest.fixture

@@ -6,35 +6,25 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import tiny_model
+from loud import CAPTIONS, NEW_TOKENS, PROMPTS, loud_model
 from torch import Tensor
 
+from infotok_lit.errors import SettingsError
 from infotok_lit.models.common.sampling import ImageNoise
 from infotok_lit.models.unified import UnifiedModel
 
-PROMPTS = ["what shape is the red object?", "is there a circle?", "how many objects are there in this image?", "why?"]
-CAPTIONS = ["a red circle", "two blue squares", "a green triangle above a yellow circle"]
-NEW_TOKENS = 8
 TOLERANCE = {"harmon": 1e-3, "openuni": 2e-4, "showo2": 1e-9}
 """Of pictures of the same prompt and seed; Show-o2's are drawn in float64."""
 
 
 @pytest.fixture(scope="module", params=["harmon", "openuni", "showo2", "showo2 official"])
 def model(request) -> UnifiedModel:
-    """Loud enough for answers and pictures to depend on everything that they can depend on."""
     family, *official = request.param.split()
-    model = tiny_model(family, seed=3)
-    torch.manual_seed(1)
-    for name, parameter in model.named_parameters():
-        parameter.data += (0.4 if name.startswith(("llm.", "vlm.")) else 0.2) * torch.randn_like(parameter)
+    model = loud_model(family)
     if official:
         model.config = replace(model.config, prompts=replace(model.config.prompts, describing="official"))
+        model.processor.prompts = model.config.prompts
     return model
-
-
-@pytest.fixture(scope="module")
-def images() -> Tensor:
-    return torch.rand(len(PROMPTS), 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
 
 def test_an_answer_knows_nothing_of_its_batch_nor_of_the_cache(model, images) -> None:
@@ -99,6 +89,12 @@ def test_drawing_leaves_the_global_random_numbers_alone(model) -> None:
     torch.manual_seed(0)
     model.generate(CAPTIONS[:1])
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_size_without_pixels_is_refused(model) -> None:
+    for size in ((0, 32), (32, -8)):
+        with pytest.raises(SettingsError, match=f"image size {size[0]} x {size[1]} has no pixels; set both sides to 8"):
+            model.generate(CAPTIONS, image_size=size)
 
 
 def test_a_size_between_tokens_is_refused(model) -> None:

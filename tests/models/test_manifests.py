@@ -30,6 +30,7 @@ def test_our_names_are_the_official_ones(case) -> None:
     family, size, model = case
     found = {stem: shapes_of(weights) for stem, weights in model.official_weights().items()}
     assert found == official_files(family, size)
+    assert found.keys() <= family_called(family).stems
 
 
 def test_official_files_load(case) -> None:

@@ -42,6 +42,68 @@ def test_what_does_not_exist_is_refused_by_name(family, settings, said) -> None:
         config.with_settings(settings)
 
 
+@pytest.mark.parametrize(
+    ("family", "settings", "said"),
+    [
+        ("harmon", {"image_size": "big"}, "image_size is 'big'; set it to a whole number"),
+        ("harmon", {"latent_scale": True}, "latent_scale is True; set it to a number"),
+        ("harmon", {"grad_scale": "no"}, "grad_scale is 'no'; set it to a number or null"),
+        ("harmon", {"mar": {"sampling_steps": 50}}, "mar.sampling_steps is 50; set it to text"),
+        (
+            "harmon",
+            {"mar": {"default_grid": [4]}},
+            r"mar.default_grid is \(4,\); set it to a list of a whole number, a",
+        ),
+        ("harmon", {"sampling": {"guidance_schedule": "liner"}}, "'liner'; set it to 'constant' or 'linear'"),
+        (
+            "showo2",
+            {"quantiser": {"kind": "fqs"}},
+            "quantiser.kind is 'fqs'; set it to 'none' or 'fsq' or 'lfq' or 'vq'",
+        ),
+        ("showo2", {"quantiser": {"levels": [8, "x"]}}, r"quantiser.levels is \(8, 'x'\); set it to a list of a whole"),
+        ("showo2", {"prompts": {"reading": "caht"}}, "prompts.reading is 'caht'; set it to 'chat' or"),
+        (
+            "showo2",
+            {"autoencoder": {"posterior": "men"}},
+            "autoencoder.posterior is 'men'; set it to 'sample' or 'mean'",
+        ),
+        ("openuni", {"connector": {"order": "last"}}, "connector.order is 'last'; set it to 'connector_first' or"),
+    ],
+)
+def test_a_value_of_another_type_or_of_no_choice_is_refused(family, settings, said) -> None:
+    """What is no choice was taken for one of them, without a word."""
+    with pytest.raises(SettingsError, match=said):
+        family_called(family).config_of_size("scenes32").with_settings(settings)
+
+
+@pytest.mark.parametrize(
+    ("family", "options", "said"),
+    [
+        ("harmon", {"iterations": 0}, "iterations is 0; set it to 1 or more"),
+        ("harmon", {"solver_steps": -1}, "solver_steps is -1; set it to 0 or more"),
+        ("showo2", {"iterations": 1}, "iterations is 1; set it to 2 or more"),
+        ("showo2", {"time_shift": 0.0}, "time_shift is 0.0; set it above 0"),
+        ("openuni", {"iterations": 0}, "iterations is 0; set it to 1 or more"),
+        ("openuni", {"time_shift": -1.0}, "time_shift is -1.0; set it above 0"),
+    ],
+)
+def test_options_that_draw_nothing_are_refused(family, options, said) -> None:
+    """They gave one grey, or the noise itself, without a word."""
+    with pytest.raises(SettingsError, match=said):
+        family_called(family).sampling(**options)
+
+
+@pytest.mark.parametrize("steps", ["fast", "ddim", "10,", "1.5", "ddim999", "2000"])
+def test_steps_that_are_none_are_refused_before_training(steps) -> None:
+    with pytest.raises(SettingsError, match=r"sampling_steps is '|no integer stride gives|cannot keep 2000"):
+        family_called("harmon").fresh("scenes32", settings={"mar": {"sampling_steps": steps}})
+
+
+def test_whole_numbers_are_numbers() -> None:
+    changed = family_called("harmon").config_of_size("scenes32").with_settings({"latent_scale": 1, "grad_scale": None})
+    assert (changed.latent_scale, changed.grad_scale) == (1, None)
+
+
 def test_what_is_missing_is_named() -> None:
     config = family_called("showo2").config_of_size("scenes32")
     values = config.to_dict()

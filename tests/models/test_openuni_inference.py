@@ -4,8 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import tiny_model
-from torch import Tensor
+from loud import CAPTIONS, NEW_TOKENS, PROMPTS, loud_model
 
 from infotok_lit.errors import SettingsError
 from infotok_lit.models.openuni.diffusion import RandomNumbers
@@ -14,24 +13,10 @@ from infotok_lit.models.openuni.model import OpenUni
 from infotok_lit.models.openuni.processor import KEEP_PROMPT
 from infotok_lit.scenes import Scenes
 
-PROMPTS = ["what shape is the red object?", "is there a circle?", "Describe the image in detail.", "why?"]
-CAPTIONS = ["a red circle", "two blue squares", "a green triangle above a yellow circle"]
-NEW_TOKENS = 8
-
 
 @pytest.fixture(scope="module")
 def model() -> OpenUni:
-    """Loud enough for answers and pictures to depend on everything that they can depend on."""
-    model = tiny_model("openuni", seed=3)
-    torch.manual_seed(1)
-    for name, parameter in model.named_parameters():
-        parameter.data += (0.4 if name.startswith("vlm.") else 0.2) * torch.randn_like(parameter)
-    return model
-
-
-@pytest.fixture(scope="module")
-def images() -> Tensor:
-    return torch.rand(len(PROMPTS), 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    return loud_model("openuni")
 
 
 def test_the_system_prompt_is_part_of_the_conversation(model, images, monkeypatch) -> None:

@@ -106,7 +106,8 @@ def test_a_model_with_a_quantiser_is_exported_whole(tmp_path, kind, dtype) -> No
     output = model.generation(batch)
     assert output.codes.num_codes == (60 if kind == "fsq" else 64)
     assert (output.codes.loss is None) == (kind == "fsq")
-    export_model(model.eval(), tmp_path / "out", {}, dtype=dtype)
+    for _ in range(2):
+        export_model(model.eval(), tmp_path / "out", {}, dtype=dtype, force=True)
     loaded = load_folder(tmp_path / "out")
     if dtype is None:
         prompts = ["a red circle"]

@@ -49,6 +49,17 @@ def test_a_folder_without_a_tokenizer_is_named(tmp_path) -> None:
         load_tokenizer(str(tmp_path))
 
 
+def test_only_a_base_that_ships_falls_back_on_the_tokenizer_of_scenes(tmp_path) -> None:
+    """Runs of it may be older than some of its words; one that is too large for another model is refused."""
+    harmon, outside = family("harmon"), tmp_path / "own"
+    config = harmon.config_of_size("scenes32").with_settings({"llm": {"vocab_size": 440}})
+    load_tokenizer(harmon.tokenizers["scenes32"]).save_pretrained(outside)
+    assert len(harmon.build(config, "scenes32").processor.tokenizer) <= 440
+    other = type("Other", (type(harmon),), {"name": "harmon", "tokenizers": {"0.5b": str(outside)}})()
+    with pytest.raises(SettingsError, match="has 454 tokens, the language model only 440: set model.tokenizer to its"):
+        other.build(config, "0.5b")
+
+
 def test_code_that_a_tokenizer_brings_is_not_run(tmp_path) -> None:
     ran = tmp_path / "ran"
     for file in SCENES_TOKENIZER.iterdir():

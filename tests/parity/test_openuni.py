@@ -273,16 +273,17 @@ def test_drawing(golden: Golden, model: OpenUni, case: str) -> None:
     start = golden.input(case, "init_noise")
     condition = condition_for(golden, model, case)
     condition = condition if drawing.guidance > 1 else condition[: len(start)]
-    steps = []
+    path, steps = [], []
 
     def velocity(latents: Tensor, timestep: Tensor) -> Tensor:
         copies = len(condition) // len(latents)
         timesteps = sana_timestep(timestep, len(condition), latents.device)
         found = model.velocity(latents.repeat(copies, 1, 1, 1), condition, timesteps)
+        path.append(latents)
         steps.append(guide(found, drawing.guidance))
         return found
 
-    path = walk(velocity, start, drawing)
+    path.append(walk(velocity, start, drawing))
     for i, step in enumerate(steps):
         golden.check(case, f"step{i}_guided_model_output", step, SAMPLING_CHAIN)
         golden.check(case, f"step{i}_next_latents", path[i + 1], SAMPLING_CHAIN)

@@ -216,15 +216,16 @@ def test_guidance(golden: Golden, model: Showo2, make) -> None:
 def test_sampling(golden: Golden, model: Showo2, make) -> None:
     given = golden.info["config"]
     drawing = SamplingConfig(given["steps"], given["guidance"], given["factor"])
-    velocity, seen, steps = make(model, drawing_prompts(golden)), [], []
+    velocity, path, seen, steps = make(model, drawing_prompts(golden)), [], [], []
 
     def record(latents: Tensor, time: Tensor) -> Tensor:
         found = velocity(latents, time)
+        path.append(latents)
         seen.append(time.repeat(2))
         steps.append(guide(found, drawing.guidance).repeat(2, 1, 1, 1))
         return found
 
-    path = walk(record, golden.input("h_sample", "z"), drawing)
+    path.append(walk(record, golden.input("h_sample", "z"), drawing))
     golden.check("h_sample", "trajectory", torch.stack(path).repeat(1, 2, 1, 1, 1), SAMPLING_CHAIN)
     golden.check("h_sample", "latents", path[-1], SAMPLING_CHAIN)
     golden.check("h_sample", "t_evaluated", torch.stack(seen))
@@ -253,9 +254,11 @@ def test_answering(golden: Golden, model: Showo2, offset: str, use_cache: bool) 
     regions = golden.output(f"i_gen/{offset}", "modality_positions")
     expected = golden.output(f"i_gen/{offset}", "tokens")
     mask = torch.ones_like(ids, dtype=torch.bool)
-    chosen, logits = continue_greedily(model, embeds, mask, regions, len(expected), use_cache)
+    logits = []
+    with model.llm.lm_head.register_forward_hook(lambda _, given, found: logits.append(found)):
+        chosen = continue_greedily(model, embeds, mask, regions, len(expected), use_cache)
     golden.check(f"i_gen/{offset}", "tokens", chosen[0])
-    golden.check(f"i_gen/{offset}", "step_logits", logits[0], SAMPLING_CHAIN)
+    golden.check(f"i_gen/{offset}", "step_logits", torch.cat(logits), SAMPLING_CHAIN)
 
 
 @torch.no_grad()

@@ -113,12 +113,15 @@ def test_chat(golden: Golden) -> None:
 
 
 def test_a_sample_to_read_is_the_first_turn_of_a_chat(golden: Golden) -> None:
-    made, mmu = processor(golden), golden.info["config"]["mmu"]
-    ids, labels = made.example(UnderstandingSample(Image.new("RGB", (8, 8)), mmu["q"], mmu["a"], ""), [])
-    recorded = golden.output("j_layout/mmu_tuning", "text_labels")
-    assert labels == recorded[: len(labels)].tolist()
-    prompt = made.understanding_prompts([mmu["q"]])[0][0].tolist() if made.prompts.describing == "training" else None
-    assert prompt is None or ids[: len(prompt)] == prompt
+    made, mmu = processor(golden, describing="training"), golden.info["config"]["mmu"]
+    found = made.example(UnderstandingSample(Image.new("RGB", (8, 8)), mmu["q"], mmu["a"], ""), [])
+    ids, labels = (
+        golden.output("j_layout/mmu_tuning", f"text_{name}")[: len(found[0])] for name in ("tokens", "labels")
+    )
+    official = ids.masked_fill(ids == golden.info["config"]["ids"]["img_pad_id"], IMAGE_TOKEN_ID)
+    assert found == (official.tolist(), labels.tolist())
+    asked, _ = made.understanding_prompts([mmu["q"]])
+    assert asked[0].tolist() == official[: asked.shape[1]].tolist() and (labels[: asked.shape[1]] < 0).all()
 
 
 def test_the_official_script_asks_so(golden: Golden) -> None:

@@ -28,7 +28,10 @@ class Channel(nn.Module):
         if bits is not None and bits <= 0:
             raise SettingsError(f"capacity_bits is {bits}; set it above 0, or to null for no limit")
         self.width = width
-        self.noise_std = None if bits is None else math.expm1(2 * math.log(2) * bits / (tokens * width)) ** -0.5
+        try:
+            self.noise_std = None if bits is None else math.expm1(2 * math.log(2) * bits / (tokens * width)) ** -0.5
+        except OverflowError:
+            raise SettingsError(f"capacity_bits is {bits}, which is no limit; set it lower, or to null") from None
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, N, D) -> (B, N, D), same dtype."""

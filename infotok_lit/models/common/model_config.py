@@ -3,12 +3,15 @@
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass
-from typing import Any, ClassVar, Literal, Self, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, ClassVar, Literal, Self, Union, get_args, get_origin, get_type_hints
 
 from infotok_lit.errors import SettingsError
 
 Grid = tuple[int, int]
 """(rows, columns)."""
+WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false", NoneType: "null"}
+"""What the types of entries are called in messages."""
 
 
 class ModelConfig:
@@ -44,7 +47,7 @@ class ModelConfig:
         """Inverse of to_dict; reads what older versions wrote, too.
 
         Raises:
-            SettingsError: for an unknown or missing entry, which the message names.
+            SettingsError: for an unknown or missing entry, or a value of another type; the message names it.
         """
         values = {cls.renamed.get(name, name): value for name, value in values.items()}
         for dropped in cls.dropped:
@@ -62,7 +65,8 @@ class ModelConfig:
         """The same with the entries of `settings`, nested as in an exported config.json.
 
         Raises:
-            SettingsError: for an entry that there is not, or not any more; the message names it.
+            SettingsError: for an entry that there is not, or not any more, or a value of another type; the message
+                names it.
         """
         for old in settings.keys() & self.renamed.keys():
             raise SettingsError(f"model.settings: `{old}` is now called `{self.renamed[old]}`")
@@ -115,6 +119,33 @@ SCENES_LLM = LanguageModelConfig(
     initializer_range=0.09,
 )
 """That of the embedded sizes."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What the families' options of generation have in common."""
+
+    fewest_iterations: ClassVar[int] = 1
+
+    iterations: int
+    guidance: float
+
+    def __post_init__(self) -> None:
+        if self.iterations < self.fewest_iterations:
+            raise SettingsError(f"iterations is {self.iterations}; set it to {self.fewest_iterations} or more")
+
+
+@dataclass(frozen=True)
+class FlowSampling(Sampling):
+    """Those of a model that follows a flow from noise to images."""
+
+    time_shift: float = 3.0
+    """Above 1, more of the iterations are near pure noise."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.time_shift > 0:
+            raise SettingsError(f"time_shift is {self.time_shift}; set it above 0 (1 for none)")
 
 
 @dataclass(frozen=True)
@@ -201,24 +232,65 @@ class DCAEConfig(AutoencoderConfig):
 
 def token_grid(height: int, width: int, token_pixels: int) -> Grid:
     """The grid of an image size in pixels; SettingsError if a side is not a whole number of tokens."""
+    if min(height, width) < 1:
+        raise SettingsError(f"image size {height} x {width} has no pixels; set both sides to {token_pixels} or more")
     if height % token_pixels or width % token_pixels:
         raise SettingsError(f"image size {height} x {width} is not a multiple of {token_pixels} pixels, the token size")
     return height // token_pixels, width // token_pixels
 
 
-def _build(kind: type, values: Mapping[str, Any]) -> Any:
-    """A dataclass from primitives; TypeError for what it does not have."""
-    hints = get_type_hints(kind)
-    parts = {field.name for field in fields(kind) if is_dataclass(hints[field.name])}
-    built = dict(values)
+def _build(kind: type, values: Mapping[str, Any], group: str = "") -> Any:
+    """A dataclass from primitives; TypeError for what it does not have, SettingsError for what does not suit.
+
+    Args:
+        group: where its entries lie, for messages.
+    """
+    hints, built = entry_types(kind), {}
     for name, value in values.items():
-        if isinstance(value, list):
-            built[name] = tuple(value)
-        if name in parts:
+        hint = hints.get(name, Any)
+        if is_dataclass(hint):
             if not isinstance(value, Mapping):
-                raise TypeError(f"{name} is {value!r}, where entries with values are expected")
-            built[name] = _build(hints[name], value)
+                raise TypeError(f"{group}{name} is {value!r}, where entries with values are expected")
+            built[name] = _build(hint, value, f"{group}{name}.")
+        else:
+            built[name] = tuple(value) if isinstance(value, list) else value
+            check_type(f"{group}{name}", built[name], hint)
     return kind(**built)
+
+
+def entry_types(kind: type) -> dict[str, Any]:
+    """The annotations of a dataclass's fields."""
+    hints = get_type_hints(kind)
+    return {field.name: hints[field.name] for field in fields(kind)}
+
+
+def check_type(name: str, value: Any, hint: Any) -> None:
+    """SettingsError if a primitive, or a tuple of them, is not of the type that its entry is annotated with."""
+    if not _is_of(value, hint):
+        raise SettingsError(f"{name} is {value!r}; set it to {_in_words(hint)}")
+
+
+def _is_of(value: Any, hint: Any) -> bool:
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return value in inner
+    if origin in (Union, UnionType):
+        return any(_is_of(value, one) for one in inner)
+    if origin is tuple:
+        each = inner[:1] * len(value) if isinstance(value, tuple) and inner[-1] is Ellipsis else inner
+        return isinstance(value, tuple) and len(value) == len(each) and all(map(_is_of, value, each))
+    if isinstance(value, bool):
+        return hint in (bool, Any)
+    return hint is Any or isinstance(value, (int, float) if hint is float else hint)
+
+
+def _in_words(hint: Any) -> str:
+    inner = get_args(hint)
+    if get_origin(hint) is Literal:
+        return " or ".join(map(repr, inner))
+    if get_origin(hint) is tuple:
+        return f"a list of {', '.join('...' if one is Ellipsis else _in_words(one) for one in inner)}"
+    return " or ".join(map(_in_words, inner)) if inner else WORDS.get(hint, str(hint))
 
 
 def _merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ S sampling steps, E condition width, W network width.
 """
 
 import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -114,8 +115,10 @@ def respaced_timesteps(respacing: str) -> list[int]:
     """The timesteps that a respacing string keeps, ascending.
 
     Raises:
-        SettingsError: if the string asks for steps that do not fit.
+        SettingsError: if it is no respacing, or asks for steps that do not fit.
     """
+    if not re.fullmatch(r"ddim\d+|\d+(, *\d+)*", respacing):
+        raise SettingsError(f"sampling_steps is {respacing!r}; set it to steps such as '100', '10,20' or 'ddim25'")
     if respacing.startswith("ddim"):
         wanted = int(respacing.removeprefix("ddim"))
         for stride in range(1, TRAINING_STEPS):

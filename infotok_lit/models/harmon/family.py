@@ -7,7 +7,14 @@ from typing import ClassVar, Literal
 from infotok_lit.assets import embedded_base
 from infotok_lit.batch import BRANCHES
 from infotok_lit.errors import SettingsError
-from infotok_lit.models.common.model_config import QWEN25, SCENES_LLM, KL16Config, LanguageModelConfig, ModelConfig
+from infotok_lit.models.common.model_config import (
+    QWEN25,
+    SCENES_LLM,
+    KL16Config,
+    LanguageModelConfig,
+    ModelConfig,
+    Sampling,
+)
 from infotok_lit.models.family import Family, Part
 
 
@@ -42,7 +49,7 @@ class MARConfig:
 
 
 @dataclass(frozen=True)
-class SamplingConfig:
+class SamplingConfig(Sampling):
     """How images are generated unless a call says otherwise: as in the official scripts."""
 
     iterations: int = 64
@@ -53,6 +60,9 @@ class SamplingConfig:
     """Steps of DPM-Solver++ for each token; 0: ancestral sampling over the steps of `mar.sampling_steps`."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.solver_steps < 0:
+            raise SettingsError(f"solver_steps is {self.solver_steps}; set it to 0 or more")
         if self.solver_steps and self.temperature != 1:
             raise SettingsError(
                 f"temperature is {self.temperature}, but DPM-Solver++ has no noise to scale: set solver_steps to 0, or "

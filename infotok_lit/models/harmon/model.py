@@ -33,7 +33,7 @@ from infotok_lit.models.common.language_model import (
 from infotok_lit.models.common.model_config import Grid
 from infotok_lit.models.common.reconstruction import ReconstructionInputs, graph_unless_stopped, scale_gradient
 from infotok_lit.models.common.sampling import DrawingOptions, ImageNoise, is_guided
-from infotok_lit.models.harmon.diffusion import TokenDiffusion, make_schedule
+from infotok_lit.models.harmon.diffusion import TokenDiffusion, make_schedule, respaced_timesteps
 from infotok_lit.models.harmon.family import HarmonConfig
 from infotok_lit.models.harmon.mar import MARDecoder, MAREncoder, with_buffers
 from infotok_lit.models.harmon.processor import HarmonProcessor
@@ -85,6 +85,8 @@ class Harmon(UnifiedModel):
     def __init__(self, config: HarmonConfig, tokenizer: Tokenizer) -> None:
         super().__init__(config, HarmonProcessor(config, tokenizer))
         mar, width = config.mar, config.llm.hidden_size
+        # Refused here if they are none, rather than when the first image is drawn.
+        respaced_timesteps(mar.sampling_steps)
         self.autoencoder = build_autoencoder(config.autoencoder)
         self.latent_width = config.autoencoder.channels * mar.patch_size**2
         self.token_widths = {"understanding": mar.encoder_width, "generation": mar.encoder_width}

@@ -120,19 +120,18 @@ def build_scheduler(sampling: SamplingConfig) -> "DPMSolverMultistepScheduler":
 
 def walk(
     velocity: Velocity, start: Tensor, sampling: SamplingConfig, progress: Callable[[int, int], None] | None = None
-) -> list[Tensor]:
-    """The latents after every iteration, noise first.
+) -> Tensor:
+    """Where noise (b, C, h, w) leads.
 
     Under guidance the conditional velocities come first and the unconditional ones second.
     """
-    scheduler = build_scheduler(sampling)
-    path = [start]
+    scheduler, latents = build_scheduler(sampling), start
     for i, timestep in enumerate(scheduler.timesteps):
-        step = guide(velocity(path[-1], timestep), sampling.guidance)
-        path.append(scheduler.step(step, timestep, path[-1], return_dict=False)[0])
+        step = guide(velocity(latents, timestep), sampling.guidance)
+        latents = scheduler.step(step, timestep, latents, return_dict=False)[0]
         if progress is not None:
             progress(i + 1, len(scheduler.timesteps))
-    return path
+    return latents
 
 
 def sana_timestep(timestep: Tensor, count: int, device: torch.device) -> Tensor:

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from infotok_lit.assets import embedded_base
 from infotok_lit.errors import SettingsError
-from infotok_lit.models.common.model_config import QWEN25, SCENES_LLM, DCAEConfig, LanguageModelConfig, ModelConfig
+from infotok_lit.models.common.model_config import (
+    QWEN25,
+    SCENES_LLM,
+    DCAEConfig,
+    FlowSampling,
+    LanguageModelConfig,
+    ModelConfig,
+)
 from infotok_lit.models.family import Family, Part
 
 if TYPE_CHECKING:
@@ -80,13 +87,11 @@ class DiffusionTransformerConfig:
 
 
 @dataclass(frozen=True)
-class SamplingConfig:
+class SamplingConfig(FlowSampling):
     """How images are generated unless a call says otherwise: as in the official scripts."""
 
     iterations: int = 20
     guidance: float = 4.5
-    time_shift: float = 3.0
-    """Above 1, more of the iterations are near pure noise."""
     negative_prompt: str = ""
     """What guidance leads away from; "" for the unconditional prompt."""
 

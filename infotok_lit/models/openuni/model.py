@@ -179,7 +179,7 @@ class OpenUni(UnifiedModel):
             repeated = latents.repeat(copies, 1, 1, 1).to(condition.dtype)
             return self.velocity(repeated, condition, sana_timestep(timestep, len(condition), latents.device))
 
-        return walk(velocity, start, sampling, progress)[-1]
+        return walk(velocity, start, sampling, progress)
 
     # Editing
 

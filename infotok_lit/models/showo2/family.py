@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from infotok_lit.assets import embedded_base
 from infotok_lit.batch import BRANCHES
 from infotok_lit.checkpoints import first_existing, read_weights
-from infotok_lit.models.common.model_config import QWEN25, SCENES_LLM, LanguageModelConfig, ModelConfig, WanConfig
+from infotok_lit.models.common.model_config import (
+    QWEN25,
+    SCENES_LLM,
+    FlowSampling,
+    LanguageModelConfig,
+    ModelConfig,
+    WanConfig,
+)
 from infotok_lit.models.family import Family, OfficialWeights, Part
 
 if TYPE_CHECKING:
@@ -71,14 +78,15 @@ class DiffusionHeadConfig:
 
 
 @dataclass(frozen=True)
-class SamplingConfig:
+class SamplingConfig(FlowSampling):
     """How images are generated unless a call says otherwise."""
+
+    # From one point to itself there is no way: the image would be the noise.
+    fewest_iterations: ClassVar[int] = 2
 
     iterations: int = 50
     """Points of the time grid; the network is called once for each but the last."""
     guidance: float = 5.0
-    time_shift: float = 3.0
-    """Above 1, more of the grid lies near pure noise."""
 
 
 @dataclass(frozen=True)
@@ -192,6 +200,11 @@ class Showo2Family(Family):
     }
     weighted = ("autoencoder", "semantic", "llm", "diffusion_head", "quantiser")
     encoded_branches = BRANCHES
+
+    @property
+    def stems(self) -> set[str]:
+        """As for all families, with the quantiser, which no official file has."""
+        return super().stems | {"quantiser"}
 
     def load_tokenizer(self, source: str) -> "PreTrainedTokenizerBase":
         """With the tokens of Show-o2 that Qwen2.5's tokenizer lacks, in the official order."""

@@ -32,8 +32,8 @@ def continue_greedily(
     regions: Tensor,
     max_new_tokens: int,
     use_cache: bool,
-) -> tuple[Tensor, Tensor]:
-    """New ids (B, A) and the logits they were chosen by (B, A, vocabulary).
+) -> Tensor:
+    """New ids (B, A).
 
     Args:
         embeds: (B, T, D), left-padded.
@@ -47,7 +47,7 @@ def continue_greedily(
     cache = DynamicCache(config=model.llm.config) if use_cache else None
     inputs, first = embeds, 0
     ended = torch.zeros(len(embeds), dtype=torch.bool, device=embeds.device)
-    ids, all_logits = [], []
+    ids = []
     for length in range(prompt_length, prompt_length + max_new_tokens):
         states = model.llm.model(
             inputs_embeds=inputs,
@@ -56,17 +56,15 @@ def continue_greedily(
             past_key_values=cache,
             use_cache=use_cache,
         ).last_hidden_state
-        logits = model.llm.lm_head(states[:, -1])
-        chosen = logits.argmax(dim=-1).masked_fill(ended, model.processor.pad_id)
+        chosen = model.llm.lm_head(states[:, -1]).argmax(dim=-1).masked_fill(ended, model.processor.pad_id)
         ids.append(chosen)
-        all_logits.append(logits)
         ended = ended | (chosen == model.processor.end_id)
         if all_ended(ended, model.in_step):
             break
         new = model.text_embedding(chosen).unsqueeze(1).to(embeds.dtype)
         inputs = new if use_cache else torch.cat([inputs, new], dim=1)
         first = length if use_cache else 0
-    return torch.stack(ids, dim=1), torch.stack(all_logits, dim=1)
+    return torch.stack(ids, dim=1)
 
 
 def _mask_and_positions(attention_mask: Tensor, regions: Tensor, new: int) -> tuple[Tensor, Tensor]:
@@ -81,16 +79,15 @@ def _mask_and_positions(attention_mask: Tensor, regions: Tensor, new: int) -> tu
 
 def walk(
     velocity: Velocity, start: Tensor, sampling: SamplingConfig, progress: Callable[[int, int], None] | None = None
-) -> list[Tensor]:
-    """The latents at every point of the time grid, the noise included: one call less than there are points."""
-    times = sampling_times(sampling.iterations, sampling.time_shift).to(start.device)
-    path = [start]
+) -> Tensor:
+    """Where noise (b, C, h, w) leads: one step less than there are points of the time grid."""
+    times, latents = sampling_times(sampling.iterations, sampling.time_shift).to(start.device), start
     for i in range(len(times) - 1):
-        step = guide(velocity(path[-1], times[i].expand(len(start))), sampling.guidance)
-        path.append(path[-1] + (times[i + 1] - times[i]) * step)
+        step = guide(velocity(latents, times[i].expand(len(start))), sampling.guidance)
+        latents = latents + (times[i + 1] - times[i]) * step
         if progress is not None:
             progress(i + 1, len(times) - 1)
-    return path
+    return latents
 
 
 def full_velocity(model: Showo2Network, input_ids: Tensor) -> Velocity:
@@ -144,10 +141,10 @@ def cache_prompts(model: Showo2Network, input_ids: Tensor) -> tuple[DynamicCache
     lengths = (input_ids == IMAGE_TOKEN_ID).long().argmax(dim=1)
     longest = int(lengths.max())
     ids = input_ids[:, :longest]
-    ids = ids.masked_fill(ids == IMAGE_TOKEN_ID, 0)
     llm, head = DynamicCache(config=model.llm.config), DynamicCache()
     # Causal alone: what lies past a prompt's end is computed and never looked at.
-    states = model.llm.model(input_ids=ids, past_key_values=llm, use_cache=True).last_hidden_state
+    embeds = model.embed_text(ids)
+    states = model.llm.model(inputs_embeds=embeds, past_key_values=llm, use_cache=True).last_hidden_state
     places = torch.arange(longest, device=ids.device).unsqueeze(0)
     nothing = model.time_embed(lengths.new_zeros(1))
     model.diffusion_head(model.to_diffusion(states), nothing, torch.full_like(ids, -1), None, places, head)

@@ -37,7 +37,7 @@ from infotok_lit.models.reading import TokenTransform, transformed
 from infotok_lit.models.showo2.diffusion import RandomNumbers, on_path, random_numbers, to_runs, training_time
 from infotok_lit.models.showo2.family import EMBEDDINGS, LM_HEAD, PATCH_SIZE
 from infotok_lit.models.showo2.inference import cached_velocity, continue_greedily, full_velocity, walk
-from infotok_lit.models.showo2.network import Hidden, Showo2Network
+from infotok_lit.models.showo2.network import PARTS, Hidden, Showo2Network
 from infotok_lit.models.showo2.sequence import dense_mask, find_regions
 
 RENAMES = (
@@ -130,7 +130,7 @@ class Showo2(Showo2Network):
     def answer_prompts(self, ids: Tensor, mask: Tensor, visual: Tensor, max_new_tokens: int, use_cache: bool) -> Tensor:
         """As the parent's, with images whose positions see all of it."""
         embeds, regions = self.embed_with_images(ids, visual), self.regions_to_describe(ids)
-        return continue_greedily(self, embeds, mask, regions, max_new_tokens, use_cache)[0]
+        return continue_greedily(self, embeds, mask, regions, max_new_tokens, use_cache)
 
     # Generation
 
@@ -200,7 +200,7 @@ class Showo2(Showo2Network):
         ids, _ = self.processor.generation_prompts(prompts, negative, 1 + grid[0] * grid[1])
         start = noise.normal(self.config.autoencoder.channels, PATCH_SIZE * grid[0], PATCH_SIZE * grid[1])
         velocity = (cached_velocity if use_cache else full_velocity)(self, ids.to(noise.device))
-        return self.decode_images(walk(velocity, start, sampling, progress)[-1])
+        return self.decode_images(walk(velocity, start, sampling, progress))
 
     # Checkpoints
 
@@ -209,7 +209,7 @@ class Showo2(Showo2Network):
         """`showo2`: the official model; `wan_vae`; `quantiser`, which the official model does not have."""
         tied = ((LM_HEAD, EMBEDDINGS),) if self.config.llm.tie_word_embeddings else ()
         encoder = tuple(f"encoder.{part}" for part in ENCODER_PARTS)
-        others = ("llm.", "time_embed.", "time_to_token.", "to_diffusion.", "diffusion_head.")
+        others = tuple(f"{name}." for name in PARTS if name != "encoder")
         vae = self.config.autoencoder
         return {
             "showo2": OfficialPart((*encoder, *others), KeyMap(RENAMES, tied)),

@@ -93,7 +93,7 @@ class Showo2Network(UnifiedModel):
 
     def embed_text(self, input_ids: Tensor) -> Tensor:
         """(B, T) -> (B, T, D); image slots hold the embedding of token 0, which is to be overwritten."""
-        return self.llm.get_input_embeddings()(input_ids.masked_fill(input_ids == IMAGE_TOKEN_ID, 0))
+        return self.text_embedding(input_ids.masked_fill(input_ids == IMAGE_TOKEN_ID, 0))
 
     def read_with_images(self, embeds: Tensor, regions: Tensor) -> tuple[Tensor, Mask]:
         """Last hidden states (B, T, D) of sequences whose images lie in regions (B, M, 2), and who saw whom."""
