@@ -53,8 +53,8 @@ def compress(
     from infotok_lit.video.video_file import read_video
 
     config = CodecConfig(rate, rule, window=window, overlap=overlap, tile=tile)
-    if not 0 < fps < 1e6:
-        raise SettingsError(f"fps is {fps}: give the frames per second of the folder")
+    if not 1e-3 <= fps < 1e6:
+        raise SettingsError(f"fps is {fps}: give the frames per second of the folder, 0.001 or more")
     refuse_existing(out, force)
     tokenizer = open_tokenizer(model, device)
     opened = read_video(video, Fraction(fps).limit_denominator(1001))
