@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
-from infotok_lit.errors import SettingsError
+from infotok_lit.commands.compress import refuse_measured
 from infotok_lit.files import replacing, write_json, write_whole
 from infotok_lit.model_choice import ModelOptions, choose
 from infotok_lit.progress import progress_bar
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 Measured = "Mapping[str, Mapping[str, Answers]]"
 CONFIDENCE = 0.95
+TABLE = "table.md"
 
 
 def budget_evidence(
@@ -52,11 +53,10 @@ def budget_evidence(
         device: Where the model runs; auto: cuda if there is one.
         force: Replace the files of an earlier measurement.
     """
-
     from infotok_lit.modules.token_budget import checked_share
     from infotok_lit.study.token_budgets import Evidence, EvidenceOptions
 
-    _refuse_existing(out, force)
+    refuse_measured(out, TABLE, force)
     shares, measured, follow = tuple(checked_share(share) for share in budgets or (0.75, 0.5, 0.25)), [], []
     options = EvidenceOptions(questions, shares, scenes, batch_size, seed)
     for source in model:
@@ -69,7 +69,7 @@ def budget_evidence(
     text = report(measured, follow, evidence.kinds)
     numbers = {"models": model, **asdict(options), "rates": follow, "answers": [_means(one) for one in measured]}
     write_json(out / "numbers.json", numbers)
-    write_whole(out / "table.md", text.encode())
+    write_whole(out / TABLE, text.encode())
     _draw(out, measured, evidence, examples)
     sys.stdout.write(text)
 
@@ -93,7 +93,7 @@ def report(measured: "Sequence[Measured]", follow: Sequence[Mapping[str, float]]
     for policy, by_budget in measured[0].items():
         for budget in by_budget:
             correct = np.mean([one[policy][budget].correct for one in measured], axis=0)
-            tokens = measured[0][policy][budget].tokens
+            tokens = np.concatenate([one[policy][budget].tokens for one in measured])
             low, high = np.percentile(tokens, [10, 90])
             cells = [policy, budget or "-", f"{tokens.mean():.2f}", f"{low:.0f}-{high:.0f}", f"{correct.mean():.3f}"]
             cells += [f"{correct[kinds == name].mean():.3f}" for name in names]
@@ -164,11 +164,3 @@ def answers_figure(means: Sequence[Mapping[str, Mapping[str, Mapping[str, float]
     axes.set_ylabel("answers that are right")
     figure.legend(loc="outside right upper", fontsize=8)
     return figure
-
-
-def _refuse_existing(out: Path, force: bool) -> None:
-    """SettingsError if there is something that an earlier measurement did not write, or anything and not `force`."""
-    if out.exists() and not out.is_dir():
-        raise SettingsError(f"{out} is no folder; choose another --out")
-    if (out / "table.md").exists() and not force:
-        raise SettingsError(f"{out} holds a measurement; choose another --out, or replace it with --force")

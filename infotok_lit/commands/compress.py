@@ -53,8 +53,8 @@ def compress(
     from infotok_lit.video.video_file import read_video
 
     config = CodecConfig(rate, rule, window=window, overlap=overlap, tile=tile)
-    if not 0 < fps < 1e6:
-        raise SettingsError(f"fps is {fps}: give the frames per second of the folder")
+    if not 1e-3 <= fps < 1e6:
+        raise SettingsError(f"fps is {fps}: give the frames per second of the folder, 0.001 or more")
     refuse_existing(out, force)
     tokenizer = open_tokenizer(model, device)
     opened = read_video(video, Fraction(fps).limit_denominator(1001))
@@ -129,3 +129,11 @@ def refuse_existing(out: Path, force: bool) -> None:
     if out.is_dir() or (out.exists() and not force):
         mend = "choose another name" if out.is_dir() else "choose another name, or replace it with --force"
         raise SettingsError(f"{out} exists; {mend}")
+
+
+def refuse_measured(out: Path, table: str, force: bool) -> None:
+    """SettingsError if `out` is no folder, or holds the table of an earlier measurement that is not to be replaced."""
+    if out.exists() and not out.is_dir():
+        raise SettingsError(f"{out} is no folder; choose another --out")
+    if (out / table).exists() and not force:
+        raise SettingsError(f"{out / table} exists; choose another folder, or replace it with --force")

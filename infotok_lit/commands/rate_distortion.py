@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from infotok_lit.commands.compress import open_tokenizer
+from infotok_lit.commands.compress import open_tokenizer, refuse_measured
 from infotok_lit.errors import SettingsError
 from infotok_lit.files import replacing, write_whole
 from infotok_lit.progress import progress_bar
@@ -63,8 +63,9 @@ def rate_distortion(
     each = [replace(config, rate=rate) for rate in rates or (1.0, 0.75, 0.5, 0.25)]
     if (vgg_weights is None) != (lpips_weights is None):
         raise SettingsError("LPIPS needs both vgg_weights and lpips_weights; leave out both for none")
-    if (out / TABLE).exists() and not force:
-        raise SettingsError(f"{out / TABLE} exists; choose another folder, or replace it with --force")
+    if not video:
+        raise SettingsError("there is no video to compress: name one or more with --video")
+    refuse_measured(out, TABLE, force)
     tokenizer = open_tokenizer(model, device)
     lpips = None
     if vgg_weights is not None and lpips_weights is not None:

@@ -14,14 +14,16 @@ from the checksums that a file is whole before it decodes any of it.
 
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from math import prod
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
 from infotok_lit.errors import DataError
+from infotok_lit.video.windows import SPACE_STEP, TILE_OVERLAP, padded_shape
 
 MAGIC = b"\x89ITK"
 VERSION = 1
@@ -31,7 +33,9 @@ _RECORD = struct.Struct("<II")
 _CHECKSUM = struct.Struct("<I")
 MAX_SIDE = 1 << 16
 MAX_WINDOW_PIXELS = 1 << 29
-"""The most pixels that the frames of a window may have, which bounds the memory that a file can ask for."""
+MAX_TILE_PIXELS = 1 << 26
+"""The most pixels that the frames of a window, and those of a padded tile, may have: what bounds the memory that a file
+can ask for. A tile passes the network at once, which holds hundreds of bytes for each of its pixels."""
 
 
 @dataclass(frozen=True)
@@ -50,16 +54,23 @@ class Header:
 
     def __post_init__(self) -> None:
         sizes_fit = 0 < self.width <= MAX_SIDE and 0 < self.height <= MAX_SIDE and 0 < self.frames < 1 << 63
-        cut_fits = 0 <= self.overlap < self.window < 1 << 16 and 0 < self.tile < 1 << 16
-        if not (sizes_fit and cut_fits and self.frame_rate > 0):
+        cut_fits = 0 <= self.overlap < self.window < 1 << 16 and TILE_OVERLAP < self.tile < 1 << 16
+        if not (sizes_fit and cut_fits and self.tile % SPACE_STEP == 0 and self.frame_rate > 0):
             raise DataError(
                 f"a video of {self.frames} frames of {self.width} x {self.height} pixels at {self.frame_rate} frames a "
-                f"second, in windows of {self.window} that overlap by {self.overlap}, is not one that can be compressed"
+                f"second, in windows of {self.window} that overlap by {self.overlap} and tiles of {self.tile} pixels, "
+                "is not one that can be compressed"
             )
-        if self.width * self.height * min(self.window, self.frames) > MAX_WINDOW_PIXELS:
+        length = min(self.window, self.frames)
+        if self.width * self.height * length > MAX_WINDOW_PIXELS:
             raise DataError(
-                f"a window of {self.window} frames of {self.width} x {self.height} pixels has more than "
+                f"a window of {length} frames of {self.width} x {self.height} pixels has more than "
                 f"{MAX_WINDOW_PIXELS} pixels: use smaller windows, or scale the video down"
+            )
+        if prod(padded_shape(length, min(self.height, self.tile), min(self.width, self.tile))) > MAX_TILE_PIXELS:
+            raise DataError(
+                f"a tile of {self.tile} pixels, {length} frames long, has more than {MAX_TILE_PIXELS} pixels: use "
+                "smaller tiles, or smaller windows"
             )
 
     def to_bytes(self) -> bytes:
@@ -125,28 +136,30 @@ def read_header(file: BinaryIO, name: str) -> Header:
         raise DataError(f"{name}: {error}") from error
 
 
-def read_records(file: BinaryIO, windows: int, tokens: int, bits: int, name: str) -> Iterator[Record]:
+def read_records(file: BinaryIO, windows: int, tokens: Iterable[int], bits: int, name: str) -> Iterator[Record]:
     """The windows that follow a header, in order.
 
     Args:
         windows: how many there must be.
-        tokens: the most tokens a window has: no record may be longer than those ask for.
+        tokens: how many tokens each has: no record may be longer than those ask for, nor hold so few of them that a
+            small file would ask for much work.
         bits: per index.
         name: of the file, for errors.
 
     Raises:
         DataError: if the file is cut off or damaged, or goes on after its end.
     """
-    # The range coder spends at most 11 bits on a token, when one with the least probability comes.
-    longest_code = 2 * tokens + 16
-    for number in range(windows):
+    for number, all_tokens in enumerate(tokens):
         what = f"{name}: window {number + 1} of {windows}"
         head = file.read(_RECORD.size)
         if len(head) < _RECORD.size:
             raise DataError(f"{what} is missing: the file is cut off; fetch it again")
         mask_length, kept = _RECORD.unpack(head)
-        if mask_length > longest_code or kept > tokens:
+        # The range coder spends at most 11 bits on a token, when one with the least probability comes.
+        if mask_length > 2 * all_tokens + 16 or kept > all_tokens:
             raise DataError(f"{what} claims more tokens than a window has: the file is damaged")
+        if kept < all_tokens // 32:
+            raise DataError(f"{what} holds fewer tokens than any rate keeps, a sixteenth: the file is damaged")
         length = mask_length + index_bytes(kept, bits)
         body = _checked(head + file.read(length + _CHECKSUM.size), _RECORD.size + length, what)
         split = _RECORD.size + mask_length

@@ -13,7 +13,14 @@ from infotok_lit.batch import BrokenSampleError
 from infotok_lit.data.fetch import default_cache, expand_braces, local_copy
 from infotok_lit.data.image_file import read_image
 from infotok_lit.errors import DataError, MissingFileError, SettingsError
-from infotok_lit.video.video_file import FRAME_LIMITS, FRAME_SUFFIXES, VIDEO_SUFFIXES, frame_files, read_part
+from infotok_lit.video.video_file import (
+    FRAME_LIMITS,
+    FRAME_SUFFIXES,
+    VIDEO_SUFFIXES,
+    frame_files,
+    frame_order,
+    read_part,
+)
 
 
 @dataclass(frozen=True)
@@ -100,10 +107,12 @@ class VideoFolder(_VideoList):
         if not root.is_dir():
             raise MissingFileError(f"there is no folder {folder}")
         inside = sorted(root.rglob("*"))
-        videos = [_Video(str(p), (_Piece(p),), True) for p in inside if p.suffix.lower() in VIDEO_SUFFIXES]
-        for place in (root, *(path for path in inside if path.is_dir())):
-            if files := frame_files(place):
-                videos.append(_Video(str(place), tuple(map(_Piece, files)), False))
+        folders = [root, *filter(Path.is_dir, inside)]
+        files = (path for path in inside if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file())
+        videos = [_Video(str(path), (_Piece(path),), True) for path in files]
+        for place in folders:
+            if found := frame_files(place):
+                videos.append(_Video(str(place), tuple(map(_Piece, found)), False))
         if not videos:
             raise DataError(f"{folder} holds neither video files ({', '.join(VIDEO_SUFFIXES)}) nor folders of frames")
         super().__init__(videos)
@@ -131,19 +140,19 @@ class VideoShards(_VideoList):
 
 def _videos_in_tar(path: Path, address: str) -> list[_Video]:
     videos: list[_Video] = []
-    frames: dict[str, list[tuple[str, _Piece]]] = {}
+    frames: dict[Path, list[tuple[Path, _Piece]]] = {}
     try:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
-                suffix, piece = Path(member.name).suffix.lower(), _Piece(path, member.offset_data, member.size)
-                if member.isfile() and suffix in VIDEO_SUFFIXES:
+                place, piece = Path(member.name), _Piece(path, member.offset_data, member.size)
+                if member.isfile() and place.suffix.lower() in VIDEO_SUFFIXES:
                     videos.append(_Video(f"{address}: {member.name}", (piece,), True))
-                elif member.isfile() and suffix in FRAME_SUFFIXES:
-                    frames.setdefault(str(Path(member.name).parent), []).append((member.name, piece))
+                elif member.isfile() and place.suffix.lower() in FRAME_SUFFIXES:
+                    frames.setdefault(place.parent, []).append((place, piece))
     except (tarfile.ReadError, OSError) as error:
         raise DataError(f"{address} is not an uncompressed tar file ({error}); unpack or fetch it again") from error
     for folder, members in sorted(frames.items()):
-        pieces = tuple(piece for _, piece in sorted(members, key=lambda member: member[0]))
+        pieces = tuple(piece for _, piece in sorted(members, key=lambda member: frame_order(member[0])))
         videos.append(_Video(f"{address}: {folder}", pieces, False))
     return videos
 

@@ -5,6 +5,7 @@ the tokens and scores of the windows wait in a temporary file, 8 bytes a token, 
 """
 
 import hashlib
+import math
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from infotok_lit.video.windows import (
     TILE_OVERLAP,
     FrameCutter,
     blend,
+    in_windows,
     to_frames,
     to_pixels,
     window_count,
@@ -68,8 +70,12 @@ class CodecConfig:
     def __post_init__(self) -> None:
         if not 1 / 16 <= self.rate <= 1:
             raise SettingsError(f"the rate must be between 1/16 and 1, got {self.rate}")
-        if self.tile % SPACE_STEP or self.tile <= TILE_OVERLAP:
-            raise SettingsError(f"tiles must be a multiple of {SPACE_STEP} and above {TILE_OVERLAP}, got {self.tile}")
+        if self.tile % SPACE_STEP or not TILE_OVERLAP < self.tile < 1 << 16:
+            raise SettingsError(
+                f"tiles must be a multiple of {SPACE_STEP}, above {TILE_OVERLAP} and below 65536, got {self.tile}"
+            )
+        if self.overlap < 0:
+            raise SettingsError(f"the overlap is a number of frames, 0 or more, got {self.overlap}")
 
     def window_for(self, tokenizer: VideoTokenizer) -> int:
         """Frames per window; SettingsError if the tokenizer takes fewer."""
@@ -166,19 +172,6 @@ def code_bits(tokenizer: VideoTokenizer) -> int:
     return (tokenizer.config.num_codes - 1).bit_length()
 
 
-def in_windows(frames: Iterable[np.ndarray], size: int, overlap: int) -> Iterator[Tensor]:
-    """Windows (T, H, W, 3) of uint8 frames (H, W, 3), without knowing how many come; the last one may be short."""
-    held: list[Tensor] = []
-    emitted = False
-    for frame in frames:
-        held.append(torch.from_numpy(np.array(frame)))
-        if len(held) == size:
-            yield torch.stack(held)
-            held, emitted = held[size - overlap :], True
-    if len(held) > (overlap if emitted else 0):
-        yield torch.stack(held)
-
-
 def fingerprint(tokenizer: VideoTokenizer) -> bytes:
     """The first bytes of a SHA-256 of the weights that decoding needs: another tokenizer would decode noise."""
     digest = hashlib.sha256(repr(tokenizer.config).encode())
@@ -211,7 +204,7 @@ class WindowSpool:
     def __iter__(self) -> Iterator[EncodedWindow]:
         self._file.seek(0)
         for grid in self._grids:
-            size = 4 * int(np.prod(grid))
+            size = 4 * math.prod(grid)
             parts = (
                 np.frombuffer(bytearray(self._file.read(size)), dtype=kind).reshape(grid) for kind in ("<i4", "<f4")
             )
@@ -234,19 +227,24 @@ def compress(
         out: a binary file to write to.
 
     Raises:
-        DataError: for a video without frames, or one that is too large.
+        DataError: for a video without frames, or one that is too large, which is seen before a window of it is held.
     """
-    size, model = config.window_for(tokenizer), fingerprint(tokenizer)
-    header, cutter = None, None
+    cut, model = (config.window_for(tokenizer), config.overlap, config.tile), fingerprint(tokenizer)
+    header: Header | None = None
+
+    def counted() -> Iterator[np.ndarray]:
+        nonlocal header
+        for number, frame in enumerate(frames, start=1):
+            height, width = frame.shape[:2]
+            header = Header(model, width, height, number, frame_rate, *cut)
+            yield frame
+
     with tempfile.TemporaryFile() as file:
-        spool = WindowSpool(file)
-        for clip in in_windows(frames, size, config.overlap):
-            height, width = clip.shape[1:3]
-            done = len(clip) + (header.frames - config.overlap if header else 0)
-            header = Header(model, width, height, done, frame_rate, size, config.overlap, config.tile)
-            cutter = FrameCutter(height, width, config.tile) if cutter is None else cutter
+        spool, cutter = WindowSpool(file), None
+        for clip in in_windows(counted(), *cut[:2]):
+            cutter = FrameCutter(header.height, header.width, config.tile) if cutter is None else cutter
             spool.add(encode_window(tokenizer, clip, cutter))
-            progress(done)
+            progress(header.frames)
         if header is None:
             raise DataError("the video has no frames")
         rates = window_rates(spool.errors, config, tokenizer)
@@ -304,11 +302,8 @@ class CompressedVideo:
         self.header = header
         self._tokenizer, self._file, self._name = tokenizer, file, name
         self._start = file.tell()
-        if header.tile % SPACE_STEP or header.tile <= TILE_OVERLAP:
-            raise DataError(f"{name} has tiles of {header.tile} pixels: the file is damaged")
         self._cutter = FrameCutter(header.height, header.width, header.tile)
         self._bits = code_bits(tokenizer)
-        self._tokens = int(np.prod(self._grid(min(header.window, header.frames))))
         self._windows = window_count(header.frames, header.window, header.overlap)
 
     def check(self) -> None:
@@ -316,16 +311,21 @@ class CompressedVideo:
         for _ in self._records():
             pass
 
+    def _lengths(self) -> Iterator[int]:
+        """How many frames each window has."""
+        step = self.header.window - self.header.overlap
+        return (min(self.header.window, self.header.frames - number * step) for number in range(self._windows))
+
     def _records(self) -> Iterator[Record]:
         self._file.seek(self._start)
-        return read_records(self._file, self._windows, self._tokens, self._bits, self._name)
+        tokens = (math.prod(self._grid(length)) for length in self._lengths())
+        return read_records(self._file, self._windows, tokens, self._bits, self._name)
 
     def frames(self) -> Iterator[np.ndarray]:
         """The frames, uint8 (H, W, 3), blended where windows overlap."""
         overlap, step = self.header.overlap, self.header.window - self.header.overlap
         decoder, tail = MaskDecoder(), None
-        for number, record in enumerate(self._records()):
-            length = min(self.header.window, self.header.frames - number * step)
+        for number, (record, length) in enumerate(zip(self._records(), self._lengths(), strict=True)):
             clip = self._decode(record, decoder, length)
             if tail is not None and overlap:
                 clip[:overlap] = blend(tail, clip[:overlap])

@@ -16,6 +16,7 @@ from scipy import stats
 from torch import Tensor
 
 from infotok_lit.budgets import MIN_RATE, rates_with_mean
+from infotok_lit.errors import SettingsError
 from infotok_lit.video.losses import psnr
 from infotok_lit.video.moving_scenes import MovingScenes
 from infotok_lit.video.tokenizer import MaskKind, VideoTokenizer, keep_clipwide
@@ -33,10 +34,10 @@ class EvidenceOptions:
     """What is measured.
 
     Args:
-        clips: Clips that are measured; as many others teach the router that reads only the latent.
+        clips: Clips that are measured, 2 or more; as many others teach the router that reads only the latent.
         frames: Frames per clip.
         side: Height and width in pixels.
-        rates: Mean rates.
+        rates: Mean rates, in [1/16, 1].
         seed: Of the uniform rates and the random mask.
     """
 
@@ -45,6 +46,12 @@ class EvidenceOptions:
     side: int = 32
     rates: tuple[float, ...] = (0.5, 0.25)
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.clips < 2:
+            raise SettingsError(f"clips is {self.clips}: ranks need 2 or more")
+        if not all(MIN_RATE <= rate <= 1 for rate in self.rates):
+            raise SettingsError(f"rates must be between 1/16 and 1, got {list(self.rates)}")
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """What reconstruction costs: error of pixels, and of the features of a VGG-16 (perceptual and Gram)."""
 
 import bisect
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -167,7 +168,7 @@ class Vgg16Features(nn.Module):
         state = read_weights(path)
         network = cls()
         convolutions = [convolution for group in network.groups for convolution in group]
-        names = sorted({int(name.split(".")[1]) for name in state if name.startswith("features.")})
+        names = sorted({int(place) for name in state for place in re.findall(r"^features\.(\d+)\.", name)})
         if len(names) != len(convolutions):
             raise CheckpointError(f"{path} is not torchvision's VGG-16 (without batch norm): fetch vgg16-397923af.pth")
         try:

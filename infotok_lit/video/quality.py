@@ -17,12 +17,12 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from infotok_lit.checkpoints import CheckpointError, read_weights
 from infotok_lit.video.codec import CodecConfig, compress, read_stream
 from infotok_lit.video.fvd import CLIP_FRAMES
-from infotok_lit.video.losses import SCALE, SHIFT, Vgg16Features, psnr
+from infotok_lit.video.losses import SCALE, SHIFT, VGG16, Vgg16Features, psnr
 from infotok_lit.video.tokenizer import VideoTokenizer
 from infotok_lit.video.video_file import OpenVideo
 
-SSIM_SIDE = 11
-"""Of the Gaussian window that SSIM needs room for."""
+SSIM_SIDE, LPIPS_SIDE = 11, 16
+"""The fewest pixels on a side: of the Gaussian window of SSIM, and what VGG-16 can halve four times."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Quality:
     ssim: float | None
     """None for frames of fewer than 11 pixels on a side."""
     lpips: float | None
-    """None without weights."""
+    """None without weights, and for frames of fewer than 16 pixels on a side."""
     fvd: float | None = None
     """The Frechet distance of the clips of all videos at this rate; None for a single one, and without weights."""
 
@@ -74,10 +74,11 @@ class Lpips(nn.Module):
     def from_files(cls, vgg_weights: Path, lpips_weights: Path) -> "Lpips":
         """torchvision's VGG-16 and the lpips package's `weights/v0.1/vgg.pth`; CheckpointError if they are not."""
         state = read_weights(lpips_weights)
-        names = [f"lin{i}.model.1.weight" for i in range(5)]
-        if state.keys() != set(names):
-            raise CheckpointError(f"{lpips_weights} is not LPIPS's vgg.pth: it needs {', '.join(names)}")
-        return cls(Vgg16Features.from_file(vgg_weights), [state[name].flatten() for name in names])
+        wanted = {f"lin{i}.model.1.weight": group[-1] for i, group in enumerate(VGG16)}
+        if {name: weight.numel() for name, weight in state.items()} != wanted:
+            sizes = ", ".join(f"{name} ({size})" for name, size in wanted.items())
+            raise CheckpointError(f"{lpips_weights} is not LPIPS's vgg.pth, which holds {sizes}")
+        return cls(Vgg16Features.from_file(vgg_weights), [state[name].flatten() for name in wanted])
 
 
 @torch.no_grad()
@@ -108,7 +109,7 @@ def measure_quality(
             if min(wanted.shape[2:]) >= SSIM_SIDE:
                 similar = structural_similarity_index_measure(found, wanted, data_range=255.0, reduction="none")
                 ssim += similar.flatten().tolist()
-            if lpips is not None:
+            if lpips is not None and min(wanted.shape[2:]) >= LPIPS_SIDE:
                 perceptual += lpips(wanted / 127.5 - 1, found / 127.5 - 1).tolist()
             if distance is not None and len(wanted) == CLIP_FRAMES:
                 distance.update(wanted[None], real=True)

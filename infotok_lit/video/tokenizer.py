@@ -4,8 +4,9 @@ Pixels are (B, 3, T, H, W) in [-1, 1] with T = temporal_compression * k + 1; tok
 the first latent frame is the first frame's alone.
 """
 
+import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -17,6 +18,9 @@ from vector_quantize_pytorch import FSQ
 from infotok_lit.budgets import RunningMean, keep_top, kept_count
 from infotok_lit.errors import DataError, SettingsError
 from infotok_lit.video.transformer import Block, Grid
+
+MAX_CODES = 1 << 24
+"""FSQ computes the number of a code in float32, which is exact up to here."""
 
 
 @dataclass(frozen=True)
@@ -68,10 +72,13 @@ class VideoTokenizerConfig:
     def __post_init__(self) -> None:
         for name in ("channel_multipliers", "attention_resolutions", "levels"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
+        self._check_numbers()
         if self.width % (4 * self.num_heads):
             raise SettingsError(f"width {self.width} / num_heads {self.num_heads} must be a multiple of 4")
-        if not self.levels or min(self.levels) < 3:
-            raise SettingsError(f"levels must be 3 or more each, got {list(self.levels)}")
+        if not self.levels or min(self.levels) < 3 or self.num_codes > MAX_CODES:
+            raise SettingsError(
+                f"levels must be 3 or more each, and no more than {MAX_CODES} codes, got {list(self.levels)}"
+            )
         sides = (self.patch_size, self.temporal_compression, self.spatial_compression)
         if any(side < 1 or side & (side - 1) for side in sides) or self.patch_size > min(sides):
             raise SettingsError(
@@ -87,13 +94,21 @@ class VideoTokenizerConfig:
                 f"{needed} channel_multipliers or more, and temporal_compression not above spatial_compression"
             )
 
+    def _check_numbers(self) -> None:
+        for field in fields(self):
+            value, least = getattr(self, field.name), 0 if field.name.endswith("_layers") else 1
+            if field.type is float:
+                fits = isinstance(value, int | float) and value > 0
+            else:
+                fits = all(isinstance(v, int) and v >= least for v in (value if isinstance(value, tuple) else (value,)))
+            if not fits:
+                kind = "a number above 0" if field.type is float else f"whole, {least} or more"
+                raise SettingsError(f"{field.name} must be {kind}, got {value!r}")
+
     @property
     def num_codes(self) -> int:
         """How many different tokens there are."""
-        count = 1
-        for level in self.levels:
-            count *= level
-        return count
+        return math.prod(self.levels)
 
     @property
     def max_frames(self) -> int:

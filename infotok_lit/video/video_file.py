@@ -1,11 +1,13 @@
 """Frames from and to video files (through PyAV, an extra) and folders of image files."""
 
 import re
+import warnings
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from io import BytesIO
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -55,6 +57,8 @@ class OpenVideo:
 def read_video(path: Path, frame_rate: Fraction = Fraction(25)) -> OpenVideo:
     """A video file, or a folder of image files in the order of their names.
 
+    A file that holds fewer frames than it says, as one does that was cut off, is read with a warning.
+
     Args:
         frame_rate: of a folder of frames, and of a file that does not say.
 
@@ -72,23 +76,35 @@ def read_video(path: Path, frame_rate: Fraction = Fraction(25)) -> OpenVideo:
         return OpenVideo(_read_frames(files), frame_rate, len(files))
     av = import_av()
     try:
-        container = av.open(str(path))
-        stream = container.streams.video[0]
-    except (av.FFmpegError, IndexError, OSError) as error:
+        container, stream = _open(av, path)
+    except (av.FFmpegError, ValueError, OSError) as error:
         raise DataError(f"{path} is not a video that can be read ({error})") from error
     found = stream.average_rate or stream.guessed_rate or frame_rate
     return OpenVideo(_decode(av, container, stream, str(path)), Fraction(found), stream.frames or None)
 
 
+def _open(av: ModuleType, source: Path | bytes) -> tuple[Any, Any]:
+    """A container and its video stream; ValueError if it has none, and what PyAV raises if it is no container."""
+    # An absolute path is a path: the name `10:30.mp4` alone would ask for a protocol 10.
+    place = BytesIO(source) if isinstance(source, bytes) else str(source.absolute())
+    # Titles that are no UTF-8, which old files have, do not matter.
+    container = av.open(place, metadata_errors="ignore")
+    stream = container.streams.best("video")
+    if stream is None:
+        container.close()
+        raise ValueError("it has no pictures")
+    stream.thread_type = "AUTO"
+    return container, stream
+
+
 def frame_files(folder: Path) -> list[Path]:
     """The image files of a folder, in the order of the numbers in their names."""
-    found = (path for path in folder.iterdir() if path.suffix.lower() in FRAME_SUFFIXES)
-    return sorted(found, key=lambda path: [int(part) if part.isdigit() else part for part in _parts(path.stem)])
+    return sorted((path for path in folder.iterdir() if path.suffix.lower() in FRAME_SUFFIXES), key=frame_order)
 
 
-def _parts(name: str) -> list[str]:
-    """Text and digits in turn, text first, so that any two names can be compared."""
-    return re.split(r"(\d+)", name)
+def frame_order(path: Path) -> list[str | int]:
+    """What frames are sorted by: the text and the numbers of a name in turn, so that any two can be compared."""
+    return [int(part) if number % 2 else part for number, part in enumerate(re.split(r"(\d+)", path.stem))]
 
 
 def _read_frames(files: Iterable[Path]) -> Iterator[np.ndarray]:
@@ -106,15 +122,26 @@ def _read_frames(files: Iterable[Path]) -> Iterator[np.ndarray]:
 
 def _decode(av: ModuleType, container: Any, stream: Any, name: str) -> Iterator[np.ndarray]:
     """All frames, upright; a stream that changes its size is scaled to that of its first frame."""
+    count = 0
     with container:
-        stream.thread_type = "AUTO"
-        size: dict[str, int] = {}
         try:
-            for frame in container.decode(stream):
-                size = size or {"width": frame.width, "height": frame.height}
-                yield upright(frame, size)
+            for frame in _pixels(container.decode(stream)):
+                count += 1
+                yield frame
         except av.FFmpegError as error:
             raise DataError(f"{name} is damaged: {error}") from error
+    if count < stream.frames:
+        warnings.warn(
+            f"{name} says that it has {stream.frames} frames, but holds {count}: is it cut off?", stacklevel=2
+        )
+
+
+def _pixels(frames: Iterable[Any]) -> Iterator[np.ndarray]:
+    """Decoded frames as `upright` gives them, of the size of the first one."""
+    size: dict[str, int] = {}
+    for frame in frames:
+        size = size or {"width": frame.width, "height": frame.height}
+        yield upright(frame, size)
 
 
 def upright(frame: Any, size: dict[str, int]) -> np.ndarray:
@@ -141,45 +168,50 @@ def read_part(source: Path | bytes, start: float, frames: int, name: str) -> np.
     """
     av = import_av()
     try:
-        with av.open(BytesIO(source) if isinstance(source, bytes) else str(source)) as container:
-            stream = container.streams.video[0]
-            stream.thread_type = "AUTO"
-            first = int(start * max(0, _length(container, stream) - frames + 1))
-            _seek(container, stream, first)
-            return _collect(container, stream, first, frames)
-    except (av.FFmpegError, IndexError, OSError, ValueError) as error:
+        with _stream(av, source) as stream:
+            first = int(start * max(0, _length(stream) - frames + 1))
+            found = list(islice(_pixels(_from_time(av, stream, first)), frames))
+        if len(found) < frames:
+            # A rate that varies, or a file that says wrong or cannot be searched: its frames are counted.
+            with _stream(av, source) as stream:
+                count = sum(1 for _ in stream.container.decode(stream))
+            if count < frames:
+                raise ValueError(f"it has {count} frames, {frames} are needed")
+            first = int(start * (count - frames + 1))
+            with _stream(av, source) as stream:
+                found = list(_pixels(islice(stream.container.decode(stream), first, first + frames)))
+        return np.stack(found)
+    except (av.FFmpegError, OSError, ValueError) as error:
         raise BrokenSampleError(f"{name}: {error}") from error
 
 
-def _length(container: Any, stream: Any) -> int:
+@contextmanager
+def _stream(av: ModuleType, source: Path | bytes) -> Iterator[Any]:
+    """A video stream, closed at the end; errors as for `_open`."""
+    container, stream = _open(av, source)
+    with container:
+        yield stream
+
+
+def _length(stream: Any) -> int:
     """How many frames there are, as the file says, or as its duration and rate do."""
     if stream.frames:
         return stream.frames
-    duration = stream.duration * stream.time_base if stream.duration else (container.duration or 0) / 1_000_000
+    duration = stream.duration * stream.time_base if stream.duration else (stream.container.duration or 0) / 1_000_000
     return int(duration * (stream.average_rate or 0))
 
 
-def _seek(container: Any, stream: Any, first: int) -> None:
-    """Go to the key frame before a frame, if the stream knows its rate."""
-    if first and stream.average_rate:
-        seconds = first / stream.average_rate
-        container.seek(int(seconds / stream.time_base) + (stream.start_time or 0), stream=stream)
-
-
-def _collect(container: Any, stream: Any, first: int, frames: int) -> np.ndarray:
+def _from_time(av: ModuleType, stream: Any, first: int) -> Iterator[Any]:
+    """Decoded frames from the `first` on, which is told by its time if frames have one; fewer where rates vary."""
     rate, begin = stream.average_rate, stream.start_time or 0
-    size: dict[str, int] = {}
-    found = []
-    for number, frame in enumerate(container.decode(stream)):
+    if first and rate:
+        # To the key frame before it; from a file that cannot be searched, all is decoded.
+        with suppress(av.FFmpegError):
+            stream.container.seek(int(first / rate / stream.time_base) + begin, stream=stream)
+    for number, frame in enumerate(stream.container.decode(stream)):
         timed = rate and frame.pts is not None
-        place = round((frame.pts - begin) * stream.time_base * rate) if timed else number
-        if place < first:
-            continue
-        size = size or {"width": frame.width, "height": frame.height}
-        found.append(upright(frame, size))
-        if len(found) == frames:
-            return np.stack(found)
-    raise ValueError(f"it has {len(found)} frames from frame {first} on, {frames} are needed")
+        if (round((frame.pts - begin) * stream.time_base * rate) if timed else number) >= first:
+            yield frame
 
 
 def check_target(path: Path) -> None:
@@ -216,7 +248,7 @@ def _encode(path: Path, frames: Iterable[np.ndarray], frame_rate: Fraction) -> N
     first = next(remaining)
     height, width = first.shape[:2]
     try:
-        with av.open(str(path), "w") as container:
+        with av.open(str(path.absolute()), "w") as container:
             stream = container.add_stream(codec, rate=frame_rate, options=options)
             stream.width, stream.height = width, height
             # Halved colour needs even sides.

@@ -7,6 +7,7 @@ larger than a tile. What does not divide evenly is padded. Frames are uint8 (...
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -23,6 +24,25 @@ def window_count(frames: int, size: int, overlap: int) -> int:
     return -(-max(0, frames - size) // (size - overlap)) + 1
 
 
+def in_windows(frames: Iterable[np.ndarray], size: int, overlap: int) -> Iterator[Tensor]:
+    """Windows (T, H, W, 3) of uint8 frames (H, W, 3), without knowing how many come; the last one may be short."""
+    held: list[Tensor] = []
+    emitted = False
+    for frame in frames:
+        held.append(torch.from_numpy(np.array(frame)))
+        if len(held) == size:
+            window = torch.stack(held)
+            held, emitted = held[size - overlap :], True  # before it is used, so that memory holds it once
+            yield window
+    if len(held) > (overlap if emitted else 0):
+        yield torch.stack(held)
+
+
+def padded_shape(frames: int, height: int, width: int) -> tuple[int, int, int]:
+    """What `frames` frames of so many pixels are padded to."""
+    return frames + (1 - frames) % TIME_STEP, height + -height % SPACE_STEP, width + -width % SPACE_STEP
+
+
 @dataclass(frozen=True)
 class Padding:
     """How many frames, rows and columns were added before and after a clip."""
@@ -34,7 +54,8 @@ class Padding:
     @classmethod
     def of(cls, frames: int, height: int, width: int) -> "Padding":
         """Split evenly; what is left over goes to the end, the bottom and the right."""
-        missing = ((1 - frames) % TIME_STEP, -height % SPACE_STEP, -width % SPACE_STEP)
+        given = (frames, height, width)
+        missing = (padded - size for padded, size in zip(padded_shape(*given), given, strict=True))
         return cls(*((count // 2, count - count // 2) for count in missing))
 
     def pad(self, clip: Tensor) -> Tensor:
@@ -103,9 +124,7 @@ class FrameCutter:
 
     def padded_shape(self, frames: int) -> tuple[int, int, int, int]:
         """(tiles, T', h, w): the tiles of a window of `frames` frames, once they are padded."""
-        padding = Padding.of(frames, *self._tile)
-        sizes = zip((frames, *self._tile), (padding.time, padding.rows, padding.columns), strict=True)
-        return (len(self._places), *(size + sum(added) for size, added in sizes))
+        return (len(self._places), *padded_shape(frames, *self._tile))
 
     def cut(self, clip: Tensor) -> Iterator[Tensor]:
         """uint8 (T, H, W, 3) -> padded tiles (1, T', h, w, 3)."""
@@ -127,4 +146,5 @@ class FrameCutter:
             place = (slice(row, row + height), slice(column, column + width))
             total[:, *place] += padding.crop(tile)[0].cpu() * weight
             weights[place] += weight
-        return (total / weights + 0.5).clamp(0, 255).to(torch.uint8)
+        # In place: a window of large frames is hundreds of megabytes, four times as many in float32.
+        return total.div_(weights).add_(0.5).clamp_(0, 255).to(torch.uint8)

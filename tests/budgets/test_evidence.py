@@ -114,6 +114,13 @@ def test_differences_are_paired_and_by_kind() -> None:
     assert "- a fact: 0.5" in lines
 
 
+def test_tokens_are_those_of_all_models() -> None:
+    kinds, right = np.array(["place"] * 4), np.ones(4)
+    models = [{RATE: {"0.5": Answers(right, np.full(4, tokens))}} for tokens in (8, 12)]
+    row = next(line for line in report(models, [{}, {}], kinds).splitlines() if line.startswith("| rate "))
+    assert [cell.strip() for cell in row.split("|")[3:5]] == ["10.00", "8-12"]
+
+
 def test_operations_of_prefill_follow_from_the_shapes() -> None:
     """Harmon 0.5B: two operations a weight and token, and for each pair of positions and layer, twice two a width."""
     model = shapes_of("harmon", "0.5b")

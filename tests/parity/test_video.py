@@ -12,12 +12,12 @@ from golden import FIXTURES, Golden
 from torch import Tensor
 
 from infotok_lit.budgets import FLEX_BASES, block_rates, budget_rate, keep_first
-from infotok_lit.video.codec import CodecConfig, decode_window, encode_window, in_windows, keep_by_score, window_rates
+from infotok_lit.video.codec import CodecConfig, decode_window, encode_window, keep_by_score, window_rates
 from infotok_lit.video.losses import LossConfig, Schedule, Vgg16Features, reconstruction_losses
 from infotok_lit.video.official import CONSTANTS, key_map, load_official_state, official_state
 from infotok_lit.video.rates import RateConfig
 from infotok_lit.video.tokenizer import VideoTokenizer, VideoTokenizerConfig, keep_clipwide
-from infotok_lit.video.windows import FrameCutter, Padding, blend
+from infotok_lit.video.windows import FrameCutter, Padding, blend, in_windows
 
 NETWORK = 1e-4
 ALL_BASES = (*FLEX_BASES, 0.125)

@@ -1,8 +1,10 @@
 """Clips from folders, shards and video files; Moving Scenes and its truth; the stream that training reads."""
 
 import io
+import struct
 import sys
 import tarfile
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -50,19 +52,26 @@ def test_a_folder_of_frames_is_a_video_in_the_order_of_its_numbers(tmp_path) -> 
     assert found == {frames[first : first + 9].tobytes() for first in range(4)}
 
 
+def test_a_folder_that_is_named_after_its_video_is_a_folder_of_frames(tmp_path) -> None:
+    frames = noise(9, 10, 14)
+    write_frames(tmp_path / "x.mp4", frames)
+    source = VideoFolder(str(tmp_path))
+    assert len(source) == 1 and np.array_equal(source.clip(0, 9, RNG).frames, frames)
+
+
 def test_shards_hold_folders_of_frames(tmp_path) -> None:
-    videos = {name: noise(5, 8, 8, seed) for seed, name in enumerate(("one", "two"))}
+    videos = {name: noise(11, 8, 8, seed) for seed, name in enumerate(("one", "two"))}
     with tarfile.open(tmp_path / "clips-0.tar", "w") as tar:
         for name, frames in videos.items():
             for number, frame in enumerate(frames):
                 content = png(frame)
-                member = tarfile.TarInfo(f"{name}/{number:03}.png")
+                member = tarfile.TarInfo(f"{name}/frame{number}.png")
                 member.size = len(content)
                 tar.addfile(member, io.BytesIO(content))
     source = VideoShards(str(tmp_path / "clips-{0..0}.tar"), cache=str(tmp_path / "cache"))
     assert len(source) == 2
     for index, frames in enumerate(videos.values()):
-        assert np.array_equal(source.clip(index, 5, RNG).frames, frames)
+        assert np.array_equal(source.clip(index, 11, RNG).frames, frames), "frame10 comes after frame9"
     (tmp_path / "no.tar").write_bytes(b"no tar" * 200)
     with pytest.raises(DataError, match="tar"):
         VideoShards(str(tmp_path / "no.tar"), cache=str(tmp_path / "cache"))
@@ -133,6 +142,92 @@ def test_video_files_are_read_and_written(tmp_path) -> None:
         read_video(tmp_path / "cut.mp4")
     with pytest.raises(BrokenSampleError, match=r"cut\.mp4"):
         read_part(tmp_path / "cut.mp4", 0.0, 9, "cut.mp4")
+
+
+SMOOTH = np.repeat(np.repeat(noise(40, 4, 6), 8, axis=1), 8, axis=2)
+
+
+def write_timed(path: Path, times: Sequence[int]) -> None:
+    """A video of the first of SMOOTH, at these milliseconds."""
+    import av
+
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.height, stream.width, stream.pix_fmt = 32, 48, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 1000)
+        for time, pixels in zip(times, SMOOTH, strict=False):
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame.pts, frame.time_base = time, Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+@pytest.mark.parametrize(
+    ("name", "times"),
+    [
+        ("steady.ts", range(0, 1600, 40)),  # one key frame, which a search passes by
+        ("late.mkv", [*range(0, 300, 10), *range(300, 5300, 500)]),
+    ],
+)
+def test_clips_come_from_everywhere_in_a_video_whatever_its_times(tmp_path, name: str, times: Sequence[int]) -> None:
+    pytest.importorskip("av", reason="needs the extra `video`")
+    write_timed(tmp_path / name, times)
+    frames = np.stack(list(read_video(tmp_path / name).frames))
+    assert len(frames) == len(times) == 40
+    firsts = []
+    for start in (0.0, 0.3, 0.6, 0.99):
+        part = read_part(tmp_path / name, start, 9, name)
+        firsts += [first for first in range(32) if np.array_equal(frames[first : first + 9], part)]
+    assert len(firsts) == 4 and firsts == sorted(firsts) and firsts[0] == 0 and firsts[-1] > 12
+    with pytest.raises(BrokenSampleError, match="it has 40 frames, 41 are needed"):
+        read_part(tmp_path / name, 0.5, 41, name)
+
+
+def test_a_video_is_turned_as_its_file_asks(tmp_path) -> None:
+    """A telephone that is held upright writes lying frames, and a matrix."""
+    pytest.importorskip("av", reason="needs the extra `video`")
+    write_video(tmp_path / "lying.mp4", SMOOTH, Fraction(25))
+    lying = next(read_video(tmp_path / "lying.mp4").frames)
+    content = bytearray((tmp_path / "lying.mp4").read_bytes())
+    matrix = content.find(b"tkhd") + 44
+    for name, cos, sin, turned in (("clockwise", 0, 1, -1), ("over", -1, 0, 2), ("counter", 0, -1, 1)):
+        content[matrix : matrix + 36] = struct.pack(
+            ">9i", *(65536 * part for part in (cos, sin, 0, -sin, cos, 0, 0, 0, 16384))
+        )
+        path = tmp_path / f"{name}.mp4"
+        path.write_bytes(content)
+        assert np.array_equal(next(read_video(path).frames), np.rot90(lying, turned))
+        assert np.array_equal(read_part(path, 0.0, 1, name)[0], np.rot90(lying, turned))
+
+
+def test_a_video_that_was_cut_off_is_read_with_a_warning(tmp_path) -> None:
+    av = pytest.importorskip("av", reason="needs the extra `video`")
+    write_video(tmp_path / "whole.mp4", SMOOTH, Fraction(25))
+    with (
+        av.open(str(tmp_path / "whole.mp4")) as whole,
+        av.open(str(tmp_path / "x.mp4"), "w", options={"movflags": "faststart"}) as moved,
+    ):
+        stream = moved.add_stream_from_template(whole.streams.video[0])
+        for packet in whole.demux(video=0):
+            if packet.size:  # the last one is empty
+                packet.stream = stream
+                moved.mux(packet)
+    content = (tmp_path / "x.mp4").read_bytes()
+    (tmp_path / "x.mp4").write_bytes(content[: len(content) // 2])
+    with pytest.warns(UserWarning, match=r"x\.mp4 says that it has 40 frames, but holds \d+: is it cut off"):
+        assert 0 < len(list(read_video(tmp_path / "x.mp4").frames)) < 40
+
+
+def test_names_with_colons_and_titles_in_other_encodings_are_no_matter(tmp_path, monkeypatch) -> None:
+    pytest.importorskip("av", reason="needs the extra `video`")
+    monkeypatch.chdir(tmp_path)
+    write_video(Path("10:30.mp4"), SMOOTH, Fraction(25))
+    content = Path("10:30.mp4").read_bytes()
+    assert len(list(read_video(Path("10:30.mp4")).frames)) == 40
+    assert content.count(b"Lavf") == 1, "the title that a program left"
+    Path("old.mp4").write_bytes(content.replace(b"Lavf", b"\xe4\xf6\xfc\xdf"))
+    assert len(list(read_video(Path("old.mp4")).frames)) == 40
+    assert read_part(Path("old.mp4"), 0.5, 9, "old.mp4").shape == (9, 32, 48, 3)
 
 
 def test_a_folder_of_frames_is_written_whole(tmp_path) -> None:

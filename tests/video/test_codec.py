@@ -14,19 +14,19 @@ import torch
 from tiny_video import TINY, noise, tiny_tokenizer
 
 from infotok_lit.errors import DataError, SettingsError
-from infotok_lit.video.bitstream import Header, index_bytes, pack_indices, unpack_indices
+from infotok_lit.video.bitstream import Header, Record, index_bytes, pack_indices, unpack_indices
 from infotok_lit.video.codec import (
     CodecConfig,
     compress,
     encode_window,
     fingerprint,
-    in_windows,
     keep_by_score,
     read_stream,
     window_rates,
 )
+from infotok_lit.video.mask_coder import MaskEncoder
 from infotok_lit.video.tokenizer import VideoTokenizer
-from infotok_lit.video.windows import FrameCutter, Padding, blend, to_frames, to_pixels, window_count
+from infotok_lit.video.windows import FrameCutter, Padding, blend, in_windows, to_frames, to_pixels, window_count
 
 RATE = Fraction(30000, 1001)
 HEADER_BYTES, RECORD_BYTES = 47, 12
@@ -252,9 +252,35 @@ def test_hostile_windows_with_right_checksums_are_refused(tokenizer: VideoTokeni
         list(read_stream(tokenizer, io.BytesIO(content), "x.itk").frames())
 
 
+def test_a_small_file_cannot_ask_for_much_work(tokenizer: VideoTokenizer) -> None:
+    """Right checksums and a right mask, that keeps nothing of many tokens: refused before anything is decoded."""
+    header = Header(fingerprint(tokenizer), 256, 256, 900, RATE, window=9, overlap=0, tile=256).to_bytes()
+    encoder, grid = MaskEncoder(), (1, 3, 32, 32)
+    records = [Record(encoder.encode(np.zeros(grid, dtype=bool)), 0, b"").to_bytes() for _ in range(100)]
+    with pytest.raises(DataError, match="fewer tokens than any rate keeps"):
+        read_stream(tokenizer, io.BytesIO(header + b"".join(records)), "x.itk")
+
+
+def test_a_video_that_is_too_large_is_refused_before_a_window_of_it_is_held(tokenizer: VideoTokenizer) -> None:
+    taken = 0
+
+    def frames() -> Iterator[np.ndarray]:
+        nonlocal taken
+        for number in range(1, 17):
+            taken = number
+            yield np.broadcast_to(np.uint8(0), (1 << 14, 1 << 13, 3))
+
+    with pytest.raises(DataError, match="a tile of 16384 pixels, 1 frames long"):
+        compress(tokenizer, frames(), RATE, io.BytesIO(), CodecConfig(tile=1 << 14))
+    assert taken == 1
+
+
 @pytest.mark.parametrize(
     "changed",
     [
+        {"tile": 40},
+        {"width": 9000, "height": 9000, "frames": 1, "tile": 9008},
+        {"width": 60_000, "height": 1, "frames": 81, "window": 81, "tile": 60_000},
         {"width": 0},
         {"height": 1 << 20},
         {"frames": 0},
@@ -275,7 +301,7 @@ def test_windows_that_the_tokenizer_cannot_take_are_refused(tokenizer: VideoToke
     for settings in ({"window": 25}, {"window": 3, "overlap": 3}):
         with pytest.raises(SettingsError, match="takes at most 17"):
             CodecConfig(**settings).window_for(tokenizer)
-    for settings in ({"rate": 0.01}, {"rate": float("nan")}, {"tile": 40}):
+    for settings in ({"rate": 0.01}, {"rate": float("nan")}, {"tile": 40}, {"tile": 1 << 16}, {"overlap": -1}):
         with pytest.raises(SettingsError):
             CodecConfig(**settings)
     with pytest.raises(DataError, match="no frames"):

@@ -9,6 +9,7 @@ import torch
 from tiny_video import tiny_tokenizer
 
 from infotok_lit.cli import main as command_line
+from infotok_lit.errors import SettingsError
 from infotok_lit.video import evidence
 from infotok_lit.video.evidence import EvidenceOptions, best_allocation, measure
 from infotok_lit.video.official import export_tokenizer
@@ -27,6 +28,12 @@ def test_the_search_is_exhaustive() -> None:
             if sum(choice) <= budget
         )
         assert best_allocation(quality, budget) == pytest.approx(best)
+
+
+@pytest.mark.parametrize("settings", [{"clips": 1}, {"rates": (2.0,)}, {"rates": (0.5, 0.01)}])
+def test_what_cannot_be_measured_is_refused(settings: dict) -> None:
+    with pytest.raises(SettingsError, match=next(iter(settings))):
+        EvidenceOptions(**settings)
 
 
 def test_every_policy_spends_the_same(monkeypatch) -> None:

@@ -293,6 +293,7 @@ def test_compress_and_decompress_from_the_command_line(whole, tmp_path, capsys) 
         (["decompress", *common, "--stream", str(out), "--out", str(tmp_path / "back")], "exists"),
         (["compress", *common, "--video", str(tmp_path / "frames"), "--out", str(out)], "exists"),
         (["compress", *common, "--video", str(tmp_path / "nowhere"), "--out", str(tmp_path / "z.itk")], "no video at"),
+        (["compress", *common, "--video", "x", "--out", str(tmp_path / "z.itk"), "--fps", "0.0004"], "0.001 or more"),
         (["compress", "--model", str(tmp_path), "--video", "x", "--out", str(tmp_path / "z.itk")], "not an exported"),
     ):
         assert command_line(arguments) == 2

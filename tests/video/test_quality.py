@@ -56,9 +56,25 @@ def test_lpips_is_its_definition(tmp_path) -> None:
                     total += float((weight * (units[0] - units[1]) ** 2).sum()) / (height * width)
         assert found[sample].item() == pytest.approx(total, rel=1e-4)
     assert Lpips(features, weights)(a, a).abs().max() == 0
-    torch.save({"lin0.model.1.weight": torch.zeros(1, 4, 1, 1)}, tmp_path / "vgg.pth")
-    with pytest.raises(CheckpointError, match="not LPIPS"):
-        Lpips.from_files(tmp_path / "vgg.pth", tmp_path / "vgg.pth")
+    for widths in ((64,), (64, 192, 384, 256, 256)):  # cut short, and AlexNet's
+        state = {f"lin{i}.model.1.weight": torch.zeros(1, width, 1, 1) for i, width in enumerate(widths)}
+        torch.save(state, tmp_path / "vgg.pth")
+        with pytest.raises(CheckpointError, match="not LPIPS"):
+            Lpips.from_files(tmp_path / "vgg.pth", tmp_path / "vgg.pth")
+
+
+def test_frames_too_small_for_lpips_have_none() -> None:
+    lpips, frames = Lpips(Vgg16Features([[2]] * 5), [torch.ones(2)] * 5), noise(2, 12, 15)
+    opened = lambda: OpenVideo(iter(frames), Fraction(25), 2)  # noqa: E731
+    row = measure_quality(tiny_tokenizer(), "x", opened, CodecConfig(), lpips)
+    assert row.lpips is None and row.ssim is not None
+
+
+def test_the_command_says_what_it_cannot_do_before_it_measures(tmp_path, capsys) -> None:
+    (tmp_path / "file").write_text("no folder")
+    for video, out, said in (("[]", "out", "name one or more with --video"), ("[x]", "file", "is no folder")):
+        assert command_line(["rate_distortion", "--model", "x", "--video", video, "--out", str(tmp_path / out)]) == 2
+        assert said in capsys.readouterr().err
 
 
 def test_the_command_leaves_a_table_and_a_plot(tmp_path, capsys) -> None:
@@ -83,6 +99,8 @@ def test_frames_are_measured_on_the_tokenizers_device(monkeypatch) -> None:
     """On `meta`, which stands for a card: the stream is left out, as nothing can be computed there."""
     frames, seen = noise(16, 8, 8), []
     report = SimpleNamespace(frames=16, kept=1, tokens=1, bpp16=1.0, paper_bpp16=1.0)
+    # Too small for SSIM, which `meta` cannot compute.
+    monkeypatch.setattr("infotok_lit.video.quality.LPIPS_SIDE", 8)
     monkeypatch.setattr("infotok_lit.video.quality.compress", lambda *_: report)
     monkeypatch.setattr(
         "infotok_lit.video.quality.read_stream", lambda *_: SimpleNamespace(frames=lambda: iter(frames))

@@ -116,7 +116,9 @@ def test_clips_that_do_not_divide_into_tokens_are_refused(shape: tuple[int, int,
 @pytest.mark.parametrize(
     "changed",
     [{"num_heads": 3}, {"levels": (8, 2)}, {"levels": ()}, {"patch_size": 3}, {"patch_size": 16}]
-    + [{"channel_multipliers": (1, 2)}, {"temporal_compression": 16}],
+    + [{"channel_multipliers": (1, 2)}, {"temporal_compression": 16}]
+    + [{"num_heads": 0}, {"channels": -4}, {"width": 16.0}, {"max_latent_frames": "x"}, {"encoder_layers": -1}]
+    + [{"norm_eps": None}, {"rotary_base": 0}, {"levels": (100_000,) * 6}, {"channel_multipliers": (1, "2", 2)}],
 )
 def test_shapes_that_cannot_be_are_refused(changed: dict) -> None:
     with pytest.raises(SettingsError):
@@ -229,9 +231,10 @@ def test_vgg_weights_come_from_the_users_file(tmp_path) -> None:
     assert [feature.shape[-1] for feature in found] == [32, 16, 8, 4, 2]
     assert not any(parameter.requires_grad for parameter in network.parameters())
     del state["features.28.weight"], state["features.28.bias"]
-    torch.save(state, path)
-    with pytest.raises(CheckpointError, match="VGG-16"):
-        Vgg16Features.from_file(path)
+    for other in (state, {"features.conv0.weight": torch.zeros(64, 3, 7, 7)}):  # one too few, and DenseNet's
+        torch.save(other, path)
+        with pytest.raises(CheckpointError, match="VGG-16"):
+            Vgg16Features.from_file(path)
 
 
 def test_losses_that_are_off_cost_nothing() -> None:
