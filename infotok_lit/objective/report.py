@@ -175,9 +175,9 @@ def inert_message(branch: Branch, gap: float, error: float) -> str | None:
 
     Args:
         gap: mean nats per target element that S loses with another image's tokens.
-        error: its standard error.
+        error: its standard error; NaN, as is the gap, where too few images could be compared.
     """
-    if gap > max(3 * error, INERT_NATS if branch == "understanding" else 0.0):
+    if math.isnan(error) or gap > max(3 * error, INERT_NATS if branch == "understanding" else 0.0):
         return None
     return (
         f"{branch}: sufficiency is inert: with the tokens of another image S is only {gap:.4f} nats per element worse "

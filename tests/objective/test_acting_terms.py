@@ -72,6 +72,8 @@ def test_inertness_is_said_in_words():
     for branch, gap, error in (("understanding", 0.005, 0.0001), ("generation", 0.002, 0.001)):
         message = inert_message(branch, gap, error)
         assert f"{branch}: sufficiency is inert" in message and "decoder.teacher_forcing" in message
+    # Batches of one image, or of images that all have one answer, have nothing to compare; one number has no error.
+    assert inert_message("understanding", math.nan, math.nan) is inert_message("generation", 0.002, math.nan) is None
 
 
 def test_accuracy_counts_the_true_texts_that_win():
