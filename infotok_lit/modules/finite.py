@@ -13,6 +13,8 @@ from infotok_lit.modules.sharding import own_share
 from infotok_lit.objective.distributed import global_sum
 
 SHOWN = 8
+UNLOGGED_EVERY = 50
+"""A run that never logs is checked at every so many-th step, as Lightning's default logs."""
 
 
 class NonFiniteError(ExplainedError, RuntimeError):
@@ -55,6 +57,10 @@ class FiniteGuard:
         if remember:
             self._first_norms = _first_bad(self._first_norms, tuple(norms), values, step)
         return (~values.isfinite().all()).float()
+
+    def is_due(self, trainer: pl.Trainer) -> bool:
+        """Whether the present step is to be checked: those that log are, or some where none does."""
+        return (trainer.global_step + 1) % (trainer.log_every_n_steps or UNLOGGED_EVERY) == 0
 
     def check(self, module: nn.Module, trainer: pl.Trainer) -> None:
         """Raise NonFiniteError, on every process, if any has met a bad number since the last check; collective."""

@@ -262,8 +262,9 @@ class InfoTokModule(pl.LightningModule):
         norms = clip_apart(parts, gradient_clip_val, gradient_clip_algorithm)
         scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
         optimizer.mask(self.guard.watch_gradients(norms, self.global_step, remember=not scaled))
-        if self._logs_this_step():
+        if self.guard.is_due(self.trainer):
             self.guard.check(self, self.trainer)
+        if self._logs_this_step():
             self.log_dict({f"train/gradient_norm/{part}": norm for part, norm in norms.items()})
             self.log_dict(self.gradients.take())
 

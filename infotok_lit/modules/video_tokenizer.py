@@ -112,7 +112,7 @@ class VideoTokenizerModule(pl.LightningModule):
         norms = clip_apart(parts, gradient_clip_val, gradient_clip_algorithm)
         scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
         optimizer.mask(self.guard.watch_gradients(norms, self.global_step, remember=not scaled))
-        if (self.global_step + 1) % (self.trainer.log_every_n_steps or 1) == 0:
+        if self.guard.is_due(self.trainer):
             self.guard.check(self, self.trainer)
             self.log("train/gradient_norm", norms["tokenizer"])
 
