@@ -146,17 +146,21 @@ class ImageTextShards(SampleOptions, Source):
         if self._whole is not None:
             return self._whole.sample(branch, index, rng)
         number, place = self._locate(branch, index)
+        before = rng.bit_generator.state
         while True:
-            part = self._part(number)
-            if not part.count(branch):
-                raise BrokenSampleError(f"{self._addresses[number]}: none of its samples serves {branch}")
-            # Where there are more samples than were assumed, each pass takes others of them; where fewer, some again.
-            assumed, there = int(self._sizes[branch][number]), part.count(branch)
-            row = (place + assumed * int(rng.integers(-(-there // assumed)))) % there
             try:
-                return part.sample(branch, row, rng)
+                return self._sample_of(number, branch, place, rng)
             except FileNotFoundError:  # another process made room in the cache just now
-                continue
+                rng.bit_generator.state = before
+
+    def _sample_of(self, number: int, branch: Branch, place: int, rng: np.random.Generator) -> Sample:
+        part = self._part(number)
+        assumed, there = int(self._sizes[branch][number]), part.count(branch)
+        if not there:
+            raise BrokenSampleError(f"{self._addresses[number]}: none of its samples serves {branch}")
+        # Where there are more samples than were assumed, each pass takes others of them; where fewer, some again.
+        row = (place + assumed * int(rng.integers(-(-there // assumed)))) % there
+        return part.sample(branch, row, rng)
 
     def order(self, branch: Branch, rng: np.random.Generator, block: int) -> np.ndarray:
         """The order (length,) of one pass: any, or of a stream, shard after shard with their neighbours mixed."""
