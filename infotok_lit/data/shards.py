@@ -138,8 +138,9 @@ class ImageTextShards(SampleOptions, Source):
         """How many samples serve a branch, or of a stream, are taken to do so; DataError if none does."""
         if self._whole is not None:
             return self._whole.branch_length(branch)
-        self._part(0).branch_length(branch)
-        return int(self._sizes[branch].sum())
+        count = int(self._sizes[branch].sum())
+        # Only to say what is missing: asked for each sample, the shard would never leave the cache.
+        return count or self._part(0).branch_length(branch)
 
     def sample(self, branch: Branch, index: int, rng: np.random.Generator) -> Sample:
         """The index-th sample of a branch; `rng` chooses the text and the crop. Its shard is fetched if need be."""
