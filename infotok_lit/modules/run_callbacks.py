@@ -51,9 +51,7 @@ class AttentionKernels(pl.Callback):
         """As it was before."""
         self._switched.close()
 
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """As it was before."""
-        self._switched.close()
+    on_exception = teardown
 
 
 class StepSeed(pl.Callback):
