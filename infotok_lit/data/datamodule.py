@@ -94,7 +94,7 @@ class UnifiedDataModule(LightningDataModule):
         sizes = (understanding_batch_size, generation_batch_size)
         self._batch_sizes: dict[Branch, int] = dict(zip(BRANCHES, sizes, strict=True))
         self._val_batch_size = val_batch_size
-        self._val_samples = val_samples
+        self.val_samples = val_samples
         self._num_workers = num_workers
         self._prompt_dropout = prompt_dropout
         self.max_broken_share = max_broken_share
@@ -137,7 +137,7 @@ class UnifiedDataModule(LightningDataModule):
         if seen_in_training and stage in ("fit", "validate"):
             rank_zero_warn(
                 f"No validation data for {' and '.join(seen_in_training)}: validating on the first "
-                f"{self._val_samples} training samples, which says nothing about new images. Set val or val_share."
+                f"{self.val_samples} training samples, which says nothing about new images. Set val or val_share."
             )
 
     def train_dataloader(self) -> CombinedLoader:
@@ -158,11 +158,6 @@ class UnifiedDataModule(LightningDataModule):
     def training_sources(self) -> dict[Branch, Source]:
         """What each branch is trained on."""
         return dict(self._train)
-
-    @property
-    def val_samples(self) -> int:
-        """How many samples of each branch validation uses, if there are as many."""
-        return self._val_samples
 
     @property
     def broken_samples(self) -> int:
@@ -248,7 +243,7 @@ class UnifiedDataModule(LightningDataModule):
 
     def _val_loader(self, branch: Branch) -> DataLoader:
         source = self._val[branch]
-        count = min(self._val_samples, branch_length(source, branch))
+        count = min(self.val_samples, branch_length(source, branch))
         sampler = FixedSampler(count, self.trainer.world_size, self.trainer.global_rank)
         dataset = BranchDataset(source, branch, self._seed, hard_negatives=self._hard_negatives(branch, source))
         return self._loader(dataset, branch, sampler, self._val_batch_size, training=False)

@@ -10,7 +10,9 @@ from infotok_lit.errors import SettingsError
 
 
 class Mixture(Source):
-    """Of every sum(parts) samples, parts[i] come from the i-th source; a source that is through begins again.
+    """Of sum(parts) samples, parts[i] come from the i-th source; a source that is through begins again.
+
+    Samples come in any order; where a source is a stream, each source's come in its own, and each round in any.
 
     Args:
         sources: what is mixed.
@@ -47,6 +49,30 @@ class Mixture(Source):
         source, inner = self._locate(branch, index)
         return source.hard_negatives(branch, inner)
 
+    def order(self, branch: Branch, rng: np.random.Generator, block: int) -> np.ndarray:
+        """The order (length,) of one pass."""
+        if not self.lookahead(branch, block):
+            return super().order(branch, rng, block)
+        rounds, size = self.branch_length(branch) // sum(self.parts), sum(self.parts)
+        one_round = np.repeat(np.arange(len(self.parts)), self.parts)
+        numbers = rng.permuted(np.tile(one_round, (rounds, 1)), axis=1).ravel()
+        order = np.empty(rounds * size, dtype=np.int64)
+        for number, part in enumerate(self.parts):
+            inner = _again_and_again(self.sources[number], branch, rng, block, rounds * part)
+            order[numbers == number] = inner // part * size + self._ends[number] - part + inner % part
+        return order
+
+    def lookahead(self, branch: Branch, block: int) -> int:
+        """The farthest of its sources', of whose samples it draws more in between."""
+        size = sum(self.parts)
+        each = zip(self.sources, self.parts, strict=True)
+        return max(-(-source.lookahead(branch, block) * size // part) for source, part in each)
+
+    def prefetch(self, branch: Branch, index: int) -> None:
+        """Have the sample's own source get ready."""
+        source, inner = self._locate(branch, index)
+        source.prefetch(branch, inner)
+
     def split(self, share: float) -> tuple["Mixture", "Mixture"]:
         """Each source split alike."""
         kept, held_back = zip(*(source.split(share) for source in self.sources), strict=True)
@@ -62,3 +88,13 @@ class Mixture(Source):
         part = self.parts[number]
         source = self.sources[number]
         return source, (round_ * part + place - (self._ends[number] - part)) % source.branch_length(branch)
+
+
+def _again_and_again(source: Source, branch: Branch, rng: np.random.Generator, block: int, count: int) -> np.ndarray:
+    """(count,): the order of one pass over a source after another, where sample i of pass k is i + k length."""
+    length = source.branch_length(branch)
+    passes = []
+    for first in range(0, count, length):
+        own = source.order(branch, rng, block)
+        passes.append(first + own[own < count - first])
+    return np.concatenate(passes)

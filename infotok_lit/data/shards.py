@@ -138,25 +138,30 @@ class ImageTextShards(SampleOptions, Source):
         """How many samples serve a branch, or of a stream, are taken to do so; DataError if none does."""
         if self._whole is not None:
             return self._whole.branch_length(branch)
-        self._part(0).branch_length(branch)
-        return int(self._sizes[branch].sum())
+        count = int(self._sizes[branch].sum())
+        # Only to say what is missing: asked for each sample, the shard would never leave the cache.
+        return count or self._part(0).branch_length(branch)
 
     def sample(self, branch: Branch, index: int, rng: np.random.Generator) -> Sample:
         """The index-th sample of a branch; `rng` chooses the text and the crop. Its shard is fetched if need be."""
         if self._whole is not None:
             return self._whole.sample(branch, index, rng)
         number, place = self._locate(branch, index)
+        before = rng.bit_generator.state
         while True:
-            part = self._part(number)
-            if not part.count(branch):
-                raise BrokenSampleError(f"{self._addresses[number]}: none of its samples serves {branch}")
-            # Where there are more samples than were assumed, each pass takes others of them; where fewer, some again.
-            assumed, there = int(self._sizes[branch][number]), part.count(branch)
-            row = (place + assumed * int(rng.integers(-(-there // assumed)))) % there
             try:
-                return part.sample(branch, row, rng)
+                return self._sample_of(number, branch, place, rng)
             except FileNotFoundError:  # another process made room in the cache just now
-                continue
+                rng.bit_generator.state = before
+
+    def _sample_of(self, number: int, branch: Branch, place: int, rng: np.random.Generator) -> Sample:
+        part = self._part(number)
+        assumed, there = int(self._sizes[branch][number]), part.count(branch)
+        if not there:
+            raise BrokenSampleError(f"{self._addresses[number]}: none of its samples serves {branch}")
+        # Where there are more samples than were assumed, each pass takes others of them; where fewer, some again.
+        row = (place + assumed * int(rng.integers(-(-there // assumed)))) % there
+        return part.sample(branch, row, rng)
 
     def order(self, branch: Branch, rng: np.random.Generator, block: int) -> np.ndarray:
         """The order (length,) of one pass: any, or of a stream, shard after shard with their neighbours mixed."""

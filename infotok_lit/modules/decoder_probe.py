@@ -120,6 +120,9 @@ class DecoderProbe(pl.LightningModule):
             Inception of torch-fidelity (an optional package), with the weights of `inception`.
         inception: weights file of that Inception; None looks where torch-fidelity keeps its own.
         antialias: how that Inception's input is resized; False for numbers like those that are published.
+
+    Raises:
+        SettingsError: for a decoder that cannot be, or an Inception that is not there.
     """
 
     base: UnifiedModel
@@ -142,6 +145,10 @@ class DecoderProbe(pl.LightningModule):
         antialias: bool = False,
     ) -> None:
         super().__init__()
+        if min(width, depth, heads) < 1 or width % heads:
+            raise SettingsError(
+                f"the probe's width {width}, depth {depth} and heads {heads} must be 1 or more, and heads divide width"
+            )
         self.initial_model = InitialModel(family, size, init_from, dict(parts or {}), tokenizer, dict(settings or {}))
         self.decoder_options = {"width": width, "depth": depth, "heads": heads}
         self.optimiser_config = optimiser

@@ -9,10 +9,13 @@ from torch import Tensor, nn
 
 from infotok_lit.batch import Batch
 from infotok_lit.errors import ExplainedError
+from infotok_lit.modules.optimiser import MaskedAdamW
 from infotok_lit.modules.sharding import own_share
 from infotok_lit.objective.distributed import global_sum
 
 SHOWN = 8
+UNLOGGED_EVERY = 50
+"""A run that never logs is checked at every so many-th step, as Lightning's default logs."""
 
 
 class NonFiniteError(ExplainedError, RuntimeError):
@@ -55,6 +58,19 @@ class FiniteGuard:
         if remember:
             self._first_norms = _first_bad(self._first_norms, tuple(norms), values, step)
         return (~values.isfinite().all()).float()
+
+    def finish_step(self, norms: Mapping[str, Tensor], optimiser: MaskedAdamW, module: pl.LightningModule) -> None:
+        """Mask a step that is not finite, and check if the step logs, or now and then where none does; collective.
+
+        Args:
+            norms: of the gradients after their average over processes.
+            optimiser: which is about to make the step.
+        """
+        trainer = module.trainer
+        scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
+        optimiser.mask(self.watch_gradients(norms, trainer.global_step, remember=not scaled))
+        if (trainer.global_step + 1) % (trainer.log_every_n_steps or UNLOGGED_EVERY) == 0:
+            self.check(module, trainer)
 
     def check(self, module: nn.Module, trainer: pl.Trainer) -> None:
         """Raise NonFiniteError, on every process, if any has met a bad number since the last check; collective."""

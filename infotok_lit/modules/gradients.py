@@ -18,6 +18,7 @@ from infotok_lit.objective.infotok import InfoTok
 from infotok_lit.objective.report import gradient_norms
 from infotok_lit.objective.term import BranchObjective
 
+TINY = torch.finfo(torch.float32).tiny
 ENCODER_EVERY = 10
 """Of the steps that log, every so many-th measures what the terms ask of the encoder."""
 
@@ -65,11 +66,14 @@ def frozen_tokens_message(branch: Branch, base: UnifiedModel, result: BranchResu
     """Says that the terms of a branch cannot move the model, and what to do about it; None where they can."""
     if not result.objective.terms or result.output.tokens.requires_grad:
         return None
+    unweighted = ""
+    if "pull_task" in result.objective.report:
+        unweighted = " (not those of terms that balance weighs: it finds no pull to measure, so their weights stay 0)"
     makers = [prefix for part in base.token_parts[branch] for prefix in base.parts[part]]
     return (
-        f"The tokens of the {branch} branch require no gradient, because all that makes them is frozen; so its "
-        f"terms ({', '.join(result.objective.terms)}) train only the heads and move no weight of the model. Ways "
-        f"out: train one of the parts that make the tokens ({', '.join(makers)}) by taking it out of model.freeze "
+        f"The tokens of the {branch} branch require no gradient, because all that makes them is frozen; so its terms "
+        f"({', '.join(result.objective.terms)}) train only the heads{unweighted} and move no weight of the model. "
+        f"Ways out: train one of the parts that make the tokens ({', '.join(makers)}) by taking it out of model.freeze "
         "or naming it in model.unfreeze; give one of them adapters with model.lora; or leave the branch out of "
         "objective.branches."
     )
@@ -117,12 +121,16 @@ def encoder_pulls(
         encoder: prefixes of the names in `base` of what makes the tokens.
 
     Returns:
-        `rho/<term>`: |d term| / |d task|; `cosine/<term>`: of the two; nothing where the encoder is frozen.
+        `rho/<term>`: |d term| / |d task|; `cosine/<term>`: of the two; nothing where the encoder is frozen, or the task
+        asks nothing of it.
     """
     if not tokens.requires_grad or not task.requires_grad:
         return {}
     wanted = _gradients(task, base, heads, encoder)
     if not wanted:
+        return {}
+    wanted_norm = _inner(wanted, wanted).sqrt()
+    if wanted_norm == 0:
         return {}
     found = {}
     for term, value in objective.terms.items():
@@ -132,10 +140,9 @@ def encoder_pulls(
         asked = _gradients(tokens, base, heads, encoder, pull.to(tokens.dtype))
         if not asked:
             continue
-        tiny = torch.finfo(torch.float32).tiny
-        wanted_norm, asked_norm = (_inner(gradients, gradients).sqrt() for gradients in (wanted, asked))
-        found[f"rho/{term}"] = asked_norm / wanted_norm.clamp(min=tiny)
-        found[f"cosine/{term}"] = _inner(asked, wanted) / (asked_norm * wanted_norm).clamp(min=tiny)
+        asked_norm = _inner(asked, asked).sqrt()
+        found[f"rho/{term}"] = asked_norm / wanted_norm
+        found[f"cosine/{term}"] = _inner(asked, wanted) / (asked_norm * wanted_norm).clamp(min=TINY)
     return found
 
 

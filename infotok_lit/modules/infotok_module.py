@@ -260,10 +260,8 @@ class InfoTokModule(pl.LightningModule):
         self.infotok.finish_step()
         parts = {"base": self.base.parameters(), "heads": self.infotok.parameters()}
         norms = clip_apart(parts, gradient_clip_val, gradient_clip_algorithm)
-        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
-        optimizer.mask(self.guard.watch_gradients(norms, self.global_step, remember=not scaled))
+        self.guard.finish_step(norms, optimizer, self)
         if self._logs_this_step():
-            self.guard.check(self, self.trainer)
             self.log_dict({f"train/gradient_norm/{part}": norm for part, norm in norms.items()})
             self.log_dict(self.gradients.take())
 
@@ -276,7 +274,7 @@ class InfoTokModule(pl.LightningModule):
 
     def _log_branch(self, branch: Branch, result: BranchResult, task: Tensor) -> None:
         self.log(f"train/{branch}/loss", result.task_loss.detach(), prog_bar=True, sync_dist=True)
-        report = finite_only(result.report().items())
+        report = finite_only(result.report())
         self.log_dict({f"train/{branch}/{name}": value for name, value in report.items()})
         self.gradients.watch(branch, self.base, self.infotok, result, scale=backward_scale(self.trainer))
         if (self.global_step + 1) % (ENCODER_EVERY * self.trainer.log_every_n_steps) == 0:

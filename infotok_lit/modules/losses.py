@@ -38,9 +38,14 @@ class TaskWeights:
 
 
 def check_trainable(weights: TaskWeights, objective: ObjectiveConfig) -> None:
-    """Raise SettingsError where nothing would be trained, or balance has no task to measure terms by."""
+    """Raise SettingsError where nothing would be trained, a placebo would, or balance has no task to measure by."""
     if not any((*asdict(weights).values(), *map(objective.active_terms, objective.branches))):
         raise SettingsError("nothing to train: all task_weights are 0, and objective.terms is empty")
+    if objective.placebo and objective.token_budget is not None and objective.token_budget.weight:
+        raise SettingsError(
+            "objective.placebo leaves the model as plain fine-tuning does, and objective.token_budget trains it to "
+            "read fewer tokens: set token_budget.weight to 0, which measures only, or placebo to false"
+        )
     for branch in objective.branches:
         if objective.balanced_terms(branch) and not getattr(weights, branch):
             raise SettingsError(

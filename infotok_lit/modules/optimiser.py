@@ -54,6 +54,8 @@ class OptimiserConfig:
         rates = (self.lr, self.heads_lr, *self.group_lr.values())
         if min(rates) < 0 or self.weight_decay < 0 or self.warmup_steps < 0:
             raise SettingsError("optimiser: learning rates, weight_decay and warmup_steps must not be negative")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise SettingsError(f"optimiser.betas must be two numbers from 0 to below 1, got {list(self.betas)}")
         if not self.eps > 0:
             raise SettingsError(f"optimiser.eps is {self.eps}; set it above 0")
         if not 0 <= self.final_factor <= 1:

@@ -51,9 +51,7 @@ class AttentionKernels(pl.Callback):
         """As it was before."""
         self._switched.close()
 
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """As it was before."""
-        self._switched.close()
+    on_exception = teardown
 
 
 class StepSeed(pl.Callback):
@@ -114,7 +112,8 @@ class DataConnection(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Log how many broken samples training has skipped so far, once there are any."""
-        if not isinstance(trainer.datamodule, UnifiedDataModule) or trainer.global_step % trainer.log_every_n_steps:
+        every = trainer.log_every_n_steps
+        if not every or trainer.global_step % every or not isinstance(trainer.datamodule, UnifiedDataModule):
             return
         if trainer.datamodule.broken_samples:
             pl_module.log("data/broken_samples", float(trainer.datamodule.broken_samples))

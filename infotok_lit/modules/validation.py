@@ -1,6 +1,6 @@
 """What a validation adds up over its batches and processes, and what it says of it."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -73,9 +73,9 @@ class Validation:
             values |= {f"val/{branch}/sufficiency_gap": mean, f"val/{branch}/sufficiency_gap_error": error}
             message = inert_message(branch, float(mean), float(error))
             warnings += [] if message is None else [message]
-        return {name: value for name, value in values.items() if not torch.isnan(value)}, warnings
+        return finite_only(values), warnings
 
 
-def finite_only(values: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+def finite_only(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Without what is NaN because nothing was there to measure; reads from the device."""
-    return {name: value for name, value in values if not torch.isnan(value)}
+    return {name: value for name, value in values.items() if not torch.isnan(value)}

@@ -110,11 +110,8 @@ class VideoTokenizerModule(pl.LightningModule):
         """Clip, and mask a step that is not finite; the run stops at the next step that logs."""
         parts = {"tokenizer": self.tokenizer.parameters()}
         norms = clip_apart(parts, gradient_clip_val, gradient_clip_algorithm)
-        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
-        optimizer.mask(self.guard.watch_gradients(norms, self.global_step, remember=not scaled))
-        if (self.global_step + 1) % (self.trainer.log_every_n_steps or 1) == 0:
-            self.guard.check(self, self.trainer)
-            self.log("train/gradient_norm", norms["tokenizer"])
+        self.guard.finish_step(norms, optimizer, self)
+        self.log("train/gradient_norm", norms["tokenizer"])
 
     def on_train_end(self) -> None:
         """What happened since the last step that logged."""

@@ -15,7 +15,7 @@ from infotok_lit.objective.compactness import ProjectionConfig
 from infotok_lit.objective.constraint import DualConfig
 from infotok_lit.objective.hsic import HSICConfig
 from infotok_lit.objective.sufficiency import DecoderConfig
-from infotok_lit.objective.term import Reduction, Term
+from infotok_lit.objective.term import FACTORS, Reduction, Term
 from infotok_lit.objective.token_budget import TokenBudgetConfig
 
 RIVALS: tuple[Term, ...] = ("self_alignment", "captioning")
@@ -50,7 +50,7 @@ class BranchWeights:
     sufficiency_target_nats: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("lambda_", "alpha", "beta", "gamma", "delta"):
+        for name in ("lambda_", *FACTORS.values()):
             if getattr(self, name) < 0:
                 raise SettingsError(f"{name} is {getattr(self, name)}; a weight must be 0 (off) or positive.")
         if self.rate_budget_bits is not None and self.rate_budget_bits <= 0:
@@ -62,13 +62,7 @@ class BranchWeights:
 
     def factor(self, term: Term) -> float:
         """The factor of a term in Eq. 10: 1 for C, beta for S, alpha for A; gamma and delta for the rivals."""
-        return {
-            "compactness": 1.0,
-            "sufficiency": self.beta,
-            "alignment": self.alpha,
-            "self_alignment": self.gamma,
-            "captioning": self.delta,
-        }[term]
+        return getattr(self, FACTORS[term]) if term in FACTORS else 1.0
 
     @property
     def constrained(self) -> Term | None:

@@ -81,11 +81,15 @@ class Constraint(nn.Module):
         return self.log_multiplier.exp()
 
     def observe(self, report: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Reads what was measured, remembers it in training, and reports the gap in the quantity's own unit."""
+        """Reads what was measured, remembers it in training, and reports the gap in the quantity's own unit.
+
+        A gap that is not finite does not count: the multiplier would never be finite again, in no checkpoint either.
+        """
         gap = report[self.quantity] - self.limit
         if self.training:
-            self.gap_sum += (gap / self.unit).clamp(-1, 1)
-            self.passes += 1
+            counts = gap.isfinite()
+            self.gap_sum += torch.where(counts, (gap / self.unit).clamp(-1, 1), 0.0)
+            self.passes += counts
         return {"constraint_gap": gap, "constraint_multiplier": self.log_multiplier.exp()}
 
     def _finish_step(self, step: int) -> None:

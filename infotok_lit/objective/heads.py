@@ -101,7 +101,7 @@ class BranchHeads(nn.Module):
         """(B,): S with the sample of another image, minus S, per target element; NaN where no image differs."""
         other, differs = other_images(self.branch, output)
         # The other image's places go with its sample; which latents count stays, or the two would not compare.
-        nats = self.decoder(sample[other], replace(output, token_index=output.token_index[other]))
+        nats = self.decoder(sample[other], output, output.token_index[other])
         gap = (nats.per_image - own.per_image) / own.elements.clamp(min=1)
         return gap.where(differs & (own.elements > 0), torch.nan)
 

@@ -7,6 +7,7 @@ Shapes: B images, or n samples of any widths p and q.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -78,8 +79,7 @@ def _u_centred(kernel: Tensor) -> Tensor:
     return centred.masked_fill(diagonal, 0.0)
 
 
-@dataclass(frozen=True)
-class Partner:
+class Partner(NamedTuple):
     """What the tokens are compared with: one vector per image, and where there is one."""
 
     vectors: Tensor
@@ -130,8 +130,7 @@ class DependenceTerms(nn.Module):
         costs: dict[Term, Tensor] = {}
         report: dict[str, Tensor] = {}
         for term in self.terms:
-            partner = self._partner(term, output, pixel_values)
-            vectors, present = self.gather((partner.vectors, partner.present), self.training)
+            vectors, present = self.gather(self._partner(term, output, pixel_values), self.training)
             compared = means[present]
             dependence = normalised_hsic(compared, vectors[present], self.unbiased)
             costs[term] = dependence if term == "compactness" else 1 - dependence

@@ -6,7 +6,7 @@ left is the model as it was.
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -24,19 +24,14 @@ from infotok_lit.objective.term import BranchObjective, Term, TermNats, Widths
 from infotok_lit.objective.token_budget import TokenBudget
 
 
+@dataclass(frozen=True)
 class TokenPath:
-    """What happens to a branch's shared tokens on their way into the model, in one forward pass.
+    """What happens to a branch's shared tokens on their way into the model, in one forward pass."""
 
-    Noise, where the bottleneck is inline; and where terms are balanced, an ear for the gradient that comes back.
-
-    Args:
-        inline: the noise; None for none.
-        balance: the ear; None for none.
-    """
-
-    def __init__(self, inline: InlineBottleneck | None, balance: Balance | None) -> None:
-        self.inline = inline
-        self.balance = balance
+    inline: InlineBottleneck | None
+    """The noise, where the bottleneck is inline."""
+    balance: Balance | None
+    """An ear for the gradient that comes back, where terms are balanced."""
 
     def __call__(self, tokens: Tensor) -> Tensor:
         """(B, N, D) -> (B, N, D), same dtype."""
@@ -180,13 +175,10 @@ class InfoTok(nn.Module):
 
     def posterior(self, branch: Branch, tokens: Tensor) -> Posterior | None:
         """What the branch's heads make of shared tokens (B, N, D); None where it has no posterior with a variance."""
-        if branch not in self.heads:
-            return None
-        head = self.heads[branch]
-        if not isinstance(head, BranchHeads) or head.projection is None or head.projection.log_variance is None:
+        if not self.config.has_rates(branch):
             return None
         with torch.autocast(tokens.device.type, enabled=False):
-            return head.projection(tokens)
+            return self.heads[branch].projection(tokens)
 
     def rates(self, branch: Branch, tokens: Tensor) -> Tensor | None:
         """k_i (B, N): what each shared token carries, in nats, without a graph; None where nothing measures it."""

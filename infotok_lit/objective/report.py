@@ -14,7 +14,7 @@ from infotok_lit.batch import Branch
 from infotok_lit.objective.alignment import Contrast
 from infotok_lit.objective.balance import Balance
 from infotok_lit.objective.distributed import global_sum, world_size
-from infotok_lit.objective.term import Term, TermNats
+from infotok_lit.objective.term import FACTORS, Term, TermNats
 
 Number = float | Tensor
 NUM_NOISE_BANDS = 4
@@ -147,11 +147,8 @@ def equivalent_weights(weights: Mapping[Term, Number], lambda_: Number) -> dict[
         lambda_: the configured one, which is taken without compactness, as nothing else fixes it then.
     """
     found = {"lambda": weights.get("compactness", lambda_)}
-    names = {"alpha": "alignment", "beta": "sufficiency", "gamma": "self_alignment", "delta": "captioning"}
-    for name, term in names.items():
-        if term in weights:
-            found[name] = weights[term] / (found["lambda"] + 1e-30)
-    return found
+    factors = {name: weights[term] / (found["lambda"] + 1e-30) for term, name in FACTORS.items() if term in weights}
+    return found | factors
 
 
 def collapse_message(branch: Branch, report: dict[str, Tensor]) -> str | None:
@@ -175,9 +172,9 @@ def inert_message(branch: Branch, gap: float, error: float) -> str | None:
 
     Args:
         gap: mean nats per target element that S loses with another image's tokens.
-        error: its standard error.
+        error: its standard error; NaN, as is the gap, where too few images could be compared.
     """
-    if gap > max(3 * error, INERT_NATS if branch == "understanding" else 0.0):
+    if math.isnan(error) or gap > max(3 * error, INERT_NATS if branch == "understanding" else 0.0):
         return None
     return (
         f"{branch}: sufficiency is inert: with the tokens of another image S is only {gap:.4f} nats per element worse "

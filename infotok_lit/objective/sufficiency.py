@@ -92,11 +92,15 @@ class TextDecoder(nn.Module):
         # Small, so that the first prediction is near uniform whatever the table's scale.
         nn.init.normal_(self.words_out.weight, std=0.02)
 
-    def forward(self, sample: Tensor, output: BranchOutput) -> TermNats:
-        """Z~ (B, N, d) -> nats per image, summed over its answer tokens; 0 for an image without any."""
-        return TermNats(self.token_nats(sample, output).sum(1), answer_words(output).sum(1))
+    def forward(self, sample: Tensor, output: BranchOutput, token_index: Tensor | None = None) -> TermNats:
+        """Z~ (B, N, d) -> nats per image, summed over its answer tokens; 0 for an image without any.
 
-    def token_nats(self, sample: Tensor, output: BranchOutput) -> Tensor:
+        Args:
+            token_index: (B, N) the sample's places in the canvas; default: those of `output`.
+        """
+        return TermNats(self.token_nats(sample, output, token_index).sum(1), answer_words(output).sum(1))
+
+    def token_nats(self, sample: Tensor, output: BranchOutput, token_index: Tensor | None = None) -> Tensor:
         """Z~ (B, N, d) -> (B, S): -log p(token | what comes before it, Z~) at answer tokens, 0 elsewhere."""
         targets = answer_words(output)
         words = self.words_in(embedded_text(output)[:, :-1])
@@ -106,7 +110,7 @@ class TextDecoder(nn.Module):
         queries = torch.cat([begin, words], dim=1)[:, : targets.shape[1]]
         queries = queries + text_positions(queries.shape[1], self.width, sample.device)
         # Padding is on the right, so a causal mask already hides it from every answer token.
-        hidden = self.reader(queries, self.memory(sample, output), causal=True)
+        hidden = self.reader(queries, self.memory(sample, output, token_index), causal=True)
         places = output.text.target_places
         places = targets.flatten().nonzero()[:, 0] if places is None else places
         ids = output.text.ids.flatten()[places]
@@ -145,25 +149,31 @@ class LatentDecoder(nn.Module):
         self.mean = nn.Linear(config.width, latent_channels)
         self.log_variance = nn.Parameter(torch.zeros(latent_channels))
 
-    def forward(self, sample: Tensor, output: BranchOutput) -> TermNats:
+    def forward(self, sample: Tensor, output: BranchOutput, token_index: Tensor | None = None) -> TermNats:
         """Z~ (B, N, d) -> nats per image, summed over the numbers it predicts. A density: it may be negative.
+
+        Args:
+            token_index: (B, N) the sample's places in the canvas; default: those of `output`, which alone say what is
+                hidden.
 
         Raises:
             ValueError: the branch has no latents, or latents of another shape.
             SettingsError: `hidden` where nothing is hidden.
         """
         latents, grid = self._targets(output)
-        mean, log_variance = self.predict(sample, output, grid)
+        mean, log_variance = self.predict(sample, output, grid, token_index)
         error = (latents - mean).square() * torch.exp(-log_variance)
         nats = 0.5 * (error + log_variance + math.log(2 * math.pi)).sum(2)
         counted = hidden_places(output) if self.target == "hidden" else torch.ones_like(nats, dtype=torch.bool)
         return TermNats((nats * counted).sum(1), counted.sum(1) * latents.shape[2])
 
-    def predict(self, sample: Tensor, output: BranchOutput, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    def predict(
+        self, sample: Tensor, output: BranchOutput, grid: tuple[int, int], token_index: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Z~ (B, N, d) -> the Gaussian's mean (B, h * w, C) over a grid, and its log variance (C,)."""
         places = grid_positions(grid, self.width, sample.device)
         queries = places.expand(len(sample), -1, -1)
-        hidden = self.reader(queries, self.memory(sample, output), causal=False)
+        hidden = self.reader(queries, self.memory(sample, output, token_index), causal=False)
         return self.mean(hidden), soft_clamp(VARIANCE_SPEED * self.log_variance, *LOG_VARIANCE_RANGE)
 
     def _targets(self, output: BranchOutput) -> tuple[Tensor, tuple[int, int]]:
@@ -238,11 +248,11 @@ class TokenMemory(nn.Module):
         self.extra_places = nn.Parameter(torch.randn(num_extra, width) / 2**0.5) if num_extra else None
         self.norm = nn.LayerNorm(width)
 
-    def forward(self, sample: Tensor, output: BranchOutput) -> Tensor:
+    def forward(self, sample: Tensor, output: BranchOutput, token_index: Tensor | None = None) -> Tensor:
         places = grid_positions(output.layout.grid, self.width, sample.device)
         if self.extra_places is not None:
             places = torch.cat([self.extra_places, places])
-        return self.norm(self.content(sample) + places[output.token_index])
+        return self.norm(self.content(sample) + places[output.token_index if token_index is None else token_index])
 
 
 class MemoryReader(nn.Module):

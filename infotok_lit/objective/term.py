@@ -15,6 +15,13 @@ from infotok_lit.objective.distributed import global_mean
 
 Term = Literal["compactness", "sufficiency", "alignment", "self_alignment", "captioning"]
 Reduction = Literal["tokens", "mean"]
+FACTORS: dict[Term, str] = {
+    "alignment": "alpha",
+    "sufficiency": "beta",
+    "self_alignment": "gamma",
+    "captioning": "delta",
+}
+"""What the factor of a term is called in Eq. 10 and in the settings; compactness has none."""
 
 
 class Widths(NamedTuple):

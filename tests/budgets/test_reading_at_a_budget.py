@@ -18,6 +18,7 @@ from infotok_lit.checkpoints import read_run
 from infotok_lit.cli import main
 from infotok_lit.errors import SettingsError
 from infotok_lit.modules.base_model import base_weights, rebuild_base
+from infotok_lit.modules.losses import TaskWeights, check_trainable
 from infotok_lit.modules.token_budget import FILE, TokenSelector
 from infotok_lit.objective.config import ObjectiveConfig
 from infotok_lit.objective.token_budget import TokenBudgetConfig, distillation
@@ -231,3 +232,10 @@ def test_settings_come_back_from_a_checkpoint() -> None:
     config = ObjectiveConfig(token_budget=TokenBudgetConfig(keep=(0.5,), order="random"))
     assert ObjectiveConfig.from_dict(asdict(config)) == config
     assert ObjectiveConfig.from_dict(asdict(ObjectiveConfig())) == ObjectiveConfig()
+
+
+def test_a_placebo_measures_rates_and_trains_nothing_to_read_fewer_tokens() -> None:
+    placebo = ObjectiveConfig(placebo=True, token_budget=TokenBudgetConfig())
+    with pytest.raises(SettingsError, match="set token_budget.weight to 0"):
+        check_trainable(TaskWeights(), placebo)
+    check_trainable(TaskWeights(), replace(placebo, token_budget=TokenBudgetConfig(weight=0)))

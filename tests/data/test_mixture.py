@@ -43,6 +43,44 @@ def test_each_source_has_its_part_and_is_seen_whole_before_it_begins_again():
     assert len(set(long)) == 100
 
 
+class Streamed(Named):
+    """Gives its samples in a fixed order, and remembers what it was to get ready for."""
+
+    asked: tuple[int, ...] = ()
+
+    def order(self, branch, rng, block):
+        return np.roll(np.arange(self.length), -3)
+
+    def lookahead(self, branch, block):
+        return 4
+
+    def prefetch(self, branch, index):
+        self.asked += (index,)
+
+
+def test_a_stream_among_the_sources_keeps_its_order():
+    stream, folder = Streamed("s", 6), Named("f", 10)
+    mixture = Mixture([stream, folder], parts=[2, 1])
+    order = mixture.order("generation", np.random.default_rng(0), block=2)
+    assert sorted(order) == list(range(30)) and mixture.lookahead("generation", 2) == 6
+    drawn = [mixture.sample("generation", int(index), np.random.default_rng(0)).caption for index in order]
+    once = ["s3", "s4", "s5", "s0", "s1", "s2"]
+    assert [caption for caption in drawn if caption[0] == "s"] == (4 * once)[:18] + ["s0", "s1"]
+    assert {caption for caption in drawn if caption[0] == "f"} == {f"f{index}" for index in range(10)}
+    rounds = [[caption[0] for caption in drawn[first : first + 3]] for first in range(0, 30, 3)]
+    assert all(sorted(one) == ["f", "s", "s"] for one in rounds) and len({tuple(one) for one in rounds}) > 1
+    mixture.prefetch("generation", 3)
+    assert stream.asked == (2,)
+
+
+def test_without_a_stream_any_order_is_equally_likely():
+    mixture = Mixture([Named("a", 7), Named("b", 2)], parts=[3, 1])
+    order = mixture.order("generation", np.random.default_rng(5), block=2)
+    assert (
+        order.tolist() == np.random.default_rng(5).permutation(12).tolist() and mixture.lookahead("generation", 2) == 0
+    )
+
+
 def test_nearly_true_texts_are_those_of_the_samples_own_source():
     mixture = Mixture([Named("a", 2), Named("b", 2)])
     assert [mixture.hard_negatives("generation", index) for index in range(3)] == [

@@ -18,6 +18,7 @@ from test_shards import RNG, write_shard
 
 from infotok_lit.batch import Source
 from infotok_lit.data.datamodule import UnifiedDataModule
+from infotok_lit.data.fetch import local_copy
 from infotok_lit.data.shards import ImageTextShards, streamed_order
 from infotok_lit.data.stream import EndlessSampler
 from infotok_lit.errors import DataError
@@ -219,6 +220,31 @@ def test_another_number_of_samples_than_assumed(server, tmp_path, caplog) -> Non
     told = stream(server, tmp_path / "cache", sizes=f"{server.address}/sizes.json")
     assert told.branch_length("generation") == 30
     assert captions(told, range(5, 15)) == [0, 1, *range(8)]
+
+
+def test_room_that_another_process_makes_changes_no_draw(server, tmp_path, monkeypatch) -> None:
+    """Each shard goes once between fetching and indexing it, and once between that and reading it."""
+    image = _jpeg(tmp_path)
+    more = [member for index in range(8) for member in ((f"{index}.jpg", image), (f"{index}.txt", str(index).encode()))]
+    write_shard(server.folder / "s-2.tar", more)
+
+    def drawn(source: ImageTextShards) -> list[str]:
+        return [source.sample("generation", 10, np.random.default_rng(seed)).caption for seed in range(8)]
+
+    expected = drawn(stream(server, tmp_path / "a"))
+    source, gone = stream(server, tmp_path / "b"), set()
+
+    def swept(address: str, cache: Path, limit: int | None = None) -> Path:
+        path = local_copy(address, cache, limit)
+        if address not in gone:
+            gone.add(address)
+            path.unlink()
+        return path
+
+    monkeypatch.setattr("infotok_lit.data.shards.local_copy", swept)
+    assert len(set(expected)) > 1 and drawn(source) == expected
+    gone.clear()
+    assert drawn(source) == expected
 
 
 def test_what_cannot_be_fetched_is_said(server, tmp_path) -> None:

@@ -113,6 +113,12 @@ def test_without_torch_fidelity_a_network_is_asked_for():
         DecoderProbe("harmon")
 
 
+@pytest.mark.parametrize("sizes", [{"heads": 5}, {"depth": 0}, {"width": 0}])
+def test_a_decoder_that_cannot_be_is_refused(sizes):
+    with pytest.raises(SettingsError, match="must be 1 or more, and heads divide width"):
+        DecoderProbe("harmon", feature_network=SceneFeatures(), **sizes)
+
+
 def test_the_shipped_features_know_what_scenes_show():
     network = SceneFeatures()
     images, kinds = batch_of(Scenes(split="val", num_samples=300), range(300))

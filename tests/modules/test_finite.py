@@ -113,6 +113,18 @@ def test_what_happens_after_the_last_step_that_logs_is_found_at_the_end(tmp_path
         trainer(tmp_path, max_steps=2, log_every_n_steps=50, limit_val_batches=0).fit(module, scenes_data())
 
 
+def test_a_run_that_never_logs_trains_and_is_checked_all_the_same(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("infotok_lit.modules.finite.UNLOGGED_EVERY", 3)
+    module = TinyModule(())
+    module.configure_model()
+    module.base.encoder.token_embed.weight.register_hook(
+        lambda gradient: gradient * (float("nan") if module.global_step == 4 else 1)
+    )
+    with pytest.raises(NonFiniteError, match="step 4"):
+        trainer(tmp_path, max_steps=9, log_every_n_steps=0, limit_val_batches=0).fit(module, scenes_data())
+    assert module.global_step == 5, "at the end of the sixth step"
+
+
 def test_weights_that_are_not_finite_are_not_blamed_on_the_learning_rate(tmp_path) -> None:
     module = TinyModule(())
     module.configure_model()
@@ -142,11 +154,11 @@ def test_a_grad_scaler_may_overflow_and_go_on(tmp_path) -> None:
         scales.append(scaler.get_scale())
         weights.append(torch.cat([parameter.detach().flatten() for parameter in module.base.parameters()]))
 
-    run.callbacks.append(pl.callbacks.LambdaCallback(on_train_batch_end=keep))
+    run.callbacks.append(pl.callbacks.LambdaCallback(on_train_start=keep, on_train_batch_end=keep))
     torch.manual_seed(0)
     run.fit(module, scenes_data())
-    assert scales[0] < 2.0**60, "the first step has overflowed"
-    assert torch.equal(weights[0], weights[0]) and not torch.equal(weights[-1], weights[0])
+    assert scales[1] < scales[0] == 2.0**60, "the first step has overflowed"
+    assert torch.equal(weights[1], weights[0]) and not torch.equal(weights[-1], weights[0])
     assert weights[-1].isfinite().all()
 
 

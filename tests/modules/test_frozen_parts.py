@@ -2,10 +2,12 @@
 
 import re
 import warnings
+from dataclasses import replace
 
 import lightning.pytorch as pl
 import pytest
 import torch
+from test_fair_comparison import BALANCED
 from tiny import FAMILIES, TinyModule, scenes_data
 
 from infotok_lit.batch import BRANCHES
@@ -47,6 +49,22 @@ def test_frozen_tokens_are_warned_of_once_with_the_ways_out(family, tmp_path) ->
     assert len(warned) == (1 if family == "openuni" else 2)
     for words in ("understanding branch", *ENCODERS[family], "model.unfreeze", "model.lora", "objective.branches"):
         assert words in warned[0]
+
+
+def test_frozen_tokens_leave_balanced_terms_without_a_weight_and_that_is_said(tmp_path) -> None:
+    module = TinyModule(TERMS, freeze=ENCODERS["harmon"])
+    module.objective_config = replace(module.objective_config, balance=BALANCED)
+    trainer, warned = fit(module, tmp_path, steps=3)
+    assert "balance weighs: it finds no pull to measure, so their weights stay 0" in warned[0]
+    assert trainer.logged_metrics["train/understanding/weighted_alignment"] == 0
+
+
+def test_a_task_without_weight_is_not_what_terms_are_measured_by(tmp_path, monkeypatch) -> None:
+    """A ratio to nothing would be logged as infinite."""
+    monkeypatch.setattr("infotok_lit.modules.infotok_module.ENCODER_EVERY", 1)
+    trainer, _ = fit(TinyModule(TERMS, task_weights=TaskWeights(understanding=0.0)), tmp_path)
+    found = [name for name in trainer.logged_metrics if "/encoder_" in name]
+    assert found and all(name.startswith("train/generation/") for name in found)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import pytest
 from tiny import FAMILIES, TinyModule
 
+from infotok_lit.errors import SettingsError
 from infotok_lit.modules.optimiser import OptimiserConfig, build_optimiser
 
 TERMS = ("compactness", "sufficiency", "alignment")
@@ -57,6 +58,12 @@ def test_a_learning_rate_for_nothing_is_refused() -> None:
     module.configure_model()
     with pytest.raises(ValueError, match=r"group_lr: no trainable parameter starts with 'llm\.'"):
         build_optimiser(OptimiserConfig(group_lr={"llm.": 1e-6}), module.base, module.infotok, module.base.decays)
+
+
+@pytest.mark.parametrize("betas", [(0.9, 1.0), (-0.1, 0.95), (0.9,)])
+def test_betas_that_adam_cannot_have_are_refused(betas) -> None:
+    with pytest.raises(SettingsError, match=r"optimiser.betas must be two numbers from 0 to below 1, got \["):
+        OptimiserConfig(betas=betas)
 
 
 def test_a_freeze_that_matches_nothing_is_refused() -> None:

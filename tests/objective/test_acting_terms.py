@@ -22,6 +22,22 @@ from infotok_lit.objective.sufficiency import (
 SMALL = DecoderConfig(width=16, depth=1, heads=2)
 
 
+def test_the_gap_counts_the_places_that_are_hidden_of_the_own_image(make_infotok, make_inputs):
+    config = ObjectiveConfig(decoder=replace(SMALL, latents="hidden"))
+    infotok, inputs, noise = make_infotok(config).eval(), make_inputs(batch=4), torch.randn(4, 5, 64)
+    gaps = infotok("generation", inputs, step=0, noise=noise).sufficiency_gaps
+    head, hidden, following = infotok.heads["generation"], hidden_places(inputs), [1, 2, 3, 0]
+    sample = head.projection(inputs.tokens).rsample(noise)
+    swapped = changed(inputs, token_index=inputs.token_index[following])
+    assert not torch.equal(hidden_places(swapped), hidden)
+    nats = []
+    for z, output in ((sample, inputs), (sample[following], swapped)):
+        mean, log_variance = head.decoder.predict(z, output, inputs.latent_grid)
+        density = torch.distributions.Normal(mean, (log_variance / 2).exp()).log_prob(inputs.latents)
+        nats.append(-(density.sum(2) * hidden).sum(1))
+    torch.testing.assert_close(gaps, (nats[1] - nats[0]) / (5 * hidden.sum(1)), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("branch", ["understanding", "generation"])
 def test_the_gap_is_the_loss_with_another_images_sample_minus_the_own(branch, make_infotok, make_inputs):
     infotok, inputs, noise = make_infotok(ObjectiveConfig()), make_inputs(batch=4), torch.randn(4, 5, 64)
@@ -56,6 +72,8 @@ def test_inertness_is_said_in_words():
     for branch, gap, error in (("understanding", 0.005, 0.0001), ("generation", 0.002, 0.001)):
         message = inert_message(branch, gap, error)
         assert f"{branch}: sufficiency is inert" in message and "decoder.teacher_forcing" in message
+    # Batches of one image, or of images that all have one answer, have nothing to compare; one number has no error.
+    assert inert_message("understanding", math.nan, math.nan) is inert_message("generation", 0.002, math.nan) is None
 
 
 def test_accuracy_counts_the_true_texts_that_win():

@@ -49,6 +49,14 @@ def test_far_gaps_are_clipped_and_the_multiplier_stays_in_its_range():
     assert high == pytest.approx(2.0) and low == pytest.approx(0.5)
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_rate_that_is_not_finite_moves_nothing_and_is_forgotten(bad):
+    constraint = budget(limit=8.0)
+    passes(constraint, 0, bad)
+    assert passes(constraint, 1, 12.0, bad) == 1.0
+    assert passes(constraint, 2, 8.0) == pytest.approx(math.exp(0.1 * 0.5))
+
+
 def test_a_target_in_nats_has_an_absolute_gap_and_may_be_negative():
     constraint = Constraint("sufficiency", NATS, -1.0, 3.0, DualConfig(step_size=0.2))
     assert passes(constraint, 0, -0.5) == pytest.approx(3.0)
