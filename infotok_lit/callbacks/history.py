@@ -53,6 +53,11 @@ def logs_now(trainer: pl.Trainer) -> bool:
     return trainer.global_step > 0 and trainer.global_step % trainer.log_every_n_steps == 0
 
 
+def run_folder(trainer: pl.Trainer) -> str | None:
+    """Where the run logs; None without a logger, which Lightning would have be the working folder; a collective call."""
+    return trainer.log_dir if trainer.loggers else None
+
+
 class RunResult(pl.Callback):
     """Writes `result.json` into the run's folder: how far the run is, and what it measured, step by step.
 
@@ -80,7 +85,7 @@ class RunResult(pl.Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Note when, where and with what the run begins."""
         # All processes ask, as Lightning settles it between them; one that fails alone could not ask any more.
-        self._folder = trainer.log_dir if trainer.loggers else None
+        self._folder = run_folder(trainer)
         self._resumes = stage == "fit"
         self._begin = time.monotonic()
         self._circumstances = {"started": datetime.now(UTC).isoformat(timespec="seconds"), "versions": versions()}
