@@ -54,7 +54,7 @@ def logs_now(trainer: pl.Trainer) -> bool:
 
 
 def run_folder(trainer: pl.Trainer) -> str | None:
-    """Where the run logs; None without a logger, which Lightning would have be the working folder; a collective call."""
+    """Where the run logs; None without a logger, where Lightning names the working folder; a collective call."""
     return trainer.log_dir if trainer.loggers else None
 
 

@@ -6,12 +6,14 @@ from textwrap import shorten
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from infotok_lit.batch import Batch, GenerationBatch, UnderstandingBatch
 from infotok_lit.callbacks.export import ExportInference
+from infotok_lit.callbacks.history import run_folder
 
 LONGEST = 100
 """Characters of a caption or question in a command to try."""
@@ -84,7 +86,7 @@ class FinalReport(pl.Callback):
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Print the report."""
-        run = trainer.log_dir
+        run = run_folder(trainer)
         if not trainer.is_global_zero:
             return
         console = Console()
@@ -96,7 +98,7 @@ class FinalReport(pl.Callback):
         if hasattr(pl_module, "infotok"):
             heads = sum(parameter.numel() for parameter in pl_module.infotok.parameters())
             console.print(f"Stripped: {heads:,} parameters of heads that only training needs.")
-        for line in self._next_commands(trainer, run):
+        for line in self._next_commands(trainer, Path(run) if run else None):
             console.print(escape(line), soft_wrap=True, highlight=False)
 
     def state_dict(self) -> dict[str, Any]:
@@ -139,21 +141,21 @@ class FinalReport(pl.Callback):
                 table.add_row(label, *(_number(value) for value in values))
         return table
 
-    def _next_commands(self, trainer: pl.Trainer, folder: str | None) -> list[str]:
-        if folder is None:
-            return []
-        run = Path(folder)
-        lines = [f"Run: {run}", f"  tensorboard --logdir {run.parent}"]
+    def _next_commands(self, trainer: pl.Trainer, run: Path | None) -> list[str]:
+        lines = [] if run is None else [f"Run: {run}"]
+        if run is not None and any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
+            lines += [f"  tensorboard --logdir {shlex.quote(str(run.parent))}"]
         exports = [callback for callback in trainer.callbacks if isinstance(callback, ExportInference)]
         if exports:
-            folder = exports[0].target(run)
+            folder = exports[0].target(run or Path(trainer.default_root_dir))
+            model = shlex.quote(str(folder))
             command = "  python -m infotok_lit"
             asked = self._answers[0][0] if self._answers else "What does this picture show?"
             caption, question = (shlex.quote(shorten(text, LONGEST)) for text in (self._caption, asked))
             lines += [
                 f"Inference weights: {folder}",
-                f"{command} generate --model {folder} --prompt {caption} --out picture.png",
-                f"{command} describe --model {folder} --image picture.png --prompt {question}",
+                f"{command} generate --model {model} --prompt {caption} --out picture.png",
+                f"{command} describe --model {model} --image picture.png --prompt {question}",
             ]
         return lines
 

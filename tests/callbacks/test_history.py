@@ -12,6 +12,7 @@ import torch
 from fit_with import events, fit
 from tiny import TinyModule, scenes_data
 
+from infotok_lit.callbacks import ActiveUnits, FinalReport, TradeOff
 from infotok_lit.callbacks.history import MetricHistory, RunResult
 
 
@@ -114,11 +115,15 @@ def test_validate_leaves_one_row(tmp_path) -> None:
     assert found["training"] == [] and found["validation"][0]["val/generation/loss"] > 0
 
 
-def test_a_check_of_a_few_batches_is_no_validation_and_a_run_without_a_logger_leaves_nothing(tmp_path) -> None:
+def test_a_check_of_a_few_batches_is_no_validation_and_a_run_without_a_logger_leaves_nothing(tmp_path, capsys) -> None:
     trainer = fit(tmp_path, [RunResult()], num_sanity_val_steps=1, steps=2)
     assert [row["step"] for row in result(trainer)["validation"]] == [2]
-    fit(tmp_path / "none", [RunResult()], steps=2, logger=False, default_root_dir=tmp_path / "none")
-    assert not list((tmp_path / "none").rglob("result.json"))
+    callbacks = [RunResult(), ActiveUnits(), FinalReport(), TradeOff(limit=2)]
+    capsys.readouterr()
+    fit(tmp_path / "none", callbacks, steps=2, logger=False, default_root_dir=tmp_path / "none")
+    assert [path.name for path in (tmp_path / "none").iterdir()] == ["checkpoints"]
+    shown = capsys.readouterr().out
+    assert "at step 2" in shown and "Run:" not in shown
 
 
 def test_a_number_that_is_not_finite_is_null(tmp_path) -> None:

@@ -12,10 +12,12 @@ from infotok_lit.scenes import Scenes
 
 def test_the_commands_ask_and_draw_what_the_data_is_about(tmp_path, capsys, monkeypatch) -> None:
     monkeypatch.setenv("COLUMNS", "300")
-    trainer = fit(tmp_path, [FinalReport(), ExportInference()])
+    folder = tmp_path / "my runs"
+    trainer = fit(folder, [FinalReport(), ExportInference()])
     shown = capsys.readouterr().out
     question = Scenes(split="val").sample("understanding", 0).question
     caption = Scenes(split="val").sample("generation", 0).caption
+    assert f"--model '{trainer.log_dir}/export' --prompt" in shown and f"--logdir '{folder}/log'" in shown
     assert f"--prompt {shlex.quote(caption)} --out picture.png" in shown
     assert f"--image picture.png --prompt {shlex.quote(question)}" in shown
     loss = next(line for line in shown.splitlines() if "generation loss" in line)
