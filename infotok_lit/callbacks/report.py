@@ -13,7 +13,7 @@ from rich.table import Table
 
 from infotok_lit.batch import Batch, GenerationBatch, UnderstandingBatch
 from infotok_lit.callbacks.export import ExportInference
-from infotok_lit.callbacks.history import run_folder
+from infotok_lit.callbacks.history import is_partial, run_folder
 
 LONGEST = 100
 """Characters of a caption or question in a command to try."""
@@ -55,6 +55,7 @@ class FinalReport(pl.Callback):
 
     def __init__(self) -> None:
         self.before: dict[str, float] = {}
+        self.before_step = 0
         self.after: dict[str, float] = {}
         self.after_step = 0
         self._answers: list[tuple[str, str, str]] = []
@@ -77,10 +78,12 @@ class FinalReport(pl.Callback):
             self._caption = batch.captions[0]
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Remember the metrics; those of the first validation for good."""
+        """Remember the metrics; those of the first whole validation for good."""
+        if is_partial(trainer):
+            return
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
         if not self.before:
-            self.before = metrics
+            self.before, self.before_step = metrics, trainer.global_step
         else:
             self.after, self.after_step = metrics, trainer.global_step
 
@@ -103,14 +106,16 @@ class FinalReport(pl.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The first metrics, so that a resumed run still compares with its start."""
-        return {"before": self.before}
+        return {"before": self.before, "before_step": self.before_step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the first metrics of the run."""
-        self.before = state_dict["before"]
+        # Older checkpoints do not say when it was.
+        self.before, self.before_step = state_dict["before"], state_dict.get("before_step", 0)
 
     def _tasks(self) -> Table:
-        table = Table(title=f"Validation, before training and at step {self.after_step}")
+        first = "before training" if self.before_step == 0 else f"at step {self.before_step}"
+        table = Table(title=f"Validation, {first} and at step {self.after_step}")
         for column in ("", "before", "after", "chance"):
             table.add_column(column, justify="left" if not column else "right")
         for label, name, chance in TASK_ROWS:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from infotok_lit.batch import IMAGE_TOKEN_ID, Batch
 from infotok_lit.modules.flops import FlopCount, most_flops
+from infotok_lit.modules.run_callbacks import logs_now
 
 IMAGES, TOKENS, MEMORY, RATE, MFU = (
     f"throughput/{name}" for name in ("images_per_second", "tokens_per_second", "peak_gib", "tflops", "mfu")
@@ -73,7 +74,7 @@ class Throughput(pl.Callback):
         self._batches += 1
         self._images += sum(len(part.names) for part in batch.values())
         self._tokens += sum(self._positions(part, pl_module) for part in batch.values())
-        if trainer.global_step > self._since and trainer.global_step % trainer.log_every_n_steps == 0:
+        if trainer.global_step > self._since and logs_now(trainer):
             if pl_module.device.type == "cuda":
                 torch.cuda.synchronize(pl_module.device)
             pl_module.log_dict(self._found(trainer.world_size, pl_module.device))

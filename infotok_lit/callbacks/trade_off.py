@@ -201,7 +201,7 @@ class TradeOff(pl.Callback):
         for callback in trainer.callbacks:
             if isinstance(callback, RunResult):
                 # Where studies look for a run's numbers.
-                callback.benchmarks.record(trainer.global_step, values, values)
+                callback.benchmarks.record(trainer.global_step, values)
 
 
 def _warning(step: int, fallen: list[str], risen: list[str]) -> str:

@@ -23,7 +23,15 @@ def test_the_commands_ask_and_draw_what_the_data_is_about(tmp_path, capsys, monk
     loss = next(line for line in shown.splitlines() if "generation loss" in line)
     after = float(trainer.callback_metrics["val/generation/loss"])
     assert f"{after:.3f}" in loss and len([word for word in loss.split() if word.replace(".", "").isdigit()]) == 2
-    assert "at step 4" in shown and "parameters of heads" in shown
+    assert "before training and at step 4" in shown and "parameters of heads" in shown
+
+
+@pytest.mark.parametrize("batches", [0, 1])
+def test_a_run_that_did_not_begin_with_a_validation_does_not_say_so(tmp_path, capsys, batches) -> None:
+    """The check of a few batches is none."""
+    fit(tmp_path, [FinalReport()], num_sanity_val_steps=batches)
+    shown = capsys.readouterr().out
+    assert "Validation, at step 2 and at step 4" in shown and "before training" not in shown
 
 
 @pytest.mark.filterwarnings("ignore")
