@@ -82,11 +82,9 @@ def estimate(values: Seeds, confidence: float) -> Estimate | None:
 
 def compare(row: Seeds, reference: Seeds, confidence: float) -> Comparison | None:
     """Compare seed by seed; None if they have no seed in common."""
-    common = [seed for seed in row if seed in reference]
-    difference = estimate({seed: row[seed] - reference[seed] for seed in common}, confidence)
-    if difference is None:
-        return None
-    return Comparison(difference, _paired_p_value([row[s] for s in common], [reference[s] for s in common]))
+    differences = {seed: row[seed] - reference[seed] for seed in row if seed in reference}
+    difference = estimate(differences, confidence)
+    return None if difference is None else Comparison(difference, _p_value(list(differences.values())))
 
 
 def decide(comparisons: Sequence[Comparison], margin: float, level: float, power: float) -> list[Decision]:
@@ -209,11 +207,10 @@ def steps_to(curve: Mapping[int, float], threshold: float, better: str) -> float
     return None
 
 
-def _paired_p_value(row: list[float], reference: list[float]) -> float | None:
-    differences = np.subtract(row, reference)
+def _p_value(differences: list[float]) -> float | None:
     if len(differences) < 2 or np.ptp(differences) <= 1e-12 * np.abs(differences).max(initial=0):
         return None
     with warnings.catch_warnings():
         # scipy warns of a loss of precision where all differences are nearly the same; the result stands.
         warnings.simplefilter("ignore", RuntimeWarning)
-        return float(stats.ttest_rel(row, reference).pvalue)
+        return float(stats.ttest_1samp(differences, 0).pvalue)
