@@ -35,20 +35,19 @@ class MetricHistory:
         self.most_rows = most_rows
         self._known: dict[str, Tensor] = {}
 
-    def record_logged(self, trainer: pl.Trainer, names: Iterable[str], **others: float | None) -> None:
-        """Keep those of the named metrics that were logged since the last time, and others that are not None.
+    def record_logged(
+        self, trainer: pl.Trainer, names: Iterable[str], others: Mapping[str, float] | None = None
+    ) -> None:
+        """Keep those of the named metrics that were logged since the last time, and others beside them.
 
         A trainer's `callback_metrics` still hold what was logged once and not again; what is logged anew lies in memory
         of its own.
         """
-        there = {name: trainer.callback_metrics[name] for name in names if name in trainer.callback_metrics}
-        new = {
-            name: value
-            for name, value in there.items()
-            if name not in self._known or not value.is_set_to(self._known[name])
-        }
-        self._known |= new
-        self.record(trainer.global_step, new | {name: value for name, value in others.items() if value is not None})
+        metrics, known = trainer.callback_metrics, self._known
+        there = [name for name in names if name in metrics]
+        new = {name: metrics[name] for name in there if name not in known or not metrics[name].is_set_to(known[name])}
+        known |= new
+        self.record(trainer.global_step, {**new, **(others or {})})
 
     def record(self, step: int, values: Mapping[str, Tensor | float]) -> None:
         """Keep some values, once per step."""

@@ -207,4 +207,4 @@ class InformationPlane(pl.Callback):
             measure.report for measure in (*MEASURES, OWN_LOSS)
         ]
         reported = [f"{split}/{branch}/{name}" for branch in BRANCHES for name in names]
-        history.record_logged(trainer, reported, **{ANSWER_ENTROPY: entropy})
+        history.record_logged(trainer, reported, None if entropy is None else {ANSWER_ENTROPY: entropy})
