@@ -9,7 +9,8 @@ from PIL.Image import Image
 
 from infotok_lit.batch import BRANCHES, Branch
 from infotok_lit.callbacks.figures import BRANCH_COLOURS, GREY, log_axis, panels, publish, rendered
-from infotok_lit.callbacks.history import MetricHistory, logs_now
+from infotok_lit.callbacks.history import MetricHistory
+from infotok_lit.modules.run_callbacks import logs_now
 from infotok_lit.objective.constraint import RATE, Constraint
 
 
@@ -29,7 +30,7 @@ class Constraints(pl.Callback):
         """Remember what the step logged."""
         if logs_now(trainer):
             names = [f"train/{branch}/constraint_{name}" for branch in BRANCHES for name in ("gap", "multiplier")]
-            self.history.record(trainer.global_step, trainer.callback_metrics, names)
+            self.history.record_logged(trainer, names)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draw."""

@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.utilities import rank_zero_warn
 
+from infotok_lit.callbacks.history import run_folder
 from infotok_lit.callbacks.weight_average import WeightAverage
 from infotok_lit.errors import SettingsError
 from infotok_lit.files import free_path
@@ -34,7 +35,8 @@ class ExportInference(pl.Callback):
     name beside it, or into the run.
 
     Args:
-        folder: Where to write; default: `export` in the run folder.
+        folder: Where to write; default: `export` in the run folder, or of a run without a logger, in its
+            `default_root_dir`.
         file_format: `safetensors`, or `pth` for the official single files.
         dtype: Cast the weights; default: as they were trained.
         force: Replace an earlier export; anything else is never replaced.
@@ -53,8 +55,7 @@ class ExportInference(pl.Callback):
         self.folder = folder
         self.file_format = file_format
         self.dtype = dtype
-        # The run's own export folder can only hold an earlier export of the same run.
-        self.force = force or folder is None
+        self.force = force
         self.weights = weights
         self.written: Path | None = None
 
@@ -62,6 +63,7 @@ class ExportInference(pl.Callback):
         """Refuse before training, not after: a target that exists or cannot be written, an average of Lightning's."""
         if stage != "fit":
             return
+        self.written = None
         if any(isinstance(callback, WeightAveraging) for callback in trainer.callbacks):
             raise SettingsError(
                 "ExportInference: Lightning's averaging loses the weights of the last step, and cannot be sharded; use "
@@ -71,8 +73,34 @@ class ExportInference(pl.Callback):
             self._check_folder(Path(self.folder))
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Export."""
-        self._export(trainer, pl_module)
+        """On the first process, write to the folder or, where that fails, to where there is room.
+
+        The others help it to collect a model that they share out.
+        """
+        own = run_folder(trainer)
+        run = Path(own or trainer.default_root_dir)
+        # The folder of a run can only hold an earlier export of the same run; that of all runs without one, any.
+        force = self.force or (own is not None and self.folder is None)
+        average = next((callback for callback in trainer.callbacks if isinstance(callback, WeightAverage)), None)
+        if average:
+            average.show(pl_module, self.weights == "averaged")
+        if not trainer.is_global_zero:
+            with pl_module.plain_base():
+                return
+        checkpoint: dict[str, Any] = {"state_dict": {}}
+        pl_module.on_save_checkpoint(checkpoint)
+        if average:
+            checkpoint["callbacks"] = {average.state_key: average.state_dict()}
+        if self.weights == "averaged" and average_updates(checkpoint) == 0:
+            rank_zero_warn("ExportInference: the average was never updated, so it is what training began with")
+        with pl_module.plain_base(exact=True) as base:
+            try:
+                self.written = self._write(base, self.target(run), checkpoint, run, force)
+            except ExportError as error:
+                if self.folder is None:
+                    raise
+                rank_zero_warn(f"ExportInference: {error}; the export goes into the run instead")
+                self.written = self._write(base, run / DEFAULT_FOLDER, checkpoint, run, force)
 
     def target(self, run: Path) -> Path:
         """The folder that `fit` leaves, given the run's; after `fit`, the one that it did leave."""
@@ -91,36 +119,9 @@ class ExportInference(pl.Callback):
         if not os.access(above, os.W_OK):
             raise ExportError(f"ExportInference: {folder} cannot be written, because {above} is read-only")
 
-    def _export(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """On the first process, write to the folder or, where that fails, to where there is room.
-
-        The others help it to collect a model that they share out.
-        """
-        run = Path(trainer.log_dir or trainer.default_root_dir)
-        average = next((callback for callback in trainer.callbacks if isinstance(callback, WeightAverage)), None)
-        if average:
-            average.show(pl_module, self.weights == "averaged")
-        if not trainer.is_global_zero:
-            with pl_module.plain_base():
-                return
-        checkpoint: dict[str, Any] = {"state_dict": {}}
-        pl_module.on_save_checkpoint(checkpoint)
-        if average:
-            checkpoint["callbacks"] = {average.state_key: average.state_dict()}
-        if self.weights == "averaged" and average_updates(checkpoint) == 0:
-            rank_zero_warn("ExportInference: the average was never updated, so it is what training began with")
-        with pl_module.plain_base(exact=True) as base:
-            try:
-                self.written = self._write(base, self.target(run), checkpoint, run)
-            except ExportError as error:
-                if self.folder is None:
-                    raise
-                rank_zero_warn(f"ExportInference: {error}; the export goes into the run instead")
-                self.written = self._write(base, run / DEFAULT_FOLDER, checkpoint, run)
-
-    def _write(self, base: UnifiedModel, out: Path, checkpoint: dict[str, Any], run: Path) -> Path:
+    def _write(self, base: UnifiedModel, out: Path, checkpoint: dict[str, Any], run: Path, force: bool) -> Path:
         try:
-            replaceable_files(out, self.force)
+            replaceable_files(out, force)
         except ExportExistsError as error:
             rank_zero_warn(f"ExportInference: {error}")
             out = free_path(out)
@@ -131,7 +132,7 @@ class ExportInference(pl.Callback):
             run_provenance(checkpoint, run, words),
             self.file_format,
             self.dtype,
-            self.force,
+            force,
             weights="averaged" if words.startswith("moving") else "raw",
             init_from=checkpoint["infotok_lit"]["init_from"],
         )

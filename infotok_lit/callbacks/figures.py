@@ -14,6 +14,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from PIL import Image
 
 from infotok_lit.batch import Branch
+from infotok_lit.callbacks.history import run_folder
 from infotok_lit.files import replacing
 
 BRANCH_COLOURS: dict[Branch, str] = {"understanding": "#0072B2", "generation": "#D55E00"}
@@ -61,12 +62,13 @@ def rendered(figure: Figure) -> Image.Image:
 def publish(trainer: pl.Trainer, name: str, draw: Callable[[], Image.Image]) -> None:
     """Show a picture where the run logs, and keep it under the run folder as PNG; a collective call.
 
-    TensorBoard, Weights & Biases, Comet and MLflow show pictures; for other loggers only the file is left.
+    TensorBoard, Weights & Biases, Comet and MLflow show pictures; for other loggers only the file is left. Without a
+    logger there is no run folder.
 
     Args:
         draw: makes the picture; called on the first process alone.
     """
-    folder, step = trainer.log_dir, trainer.global_step  # all processes settle the folder between them
+    folder, step = run_folder(trainer), trainer.global_step  # all processes settle the folder between them
     if not trainer.is_global_zero:
         return
     picture = draw()

@@ -16,6 +16,7 @@ from torch import Tensor
 
 import infotok_lit
 from infotok_lit.files import write_whole
+from infotok_lit.modules.run_callbacks import logs_now
 
 RESULT_FILE = "result.json"
 MOST_ROWS = 2000
@@ -32,13 +33,27 @@ class MetricHistory:
     def __init__(self, most_rows: int = MOST_ROWS) -> None:
         self.rows: list[dict[str, float]] = []
         self.most_rows = most_rows
+        self._known: dict[str, Tensor] = {}
 
-    def record(self, step: int, metrics: Mapping[str, Tensor], names: Iterable[str]) -> None:
-        """Keep those of the named metrics that there are, once per step."""
-        found = {name: float(metrics[name]) for name in names if name in metrics}
-        if not found or (self.rows and self.rows[-1]["step"] == step):
+    def record_logged(
+        self, trainer: pl.Trainer, names: Iterable[str], others: Mapping[str, float] | None = None
+    ) -> None:
+        """Keep those of the named metrics that were logged since the last time, and others beside them.
+
+        A trainer's `callback_metrics` still hold what was logged once and not again; what is logged anew lies in memory
+        of its own.
+        """
+        metrics, known = trainer.callback_metrics, self._known
+        there = [name for name in names if name in metrics]
+        new = {name: metrics[name] for name in there if name not in known or not metrics[name].is_set_to(known[name])}
+        known |= new
+        self.record(trainer.global_step, {**new, **(others or {})})
+
+    def record(self, step: int, values: Mapping[str, Tensor | float]) -> None:
+        """Keep some values, once per step."""
+        if not values or (self.rows and self.rows[-1]["step"] == step):
             return
-        self.rows.append({"step": step} | found)
+        self.rows.append({"step": step} | {name: float(value) for name, value in values.items()})
         if len(self.rows) > self.most_rows:
             del self.rows[1::2]
 
@@ -48,9 +63,14 @@ class MetricHistory:
         return [[row[name] for row in rows] for name in ("step", *names)]
 
 
-def logs_now(trainer: pl.Trainer) -> bool:
-    """Whether the step that has just ended is one that is logged."""
-    return trainer.global_step > 0 and trainer.global_step % trainer.log_every_n_steps == 0
+def run_folder(trainer: pl.Trainer) -> str | None:
+    """Where the run logs; None without a logger, where Lightning names the working folder; a collective call."""
+    return trainer.log_dir if trainer.loggers else None
+
+
+def is_partial(trainer: pl.Trainer) -> bool:
+    """Whether this validation is Lightning's check of a few batches, which is no measurement."""
+    return trainer.sanity_checking and not math.isinf(trainer.num_sanity_val_steps)
 
 
 class RunResult(pl.Callback):
@@ -80,7 +100,7 @@ class RunResult(pl.Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Note when, where and with what the run begins."""
         # All processes ask, as Lightning settles it between them; one that fails alone could not ask any more.
-        self._folder = trainer.log_dir if trainer.loggers else None
+        self._folder = run_folder(trainer)
         self._resumes = stage == "fit"
         self._begin = time.monotonic()
         self._circumstances = {"started": datetime.now(UTC).isoformat(timespec="seconds"), "versions": versions()}
@@ -100,7 +120,7 @@ class RunResult(pl.Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Remember a whole validation; Lightning's check of a few batches is none."""
-        if trainer.sanity_checking and not math.isinf(trainer.num_sanity_val_steps):
+        if is_partial(trainer):
             return
         self._record(self.validation, trainer, "val/")
         self._write(trainer, "running")
@@ -150,8 +170,7 @@ class RunResult(pl.Callback):
 
     @staticmethod
     def _record(history: MetricHistory, trainer: pl.Trainer, kind: str) -> None:
-        metrics = trainer.callback_metrics
-        history.record(trainer.global_step, metrics, [name for name in metrics if name.startswith(kind)])
+        history.record_logged(trainer, [name for name in trainer.callback_metrics if name.startswith(kind)])
 
     def _write(self, trainer: pl.Trainer, state: str, reason: str = "") -> None:
         if self._folder is None or not trainer.is_global_zero:

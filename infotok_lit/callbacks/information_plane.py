@@ -11,13 +11,13 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from PIL.Image import Image
-from torch import Tensor
 
 from infotok_lit.batch import BRANCHES, Batch, Branch, UnderstandingBatch
 from infotok_lit.callbacks.figures import BRANCH_COLOURS, GREY, log_axis, panels, publish, rendered
 from infotok_lit.callbacks.generated_images import scenes_of
-from infotok_lit.callbacks.history import MetricHistory, logs_now
+from infotok_lit.callbacks.history import MetricHistory, is_partial
 from infotok_lit.errors import SettingsError
+from infotok_lit.modules.run_callbacks import logs_now
 from infotok_lit.objective.distributed import global_sum
 from infotok_lit.scenes.prior import answer_bits, answer_entropy_bits
 from infotok_lit.scenes.spec import SPECS, SpecName
@@ -106,7 +106,9 @@ class InformationPlane(pl.Callback):
             self._answers += [answer_bits(question, answer, spec) for question, answer in pairs]
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Remember what validation logged, and draw."""
+        """Remember what a whole validation logged, and draw."""
+        if is_partial(trainer):
+            return
         self._record(self.validation, trainer, "val", self._answer_entropy(pl_module.device))
         if self._shown():
             publish(trainer, "val/information_plane", self.draw)
@@ -201,11 +203,8 @@ class InformationPlane(pl.Callback):
         return total / count if count and not unknown else None
 
     def _record(self, history: MetricHistory, trainer: pl.Trainer, split: str, entropy: float | None) -> None:
-        metrics: dict[str, Tensor] = dict(trainer.callback_metrics)
-        if entropy is not None:
-            metrics[ANSWER_ENTROPY] = torch.tensor(entropy)
         names = [f"rate_bits_per_{unit}" for unit in ("token", "image")] + [
             measure.report for measure in (*MEASURES, OWN_LOSS)
         ]
         reported = [f"{split}/{branch}/{name}" for branch in BRANCHES for name in names]
-        history.record(trainer.global_step, metrics, [*reported, ANSWER_ENTROPY])
+        history.record_logged(trainer, reported, None if entropy is None else {ANSWER_ENTROPY: entropy})

@@ -6,7 +6,8 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import RichProgressBar
 
 from infotok_lit.callbacks import throughput
-from infotok_lit.callbacks.history import logs_now
+from infotok_lit.callbacks.history import is_partial
+from infotok_lit.modules.run_callbacks import logs_now
 
 
 class Progress(RichProgressBar):
@@ -50,7 +51,7 @@ class StartingValues(pl.Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Hand the values to the loggers."""
-        if trainer.sanity_checking and trainer.num_sanity_val_steps == float("inf"):
+        if trainer.sanity_checking and not is_partial(trainer):
             values = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
             for logger in trainer.loggers:
                 logger.log_metrics(values, step=0)

@@ -6,12 +6,13 @@ from itertools import islice
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
-from lightning.pytorch.utilities import move_data_to_device, rank_zero_warn
+from lightning.pytorch.utilities import move_data_to_device
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from infotok_lit.batch import Processor, Source, UnderstandingBatch
+from infotok_lit.callbacks.last_validation import LastValidation
 from infotok_lit.data.datamodule import UnifiedDataModule
 from infotok_lit.data.stream import BranchDataset, EndlessSampler, FixedSampler, branch_length, collate
 from infotok_lit.errors import SettingsError
@@ -20,7 +21,7 @@ from infotok_lit.modules.optimiser import SHARDING_STRATEGIES, OptimiserConfig
 from infotok_lit.seeding import isolated_rng
 
 
-class Reconstruction(pl.Callback):
+class Reconstruction(LastValidation):
     """When training has reached its last step, and in `validate`, probes how well images come back from the tokens.
 
     The model is frozen; a fresh light decoder learns to draw images from its understanding tokens, and is measured on
@@ -58,6 +59,7 @@ class Reconstruction(pl.Callback):
         val: Source | None = None,
         seed: int = 0,
     ) -> None:
+        super().__init__()
         if min(steps, batch_size) < 1 or samples < 2:
             raise SettingsError("Reconstruction: steps and batch_size must be 1 or more, and samples 2 or more")
         self.steps, self.batch_size, self.samples, self.seed = steps, batch_size, samples, seed
@@ -65,7 +67,6 @@ class Reconstruction(pl.Callback):
         self.optimiser_config, self.train, self.val = optimiser, train, val
         self._frechet = partial(frechet_distance, feature_network, inception, antialias)
         self._frechet()
-        self._measured = False
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Take the run's images where no others are given.
@@ -81,24 +82,11 @@ class Reconstruction(pl.Callback):
             self.val = self.val if self.val is not None else data.validation_sources["understanding"]
         if self.train is None or self.val is None:
             raise SettingsError("Reconstruction: needs a UnifiedDataModule, or train and val of its own")
-        self._measured = False
 
-    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Measure and log, if this is the last validation."""
-        last = trainer.state.fn == "validate" or trainer.global_step >= trainer.max_steps
-        if trainer.sanity_checking or not last:
-            return
+    def measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The first process measures; all log."""
         values = self._measure(trainer, pl_module) if trainer.is_global_zero else {}
         pl_module.log_dict(trainer.strategy.broadcast(values))
-        self._measured = True
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Say so if nothing was measured."""
-        if not self._measured:
-            rank_zero_warn(
-                "Reconstruction: nothing was measured, because no validation came at the last step. Let "
-                "trainer.val_check_interval divide trainer.max_steps, or use `validate` with this run's checkpoint"
-            )
 
     def _measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, float]:
         device = pl_module.device

@@ -6,12 +6,14 @@ from textwrap import shorten
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from infotok_lit.batch import Batch, GenerationBatch, UnderstandingBatch
 from infotok_lit.callbacks.export import ExportInference
+from infotok_lit.callbacks.history import is_partial, run_folder
 
 LONGEST = 100
 """Characters of a caption or question in a command to try."""
@@ -53,6 +55,7 @@ class FinalReport(pl.Callback):
 
     def __init__(self) -> None:
         self.before: dict[str, float] = {}
+        self.before_step = 0
         self.after: dict[str, float] = {}
         self.after_step = 0
         self._answers: list[tuple[str, str, str]] = []
@@ -75,16 +78,18 @@ class FinalReport(pl.Callback):
             self._caption = batch.captions[0]
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Remember the metrics; those of the first validation for good."""
+        """Remember the metrics; those of the first whole validation for good."""
+        if is_partial(trainer):
+            return
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
         if not self.before:
-            self.before = metrics
+            self.before, self.before_step = metrics, trainer.global_step
         else:
             self.after, self.after_step = metrics, trainer.global_step
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Print the report."""
-        run = trainer.log_dir
+        run = run_folder(trainer)
         if not trainer.is_global_zero:
             return
         console = Console()
@@ -96,19 +101,21 @@ class FinalReport(pl.Callback):
         if hasattr(pl_module, "infotok"):
             heads = sum(parameter.numel() for parameter in pl_module.infotok.parameters())
             console.print(f"Stripped: {heads:,} parameters of heads that only training needs.")
-        for line in self._next_commands(trainer, run):
+        for line in self._next_commands(trainer, Path(run) if run else None):
             console.print(escape(line), soft_wrap=True, highlight=False)
 
     def state_dict(self) -> dict[str, Any]:
         """The first metrics, so that a resumed run still compares with its start."""
-        return {"before": self.before}
+        return {"before": self.before, "before_step": self.before_step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the first metrics of the run."""
-        self.before = state_dict["before"]
+        # Older checkpoints do not say when it was.
+        self.before, self.before_step = state_dict["before"], state_dict.get("before_step", 0)
 
     def _tasks(self) -> Table:
-        table = Table(title=f"Validation, before training and at step {self.after_step}")
+        first = "before training" if self.before_step == 0 else f"at step {self.before_step}"
+        table = Table(title=f"Validation, {first} and at step {self.after_step}")
         for column in ("", "before", "after", "chance"):
             table.add_column(column, justify="left" if not column else "right")
         for label, name, chance in TASK_ROWS:
@@ -139,21 +146,21 @@ class FinalReport(pl.Callback):
                 table.add_row(label, *(_number(value) for value in values))
         return table
 
-    def _next_commands(self, trainer: pl.Trainer, folder: str | None) -> list[str]:
-        if folder is None:
-            return []
-        run = Path(folder)
-        lines = [f"Run: {run}", f"  tensorboard --logdir {run.parent}"]
+    def _next_commands(self, trainer: pl.Trainer, run: Path | None) -> list[str]:
+        lines = [] if run is None else [f"Run: {run}"]
+        if run is not None and any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
+            lines += [f"  tensorboard --logdir {shlex.quote(str(run.parent))}"]
         exports = [callback for callback in trainer.callbacks if isinstance(callback, ExportInference)]
         if exports:
-            folder = exports[0].target(run)
+            folder = exports[0].target(run or Path(trainer.default_root_dir))
+            model = shlex.quote(str(folder))
             command = "  python -m infotok_lit"
             asked = self._answers[0][0] if self._answers else "What does this picture show?"
             caption, question = (shlex.quote(shorten(text, LONGEST)) for text in (self._caption, asked))
             lines += [
                 f"Inference weights: {folder}",
-                f"{command} generate --model {folder} --prompt {caption} --out picture.png",
-                f"{command} describe --model {folder} --image picture.png --prompt {question}",
+                f"{command} generate --model {model} --prompt {caption} --out picture.png",
+                f"{command} describe --model {model} --image picture.png --prompt {question}",
             ]
         return lines
 

@@ -7,10 +7,11 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.utilities import move_data_to_device, rank_zero_warn
+from lightning.pytorch.utilities import move_data_to_device
 from torch import Tensor
 
 from infotok_lit.batch import Batch, Branch, BranchOutput
+from infotok_lit.callbacks.last_validation import LastValidation
 from infotok_lit.data.datamodule import UnifiedDataModule
 from infotok_lit.errors import SettingsError
 from infotok_lit.models.unified import UnifiedModel
@@ -33,7 +34,7 @@ PREFIXES = {TOKENS: "probe", POSTERIOR_MEAN: "probe/posterior_mean", POSTERIOR_S
 """Features that are probed -> under which name."""
 
 
-class SceneProbes(pl.Callback):
+class SceneProbes(LastValidation):
     """When training has reached its last step, and in `validate`, probes what the tokens hold about unseen Scenes.
 
     Logged under `val/<branch>/probe/`: `structure_bits` and `texture_bits` per image, both lower bounds, with their
@@ -52,11 +53,13 @@ class SceneProbes(pl.Callback):
         seed: Decides the scenes and all random numbers.
     """
 
+    done = "probed"
+
     def __init__(
         self, train: int = 1000, test: int = 500, hidden: int = 0, batch_size: int = 10, seed: int = 0
     ) -> None:
+        super().__init__()
         self.options = ProbeOptions(train=train, test=test, hidden=hidden, batch_size=batch_size, seed=seed)
-        self._measured = False
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Take the family, texture and jitter of the validation data; SettingsError for data that has none."""
@@ -77,28 +80,14 @@ class SceneProbes(pl.Callback):
             )
         name, spec = next(iter(specs.values()))
         self.options = replace(self.options, scenes=name, texture=spec.texture, jitter=spec.jitter)
-        self._measured = False
 
-    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Measure and log, if this is the last validation."""
-        last = trainer.state.fn == "validate" or trainer.global_step >= trainer.max_steps
-        if trainer.sanity_checking or not last:
-            return
-        # Where processes share the model out, none can compute without the others.
+    def measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The first process measures, and the others where processes share the model out: none computes alone there."""
         rows = self._measure(pl_module) if trainer.is_global_zero or is_sharded(pl_module) else []
         for row in trainer.strategy.broadcast(rows):
             for name, bits in (("structure", row.information.structure), ("texture", row.information.texture)):
                 prefix = f"val/{row.branch}/{PREFIXES[row.features]}/{name}"
                 pl_module.log_dict({f"{prefix}_bits": bits.mean, f"{prefix}_error": bits.error})
-        self._measured = True
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Say so if nothing was measured."""
-        if not self._measured:
-            rank_zero_warn(
-                "SceneProbes: nothing was probed, because no validation came at the last step. Let "
-                "trainer.val_check_interval divide trainer.max_steps, or use `validate` with this run's checkpoint"
-            )
 
     def _measure(self, pl_module: pl.LightningModule) -> list[ProbeRow]:
         # Validation runs without gradients, which the probes need; the model is still called without.

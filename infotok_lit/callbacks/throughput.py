@@ -11,6 +11,7 @@ from torch import Tensor
 
 from infotok_lit.batch import IMAGE_TOKEN_ID, Batch
 from infotok_lit.modules.flops import FlopCount, most_flops
+from infotok_lit.modules.run_callbacks import logs_now
 
 IMAGES, TOKENS, MEMORY, RATE, MFU = (
     f"throughput/{name}" for name in ("images_per_second", "tokens_per_second", "peak_gib", "tflops", "mfu")
@@ -20,7 +21,30 @@ SHOWN = {IMAGES: "images/s", TOKENS: "tokens/s", MEMORY: "peak GiB", MFU: "MFU"}
 PHASES = ("data", "forward", "backward", "optimiser")
 
 
-class Throughput(pl.Callback):
+class OperationCounter(pl.Callback):
+    """Counts the floating-point operations of one batch; the others have as many, up to the length of texts."""
+
+    _counting: FlopCount | None = None
+
+    def begin_counting(self) -> None:
+        """Count from now on."""
+        self._counting = FlopCount()
+        self._counting.__enter__()
+
+    def counted(self) -> int | None:
+        """Count no more; how many there were, or None if nothing was being counted."""
+        counting, self._counting = self._counting, None
+        if counting is None:
+            return None
+        counting.__exit__(None, None, None)
+        return counting.total
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Count no more."""
+        self.counted()
+
+
+class Throughput(OperationCounter):
     """Logs images/s and tokens/s of all processes, and of this one its peak memory, its TFLOP/s and its MFU.
 
     A number is the mean since the last step that logged; time in validation is not counted. A GPU is waited for only
@@ -35,7 +59,6 @@ class Throughput(pl.Callback):
     def __init__(self, peak_tflops: float | None = None) -> None:
         self.peak_tflops = peak_tflops
         self._peak: float | None = None
-        self._counting: FlopCount | None = None
         self._flops = 0
         """Of one batch."""
         self._slots: bool | None = None
@@ -54,26 +77,24 @@ class Throughput(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Count the operations of the first batch; the others have as many, up to the length of texts."""
+        """Count the operations of the first batch."""
         if self._slots is None:
             self._slots = bool((batch["generation"].input_ids == IMAGE_TOKEN_ID).any())
-            self._counting = FlopCount()
-            self._counting.__enter__()
+            self.begin_counting()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Add a batch, and log where the step does."""
-        if self._counting is not None:
-            self._counting.__exit__(None, None, None)
-            self._flops, self._counting = self._counting.total, None
+        if (operations := self.counted()) is not None:
+            self._flops = operations
             if pl_module.device.type == "cuda":
                 # What is compiled ran uncompiled meanwhile, and that takes more.
                 torch.cuda.reset_peak_memory_stats(pl_module.device)
         self._batches += 1
         self._images += sum(len(part.names) for part in batch.values())
         self._tokens += sum(self._positions(part, pl_module) for part in batch.values())
-        if trainer.global_step > self._since and trainer.global_step % trainer.log_every_n_steps == 0:
+        if trainer.global_step > self._since and logs_now(trainer):
             if pl_module.device.type == "cuda":
                 torch.cuda.synchronize(pl_module.device)
             pl_module.log_dict(self._found(trainer.world_size, pl_module.device))
@@ -86,12 +107,6 @@ class Throughput(pl.Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The clock goes on."""
         self._start += perf_counter() - self._stopped
-
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Stop counting."""
-        if self._counting is not None:
-            self._counting.__exit__(None, None, None)
-            self._counting = None
 
     def _reset(self, step: int) -> None:
         self._since = step
@@ -150,7 +165,7 @@ class Moment:
         return self.wall - other.wall
 
 
-class StepTiming(pl.Callback):
+class StepTiming(OperationCounter):
     """Measures, between the hooks of the Trainer, where the time of each step goes.
 
     `data` is waiting for a batch and moving it to the device; `forward` the model's losses and the objective;
@@ -172,7 +187,6 @@ class StepTiming(pl.Callback):
         self.samples_per_step = 0
         self.flops_per_step: int | None = None
         self.peak_bytes: int | None = None
-        self._counting: FlopCount | None = None
         self._moments: list[list[Moment]] = [[]]
         self._samples = 0
 
@@ -185,8 +199,7 @@ class StepTiming(pl.Callback):
     ) -> None:
         """The batch is there."""
         if self.warmup and batch_idx == 0:
-            self._counting = FlopCount()
-            self._counting.__enter__()
+            self.begin_counting()
         self._samples += sum(len(part.names) for part in batch.values())
         self._mark("data", pl_module)
 
@@ -203,11 +216,8 @@ class StepTiming(pl.Callback):
     ) -> None:
         """The weights have moved, unless gradients go on accumulating."""
         self._mark("optimiser", pl_module)
-        if self._counting is not None:
-            self._counting.__exit__(None, None, None)
-            # Of the first batch: the others are as large, up to the length of texts.
-            self.flops_per_step = self._counting.total * trainer.accumulate_grad_batches
-            self._counting = None
+        if (operations := self.counted()) is not None:
+            self.flops_per_step = operations * trainer.accumulate_grad_batches
         if trainer.global_step == len(self._moments):
             self.samples_per_step, self._samples = self._samples, 0
             self._moments.append([self._moments[-1][-1]])
@@ -225,12 +235,6 @@ class StepTiming(pl.Callback):
             _step_time(moments, logs=every > 0 and number % every == 0)
             for number, moments in enumerate(self._moments[:-1], start=1)
         ][self.warmup :]
-
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Stop counting."""
-        if self._counting is not None:
-            self._counting.__exit__(None, None, None)
-            self._counting = None
 
     def _mark(self, phase: str, pl_module: pl.LightningModule) -> None:
         queued = None

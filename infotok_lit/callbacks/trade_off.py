@@ -1,5 +1,6 @@
 """During training: a small part of any benchmark against the model as it was before; a warning when a task falls."""
 
+import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,7 +10,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from infotok_lit.callbacks.history import RunResult
+from infotok_lit.callbacks.history import RunResult, run_folder
 from infotok_lit.errors import SettingsError
 from infotok_lit.evaluation.benchmark import Benchmark, Grader, Rules
 from infotok_lit.evaluation.catalogue import Options, check_names, make_benchmarks, told_of_rules
@@ -144,10 +145,14 @@ class TradeOff(pl.Callback):
 
     def _measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._measured = trainer.global_step
-        root = trainer.log_dir
+        root = run_folder(trainer)
         with tempfile.TemporaryDirectory() as unwanted:
             folder = Path(trainer.strategy.broadcast(unwanted) if root is None else root)
             folder = folder / "benchmarks" / f"step_{trainer.global_step:07d}"
+            if trainer.is_global_zero:
+                # An earlier run in this folder was of other weights: its answers are not this one's. Nobody writes
+                # before all have come to `run.open`.
+                shutil.rmtree(folder, ignore_errors=True)
             graded = {
                 benchmark.name: self._rows(trainer, pl_module, benchmark, folder) for benchmark in self.benchmarks
             }
@@ -196,7 +201,7 @@ class TradeOff(pl.Callback):
         for callback in trainer.callbacks:
             if isinstance(callback, RunResult):
                 # Where studies look for a run's numbers.
-                callback.benchmarks.record(trainer.global_step, values, values)
+                callback.benchmarks.record(trainer.global_step, values)
 
 
 def _warning(step: int, fallen: list[str], risen: list[str]) -> str:

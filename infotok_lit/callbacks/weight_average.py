@@ -79,11 +79,7 @@ class WeightAverage(ModelCallback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Know the step that a resumed run goes on from; SettingsError for a module that keeps no average."""
-        if not hasattr(pl_module, AVERAGE):
-            raise SettingsError(
-                f"WeightAverage: {type(pl_module).__name__} keeps no average; its configure_model is to end with "
-                "infotok_lit.modules.run_callbacks.tell_model_is_built"
-            )
+        _names(pl_module)
         self._seen_step = trainer.global_step
 
     def on_train_batch_start(
@@ -145,6 +141,12 @@ def _tree_of_buffers(tensors: Mapping[str, Tensor]) -> nn.Module:
 
 
 def _names(pl_module: nn.Module) -> Iterator[str]:
+    """The weights that have an average; SettingsError for a module that keeps none."""
+    if not hasattr(pl_module, AVERAGE):
+        raise SettingsError(
+            f"WeightAverage: {type(pl_module).__name__} keeps no average; its configure_model is to end with "
+            "infotok_lit.modules.run_callbacks.tell_model_is_built"
+        )
     return (name for name, _ in pl_module.get_submodule(AVERAGE).named_buffers())
 
 

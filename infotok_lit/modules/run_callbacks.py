@@ -88,6 +88,12 @@ class StepSeed(pl.Callback):
         self.seed = state_dict["seed"]
 
 
+def logs_now(trainer: pl.Trainer) -> bool:
+    """Whether the step that has just ended is one that is logged; none is with log_every_n_steps 0."""
+    every = trainer.log_every_n_steps
+    return every > 0 and trainer.global_step > 0 and trainer.global_step % every == 0
+
+
 def seeds_of_step(trainer: pl.Trainer, batch_idx: int) -> list[int]:
     """What all batches that make one optimiser step with the present one are seeded with, in their order."""
     (own,) = (callback for callback in trainer.callbacks if isinstance(callback, StepSeed))
@@ -112,8 +118,7 @@ class DataConnection(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Log how many broken samples training has skipped so far, once there are any."""
-        every = trainer.log_every_n_steps
-        if not every or trainer.global_step % every or not isinstance(trainer.datamodule, UnifiedDataModule):
+        if not isinstance(trainer.datamodule, UnifiedDataModule) or not logs_now(trainer):
             return
         if trainer.datamodule.broken_samples:
             pl_module.log("data/broken_samples", float(trainer.datamodule.broken_samples))

@@ -3,7 +3,7 @@
 import math
 import warnings
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,7 +16,7 @@ Verdict = Literal["higher", "lower", "equivalent", "undecided"]
 MOST_SEEDS = 100_000
 """No study has so many; what would need more is said to need more than this."""
 QUANTILES = 2000
-"""Of the standard deviation, over which the power of an equivalence test is averaged."""
+"""Of the standard deviation, over which the power of a test is averaged."""
 
 
 @dataclass(frozen=True)
@@ -82,11 +82,9 @@ def estimate(values: Seeds, confidence: float) -> Estimate | None:
 
 def compare(row: Seeds, reference: Seeds, confidence: float) -> Comparison | None:
     """Compare seed by seed; None if they have no seed in common."""
-    common = [seed for seed in row if seed in reference]
-    difference = estimate({seed: row[seed] - reference[seed] for seed in common}, confidence)
-    if difference is None:
-        return None
-    return Comparison(difference, _paired_p_value([row[s] for s in common], [reference[s] for s in common]))
+    differences = {seed: row[seed] - reference[seed] for seed in row if seed in reference}
+    difference = estimate(differences, confidence)
+    return None if difference is None else Comparison(difference, _p_value(list(differences.values())))
 
 
 def decide(comparisons: Sequence[Comparison], margin: float, level: float, power: float) -> list[Decision]:
@@ -156,34 +154,37 @@ def seeds_needed(mean: float, sd: float, margin: float, level: float, tost_level
         the number; None if it is above MOST_SEEDS.
     """
 
+    counts = range(2, MOST_SEEDS + 1)
+
     def decides(count: int) -> bool:
         return t_test_power(mean, sd, count, level) >= power or tost_power(mean, sd, count, margin, tost_level) >= power
 
-    low, high = 1, 2
-    while not decides(high):
-        low, high = high, 2 * high
-        if high > MOST_SEEDS:
-            return None
-    return low + 1 + bisect_left(range(low + 1, high), True, key=decides)
+    place = bisect_left(counts, True, key=decides)
+    return counts[place] if place < len(counts) else None
 
 
 def t_test_power(mean: float, sd: float, count: int, level: float) -> float:
-    """The probability that a two-sided t-test over `count` differences is significant (noncentral t distribution)."""
+    """The probability that a two-sided t-test over `count` differences is significant."""
     critical = stats.t.ppf(1 - level / 2, df=count - 1)
-    shift = mean / sd * math.sqrt(count)
-    return float(stats.nct.sf(critical, count - 1, shift) + stats.nct.cdf(-critical, count - 1, shift))
+    return 1 - _mean_lies_within(mean, sd, count, lambda error: critical * error)
 
 
 def tost_power(mean: float, sd: float, count: int, margin: float, level: float) -> float:
-    """The probability that two one-sided t-tests over `count` differences find equivalence.
+    """The probability that two one-sided t-tests over `count` differences find equivalence."""
+    critical = stats.t.ppf(1 - level, df=count - 1)
+    return _mean_lies_within(mean, sd, count, lambda error: np.maximum(margin - critical * error, 0))
 
-    Given the standard deviation that is found, the mean must lie in an interval; this averages over its distribution.
+
+def _mean_lies_within(mean: float, sd: float, count: int, half: Callable[[np.ndarray], np.ndarray]) -> float:
+    """The probability that the mean that is found lies in +-half, which depends on the standard error that is found.
+
+    Given that error, it is a normal probability; this averages over the error's own distribution. It is what scipy's
+    noncentral t distribution would give for the t-test, had that a value for all large effects: at some it is NaN.
     """
     ranks = (np.arange(QUANTILES) + 0.5) / QUANTILES
     error = sd / math.sqrt(count)
-    found = error * np.sqrt(stats.chi2.ppf(ranks, df=count - 1) / (count - 1))
-    half = np.maximum(margin - stats.t.ppf(1 - level, df=count - 1) * found, 0)
-    return float((stats.norm.cdf((half - mean) / error) - stats.norm.cdf((-half - mean) / error)).mean())
+    width = half(error * np.sqrt(stats.chi2.ppf(ranks, df=count - 1) / (count - 1)))
+    return float((stats.norm.cdf((width - mean) / error) - stats.norm.cdf((-width - mean) / error)).mean())
 
 
 def steps_to(curve: Mapping[int, float], threshold: float, better: str) -> float | None:
@@ -206,11 +207,10 @@ def steps_to(curve: Mapping[int, float], threshold: float, better: str) -> float
     return None
 
 
-def _paired_p_value(row: list[float], reference: list[float]) -> float | None:
-    differences = np.subtract(row, reference)
+def _p_value(differences: list[float]) -> float | None:
     if len(differences) < 2 or np.ptp(differences) <= 1e-12 * np.abs(differences).max(initial=0):
         return None
     with warnings.catch_warnings():
         # scipy warns of a loss of precision where all differences are nearly the same; the result stands.
         warnings.simplefilter("ignore", RuntimeWarning)
-        return float(stats.ttest_rel(row, reference).pvalue)
+        return float(stats.ttest_1samp(differences, 0).pvalue)

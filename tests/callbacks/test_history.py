@@ -12,6 +12,16 @@ import torch
 from fit_with import events, fit
 from tiny import TinyModule, scenes_data
 
+from infotok_lit.callbacks import (
+    ActiveUnits,
+    Constraints,
+    FinalReport,
+    InformationPlane,
+    Progress,
+    StartingValues,
+    Throughput,
+    TradeOff,
+)
 from infotok_lit.callbacks.history import MetricHistory, RunResult
 
 
@@ -36,6 +46,31 @@ def test_it_holds_what_tensorboard_holds(tmp_path) -> None:
                 assert row[tag] is None and math.isnan(expected) or row[tag] == pytest.approx(expected)
                 compared += 1
     assert {"val/understanding/loss", "val/generation/loss"} <= set(found["validation"][-1]) and compared > 40
+
+
+def test_a_number_that_is_logged_now_and_then_stands_where_it_was_logged(tmp_path) -> None:
+    """Lightning's metrics hold it from then on; a constant that is logged each time is no leftover."""
+
+    class Sometimes(TinyModule):
+        def training_step(self, batch, batch_idx):
+            self.log_dict({"train/always": 1.0} | ({"train/once": 1.0} if self.global_step == 1 else {}))
+            return super().training_step(batch, batch_idx)
+
+        def on_validation_epoch_end(self) -> None:
+            super().on_validation_epoch_end()
+            self.log_dict({"val/always": 1.0} | ({"val/once": 1.0} if self.global_step == 2 else {}))
+
+    found = result(fit(tmp_path, [StartingValues(), RunResult(), FinalReport()], Sometimes(), steps=6))
+    for kind, steps in (("train", [2, 4, 6]), ("val", [0, 2, 4, 6])):
+        rows = found["training" if kind == "train" else "validation"]
+        assert [row["step"] for row in rows if f"{kind}/always" in row] == steps
+        assert [row["step"] for row in rows if f"{kind}/once" in row] == [2]
+
+
+def test_nothing_is_logged_where_no_step_logs(tmp_path) -> None:
+    watching = [Throughput(), InformationPlane(), Constraints(), Progress(), RunResult()]
+    trainer = fit(tmp_path, watching, steps=2, log_every_n_steps=0, enable_progress_bar=True)
+    assert result(trainer)["training"] == [] and [row["step"] for row in result(trainer)["validation"]] == [0, 2]
 
 
 class StopsAt(pl.Callback):
@@ -114,11 +149,15 @@ def test_validate_leaves_one_row(tmp_path) -> None:
     assert found["training"] == [] and found["validation"][0]["val/generation/loss"] > 0
 
 
-def test_a_check_of_a_few_batches_is_no_validation_and_a_run_without_a_logger_leaves_nothing(tmp_path) -> None:
+def test_a_check_of_a_few_batches_is_no_validation_and_a_run_without_a_logger_leaves_nothing(tmp_path, capsys) -> None:
     trainer = fit(tmp_path, [RunResult()], num_sanity_val_steps=1, steps=2)
     assert [row["step"] for row in result(trainer)["validation"]] == [2]
-    fit(tmp_path / "none", [RunResult()], steps=2, logger=False, default_root_dir=tmp_path / "none")
-    assert not list((tmp_path / "none").rglob("result.json"))
+    callbacks = [RunResult(), ActiveUnits(), FinalReport(), TradeOff(limit=2)]
+    capsys.readouterr()
+    fit(tmp_path / "none", callbacks, steps=2, logger=False, default_root_dir=tmp_path / "none")
+    assert [path.name for path in (tmp_path / "none").iterdir()] == ["checkpoints"]
+    shown = capsys.readouterr().out
+    assert "at step 2" in shown and "Run:" not in shown
 
 
 def test_a_number_that_is_not_finite_is_null(tmp_path) -> None:
@@ -133,7 +172,7 @@ def test_a_number_that_is_not_finite_is_null(tmp_path) -> None:
 def test_a_long_history_is_thinned_and_keeps_its_ends() -> None:
     history = MetricHistory(most_rows=10)
     for step in range(1000):
-        history.record(step, {"a": torch.tensor(float(step))}, ["a", "b"])
-        history.record(step, {"a": torch.tensor(-1.0)}, ["a"])
+        history.record(step, {"a": torch.tensor(float(step))})
+        history.record(step, {"a": torch.tensor(-1.0)})
     steps, values = history.series("a")
     assert len(steps) <= 10 and steps == values and steps[0] == 0 and steps[-1] == 999

@@ -59,7 +59,7 @@ def test_a_history_keeps_one_row_per_step_and_forgets_every_second_when_long():
     history = MetricHistory()
     for step in range(MOST_ROWS + 1):
         for value in (0.0, 1.0):
-            history.record(step, {"a": torch.tensor(step + value)}, ["a", "b"])
+            history.record(step, {"a": torch.tensor(step + value)})
     assert len(history.rows) == MOST_ROWS // 2 + 1
     steps, values = history.series("a")
     assert steps == values and steps[:3] == [0, 2, 4] and steps[-1] == MOST_ROWS
@@ -109,6 +109,12 @@ def test_gradient_accumulation_adds_no_rows(tmp_path):
     fit(tmp_path, [plane], accumulate_grad_batches=2, val_check_interval=4)
     assert [row["step"] for row in plane.training.rows] == [2, 4]
     assert plane.points(plane.training, "train", "generation", ALIGNMENT).shape == (3, 2)
+
+
+def test_a_check_of_a_few_batches_is_no_point(tmp_path):
+    plane = InformationPlane()
+    fit(tmp_path, [plane], num_sanity_val_steps=1, steps=2)
+    assert [row["step"] for row in plane.validation.rows] == [2]
 
 
 def test_an_objective_without_posterior_draws_nothing(tmp_path):

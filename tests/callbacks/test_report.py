@@ -12,16 +12,26 @@ from infotok_lit.scenes import Scenes
 
 def test_the_commands_ask_and_draw_what_the_data_is_about(tmp_path, capsys, monkeypatch) -> None:
     monkeypatch.setenv("COLUMNS", "300")
-    trainer = fit(tmp_path, [FinalReport(), ExportInference()])
+    folder = tmp_path / "my runs"
+    trainer = fit(folder, [FinalReport(), ExportInference()])
     shown = capsys.readouterr().out
     question = Scenes(split="val").sample("understanding", 0).question
     caption = Scenes(split="val").sample("generation", 0).caption
+    assert f"--model '{trainer.log_dir}/export' --prompt" in shown and f"--logdir '{folder}/log'" in shown
     assert f"--prompt {shlex.quote(caption)} --out picture.png" in shown
     assert f"--image picture.png --prompt {shlex.quote(question)}" in shown
     loss = next(line for line in shown.splitlines() if "generation loss" in line)
     after = float(trainer.callback_metrics["val/generation/loss"])
     assert f"{after:.3f}" in loss and len([word for word in loss.split() if word.replace(".", "").isdigit()]) == 2
-    assert "at step 4" in shown and "parameters of heads" in shown
+    assert "before training and at step 4" in shown and "parameters of heads" in shown
+
+
+@pytest.mark.parametrize("batches", [0, 1])
+def test_a_run_that_did_not_begin_with_a_validation_does_not_say_so(tmp_path, capsys, batches) -> None:
+    """The check of a few batches is none."""
+    fit(tmp_path, [FinalReport()], num_sanity_val_steps=batches)
+    shown = capsys.readouterr().out
+    assert "Validation, at step 2 and at step 4" in shown and "before training" not in shown
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -73,6 +73,25 @@ def test_training_is_not_disturbed_and_a_resumed_run_compares_with_step_0(tmp_pa
     assert callback.before["scenes32"] == json.loads(json.dumps(callback.before["scenes32"]))
 
 
+def test_answers_of_an_earlier_run_in_the_same_folder_are_not_taken_for_this_ones(tmp_path):
+    """A logger whose version is set, or whose folder is not the run's alone."""
+
+    class Other(TinyModule):
+        def build_base(self):
+            base = super().build_base()
+            for parameter in base.parameters():
+                parameter.data += 0.3 * torch.randn_like(parameter)
+            return base
+
+    found = {}
+    for folder, module in (("shared", TinyModule()), ("shared", Other()), ("own", Other())):
+        callback = trade_off()
+        logger = pl.loggers.TensorBoardLogger(tmp_path, folder, "")
+        fit(tmp_path, [callback], module, steps=2, logger=logger)
+        found[folder] = [row["answer"] for row in callback.before["scenes32"] if "answer" in row]
+    assert found["shared"] == found["own"]
+
+
 def test_the_last_step_is_compared_whatever_ends_the_run(tmp_path):
     class Enough(pl.Callback):
         def on_train_batch_end(self, trainer, *arguments):

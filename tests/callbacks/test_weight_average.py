@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from fit_with import fit
+from lightning.pytorch.demos.boring_classes import BoringDataModule, BoringModel
 from tiny import TinyModule
 
 from infotok_lit.callbacks import WeightAverage
@@ -174,6 +175,13 @@ def test_a_run_with_an_average_does_not_go_on_without(run, tmp_path) -> None:
 def test_settings_that_average_nothing_are_refused(wrong) -> None:
     with pytest.raises(SettingsError, match="WeightAverage"):
         WeightAverage(**wrong)
+
+
+@pytest.mark.parametrize("batches", [0, 1])
+def test_a_module_that_keeps_no_average_is_refused_by_name(tmp_path, batches) -> None:
+    """Before the first step, whether a validation comes first or not."""
+    with pytest.raises(SettingsError, match="BoringModel keeps no average"):
+        fit(tmp_path, [WeightAverage()], BoringModel(), data=BoringDataModule(), num_sanity_val_steps=batches)
 
 
 @pytest.fixture(scope="module")

@@ -306,6 +306,16 @@ def test_what_the_user_put_into_a_runs_export_stays(old, tmp_path) -> None:
     assert exported_family(tmp_path / "run" / "export-2") == "harmon"
 
 
+def test_an_export_of_another_run_stays_where_no_run_has_a_folder_of_its_own(old, tmp_path) -> None:
+    export = copy(old, tmp_path / "run" / "export")
+    before = content(export)
+    callback = ExportInference()
+    fit(tmp_path / "run", callback)
+    assert content(export) == before and exported_family(tmp_path / "run" / "export-2") == "harmon"
+    fit(tmp_path / "again", callback)
+    assert exported_family(tmp_path / "again" / "export") == "harmon"
+
+
 class Meanwhile(pl.Callback):
     """Something happens during training."""
 

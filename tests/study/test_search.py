@@ -3,6 +3,7 @@
 import csv
 import itertools
 import json
+import logging
 import multiprocessing
 from collections import Counter
 from collections.abc import Sequence
@@ -128,9 +129,12 @@ def test_a_sampler_that_knows_only_few_points_comes_to_an_end(bench) -> None:
     assert set(bench.starts().values()) == {1} and len(bench.starts()) <= 2
 
 
-def test_tables_and_the_front_are_those_of_the_results(bench) -> None:
+def test_tables_and_the_front_are_those_of_the_results(bench, monkeypatch, caplog) -> None:
+    """And Optuna, which says what it does until it is told not to, has no part in them."""
     study = swept(bench, CHOICES, seeds=(0, 1), sampler="grid")
     bench.run(study)
+    monkeypatch.setattr(logging.getLogger("optuna"), "propagate", True)
+    caplog.set_level(logging.INFO, "optuna")
     rng = np.random.default_rng(5)
     expected = {}
     for job in known_points(study):
@@ -151,6 +155,7 @@ def test_tables_and_the_front_are_those_of_the_results(bench) -> None:
     assert (out / "front.png").stat().st_size > 5000 and (out / "dimensions.png").stat().st_size > 5000
     text = (out / "report.md").read_text()
     assert all(f"| {Path(key).name} |" in text for key in front) and text.count("\n| ") == len(front) + 2
+    assert not caplog.messages
 
 
 def read(path: Path) -> list[dict[str, str]]:

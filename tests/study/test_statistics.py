@@ -150,6 +150,21 @@ def test_powers_are_how_often_the_tests_decide(mean, sd, count) -> None:
         assert abs(simulated.mean() - computed) <= 4 * math.sqrt(0.25 / 10_000)
 
 
+def test_clear_effects_have_a_power_too() -> None:
+    """Where scipy's noncentral t distribution is NaN; four standard errors of 10,000 simulated studies."""
+    draws = np.random.default_rng(9).normal(0.1, 0.1 / 5.405, size=(10_000, 4))
+    share = (stats.ttest_1samp(draws, 0.0, axis=1).pvalue < 0.05 / 9).mean()
+    assert abs(t_test_power(0.1, 0.1 / 5.405, 4, 0.05 / 9) - share) < 4 * math.sqrt(share * (1 - share) / 10_000)
+    assert seeds_needed(0.1, 0.1 / 5.405, 0.02, 0.05 / 9, 0.05, 0.8) == 4
+
+
+def test_as_many_seeds_as_any_study_could_have_are_named() -> None:
+    """By the normal distribution, as so many hardly differ from all: (z of 0.975 + z of 0.8)^2 (sd / mean)^2."""
+    needed = sum(stats.norm.ppf([0.975, 0.8])) ** 2 * 100**2
+    assert 65_536 < needed < 100_000
+    assert seeds_needed(0.001, 0.1, 1e-9, 0.05, 0.05, 0.8) == pytest.approx(needed, rel=1e-3)
+
+
 @pytest.mark.parametrize(("mean", "sd"), [(0.03, 0.03), (0.0, 0.03), (0.012, 0.01), (-0.02, 0.02)])
 def test_the_seeds_needed_decide_and_one_less_does_not(mean, sd) -> None:
     def decides(count: int) -> bool:
