@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from infotok_lit.checkpoints import exported_family
-from infotok_lit.errors import SettingsError
+from infotok_lit.errors import INTERRUPTED, SettingsError
 from infotok_lit.evaluation.benchmark import Rules
 from infotok_lit.files import write_whole
 from infotok_lit.hub import fetch
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
 TOLD = 10
 """Files that are missing from an official layout, before the rest is only counted."""
-INTERRUPTED = 130
-"""The exit status that shells give a program which the user stopped."""
 
 
 @dataclass(frozen=True)
