@@ -15,7 +15,7 @@ from infotok_lit.commands.bench_inference import bench_evaluate, bench_inference
 from infotok_lit.commands.bench_reading import bench_reading
 from infotok_lit.commands.parsing import run
 from infotok_lit.errors import SettingsError
-from infotok_lit.files import write_json
+from infotok_lit.files import check_target, write_json
 from infotok_lit.progress import progress_bar
 from infotok_lit.tables import Table
 
@@ -68,6 +68,7 @@ def bench(
         variants: Which of them are timed beside `plain`, such as C&S or C&S&A; default: all.
         out: Also write the numbers to this JSON file.
     """
+    check_target(out)
     from infotok_lit.commands.fit import InfoTokCLI
     from infotok_lit.modules.two_steps import quiet_lightning
 

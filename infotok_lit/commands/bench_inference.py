@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from jsonargparse.typing import PositiveInt
 
 from infotok_lit import __version__
-from infotok_lit.files import write_json
+from infotok_lit.files import check_target, write_json
 from infotok_lit.inference import InferenceModel
 from infotok_lit.model_choice import ModelOptions, choose
 from infotok_lit.progress import progress_bar
@@ -54,6 +54,7 @@ def bench_inference(
         rounds: How often each kind has its turn.
         out: Also write the numbers to this JSON file.
     """
+    check_target(out)
     from infotok_lit.commands.fit import InfoTokCLI
 
     fit = InfoTokCLI(["validate", *fit_arguments, "--trainer.devices=1", "--trainer.logger=false"], run=False)
@@ -146,6 +147,7 @@ def bench_evaluate(
         max_new_tokens: The longest answer.
         out: A JSON file to write the numbers to, too.
     """
+    check_target(out)
     loaded = InferenceModel(choose(model, options).load())
     from infotok_lit.evaluation.models import OwnModel
 

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
-from infotok_lit.errors import SettingsError
-from infotok_lit.files import replacing, write_json, write_whole
+from infotok_lit.files import check_target, replacing, write_json, write_whole
 from infotok_lit.model_choice import ModelOptions, choose
 from infotok_lit.progress import progress_bar
 from infotok_lit.tables import Table
@@ -52,11 +51,10 @@ def budget_evidence(
         device: Where the model runs; auto: cuda if there is one.
         force: Replace the files of an earlier measurement.
     """
-
     from infotok_lit.modules.token_budget import checked_share
     from infotok_lit.study.token_budgets import Evidence, EvidenceOptions
 
-    _refuse_existing(out, force)
+    check_target(out / "table.md", force)
     shares, measured, follow = tuple(checked_share(share) for share in budgets or (0.75, 0.5, 0.25)), [], []
     options = EvidenceOptions(questions, shares, scenes, batch_size, seed)
     for source in model:
@@ -164,11 +162,3 @@ def answers_figure(means: Sequence[Mapping[str, Mapping[str, Mapping[str, float]
     axes.set_ylabel("answers that are right")
     figure.legend(loc="outside right upper", fontsize=8)
     return figure
-
-
-def _refuse_existing(out: Path, force: bool) -> None:
-    """SettingsError if there is something that an earlier measurement did not write, or anything and not `force`."""
-    if out.exists() and not out.is_dir():
-        raise SettingsError(f"{out} is no folder; choose another --out")
-    if (out / "table.md").exists() and not force:
-        raise SettingsError(f"{out} holds a measurement; choose another --out, or replace it with --force")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from infotok_lit.assets import ASSETS, EMBEDDED
 from infotok_lit.errors import MissingFileError, SettingsError
-from infotok_lit.files import replacing
+from infotok_lit.files import check_target, replacing
 from infotok_lit.model_choice import chosen_device
 from infotok_lit.progress import progress_bar
 
@@ -55,7 +55,7 @@ def compress(
     config = CodecConfig(rate, rule, window=window, overlap=overlap, tile=tile)
     if not 0 < fps < 1e6:
         raise SettingsError(f"fps is {fps}: give the frames per second of the folder")
-    refuse_existing(out, force)
+    check_target(out, force)
     tokenizer = open_tokenizer(model, device)
     opened = read_video(video, Fraction(fps).limit_denominator(1001))
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -85,10 +85,11 @@ def decompress(
         force: Replace a file that is there.
     """
     from infotok_lit.video.codec import read_stream
-    from infotok_lit.video.video_file import check_target, write_video
+    from infotok_lit.video.video_file import check_target as check_format
+    from infotok_lit.video.video_file import write_video
 
-    refuse_existing(out, force)
-    check_target(out)
+    check_target(out, force)
+    check_format(out)
     if not stream.is_file():
         raise MissingFileError(f"there is no stream at {stream}")
     tokenizer = open_tokenizer(model, device)
@@ -122,10 +123,3 @@ def open_tokenizer(model: str, device: str) -> "VideoTokenizer":
 
     place = chosen_device(device)
     return load_tokenizer(ASSETS / "videotok_scenes" if model == EMBEDDED else Path(model)).to(place)
-
-
-def refuse_existing(out: Path, force: bool) -> None:
-    """SettingsError if something is at `out` that is not to be replaced."""
-    if out.is_dir() or (out.exists() and not force):
-        mend = "choose another name" if out.is_dir() else "choose another name, or replace it with --force"
-        raise SettingsError(f"{out} exists; {mend}")

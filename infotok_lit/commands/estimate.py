@@ -10,7 +10,7 @@ from jsonargparse import Namespace
 from jsonargparse.typing import PositiveFloat, PositiveInt
 
 from infotok_lit.commands.stand_in_fit import Plan, build_data, build_module, plan_of, read_settings, shaping
-from infotok_lit.files import write_json
+from infotok_lit.files import check_target, write_json
 from infotok_lit.tables import Table
 
 if TYPE_CHECKING:
@@ -76,6 +76,7 @@ def estimate(
         measure: Also take two steps in truth, from random weights on this machine, and compare.
         out: Also write the numbers to this JSON file.
     """
+    check_target(out)
     import torch
 
     from infotok_lit.modules.two_steps import measured_run

@@ -17,7 +17,7 @@ from jsonargparse.typing import PositiveFloat, PositiveInt
 
 from infotok_lit.assets import SCENES_TOKENIZER
 from infotok_lit.errors import ExplainedError, SettingsError
-from infotok_lit.files import write_json
+from infotok_lit.files import check_target, write_json
 from infotok_lit.progress import progress_bar
 from infotok_lit.tables import Table
 
@@ -118,6 +118,7 @@ def gpu_check(
         minutes: When to stop; what then has not run has not passed.
         out: Also write the checks to this JSON file.
     """
+    check_target(out)
     import torch
 
     from infotok_lit.callbacks.history import versions

@@ -16,7 +16,7 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 from infotok_lit import __version__
 from infotok_lit.checkpoints import read_run
 from infotok_lit.errors import SettingsError
-from infotok_lit.files import write_json
+from infotok_lit.files import check_target, write_json
 from infotok_lit.inference import InferenceModel
 from infotok_lit.model_choice import ModelChoice, ModelOptions, choose, chosen_device
 from infotok_lit.progress import progress_bar
@@ -55,6 +55,7 @@ def probe(
         jitter: Most pixels off a cell's centre; default: the family's own.
         out: A JSON file to write the numbers to, too.
     """
+    check_target(out)
     choice = choose(model, options)
     from infotok_lit.callbacks.scene_probes import probed_model
     from infotok_lit.scenes.prior import ScenePrior

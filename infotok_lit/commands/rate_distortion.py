@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from infotok_lit.commands.compress import open_tokenizer
 from infotok_lit.errors import SettingsError
-from infotok_lit.files import replacing, write_whole
+from infotok_lit.files import check_target, replacing, write_whole
 from infotok_lit.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -63,8 +63,8 @@ def rate_distortion(
     each = [replace(config, rate=rate) for rate in rates or (1.0, 0.75, 0.5, 0.25)]
     if (vgg_weights is None) != (lpips_weights is None):
         raise SettingsError("LPIPS needs both vgg_weights and lpips_weights; leave out both for none")
-    if (out / TABLE).exists() and not force:
-        raise SettingsError(f"{out / TABLE} exists; choose another folder, or replace it with --force")
+    for name in (TABLE, PICTURE):
+        check_target(out / name, force)
     tokenizer = open_tokenizer(model, device)
     lpips = None
     if vgg_weights is not None and lpips_weights is not None:

@@ -4,8 +4,8 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
-from infotok_lit.commands.compress import open_tokenizer, refuse_existing
-from infotok_lit.files import write_json
+from infotok_lit.commands.compress import open_tokenizer
+from infotok_lit.files import check_target, write_json
 from infotok_lit.progress import progress_bar
 from infotok_lit.tables import Table
 
@@ -39,8 +39,7 @@ def video_evidence(
     """
     from infotok_lit.video.evidence import EvidenceOptions, measure
 
-    if out is not None:
-        refuse_existing(out, force)
+    check_target(out, force)
     options = EvidenceOptions(clips, frames, side, tuple(rates or (0.5, 0.25)), seed)
     tokenizer = open_tokenizer(model, device)
     with progress_bar(1.0) as bar:

@@ -1,5 +1,6 @@
 """Whole files, and a progress bar that stays out of the output."""
 
+import errno
 import io
 import os
 import pty
@@ -14,9 +15,10 @@ from infotok_lit.files import write_whole
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch) -> None:
     path = tmp_path / "x.png"
     write_whole(path, b"old")
-    monkeypatch.setattr("pathlib.Path.replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError, match="disk full"):
+    monkeypatch.setattr("pathlib.Path.replace", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "disk full")))
+    with pytest.raises(OSError, match="disk full") as refused:
         write_whole(path, b"new")
+    assert refused.value.filename == str(path), "the user never named the hidden file that it is written to"
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
 
