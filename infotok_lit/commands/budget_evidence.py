@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
+from infotok_lit.commands.parsing import Seed
 from infotok_lit.files import check_target, replacing, write_json, write_whole
 from infotok_lit.model_choice import ModelOptions, choose
 from infotok_lit.progress import progress_bar
@@ -31,7 +32,7 @@ def budget_evidence(
     scenes: Literal["scenes32", "scenes32_hard", "scenes64", "garments32"] = "scenes32",
     examples: NonNegativeInt = 8,
     batch_size: PositiveInt = 50,
-    seed: NonNegativeInt = 0,
+    seed: Seed = 0,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     force: bool = False,
 ) -> None:

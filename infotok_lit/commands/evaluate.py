@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jsonargparse.typing import NonNegativeInt, PositiveInt
+from jsonargparse.typing import PositiveInt
 
 from infotok_lit.checkpoints import exported_family
+from infotok_lit.commands.parsing import Seed
 from infotok_lit.errors import INTERRUPTED, SettingsError
 from infotok_lit.evaluation.benchmark import Rules
 from infotok_lit.files import write_whole
@@ -84,7 +85,7 @@ def evaluate(
     limit: PositiveInt | None = None,
     batch_size: PositiveInt = 8,
     budget: float | None = None,
-    seed: NonNegativeInt = 0,
+    seed: Seed = 0,
     images_per_prompt: PositiveInt | None = None,
     rules: Rules = "official",
     detections: Path | None = None,

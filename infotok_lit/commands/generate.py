@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveInt
 
+from infotok_lit.commands.parsing import Seed
 from infotok_lit.errors import MissingFileError, SettingsError
 from infotok_lit.files import check_target, replacing, write_whole
 from infotok_lit.inference import InferenceModel, sampling_options
@@ -69,7 +70,7 @@ def generate(
     sampling: SamplingOptions,
     prompt: list[str] | None = None,
     prompts: Path | None = None,
-    seed: NonNegativeInt = 0,
+    seed: Seed = 0,
     images_per_prompt: PositiveInt = 1,
     size: str | None = None,
     batch_size: PositiveInt = 8,
@@ -155,7 +156,7 @@ def read_prompts(given: Sequence[str] | None, file: Path | None) -> list[str]:
     prompts = list(given or [])
     if file is not None:
         try:
-            lines = file.read_text(encoding="utf-8").splitlines()
+            lines = file.read_text(encoding="utf-8-sig").splitlines()
         except FileNotFoundError as error:
             raise MissingFileError(f"there are no prompts at {file}") from error
         except (OSError, UnicodeDecodeError) as error:

@@ -15,6 +15,7 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from infotok_lit import __version__
 from infotok_lit.checkpoints import read_run
+from infotok_lit.commands.parsing import Seed
 from infotok_lit.errors import SettingsError
 from infotok_lit.files import check_target, write_json
 from infotok_lit.inference import InferenceModel
@@ -35,7 +36,7 @@ def probe(
     test: PositiveInt = 500,
     hidden: NonNegativeInt = 0,
     batch_size: PositiveInt = 50,
-    seed: NonNegativeInt = 0,
+    seed: Seed = 0,
     texture: float | None = None,
     jitter: float | None = None,
     out: Path | None = None,
