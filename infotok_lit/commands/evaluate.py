@@ -247,7 +247,8 @@ def aggregate(benchmarks: "Sequence[Benchmark]", files: Sequence[Path]) -> int:
 
 def labels(sources: Sequence[str]) -> list[str]:
     """What tells models apart and names their folders: the last part of each, numbered where it is shared."""
-    names = [Path(source).absolute().name for source in sources]
+    # Without `..`, which would be a folder beside the results.
+    names = [Path(os.path.abspath(source)).name for source in sources]
     return [
         name if names.count(name) == 1 else f"{name}-{names[: number + 1].count(name)}"
         for number, name in enumerate(names)
