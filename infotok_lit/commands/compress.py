@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -15,19 +16,40 @@ from infotok_lit.progress import progress_bar
 if TYPE_CHECKING:
     import numpy as np
 
-    from infotok_lit.video.codec import CompressionReport
+    from infotok_lit.video.codec import CodecConfig, CompressionReport
     from infotok_lit.video.tokenizer import VideoTokenizer
+
+
+@dataclass(frozen=True)
+class CuttingOptions:
+    """How a video is cut, and how its budget is shared out.
+
+    Args:
+        rule: What decides a window's share: `global` compares its error with the video's mean, `training` with that of
+            the training clips, `window` gives each the same.
+        window: Frames per window; default: 33, or what the tokenizer takes.
+        overlap: Frames over which windows are blended.
+        tile: Longer frames are cut into tiles of this many pixels.
+    """
+
+    rule: Literal["global", "training", "window"] = "global"
+    window: int | None = None
+    overlap: int = 1
+    tile: int = 256
+
+    def at(self, rate: float) -> "CodecConfig":
+        """What the codec is told; SettingsError for what cannot be."""
+        from infotok_lit.video.codec import CodecConfig
+
+        return CodecConfig(rate, **asdict(self))
 
 
 def compress(
     model: str,
     video: Path,
     out: Path,
+    cutting: CuttingOptions,
     rate: float = 0.5,
-    rule: Literal["global", "training", "window"] = "global",
-    window: int | None = None,
-    overlap: int = 1,
-    tile: int = 256,
     fps: float = 25.0,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     force: bool = False,
@@ -39,20 +61,14 @@ def compress(
         video: A video file (read with PyAV), or a folder of image files.
         out: The stream to write, such as x.itk.
         rate: The mean share of tokens that is kept, between 1/16 and 1.
-        rule: What decides a window's share: `global` compares its error with the video's mean, `training` with that of
-            the training clips, `window` gives each the same.
-        window: Frames per window; default: 33, or what the tokenizer takes.
-        overlap: Frames over which windows are blended.
-        tile: Longer frames are cut into tiles of this many pixels.
         fps: Frames per second of a folder of frames, which does not say.
         device: Where the tokenizer runs; auto: cuda if there is one.
         force: Replace a file that is there.
     """
-    from infotok_lit.video.codec import CodecConfig
     from infotok_lit.video.codec import compress as write_stream
     from infotok_lit.video.video_file import read_video
 
-    config = CodecConfig(rate, rule, window=window, overlap=overlap, tile=tile)
+    config = cutting.at(rate)
     if not 0 < fps < 1e6:
         raise SettingsError(f"fps is {fps}: give the frames per second of the folder")
     check_target(out, force)

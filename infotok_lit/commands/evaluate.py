@@ -34,9 +34,10 @@ TOLD = 10
 
 @dataclass(frozen=True)
 class JudgeOptions:
-    """What looks at images and answers where rules do not.
+    """How answers and images are judged: by rules, or by what looks at them where rules do not do.
 
     Args:
+        rules: How answers are read. With `all`, by the benchmarks that have these rules.
         detector: GenEval: folder of an instance segmenter of transformers.
         classifier: GenEval: folder of a CLIP of transformers.
         judge: GenEval++, WISE, MM-Vet: URL of an OpenAI-compatible endpoint, .../v1.
@@ -47,6 +48,7 @@ class JudgeOptions:
         judge_limit: Ask no more once the verdicts of this run, over all benchmarks and processes, have cost so much.
     """
 
+    rules: Rules = "official"
     detector: Path | None = None
     classifier: Path | None = None
     judge: str | None = None
@@ -55,6 +57,10 @@ class JudgeOptions:
     judge_price_in: float | None = None
     judge_price_out: float | None = None
     judge_limit: float | None = None
+
+    def judges(self) -> "tuple[Path | None, Path | None, Endpoint | None]":
+        """GenEval's detector and classifier, and the judge at a URL; None for those that are not given."""
+        return self.detector, self.classifier, self.endpoint()
 
     def endpoint(self) -> "Endpoint | None":
         """The judge that answers at a URL; None without one."""
@@ -87,7 +93,6 @@ def evaluate(
     budget: float | None = None,
     seed: Seed = 0,
     images_per_prompt: PositiveInt | None = None,
-    rules: Rules = "official",
     detections: Path | None = None,
     verdicts: list[Path] | None = None,
 ) -> int:
@@ -109,28 +114,22 @@ def evaluate(
         budget: Read images with this mean share of their tokens, as for `describe`; drawing is as ever.
         seed: What the seeds of drawn images start from.
         images_per_prompt: Default: the benchmark's own.
-        rules: How answers are read. With `all`, by the benchmarks that have these rules.
         detections: No model: judge the detections stored in this file by GenEval's rules.
         verdicts: No model: add up the result files of a benchmark's official script.
     """
     if detections is not None:
-        if set(benchmark or ()) - {"geneval", "geneval_rewritten"}:
-            raise SettingsError(
-                "--detections are judged by GenEval's rules alone: leave out --benchmark, or name geneval"
-            )
-        return score_detections(detections)
+        return score_detections(detections, benchmark or ())
     if not benchmark:
         raise SettingsError("say which --benchmark (or all)")
     from infotok_lit.evaluation.catalogue import Options, make_benchmarks, told_of_rules
 
-    judges = {"detector": judging.detector, "classifier": judging.classifier, "endpoint": judging.endpoint()}
-    chosen = Options(data, seed, images_per_prompt, rules, device=chosen_device(options.device), **judges)
+    chosen = Options(data, seed, images_per_prompt, judging.rules, *judging.judges(), chosen_device(options.device))
     made = make_benchmarks(benchmark, chosen, limit, with_images=verdicts is None)
     if verdicts is not None:
         return aggregate(made, verdicts)
     if not model or out is None:
         raise SettingsError("say which --model to evaluate, and where to put the results: --out")
-    _tell(told_of_rules(made, rules))
+    _tell(told_of_rules(made, judging.rules))
     return evaluate_models(model, options, made, out, limit, batch_size, budget)
 
 
@@ -222,8 +221,10 @@ def load(source: str, name: str, options: ModelOptions, budget: float | None = N
     return OwnModel(InferenceModel.of(choice, budget), name, choice.path)
 
 
-def score_detections(path: Path) -> int:
+def score_detections(path: Path, benchmarks: Sequence[str] = ()) -> int:
     """Judge stored detections by GenEval's rules and print the scores; returns the exit status."""
+    if set(benchmarks) - {"geneval", "geneval_rewritten"}:
+        raise SettingsError("--detections are judged by GenEval's rules alone: leave out --benchmark, or name geneval")
     from infotok_lit.evaluation.geneval import GenEval, judge_stored, task_scores
 
     rows, told = judge_stored(path)

@@ -106,10 +106,8 @@ def generate(
             drawn = InferenceModel(choice.load()).pictures(texts, seed, image_size, batch_size, sampling.given, report)
             if len(choices) > 1:
                 columns.append(list(drawn))
-            elif is_file(out):
-                write_png(out, *drawn)
             else:
-                write_folder(out, pictures, drawn)
+                write(out, pictures, drawn)
             del drawn
         if columns:
             write_png(out, side_by_side(labels(choices), pictures, columns))
@@ -207,6 +205,14 @@ def drawn_before(folder: Path) -> set[str]:
         return {name for name in names if re.fullmatch(NUMBERED, name)}
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return set()
+
+
+def write(out: Path, pictures: Sequence[Picture], drawn: "Iterator[np.ndarray]") -> None:
+    """Write the pictures of a model into the file, or into the folder."""
+    if is_file(out):
+        write_png(out, *drawn)
+    else:
+        write_folder(out, pictures, drawn)
 
 
 def write_folder(out: Path, pictures: Sequence[Picture], drawn: "Iterator[np.ndarray]") -> None:

@@ -67,15 +67,9 @@ def probe(
     base, heads, running = _load(choice)
     with progress_bar(1.0) as bar:
         rows = [row.to_dict() for row in measure(probed_model(base, heads, running), asked, bar.show)]
-    result = {
-        "infotok_lit": __version__,
-        "model": model,
-        "family": base.family,
-        **asdict(asked),
-        # What there is to know about the objects, in bits per scene.
-        "structure_ceiling": ScenePrior(SPECS[scenes]).entropy_bits(),
-        "rows": rows,
-    }
+    result = {"infotok_lit": __version__, "model": model, "family": base.family, **asdict(asked)}
+    # What there is to know about the objects, in bits per scene.
+    result |= {"structure_ceiling": ScenePrior(SPECS[scenes]).entropy_bits(), "rows": rows}
     if out is not None:
         write_json(out, result)
     for table in tables(result):
