@@ -4,13 +4,15 @@ Only the standard library is imported here, so that help and typing errors are a
 """
 
 import errno
+import os
+import select
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 
 from infotok_lit import __version__
 from infotok_lit.assets import find_config
-from infotok_lit.errors import ExplainedError, did_you_mean
+from infotok_lit.errors import INTERRUPTED, ExplainedError, did_you_mean
 
 COMMANDS = {
     "fit": (
@@ -41,11 +43,27 @@ MENDABLE = (
     *(errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR),
 )
 """What a user can mend in the file system: no permission, no space, nothing there, a file in place of a folder."""
+UNREAD = 141
+"""The exit status of a program that wrote more than was read: 128 + the number of SIGPIPE."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a subcommand; returns the process's exit status."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _run(list(sys.argv[1:] if argv is None else argv))
+    except KeyboardInterrupt:
+        _fail("interrupted")
+        return INTERRUPTED
+    except BrokenPipeError:
+        # It may be another pipe than stdout, such as one to a process that reads data.
+        if not _stdout_is_closed():
+            raise
+        return UNREAD
+    finally:
+        _stdout_is_closed()
+
+
+def _run(arguments: Sequence[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         _say(_usage())
         return 0 if arguments else 2
@@ -83,6 +101,20 @@ def _find_configs(arguments: Sequence[str]) -> None:
             find_config(arguments[i + 1])
         elif argument.startswith("--config="):
             find_config(argument.removeprefix("--config="))
+
+
+def _stdout_is_closed() -> bool:
+    """Whether nobody reads on, as behind `| head`; then what is left to write goes nowhere, rather than failing."""
+    try:
+        stdout = sys.stdout.fileno()
+    except OSError:  # it is no file
+        return False
+    polled = select.poll()
+    polled.register(stdout, select.POLLOUT)
+    closed = any(event & select.POLLERR for _, event in polled.poll(0))
+    if closed:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stdout)
+    return closed
 
 
 def _say(text: str) -> None:

@@ -8,6 +8,9 @@ what is wrong, by the field's own name, and the mend: `temperature is -1.0; set 
 import difflib
 from collections.abc import Iterable
 
+INTERRUPTED = 130
+"""The exit status of a program that the user stopped: 128 + the number of SIGINT."""
+
 
 class ExplainedError(Exception):
     """Something is wrong with the user's files, data or settings; the message names it and says what to do."""

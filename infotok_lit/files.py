@@ -11,7 +11,32 @@ from itertools import count
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from infotok_lit.errors import SettingsError
+
 PART = ".part"
+
+
+def check_target(path: Path | None, force: bool = True) -> None:
+    """Refuse a file that could not be written, before the work whose result it is to hold.
+
+    Args:
+        path: Of the file; None where nothing is to be written.
+        force: Whether a file that is there may be replaced.
+
+    Raises:
+        SettingsError: if something is there that is not to be replaced, or no folder can be made for it.
+    """
+    if path is None:
+        return
+    if path.is_dir():
+        raise SettingsError(f"{path} exists; choose another name")
+    if path.exists() and not force:
+        raise SettingsError(f"{path} exists; choose another name, or replace it with --force")
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if not above.is_dir():
+        raise SettingsError(f"{path} cannot be written: {above} is a file, not a folder")
+    if not os.access(above, os.W_OK):
+        raise SettingsError(f"{path} cannot be written: there is no permission to write into {above}")
 
 
 def staging_path(path: Path) -> Path:
@@ -21,12 +46,21 @@ def staging_path(path: Path) -> Path:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write to, which becomes `path` if the body ends well; else it is gone, and `path` is as it was."""
+    """A file to write to, which becomes `path` if the body ends well; else it is gone, and `path` is as it was.
+
+    Raises:
+        OSError: naming `path`, if it cannot be written.
+    """
     staging = staging_path(path)
     try:
         with staging.open("wb") as file:
             yield file
         staging.replace(path)
+    except OSError as error:
+        # A full disk names no file.
+        if error.errno is not None and error.filename in (None, str(staging)):
+            error.filename = str(path)
+        raise
     finally:
         staging.unlink(missing_ok=True)
 

@@ -18,7 +18,10 @@ class ProgressBar:
 
     def show(self, done: float, what: str) -> None:
         """Move the bar to `done`, in the unit of its total, and say what is being done."""
-        self._progress.update(self._task, completed=done, description=what)
+        from rich.markup import escape
+
+        # Names of files may hold brackets, which are markup to rich.
+        self._progress.update(self._task, completed=done, description=escape(what))
 
     def write(self, line: str) -> None:
         """Write a line to stdout: above the bar, if they share the terminal."""

@@ -1,7 +1,11 @@
 """Tables for people, in Markdown and on a terminal. Rich is imported when a table is drawn."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+WIDE = 10_000
+"""Columns of what is no terminal, such as a file: any table goes into it."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,7 @@ class Table:
         return "\n".join(f"| {' | '.join(map(str, line))} |" for line in [self.header, rule, *self.lines])
 
     def show(self) -> None:
-        """Print it."""
+        """Print it, in the width of the terminal; whole where there is none, unless `COLUMNS` says otherwise."""
         from rich.box import SIMPLE_HEAD
         from rich.console import Console
         from rich.table import Table as TerminalTable
@@ -36,4 +40,7 @@ class Table:
             table.add_column(name, justify="right" if column else "left", no_wrap=not self.wraps)
         for line in self.lines:
             table.add_row(*map(str, line))
-        Console(markup=False).print(table)
+        console = Console(markup=False)
+        if not console.is_terminal and "COLUMNS" not in os.environ:
+            console.width = WIDE
+        console.print(table)

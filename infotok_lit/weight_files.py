@@ -37,8 +37,11 @@ def local_checkpoint(source: str | Path) -> Path:
     """The path of a checkpoint on this machine; every road to a checkpoint leads through here.
 
     Raises:
-        CheckpointError: for a URL of any kind: what it gives may change, and libraries that follow it execute it.
+        CheckpointError: for a URL of any kind: what it gives may change, and libraries that follow it execute it; and
+            for an empty name, which as a path would be the working folder.
     """
+    if not str(source):
+        raise CheckpointError("the name of a model or a checkpoint is empty: give its path")
     scheme = URL.match(str(source))
     if scheme is None:
         return Path(source)

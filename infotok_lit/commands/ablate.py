@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from infotok_lit.commands.parsing import run
-from infotok_lit.errors import ExplainedError, SettingsError
+from infotok_lit.errors import INTERRUPTED, ExplainedError, SettingsError
 from infotok_lit.study.config import Study
 from infotok_lit.study.launch import Resources
 
@@ -35,7 +35,7 @@ def ablate(study: Study, resources: Resources, report_only: bool = False) -> int
         raise SettingsError(f"out: {study.out} cannot be written to: {error}") from error
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; the same call goes on from here\n")
-        return 130
+        return INTERRUPTED
     finally:
         signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
     sys.stdout.write(f"{report}\n")

@@ -14,8 +14,8 @@ from infotok_lit import __version__
 from infotok_lit.commands.bench_inference import bench_evaluate, bench_inference
 from infotok_lit.commands.bench_reading import bench_reading
 from infotok_lit.commands.parsing import run
-from infotok_lit.errors import SettingsError
-from infotok_lit.files import write_json
+from infotok_lit.errors import SettingsError, did_you_mean
+from infotok_lit.files import check_target, write_json
 from infotok_lit.progress import progress_bar
 from infotok_lit.tables import Table
 
@@ -40,6 +40,8 @@ def main(argv: Sequence[str]) -> int:
     kinds = {"reading": bench_reading, "evaluate": bench_evaluate, "inference": bench_inference}
     if (kind := argv[1] if len(argv) > 1 else "") in kinds:
         return run(kinds[kind], [f"bench {kind}", *argv[2:]])
+    if kind and not kind.startswith("-"):
+        raise SettingsError(f"there is no bench {kind!r} (there are {', '.join(kinds)}){did_you_mean(kind, kinds)}")
     return run(bench, argv)
 
 
@@ -68,6 +70,7 @@ def bench(
         variants: Which of them are timed beside `plain`, such as C&S or C&S&A; default: all.
         out: Also write the numbers to this JSON file.
     """
+    check_target(out)
     from infotok_lit.commands.fit import InfoTokCLI
     from infotok_lit.modules.two_steps import quiet_lightning
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from jsonargparse.typing import PositiveInt
 
 from infotok_lit import __version__
-from infotok_lit.files import write_json
+from infotok_lit.files import check_target, write_json
 from infotok_lit.inference import InferenceModel
 from infotok_lit.model_choice import ModelOptions, choose
 from infotok_lit.progress import progress_bar
@@ -54,6 +54,7 @@ def bench_inference(
         rounds: How often each kind has its turn.
         out: Also write the numbers to this JSON file.
     """
+    check_target(out)
     from infotok_lit.commands.fit import InfoTokCLI
 
     fit = InfoTokCLI(["validate", *fit_arguments, "--trainer.devices=1", "--trainer.logger=false"], run=False)
@@ -71,7 +72,7 @@ def bench_inference(
     Table(f"{model.title}, {parameters:,} parameters", ["", "with cache", "without", "ratio"], lines).show()
 
 
-def compare_caches(job: Callable[[bool], None], amount: int, rounds: int, name: str) -> dict[str, float]:
+def compare_caches(job: Callable[[bool], object], amount: int, rounds: int, name: str) -> dict[str, float]:
     """What a job does per second with and without cache, and the median of the rounds' ratios."""
     seconds: dict[bool, list[float]] = {True: [], False: []}
     job(True)
@@ -102,12 +103,13 @@ def answering(model: "UnifiedModel", batch_size: int, new_tokens: int) -> Callab
     return job
 
 
-def drawing(model: "UnifiedModel", batch_size: int, prompt_tokens: int) -> Callable[[bool], None]:
+def drawing(model: "UnifiedModel", batch_size: int, prompt_tokens: int) -> Callable[[bool], object]:
     """Images from prompts of `prompt_tokens` tokens, by the model's own drawing settings."""
     tokenizer = model.processor.tokenizer
     ids = tokenizer.encode(PHRASE * prompt_tokens, add_special_tokens=False)[:prompt_tokens]
     prompts = [tokenizer.decode(ids)] * batch_size
-    return lambda use_cache: model.generate(prompts, use_cache=use_cache)
+    # A card goes on computing after the call, until somebody wants the images.
+    return lambda use_cache: model.generate(prompts, use_cache=use_cache).cpu()
 
 
 @contextmanager
@@ -146,6 +148,7 @@ def bench_evaluate(
         max_new_tokens: The longest answer.
         out: A JSON file to write the numbers to, too.
     """
+    check_target(out)
     loaded = InferenceModel(choose(model, options).load())
     from infotok_lit.evaluation.models import OwnModel
 

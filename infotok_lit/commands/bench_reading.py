@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse.typing import PositiveInt
 
 from infotok_lit import __version__
-from infotok_lit.files import write_json
+from infotok_lit.files import check_target, write_json
 from infotok_lit.progress import progress_bar
 from infotok_lit.tables import Table
 
@@ -48,6 +48,7 @@ def bench_reading(
         rounds: How often each budget has its turn in that.
         out: Also write the numbers to this JSON file.
     """
+    check_target(out)
     from infotok_lit.modules.token_budget import checked_share
 
     shares = [checked_share(share) for share in budgets or (1.0, 0.5)]

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
-from infotok_lit.commands.compress import refuse_measured
-from infotok_lit.files import replacing, write_json, write_whole
+from infotok_lit.commands.parsing import Seed
+from infotok_lit.files import check_target, replacing, write_json, write_whole
 from infotok_lit.model_choice import ModelOptions, choose
 from infotok_lit.progress import progress_bar
 from infotok_lit.tables import Table
@@ -33,7 +33,7 @@ def budget_evidence(
     scenes: Literal["scenes32", "scenes32_hard", "scenes64", "garments32"] = "scenes32",
     examples: NonNegativeInt = 8,
     batch_size: PositiveInt = 50,
-    seed: NonNegativeInt = 0,
+    seed: Seed = 0,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     force: bool = False,
 ) -> None:
@@ -56,7 +56,7 @@ def budget_evidence(
     from infotok_lit.modules.token_budget import checked_share
     from infotok_lit.study.token_budgets import Evidence, EvidenceOptions
 
-    refuse_measured(out, TABLE, force)
+    check_target(out / TABLE, force)
     shares, measured, follow = tuple(checked_share(share) for share in budgets or (0.75, 0.5, 0.25)), [], []
     options = EvidenceOptions(questions, shares, scenes, batch_size, seed)
     for source in model:

@@ -12,7 +12,6 @@ from infotok_lit.model_choice import chosen_device
 from infotok_lit.progress import progress_bar
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
     from torch.utils.data import ConcatDataset, DataLoader
 
@@ -53,14 +52,12 @@ def cache(
         raise SettingsError(f"part is {part} of {parts}: count them from 1")
     from torch.utils.data import DataLoader
 
-    from infotok_lit.commands.fit import InfoTokCLI
+    from infotok_lit.commands.fit import ModelAndData
     from infotok_lit.data.latents import LatentWriter
     from infotok_lit.modules.base_model import encoding_of
 
-    cli = InfoTokCLI(["fit", *fit_arguments], run=False)
-    if not hasattr(cli.model, "build_base") or not hasattr(cli.datamodule, "training_sources"):
-        raise SettingsError("cache needs a configuration with one of our base models and a UnifiedDataModule")
-    base, where = cli.model.build_base().eval(), chosen_device(device)
+    where, cli = chosen_device(device), ModelAndData(fit_arguments, "cache")
+    base = cli.model.build_base().eval()
     encoding = encoding_of(base)
     images = images_to_encode(cli.datamodule, base.processor, encoding.branches, part, parts)
     batches = DataLoader(images, batch_size, num_workers=num_workers, collate_fn=list)
@@ -73,7 +70,7 @@ def cache(
 
 
 def _encode_missing(
-    batches: "DataLoader", writer: "LatentWriter", autoencoder: "nn.Module", where: "torch.device"
+    batches: "DataLoader", writer: "LatentWriter", autoencoder: "nn.Module", where: str
 ) -> tuple[int, list[str]]:
     """Encode what the writer has not got; how many images that was, and what was said of broken ones."""
     import torch

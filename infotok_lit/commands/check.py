@@ -17,12 +17,11 @@ from infotok_lit.batch import (
     Source,
     UnderstandingSample,
 )
-from infotok_lit.errors import SettingsError
 from infotok_lit.progress import ProgressBar, progress_bar
 from infotok_lit.tables import Table
 
 if TYPE_CHECKING:
-    from infotok_lit.commands.fit import InfoTokCLI
+    from infotok_lit.modules.base_model import InitialModel
 
 NAMED = 20
 """So many of a kind are named; of the others the number is said."""
@@ -33,9 +32,9 @@ CROPPED = 1 / 3
 def check(fit_arguments: list[str], limit: PositiveInt = 10_000) -> int:
     """Look at the data of a configuration before training: every image is opened, and every text is tokenised.
 
-    Says which samples are broken, by name, and which texts the model would cut. No weights are read. Ends with status 1
-    if so many samples are broken that training would stop. Every option that is not listed here is one of fit's, such
-    as --config FILE.
+    Says which samples are broken, by name, and which texts the model would cut. No weights are read, and no GPU is
+    needed. Ends with status 1 if so many samples are broken that training would stop. Every option that is not listed
+    here is one of fit's, such as --config FILE.
 
     Args:
         fit_arguments: What `fit` is given.
@@ -43,10 +42,10 @@ def check(fit_arguments: list[str], limit: PositiveInt = 10_000) -> int:
     """
     from rich.console import Console
 
-    from infotok_lit.commands.fit import InfoTokCLI
+    from infotok_lit.commands.fit import ModelAndData
 
-    cli = InfoTokCLI(["fit", *fit_arguments], run=False)
-    processor, data = processor_of(cli), cli.datamodule
+    cli = ModelAndData(fit_arguments, "check")
+    processor, data = processor_of(cli.model.initial_model), cli.datamodule
     sources = [("train", data.training_sources), ("validation", data.validation_sources)]
     findings: list[Findings] = []
     with progress_bar(len(sources) * len(BRANCHES)) as bar:
@@ -68,13 +67,10 @@ def check(fit_arguments: list[str], limit: PositiveInt = 10_000) -> int:
     return 1 if stops else 0
 
 
-def processor_of(cli: "InfoTokCLI") -> Processor:
+def processor_of(model: "InitialModel") -> Processor:
     """The processor of the configured base model, without its weights."""
     import torch
 
-    model = getattr(cli.model, "initial_model", None)
-    if model is None or not hasattr(cli.datamodule, "training_sources"):
-        raise SettingsError("check needs a configuration with one of our base models and a UnifiedDataModule")
     with torch.device("meta"):
         return replace(model, init_from=None, tokenizer=model.reference()["tokenizer"]).build().processor
 

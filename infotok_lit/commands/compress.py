@@ -2,32 +2,54 @@
 
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from infotok_lit.assets import ASSETS, EMBEDDED
 from infotok_lit.errors import MissingFileError, SettingsError
-from infotok_lit.files import replacing
+from infotok_lit.files import check_target, replacing
 from infotok_lit.model_choice import chosen_device
 from infotok_lit.progress import progress_bar
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from infotok_lit.video.codec import CompressionReport
+    from infotok_lit.video.codec import CodecConfig, CompressionReport
     from infotok_lit.video.tokenizer import VideoTokenizer
+
+
+@dataclass(frozen=True)
+class CuttingOptions:
+    """How a video is cut, and how its budget is shared out.
+
+    Args:
+        rule: What decides a window's share: `global` compares its error with the video's mean, `training` with that of
+            the training clips, `window` gives each the same.
+        window: Frames per window; default: 33, or what the tokenizer takes.
+        overlap: Frames over which windows are blended.
+        tile: Longer frames are cut into tiles of this many pixels.
+    """
+
+    rule: Literal["global", "training", "window"] = "global"
+    window: int | None = None
+    overlap: int = 1
+    tile: int = 256
+
+    def at(self, rate: float) -> "CodecConfig":
+        """What the codec is told; SettingsError for what cannot be."""
+        from infotok_lit.video.codec import CodecConfig
+
+        return CodecConfig(rate, **asdict(self))
 
 
 def compress(
     model: str,
     video: Path,
     out: Path,
+    cutting: CuttingOptions,
     rate: float = 0.5,
-    rule: Literal["global", "training", "window"] = "global",
-    window: int | None = None,
-    overlap: int = 1,
-    tile: int = 256,
     fps: float = 25.0,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     force: bool = False,
@@ -39,23 +61,17 @@ def compress(
         video: A video file (read with PyAV), or a folder of image files.
         out: The stream to write, such as x.itk.
         rate: The mean share of tokens that is kept, between 1/16 and 1.
-        rule: What decides a window's share: `global` compares its error with the video's mean, `training` with that of
-            the training clips, `window` gives each the same.
-        window: Frames per window; default: 33, or what the tokenizer takes.
-        overlap: Frames over which windows are blended.
-        tile: Longer frames are cut into tiles of this many pixels.
         fps: Frames per second of a folder of frames, which does not say.
         device: Where the tokenizer runs; auto: cuda if there is one.
         force: Replace a file that is there.
     """
-    from infotok_lit.video.codec import CodecConfig
     from infotok_lit.video.codec import compress as write_stream
     from infotok_lit.video.video_file import read_video
 
-    config = CodecConfig(rate, rule, window=window, overlap=overlap, tile=tile)
+    config = cutting.at(rate)
     if not 1e-3 <= fps < 1e6:
         raise SettingsError(f"fps is {fps}: give the frames per second of the folder, 0.001 or more")
-    refuse_existing(out, force)
+    check_target(out, force)
     tokenizer = open_tokenizer(model, device)
     opened = read_video(video, Fraction(fps).limit_denominator(1001))
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -85,10 +101,11 @@ def decompress(
         force: Replace a file that is there.
     """
     from infotok_lit.video.codec import read_stream
-    from infotok_lit.video.video_file import check_target, write_video
+    from infotok_lit.video.video_file import check_target as check_format
+    from infotok_lit.video.video_file import write_video
 
-    refuse_existing(out, force)
-    check_target(out)
+    check_target(out, force)
+    check_format(out)
     if not stream.is_file():
         raise MissingFileError(f"there is no stream at {stream}")
     tokenizer = open_tokenizer(model, device)
@@ -122,18 +139,3 @@ def open_tokenizer(model: str, device: str) -> "VideoTokenizer":
 
     place = chosen_device(device)
     return load_tokenizer(ASSETS / "videotok_scenes" if model == EMBEDDED else Path(model)).to(place)
-
-
-def refuse_existing(out: Path, force: bool) -> None:
-    """SettingsError if something is at `out` that is not to be replaced."""
-    if out.is_dir() or (out.exists() and not force):
-        mend = "choose another name" if out.is_dir() else "choose another name, or replace it with --force"
-        raise SettingsError(f"{out} exists; {mend}")
-
-
-def refuse_measured(out: Path, table: str, force: bool) -> None:
-    """SettingsError if `out` is no folder, or holds the table of an earlier measurement that is not to be replaced."""
-    if out.exists() and not out.is_dir():
-        raise SettingsError(f"{out} is no folder; choose another --out")
-    if (out / table).exists() and not force:
-        raise SettingsError(f"{out / table} exists; choose another folder, or replace it with --force")

@@ -169,6 +169,8 @@ def find_images(given: Sequence[str]) -> list[Path]:
     found: list[Path] = []
     for name in given:
         path = Path(name)
+        if not name:
+            raise MissingFileError("--image is empty: give it a path")
         if path.is_dir():
             matches = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
         elif not path.exists() and glob.has_magic(name):

@@ -10,7 +10,7 @@ from jsonargparse import Namespace
 from jsonargparse.typing import PositiveFloat, PositiveInt
 
 from infotok_lit.commands.stand_in_fit import Plan, build_data, build_module, plan_of, read_settings, shaping
-from infotok_lit.files import write_json
+from infotok_lit.files import check_target, write_json
 from infotok_lit.tables import Table
 
 if TYPE_CHECKING:
@@ -76,22 +76,15 @@ def estimate(
         measure: Also take two steps in truth, from random weights on this machine, and compare.
         out: Also write the numbers to this JSON file.
     """
+    check_target(out)
     import torch
-
-    from infotok_lit.modules.two_steps import measured_run
 
     settings = read_settings(fit_arguments)
     configured = plan_of(settings)
     result: Result = {"arguments": fit_arguments, "cards": cards, "text_tokens": text_tokens}
     if measure:
         # First, while this process has little in its heap that a step could reuse.
-        trainer = shaping(settings, configured) | {"devices": 1}
-        trainer["accelerator"] = "gpu" if torch.cuda.is_available() else "cpu"
-        result["measured_bytes"] = measured_run(
-            partial(build_module, settings, configured),
-            partial(build_data, settings, configured, text_tokens),
-            **trainer,
-        )
+        result["measured_bytes"] = _measured(settings, configured, text_tokens)
     plans = [configured]
     if alternatives:
         plans += [replace(configured, recompute=True), replace(configured.smallest, recompute=True)]
@@ -103,6 +96,19 @@ def estimate(
     if out is not None:
         write_json(out, result)
     show(result)
+
+
+def _measured(settings: Namespace, plan: Plan, text_tokens: int | None) -> int:
+    """Bytes of tensors at most, while two steps are taken on this machine."""
+    import torch
+
+    from infotok_lit.modules.two_steps import measured_run
+
+    trainer = shaping(settings, plan) | {"devices": 1}
+    trainer["accelerator"] = "gpu" if torch.cuda.is_available() else "cpu"
+    return measured_run(
+        partial(build_module, settings, plan), partial(build_data, settings, plan, text_tokens), **trainer
+    )
 
 
 def _estimated(

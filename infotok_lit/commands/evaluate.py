@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jsonargparse.typing import NonNegativeInt, PositiveInt
+from jsonargparse.typing import PositiveInt
 
 from infotok_lit.checkpoints import exported_family
-from infotok_lit.errors import SettingsError
+from infotok_lit.commands.parsing import Seed
+from infotok_lit.errors import INTERRUPTED, SettingsError
 from infotok_lit.evaluation.benchmark import Rules
 from infotok_lit.files import write_whole
 from infotok_lit.hub import fetch
@@ -29,15 +30,14 @@ if TYPE_CHECKING:
 
 TOLD = 10
 """Files that are missing from an official layout, before the rest is only counted."""
-INTERRUPTED = 130
-"""The exit status that shells give a program which the user stopped."""
 
 
 @dataclass(frozen=True)
 class JudgeOptions:
-    """What looks at images and answers where rules do not.
+    """How answers and images are judged: by rules, or by what looks at them where rules do not do.
 
     Args:
+        rules: How answers are read. With `all`, by the benchmarks that have these rules.
         detector: GenEval: folder of an instance segmenter of transformers.
         classifier: GenEval: folder of a CLIP of transformers.
         judge: GenEval++, WISE, MM-Vet: URL of an OpenAI-compatible endpoint, .../v1.
@@ -48,6 +48,7 @@ class JudgeOptions:
         judge_limit: Ask no more once the verdicts of this run, over all benchmarks and processes, have cost so much.
     """
 
+    rules: Rules = "official"
     detector: Path | None = None
     classifier: Path | None = None
     judge: str | None = None
@@ -56,6 +57,10 @@ class JudgeOptions:
     judge_price_in: float | None = None
     judge_price_out: float | None = None
     judge_limit: float | None = None
+
+    def judges(self) -> "tuple[Path | None, Path | None, Endpoint | None]":
+        """GenEval's detector and classifier, and the judge at a URL; None for those that are not given."""
+        return self.detector, self.classifier, self.endpoint()
 
     def endpoint(self) -> "Endpoint | None":
         """The judge that answers at a URL; None without one."""
@@ -86,9 +91,8 @@ def evaluate(
     limit: PositiveInt | None = None,
     batch_size: PositiveInt = 8,
     budget: float | None = None,
-    seed: NonNegativeInt = 0,
+    seed: Seed = 0,
     images_per_prompt: PositiveInt | None = None,
-    rules: Rules = "official",
     detections: Path | None = None,
     verdicts: list[Path] | None = None,
 ) -> int:
@@ -110,28 +114,22 @@ def evaluate(
         budget: Read images with this mean share of their tokens, as for `describe`; drawing is as ever.
         seed: What the seeds of drawn images start from.
         images_per_prompt: Default: the benchmark's own.
-        rules: How answers are read. With `all`, by the benchmarks that have these rules.
         detections: No model: judge the detections stored in this file by GenEval's rules.
         verdicts: No model: add up the result files of a benchmark's official script.
     """
     if detections is not None:
-        if set(benchmark or ()) - {"geneval", "geneval_rewritten"}:
-            raise SettingsError(
-                "--detections are judged by GenEval's rules alone: leave out --benchmark, or name geneval"
-            )
-        return score_detections(detections)
+        return score_detections(detections, benchmark or ())
     if not benchmark:
         raise SettingsError("say which --benchmark (or all)")
     from infotok_lit.evaluation.catalogue import Options, make_benchmarks, told_of_rules
 
-    judges = {"detector": judging.detector, "classifier": judging.classifier, "endpoint": judging.endpoint()}
-    chosen = Options(data, seed, images_per_prompt, rules, device=chosen_device(options.device), **judges)
+    chosen = Options(data, seed, images_per_prompt, judging.rules, *judging.judges(), chosen_device(options.device))
     made = make_benchmarks(benchmark, chosen, limit, with_images=verdicts is None)
     if verdicts is not None:
         return aggregate(made, verdicts)
     if not model or out is None:
         raise SettingsError("say which --model to evaluate, and where to put the results: --out")
-    _tell(told_of_rules(made, rules))
+    _tell(told_of_rules(made, judging.rules))
     return evaluate_models(model, options, made, out, limit, batch_size, budget)
 
 
@@ -223,8 +221,10 @@ def load(source: str, name: str, options: ModelOptions, budget: float | None = N
     return OwnModel(InferenceModel.of(choice, budget), name, choice.path)
 
 
-def score_detections(path: Path) -> int:
+def score_detections(path: Path, benchmarks: Sequence[str] = ()) -> int:
     """Judge stored detections by GenEval's rules and print the scores; returns the exit status."""
+    if set(benchmarks) - {"geneval", "geneval_rewritten"}:
+        raise SettingsError("--detections are judged by GenEval's rules alone: leave out --benchmark, or name geneval")
     from infotok_lit.evaluation.geneval import GenEval, judge_stored, task_scores
 
     rows, told = judge_stored(path)
@@ -248,7 +248,8 @@ def aggregate(benchmarks: "Sequence[Benchmark]", files: Sequence[Path]) -> int:
 
 def labels(sources: Sequence[str]) -> list[str]:
     """What tells models apart and names their folders: the last part of each, numbered where it is shared."""
-    names = [Path(source).absolute().name for source in sources]
+    # Without `..`, which would be a folder beside the results.
+    names = [Path(os.path.abspath(source)).name for source in sources]
     return [
         name if names.count(name) == 1 else f"{name}-{names[: number + 1].count(name)}"
         for number, name in enumerate(names)

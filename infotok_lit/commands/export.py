@@ -11,6 +11,10 @@ from infotok_lit.models.export import DType, Format, Weights, export_model, repl
 from infotok_lit.sharded_checkpoints import is_sharded_checkpoint
 from infotok_lit.video import FAMILY
 
+VIDEO_AS_IT_IS = (
+    "a video tokenizer is exported to safetensors as it is: leave out format, dtype, with_budget and push_to_hub"
+)
+
 
 def export(
     ckpt: str,
@@ -50,10 +54,7 @@ def export(
     saved = checkpoint["infotok_lit"]
     if saved["family"] == FAMILY:
         if format != "safetensors" or dtype is not None or push_to_hub is not None or with_budget:
-            raise SettingsError(
-                "a video tokenizer is exported to safetensors as it is: leave out format, dtype, with_budget and "
-                "push_to_hub"
-            )
+            raise SettingsError(VIDEO_AS_IT_IS)
         export_run(checkpoint, path, out, weights, force)
     else:
         base, said = rebuild_base(checkpoint, weights), weights_in_words(checkpoint, weights)

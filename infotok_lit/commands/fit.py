@@ -162,6 +162,29 @@ class InfoTokCLI(LightningCLI):
         """Take nothing from the checkpoint: LightningCLI would read all of it, for hyper-parameters that override."""
 
 
+class ModelAndData(InfoTokCLI):
+    """The model and the data that a configuration of fit describes, without its trainer: so wherever its cards are.
+
+    Args:
+        fit_arguments: what `fit` is given.
+        command: what needs them, for the message.
+
+    Raises:
+        SettingsError: as for `fit`, and for a model or data that are none of ours.
+    """
+
+    def __init__(self, fit_arguments: Sequence[str], command: str) -> None:
+        super().__init__(["fit", *fit_arguments], run=False)
+        if not hasattr(self.model, "build_base") or not hasattr(self.datamodule, "training_sources"):
+            raise SettingsError(f"{command} needs a configuration with one of our base models and a UnifiedDataModule")
+
+    def before_instantiate_classes(self) -> None:
+        """Nothing is refused: there is no trainer."""
+
+    def instantiate_trainer(self, **kwargs: Any) -> None:
+        """There is none."""
+
+
 class FitParser(LightningArgumentParser):
     """Lightning's parser, with help that begins with our own options."""
 

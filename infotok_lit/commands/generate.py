@@ -4,15 +4,15 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveInt
 
-from infotok_lit.errors import ExplainedError, MissingFileError, SettingsError
-from infotok_lit.files import replacing, write_whole
+from infotok_lit.commands.parsing import Seed
+from infotok_lit.errors import MissingFileError, SettingsError
+from infotok_lit.files import check_target, replacing, write_whole
 from infotok_lit.inference import InferenceModel, sampling_options
 from infotok_lit.model_choice import ModelOptions, choose, labels
 from infotok_lit.progress import ProgressBar, progress_bar
@@ -24,10 +24,6 @@ PNG = ".png"
 OTHER_IMAGE_SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".tif", ".tiff", ".webp"))
 MANIFEST = "manifest.json"
 NUMBERED = r"\d{5,}\.png"
-
-
-class WriteError(ExplainedError, OSError):
-    """Images cannot be written; the message says where and why."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +70,7 @@ def generate(
     sampling: SamplingOptions,
     prompt: list[str] | None = None,
     prompts: Path | None = None,
-    seed: NonNegativeInt = 0,
+    seed: Seed = 0,
     images_per_prompt: PositiveInt = 1,
     size: str | None = None,
     batch_size: PositiveInt = 8,
@@ -99,9 +95,9 @@ def generate(
         sampling_options(choice.family, sampling.given)
     image_size = None if size is None else height_and_width(size)
     pictures = plan(read_prompts(prompt, prompts), images_per_prompt, seed)
-    check_target(pictures, out, force, len(choices))
+    check_suits(pictures, out, force, len(choices))
     columns: list[list[np.ndarray]] = []
-    with progress_bar(len(pictures) * len(choices)) as bar, writing(out):
+    with progress_bar(len(pictures) * len(choices)) as bar:
         out.parent.mkdir(parents=True, exist_ok=True)
         for choice in choices:
             report = _reporter(bar, len(columns) * len(pictures), len(pictures), batch_size)
@@ -110,10 +106,8 @@ def generate(
             drawn = InferenceModel(choice.load()).pictures(texts, seed, image_size, batch_size, sampling.given, report)
             if len(choices) > 1:
                 columns.append(list(drawn))
-            elif is_file(out):
-                write_png(out, *drawn)
             else:
-                write_folder(out, pictures, drawn)
+                write(out, pictures, drawn)
             del drawn
         if columns:
             write_png(out, side_by_side(labels(choices), pictures, columns))
@@ -160,7 +154,7 @@ def read_prompts(given: Sequence[str] | None, file: Path | None) -> list[str]:
     prompts = list(given or [])
     if file is not None:
         try:
-            lines = file.read_text(encoding="utf-8").splitlines()
+            lines = file.read_text(encoding="utf-8-sig").splitlines()
         except FileNotFoundError as error:
             raise MissingFileError(f"there are no prompts at {file}") from error
         except (OSError, UnicodeDecodeError) as error:
@@ -176,7 +170,7 @@ def is_file(out: Path) -> bool:
     return out.suffix.lower() == PNG and not out.is_dir()
 
 
-def check_target(pictures: Sequence[Picture], out: Path, force: bool, models: int = 1) -> None:
+def check_suits(pictures: Sequence[Picture], out: Path, force: bool, models: int = 1) -> None:
     """Refuse an --out that does not suit the images, or in which something else would be overwritten.
 
     Raises:
@@ -187,8 +181,7 @@ def check_target(pictures: Sequence[Picture], out: Path, force: bool, models: in
     if is_file(out):
         if len(pictures) > 1 and models == 1:
             raise SettingsError(f"{len(pictures)} images do not fit into the file {out}: give --out a folder")
-        if out.exists() and not force:
-            raise SettingsError(f"{out} exists; choose another file, or replace it with --force")
+        check_target(out, force)
         return
     if out.suffix.lower() in OTHER_IMAGE_SUFFIXES:
         raise SettingsError(f"images are written as PNG: call the file {out.with_suffix(PNG)}")
@@ -212,6 +205,14 @@ def drawn_before(folder: Path) -> set[str]:
         return {name for name in names if re.fullmatch(NUMBERED, name)}
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return set()
+
+
+def write(out: Path, pictures: Sequence[Picture], drawn: "Iterator[np.ndarray]") -> None:
+    """Write the pictures of a model into the file, or into the folder."""
+    if is_file(out):
+        write_png(out, *drawn)
+    else:
+        write_folder(out, pictures, drawn)
 
 
 def write_folder(out: Path, pictures: Sequence[Picture], drawn: "Iterator[np.ndarray]") -> None:
@@ -238,17 +239,6 @@ def height_and_width(text: str) -> tuple[int, int]:
     if match is None:
         raise SettingsError(f"size is {text!r}, not HEIGHTxWIDTH in pixels, such as 512x768")
     return int(match[1]), int(match[2])
-
-
-@contextmanager
-def writing(out: Path) -> Iterator[None]:
-    """What the system refuses comes out as one message that names the target."""
-    try:
-        yield
-    except ExplainedError:
-        raise
-    except OSError as error:
-        raise WriteError(f"{out} cannot be written: {error.strerror or error}") from error
 
 
 def write_png(path: Path, image: "np.ndarray") -> None:

@@ -5,7 +5,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,7 +17,7 @@ from jsonargparse.typing import PositiveFloat, PositiveInt
 
 from infotok_lit.assets import SCENES_TOKENIZER
 from infotok_lit.errors import ExplainedError, SettingsError
-from infotok_lit.files import write_json
+from infotok_lit.files import check_target, write_json
 from infotok_lit.progress import progress_bar
 from infotok_lit.tables import Table
 
@@ -43,6 +43,10 @@ class Check:
     """A number, or what went wrong."""
     wanted: str = ""
     seconds: float = 0.0
+
+
+Block = tuple[str, Callable[[], Iterable[Check]]]
+"""The name of a group of checks, and what makes them."""
 
 
 class FailedCommandError(ExplainedError, RuntimeError):
@@ -118,23 +122,15 @@ def gpu_check(
         minutes: When to stop; what then has not run has not passed.
         out: Also write the checks to this JSON file.
     """
+    check_target(out)
     import torch
 
     from infotok_lit.callbacks.history import versions
 
     date, device = datetime.now(UTC).isoformat(timespec="seconds"), name_of_device(accelerator)
-    checks: list[Check] = []
-    with TemporaryDirectory() as folder, progress_bar(1) as bar:
+    with TemporaryDirectory() as folder:
         place = Place(accelerator, Path(folder), monotonic() + 60 * minutes)
-        blocks = all_checks(place, sizes or SIZES, families or FAMILIES, steps)
-        for name, block in blocks:
-            bar.show(0, name)
-            start = monotonic()
-            try:
-                found = list(block())
-            except (ExplainedError, RuntimeError) as error:
-                found = [Check(name, passed=False, value=str(error))]
-            checks += [replace(check, seconds=(monotonic() - start) / len(found)) for check in found]
+        checks = run_checks(list(all_checks(place, sizes or SIZES, families or FAMILIES, steps)))
     result = {"device": device, "date": date, "versions": versions() | {"cuda": torch.version.cuda}}
     result["checks"] = [asdict(check) for check in checks]
     if out is not None:
@@ -143,9 +139,23 @@ def gpu_check(
     return 0 if all(check.passed for check in checks) else 1
 
 
-def all_checks(
-    place: Place, sizes: Sequence[str], families: Sequence[str], steps: int
-) -> Iterator[tuple[str, Callable[[], Iterator[Check]]]]:
+def run_checks(blocks: Sequence[Block]) -> list[Check]:
+    """What the blocks found, one after another; what goes wrong in one has failed, whatever it is."""
+    checks: list[Check] = []
+    with progress_bar(len(blocks)) as bar:
+        for number, (name, block) in enumerate(blocks):
+            bar.show(number, name)
+            start = monotonic()
+            try:
+                found = list(block())
+            except Exception as error:
+                # The other blocks have their turn, and what was found on a rented card is not lost.
+                found = [Check(name, passed=False, value=str(error) or type(error).__name__)]
+            checks += [replace(check, seconds=(monotonic() - start) / len(found)) for check in found]
+    return checks
+
+
+def all_checks(place: Place, sizes: Sequence[str], families: Sequence[str], steps: int) -> Iterator[Block]:
     """The blocks in their order, the riskiest first."""
     for family in families:
         yield f"{family}: fit, validate, draw, answer, export", lambda family=family: user_path(place, family)

@@ -14,8 +14,13 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from infotok_lit.errors import ExplainedError, SettingsError, did_you_mean
 
-KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "NoneType": "null"}
+KINDS = {
+    **{"int": "a whole number", "float": "a number", "bool": "true or false"},
+    **{"str": "text", "list": "a list", "NoneType": "null"},
+}
 """What a user calls Python's types."""
+BOUNDS = {">=": "{} or more", ">": "above {}", "<=": "{} or less", "<": "below {}"}
+"""What a user calls Python's comparisons."""
 MOVED = {
     "objective.weight": "it is objective.understanding.lambda_ and objective.generation.lambda_ now, one per branch",
     "objective.multiplier": "objective.warmup_steps alone says it: 0 for constant, more for a warm-up",
@@ -186,8 +191,9 @@ def _plain(error: BaseException, text: str, chain: Sequence[BaseException]) -> s
         return f"{match[1]!r} is not the path of a class, such as infotok_lit.scenes.Scenes"
     if match := re.match(r"Expected a <class '(?:\w+\.)*(\w+)'>", text):
         return f"{value!r} is not {KINDS.get(match[1], match[1])}"
-    if match := re.match(r"(\S+) does not conform to restriction v>(=?)(\S+)", text):
-        return f"{match[1]} is not {match[3]} or more" if match[2] else f"{match[1]} is not above {match[3]}"
+    if match := re.match(r"(\S+) does not conform to restriction (.*)", text):
+        bounds = [BOUNDS[sign].format(bound) for sign, bound in re.findall(r"v([<>]=?)(\S+)", match[2])]
+        return f"{match[1]} is not {' and '.join(bounds)}"
     if match := re.match(r"invalid literal for int\(\) with base 10: (.*)", text):
         return f"{match[1]} is not a whole number"
     if match := re.match(r"the following arguments are required: (.*)", text):
@@ -204,11 +210,15 @@ def _choices(text: str) -> list[str]:
 
 
 def _union(chain: Sequence[BaseException]) -> str | None:
-    """The types of which none fits the value, if the innermost error is about one of several simple ones."""
-    if not chain[1:] or not _message(chain[-1]).startswith("Expected a "):
+    """The types of which none fits the value, if the innermost error is about one of several simple ones.
+
+    For a value inside a list, that one error says it all: the other types are none that it could have.
+    """
+    expected = re.match(r"Expected a (<class '.*?'>|typing)", _message(chain[-1]))
+    if not chain[1:] or expected is None:
         return None
     match = re.match(r"Does not validate against any .*\nSubtypes: [\[(](.*)[\])]\n", _message(chain[-2]))
-    return match[1] if match else None
+    return match[1] if match and expected[1] in match[1] else None
 
 
 def _located(sentence: str, key: Sequence[str], arguments: Sequence[str]) -> str:

@@ -17,9 +17,11 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from jsonargparse import ArgumentParser, Namespace
+from jsonargparse.typing import restricted_number_type
 
 from infotok_lit.assets import find_config
 from infotok_lit.commands.mistakes import one_sentence
@@ -29,6 +31,8 @@ PROGRAM = "python -m infotok_lit"
 NUMBER = re.compile(r"-(\d|\.\d|inf$|nan$)")
 REST = "fit_arguments"
 """The parameter that takes the options that are not a function's own, as a list of arguments."""
+
+Seed = restricted_number_type("Seed", int, [(">=", 0), ("<", 2**63)], docstring="What random numbers come from.")
 
 
 def run(function: Callable[..., int | None], argv: Sequence[str], config: bool = False) -> int:
@@ -125,6 +129,8 @@ def _items(values: list[str]) -> Iterator[Any]:
 
 def _spelled(name: str, values: list[str], hint: Any = None) -> list[str]:
     """An option as arguments that jsonargparse reads."""
+    if "" in values and _names_paths(hint):
+        raise SettingsError(f"{name} is empty: give it a path")
     if _is_list(hint) and not name.endswith("+"):
         return [f"{name}={json.dumps(values)}"]
     if hint is bool and not values:
@@ -160,6 +166,10 @@ def _taken(given: Namespace, name: str, hint: Any) -> Any:
 
 def _is_list(hint: Any) -> bool:
     return any(get_origin(part) in (list, Sequence) for part in (hint, *get_args(hint)))
+
+
+def _names_paths(hint: Any) -> bool:
+    return hint is Path or any(map(_names_paths, get_args(hint)))
 
 
 def _is_json_list(text: str) -> bool:

@@ -15,8 +15,9 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from infotok_lit import __version__
 from infotok_lit.checkpoints import read_run
+from infotok_lit.commands.parsing import Seed
 from infotok_lit.errors import SettingsError
-from infotok_lit.files import write_json
+from infotok_lit.files import check_target, write_json
 from infotok_lit.inference import InferenceModel
 from infotok_lit.model_choice import ModelChoice, ModelOptions, choose, chosen_device
 from infotok_lit.progress import progress_bar
@@ -35,7 +36,7 @@ def probe(
     test: PositiveInt = 500,
     hidden: NonNegativeInt = 0,
     batch_size: PositiveInt = 50,
-    seed: NonNegativeInt = 0,
+    seed: Seed = 0,
     texture: float | None = None,
     jitter: float | None = None,
     out: Path | None = None,
@@ -55,6 +56,7 @@ def probe(
         jitter: Most pixels off a cell's centre; default: the family's own.
         out: A JSON file to write the numbers to, too.
     """
+    check_target(out)
     choice = choose(model, options)
     from infotok_lit.callbacks.scene_probes import probed_model
     from infotok_lit.scenes.prior import ScenePrior
@@ -65,15 +67,9 @@ def probe(
     base, heads, running = _load(choice)
     with progress_bar(1.0) as bar:
         rows = [row.to_dict() for row in measure(probed_model(base, heads, running), asked, bar.show)]
-    result = {
-        "infotok_lit": __version__,
-        "model": model,
-        "family": base.family,
-        **asdict(asked),
-        # What there is to know about the objects, in bits per scene.
-        "structure_ceiling": ScenePrior(SPECS[scenes]).entropy_bits(),
-        "rows": rows,
-    }
+    result = {"infotok_lit": __version__, "model": model, "family": base.family, **asdict(asked)}
+    # What there is to know about the objects, in bits per scene.
+    result |= {"structure_ceiling": ScenePrior(SPECS[scenes]).entropy_bits(), "rows": rows}
     if out is not None:
         write_json(out, result)
     for table in tables(result):

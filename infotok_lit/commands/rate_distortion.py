@@ -4,13 +4,13 @@ import csv
 import io
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from infotok_lit.commands.compress import open_tokenizer, refuse_measured
+from infotok_lit.commands.compress import CuttingOptions, open_tokenizer
 from infotok_lit.errors import SettingsError
-from infotok_lit.files import replacing, write_whole
+from infotok_lit.files import check_target, replacing, write_whole
 from infotok_lit.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -27,11 +27,8 @@ def rate_distortion(
     model: str,
     video: list[Path],
     out: Path,
+    cutting: CuttingOptions,
     rates: list[float] | None = None,
-    rule: Literal["global", "training", "window"] = "global",
-    window: int | None = None,
-    overlap: int = 1,
-    tile: int = 256,
     vgg_weights: Path | None = None,
     lpips_weights: Path | None = None,
     i3d_weights: Path | None = None,
@@ -45,27 +42,22 @@ def rate_distortion(
         video: Video files and folders of frames.
         out: A folder for the table and the plot.
         rates: Mean shares of tokens that are kept; default: 1, 0.75, 0.5 and 0.25.
-        rule: What decides a window's share, as for compress.
-        window: Frames per window; default: 33, or what the tokenizer takes.
-        overlap: Frames over which windows are blended.
-        tile: Longer frames are cut into tiles of this many pixels.
         vgg_weights: torchvision's VGG-16, for LPIPS.
         lpips_weights: The lpips package's weights/v0.1/vgg.pth, for LPIPS.
         i3d_weights: An I3D of Kinetics-400, i3d_pretrained_400.pt or rgb_imagenet.pt, for FVD of clips of 16 frames.
         device: Where the tokenizer runs, and what measures its frames; auto: cuda if there is one.
         force: Replace a table and a plot that are there.
     """
-    from infotok_lit.video.codec import CodecConfig
     from infotok_lit.video.fvd import I3d, video_distance
     from infotok_lit.video.quality import Lpips, means_by_rate
 
-    config = CodecConfig(1.0, rule, window=window, overlap=overlap, tile=tile)
-    each = [replace(config, rate=rate) for rate in rates or (1.0, 0.75, 0.5, 0.25)]
+    each = [cutting.at(rate) for rate in rates or (1.0, 0.75, 0.5, 0.25)]
     if (vgg_weights is None) != (lpips_weights is None):
         raise SettingsError("LPIPS needs both vgg_weights and lpips_weights; leave out both for none")
     if not video:
         raise SettingsError("there is no video to compress: name one or more with --video")
-    refuse_measured(out, TABLE, force)
+    for name in (TABLE, PICTURE):
+        check_target(out / name, force)
     tokenizer = open_tokenizer(model, device)
     lpips = None
     if vgg_weights is not None and lpips_weights is not None:

@@ -4,8 +4,12 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
-from infotok_lit.commands.compress import open_tokenizer, refuse_existing
-from infotok_lit.files import write_json
+from jsonargparse.typing import PositiveInt
+
+from infotok_lit.commands.compress import open_tokenizer
+from infotok_lit.commands.parsing import Seed
+from infotok_lit.errors import SettingsError
+from infotok_lit.files import check_target, write_json
 from infotok_lit.progress import progress_bar
 from infotok_lit.tables import Table
 
@@ -15,11 +19,11 @@ PAPER = {"R2L": 27.43, "Jump": 28.07, "adaptive": 29.30}
 
 def video_evidence(
     model: str,
-    clips: int = 64,
-    frames: int = 9,
-    side: int = 32,
+    clips: PositiveInt = 64,
+    frames: PositiveInt = 9,
+    side: PositiveInt = 32,
     rates: list[float] | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
     out: Path | None = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     force: bool = False,
@@ -37,11 +41,14 @@ def video_evidence(
         device: Where the tokenizer runs; auto: cuda if there is one.
         force: Replace a file that is there.
     """
+    from infotok_lit.budgets import MIN_RATE
     from infotok_lit.video.evidence import EvidenceOptions, measure
 
-    if out is not None:
-        refuse_existing(out, force)
+    check_target(out, force)
     options = EvidenceOptions(clips, frames, side, tuple(rates or (0.5, 0.25)), seed)
+    for rate in options.rates:
+        if not MIN_RATE <= rate <= 1:
+            raise SettingsError(f"rates: {rate} is no share of tokens between 1/16 and 1")
     tokenizer = open_tokenizer(model, device)
     with progress_bar(1.0) as bar:
         found = measure(tokenizer, options, bar.show)

@@ -4,6 +4,7 @@ import itertools
 import json
 import time
 from collections.abc import Collection
+from types import SimpleNamespace
 
 import lightning.pytorch as pl
 import pytest
@@ -16,7 +17,7 @@ from infotok_lit.callbacks import throughput
 from infotok_lit.callbacks.throughput import PHASES, StepTime, StepTiming
 from infotok_lit.commands import bench_inference as inference_command
 from infotok_lit.commands.bench import chosen_sets, main, name_of, summarise, table, typical
-from infotok_lit.commands.bench_inference import bench_inference, compare_caches, never_ending
+from infotok_lit.commands.bench_inference import bench_inference, compare_caches, drawing, never_ending
 from infotok_lit.errors import SettingsError
 from infotok_lit.objective.config import ObjectiveConfig
 
@@ -207,6 +208,14 @@ def test_a_slower_job_has_its_ratio(monkeypatch) -> None:
     assert found == {"cached": 5.0, "uncached": pytest.approx(5 / 6), "ratio": 6.0}
 
 
+def test_a_drawing_is_timed_until_its_images_are_here() -> None:
+    """A card computes behind the program's back, and would be timed in the next job."""
+    model, fetched = TinyModule().build_base().eval(), []
+    model.generate = lambda prompts, use_cache: SimpleNamespace(cpu=lambda: fetched.append((len(prompts), use_cache)))
+    drawing(model, batch_size=2, prompt_tokens=4)(True)
+    assert fetched == [(2, True)]
+
+
 def test_an_answer_does_not_end_while_it_is_timed() -> None:
     model = TinyModule().build_base().eval()
     end = model.processor.end_id
@@ -222,6 +231,10 @@ def test_an_answer_does_not_end_while_it_is_timed() -> None:
         (["bench", "--rounds", "x"], "rounds"),
         (["bench", "--trainer.max_stepss", "3"], "max_stepss"),
         (["bench", "inference", "--batch_size", "-1"], "batch_size"),
+        (
+            ["bench", "inferense"],
+            "there is no bench 'inferense' (there are",
+        ),
     ],
 )
 def test_a_mistake_is_a_sentence(config, arguments, said, capsys) -> None:

@@ -92,12 +92,13 @@ def test_images_are_found_in_folders_and_by_patterns(pictures, tmp_path) -> None
         ("empty", "no image in the folder"),
         ("empty/*.png", "no image in the pattern"),
         ("gone.png", "there is no image"),
+        ("", "--image is empty"),
     ],
 )
 def test_nothing_to_look_at_is_an_error(tmp_path, name, message) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(MissingFileError, match=message):
-        find_images([str(tmp_path / name)])
+        find_images([str(tmp_path / name) if name else ""])
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

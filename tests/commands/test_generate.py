@@ -86,6 +86,8 @@ def test_prompts_of_a_file_come_after_those_of_the_command_line(tmp_path) -> Non
     file = tmp_path / "prompts.txt"
     file.write_text("first\n\n  second  \n")
     assert command.read_prompts(["zeroth"], file) == ["zeroth", "first", "second"]
+    file.write_text("first\nsecond", encoding="utf-8-sig")  # as editors on Windows do
+    assert command.read_prompts(None, file) == ["first", "second"]
     file.write_text("\n \n")
     with pytest.raises(ValueError, match="no prompt in"):
         command.read_prompts(None, file)

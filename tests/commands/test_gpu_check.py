@@ -33,14 +33,16 @@ def test_without_a_card_it_is_refused_in_a_sentence(capsys) -> None:
 def test_the_table_and_the_status_say_what_failed(tmp_path, monkeypatch, capsys) -> None:
     def blocks(*_):
         yield "one", lambda: [Check("one", True, 1.5, "> 1")]
+        yield "broken", lambda: [1 / 0]
         yield "two", lambda: Place("cpu", tmp_path, monotonic() + 60).call("fit", "--config", "nowhere.yaml")
 
     monkeypatch.setattr(command, "all_checks", blocks)
     out = tmp_path / "checks.json"
     assert cli.main(["gpu_check", "--accelerator", "cpu", "--out", str(out)]) == 1
     result = json.loads(out.read_text())
-    assert [check["passed"] for check in result["checks"]] == [True, False]
-    assert "nowhere.yaml" in result["checks"][1]["value"] and result["device"].startswith("CPU")
+    assert [check["passed"] for check in result["checks"]] == [True, False, False]
+    assert result["checks"][1]["value"] == "division by zero"
+    assert "nowhere.yaml" in result["checks"][2]["value"] and result["device"].startswith("CPU")
     shown = capsys.readouterr().out
     assert "passed" in shown and "FAILED" in shown
 

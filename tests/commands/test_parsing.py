@@ -7,7 +7,7 @@ from typing import Literal
 import pytest
 
 from infotok_lit.commands.mistakes import closest_key
-from infotok_lit.commands.parsing import normalised, run
+from infotok_lit.commands.parsing import Seed, normalised, run
 from infotok_lit.errors import SettingsError
 
 
@@ -29,7 +29,13 @@ class Choice:
 
 
 def ask(
-    choice: Choice, image: list[str], prompt: list[str] | None = None, scale: float = 1.0, force: bool = False
+    choice: Choice,
+    image: list[str],
+    prompt: list[str] | None = None,
+    scale: float = 1.0,
+    force: bool = False,
+    sizes: list[float] | None = None,
+    seed: Seed = 0,
 ) -> int:
     """Ask a model.
 
@@ -39,6 +45,8 @@ def ask(
         prompt: Questions.
         scale: A factor.
         force: Replace.
+        sizes: Several numbers.
+        seed: Of random numbers.
     """
     called.append((choice, image, prompt, scale, force))
     return 3
@@ -76,6 +84,10 @@ def test_a_function_gets_what_its_types_say() -> None:
         ("--model nowhere --image a", "model is nowhere; name a folder that exists"),
         ("--model m", "missing: --image; --help says more"),
         ("m", "'m' is no option: options begin with --"),
+        ("--model= --image a", "--model is empty: give it a path"),
+        ("--model m --image a --sizes 1 wide", "sizes: 'wide' is not a number"),
+        ("--model m --image a --seed -1", "seed: -1 is not 0 or more and below 9223372036854775808"),
+        (f"--model m --image a --seed {2**63}", f"seed: {2**63} is not 0 or more and below {2**63}"),
         ("--model m --image a --forc", "there is no setting forc; did you mean force?"),
     ],
 )

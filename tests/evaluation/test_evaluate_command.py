@@ -11,6 +11,7 @@ from tiny import TINY_CONFIGS
 
 from infotok_lit.assets import SCENES_TOKENIZER
 from infotok_lit.cli import main
+from infotok_lit.commands.evaluate import labels
 from infotok_lit.evaluation.catalogue import BENCHMARKS
 from infotok_lit.models.export import export_model
 from infotok_lit.models.family import family as family_called
@@ -104,6 +105,12 @@ def test_models_stand_side_by_side(model, tmp_path, capsys):
     assert main([*map(str, command)]) == 0
     rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| tiny")]
     assert [row[0] for row in rows] == ["| tiny-1", "| tiny-2"] and rows[0][1:] == rows[1][1:]
+
+
+def test_results_stay_in_the_folder_that_was_asked_for(tmp_path, monkeypatch):
+    (tmp_path / "run" / "here").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "run" / "here")
+    assert labels(["..", "../..", "."]) == ["run", tmp_path.name, "here"]
 
 
 def test_help_names_every_benchmark(capsys):

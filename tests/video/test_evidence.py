@@ -64,5 +64,10 @@ def test_the_command_reports_and_leaves_the_numbers(tmp_path, capsys) -> None:
     assert found["search"]["0.5"] >= -1e-9
     assert -1 <= found["complexity"]["objects"] <= 1
     assert set(found["seconds"]) == {"encode", "router", "decode"}
-    assert command_line(arguments) == 2
-    assert "exists" in capsys.readouterr().err
+    for more, said in (
+        ([], "exists"),
+        (["--force", "--rates", "2"], "rates: 2.0 is no share of tokens"),
+        (["--frames", "0"], "frames: 0 is not above 0"),
+    ):
+        assert command_line([*arguments, *more]) == 2
+        assert said in capsys.readouterr().err

@@ -12,6 +12,7 @@ from torch import nn
 
 from infotok_lit.checkpoints import CheckpointError
 from infotok_lit.cli import main as command_line
+from infotok_lit.commands.compress import CuttingOptions
 from infotok_lit.commands.rate_distortion import rate_distortion
 from infotok_lit.video.codec import CodecConfig, compress, read_stream
 from infotok_lit.video.losses import SCALE, SHIFT, Vgg16Features
@@ -135,7 +136,7 @@ def test_the_command_puts_its_networks_on_the_tokenizers_device(monkeypatch, tmp
     )
     weights = dict.fromkeys(("vgg_weights", "lpips_weights", "i3d_weights"), tmp_path)
     with pytest.raises(Measured) as caught:
-        rate_distortion("m", [tmp_path], tmp_path / "out", device="meta", **weights)
+        rate_distortion("m", [tmp_path], tmp_path / "out", CuttingOptions(), device="meta", **weights)
     assert caught.value.args == ({"meta"},)
 
 
