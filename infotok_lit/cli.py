@@ -107,7 +107,9 @@ def _stdout_is_closed() -> bool:
     """Whether nobody reads on, as behind `| head`; then what is left to write goes nowhere, rather than failing."""
     try:
         stdout = sys.stdout.fileno()
-    except OSError:  # it is no file
+    except (OSError, ValueError):  # it is no file, or closed
+        return False
+    if not hasattr(select, "poll"):  # as on Windows
         return False
     polled = select.poll()
     polled.register(stdout, select.POLLOUT)
