@@ -214,7 +214,8 @@ class ExportTokenizer(pl.Callback):
     """At the end of `fit`, write the tokenizer as an inference folder.
 
     Args:
-        folder: Where to write; default: `export` in the run folder.
+        folder: Where to write; default: `export` in the run folder, or of a run without a logger, in its
+            `default_root_dir`.
         force: Replace an existing folder.
     """
 
@@ -222,17 +223,24 @@ class ExportTokenizer(pl.Callback):
         self.folder, self.force = folder, force
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Refuse a target that exists before training, not after."""
-        if stage == "fit" and self.folder is not None and Path(self.folder).exists() and not self.force:
-            raise SettingsError(f"ExportTokenizer: {self.folder} exists; choose another folder or set force: true")
+        """Refuse a target that exists before training, not after; a run's own can only hold an export of the same."""
+        if stage != "fit" or (self.folder is None and trainer.loggers):
+            return
+        folder = self._target(Path(trainer.default_root_dir))
+        if folder.exists() and not self.force:
+            raise SettingsError(f"ExportTokenizer: {folder} exists; choose another folder or set force: true")
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: VideoTokenizerModule) -> None:
         """Export on the first process; with a moving average of the weights, that is what the module holds by now."""
+        # All processes ask, as Lightning settles it between them; without a logger it would name the working folder.
+        own = trainer.log_dir if trainer.loggers else None
         if not trainer.is_global_zero:
             return
-        run = Path(trainer.log_dir or trainer.default_root_dir)
-        out = Path(self.folder) if self.folder is not None else run / "export"
+        run = Path(own or trainer.default_root_dir)
+        out = self._target(run)
         provenance = {"run": run, "step": trainer.global_step, "rates": pl_module.rates.strategy}
-        # The run's own export folder can only hold an earlier export of the same run.
-        export_tokenizer(pl_module.tokenizer, out, provenance, force=self.force or self.folder is None)
+        export_tokenizer(pl_module.tokenizer, out, provenance, self.force or (self.folder is None and own is not None))
         rank_zero_info(f"The tokenizer is in {out}.")
+
+    def _target(self, run: Path) -> Path:
+        return Path(self.folder) if self.folder is not None else run / "export"

@@ -299,3 +299,28 @@ def test_compress_and_decompress_from_the_command_line(whole, tmp_path, capsys) 
         assert command_line(arguments) == 2
         assert said in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["back", "frames", "x.itk"]
+
+
+def test_every_process_asks_for_the_run_folder(whole) -> None:
+    """Lightning settles it between all processes, so one that asked alone would wait for the others."""
+    _, trainer, _ = whole
+    asked = []
+
+    class Another:
+        is_global_zero, loggers = False, trainer.loggers
+
+        @property
+        def log_dir(self) -> str:
+            asked.append(True)
+            return "never written to"
+
+    ExportTokenizer().on_fit_end(Another(), trainer.lightning_module)
+    assert asked
+
+
+def test_without_a_logger_no_export_is_replaced(tmp_path) -> None:
+    (tmp_path / "export").mkdir()
+    trainer = pl.Trainer(accelerator="cpu", logger=False, default_root_dir=tmp_path, enable_checkpointing=False)
+    with pytest.raises(SettingsError, match=r"export exists; .*force: true"):
+        ExportTokenizer().setup(trainer, None, "fit")
+    ExportTokenizer(force=True).setup(trainer, None, "fit")
