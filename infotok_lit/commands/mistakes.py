@@ -218,7 +218,7 @@ def _union(chain: Sequence[BaseException]) -> str | None:
     if not chain[1:] or expected is None:
         return None
     match = re.match(r"Does not validate against any .*\nSubtypes: [\[(](.*)[\])]\n", _message(chain[-2]))
-    return match[1] if match and expected[1] in match[1] else None
+    return match[1] if match and (expected[1] in match[1] or "Literal" in match[1]) else None
 
 
 def _located(sentence: str, key: Sequence[str], arguments: Sequence[str]) -> str:

@@ -8,7 +8,6 @@ from jsonargparse.typing import PositiveInt
 
 from infotok_lit.commands.compress import open_tokenizer
 from infotok_lit.commands.parsing import Seed
-from infotok_lit.errors import SettingsError
 from infotok_lit.files import check_target, write_json
 from infotok_lit.progress import progress_bar
 from infotok_lit.tables import Table
@@ -41,14 +40,10 @@ def video_evidence(
         device: Where the tokenizer runs; auto: cuda if there is one.
         force: Replace a file that is there.
     """
-    from infotok_lit.budgets import MIN_RATE
     from infotok_lit.video.evidence import EvidenceOptions, measure
 
     check_target(out, force)
     options = EvidenceOptions(clips, frames, side, tuple(rates or (0.5, 0.25)), seed)
-    for rate in options.rates:
-        if not MIN_RATE <= rate <= 1:
-            raise SettingsError(f"rates: {rate} is no share of tokens between 1/16 and 1")
     tokenizer = open_tokenizer(model, device)
     with progress_bar(1.0) as bar:
         found = measure(tokenizer, options, bar.show)

@@ -66,7 +66,7 @@ def test_the_command_reports_and_leaves_the_numbers(tmp_path, capsys) -> None:
     assert set(found["seconds"]) == {"encode", "router", "decode"}
     for more, said in (
         ([], "exists"),
-        (["--force", "--rates", "2"], "rates: 2.0 is no share of tokens"),
+        (["--force", "--rates", "2"], "rates must be between 1/16 and 1, got [0.5, 2.0]"),
         (["--frames", "0"], "frames: 0 is not above 0"),
     ):
         assert command_line([*arguments, *more]) == 2

@@ -73,7 +73,10 @@ def test_frames_too_small_for_lpips_have_none() -> None:
 
 def test_the_command_says_what_it_cannot_do_before_it_measures(tmp_path, capsys) -> None:
     (tmp_path / "file").write_text("no folder")
-    for video, out, said in (("[]", "out", "name one or more with --video"), ("[x]", "file", "is no folder")):
+    for video, out, said in (
+        ("[]", "out", "name one or more with --video"),
+        ("[x]", "file", "is a file"),
+    ):
         assert command_line(["rate_distortion", "--model", "x", "--video", video, "--out", str(tmp_path / out)]) == 2
         assert said in capsys.readouterr().err
 
