@@ -158,6 +158,13 @@ class InfoTokCLI(LightningCLI):
                 for folder in own:
                     _remove_start(folder)
 
+    def _set_seed(self) -> None:
+        """Seed; SettingsError for a number that is no seed of numpy's."""
+        try:
+            super()._set_seed()
+        except ValueError as error:
+            raise SettingsError(f"seed_everything: {error}") from error
+
     def _parse_ckpt_path(self) -> None:
         """Take nothing from the checkpoint: LightningCLI would read all of it, for hyper-parameters that override."""
 

@@ -74,6 +74,7 @@ PARSED = [
     (["--trainer.max_epochs=0"], "trainer.max_epochs is 0, so nothing would be trained"),
     (["--trainer.max_steps=0"], "trainer.max_steps is 0, so nothing would be trained"),
     (["--trainer.precision=fp7"], "trainer.precision: 'fp7' is not one of 64, 32, 16"),
+    (["--seed_everything=99999999999"], "seed_everything: 99999999999 is not in bounds"),
     (["--model.init_args.answer_tokens=0"], "answer_tokens is 0; set it to 1 or more"),
     (["--ckpt_path=nowhere.ckpt"], "nowhere.ckpt"),
     (["--ckpt_path=a_folder"], "--ckpt_path a_folder is a folder"),
