@@ -3,7 +3,6 @@
 import hashlib
 import itertools
 import json
-import operator
 import random
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
@@ -129,13 +128,14 @@ def pareto_front(values: Sequence[Sequence[float]], directions: Sequence[str]) -
         values: Per point, one number per objective.
         directions: Per objective, `maximize` or `minimize`.
     """
-    signs = [-1 if direction == "maximize" else 1 for direction in directions]
-    losses = [tuple(sign * value for sign, value in zip(signs, point, strict=True)) for point in values]
-
-    def dominates(other: tuple[float, ...], point: tuple[float, ...]) -> bool:
-        return other != point and all(map(operator.le, other, point))
-
-    return {n for n, point in enumerate(losses) if not any(dominates(other, point) for other in losses)}
+    # Making even a study in memory is logged.
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    trials = optuna.create_study(directions=directions)
+    trials.add_trials([optuna.create_trial(values=point) for point in values])
+    if len(directions) > 1:
+        return {trial.number for trial in trials.best_trials}
+    best = trials.best_value if values else None
+    return {trial.number for trial in trials.trials if trial.value == best}
 
 
 def _contents(study: Study, dimension: Dimension) -> object:
