@@ -152,7 +152,9 @@ class TradeOff(pl.Callback):
             if trainer.is_global_zero:
                 # An earlier run in this folder was of other weights: its answers are not this one's. Nobody writes
                 # before all have come to `run.open`.
-                shutil.rmtree(folder, ignore_errors=True)
+                for earlier in (folder / benchmark.name for benchmark in self.benchmarks):
+                    if earlier.exists():
+                        shutil.rmtree(earlier)
             graded = {
                 benchmark.name: self._rows(trainer, pl_module, benchmark, folder) for benchmark in self.benchmarks
             }
