@@ -29,6 +29,7 @@ class FakeHub(ThreadingHTTPServer):
         self.environment = {
             "HF_ENDPOINT": f"http://127.0.0.1:{self.server_port}",
             "HF_HOME": str(cache),
+            "HF_HUB_OFFLINE": "0",
             "HF_TOKEN": "hf_of_a_test",
             "HF_HUB_DISABLE_XET": "1",
             "HF_HUB_DISABLE_TELEMETRY": "1",
