@@ -3,11 +3,12 @@
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from filelock import FileLock, Timeout
 from jsonargparse.typing import PositiveInt
 
 from infotok_lit.checkpoints import exported_family
@@ -182,26 +183,27 @@ def evaluate_model(
         Evaluation(model, benchmark, folder, batch_size=batch_size, limit=limit, world=world)
         for benchmark, folder in zip(benchmarks, folders, strict=True)
     ]
-    for evaluation in evaluations:
-        evaluation.open()
-    for evaluation in evaluations:
-        # The first batch of each is real work that tells how long the rest will take.
-        evaluation.graded(most=1)
-    _tell_time(model.name, evaluations)
-    for evaluation in evaluations:
-        with progress_bar(sum(evaluation.left().values()), shown=world.rank == 0) as bar:
-            evaluation.progress.start(bar.show)
-            rows = evaluation.graded()
-        content = summarise(evaluation.benchmark, rows, model.description(), evaluation.progress)
-        result = Result(model.name, evaluation.benchmark, content)
-        if world.rank == 0:
-            write_result(evaluation.folder, result, rows)
-            evaluation.benchmark.write_official(evaluation.folder, rows)
-            if limit is None:
-                problems = evaluation.benchmark.check_complete(evaluation.folder)
-                more = [f"and {len(problems) - TOLD} more files"] if len(problems) > TOLD else []
-                _tell(f"{evaluation.benchmark.name}: {problem}" for problem in problems[:TOLD] + more)
-        yield result
+    with _claimed(folders, world):
+        for evaluation in evaluations:
+            evaluation.open()
+        for evaluation in evaluations:
+            # The first batch of each is real work that tells how long the rest will take.
+            evaluation.graded(most=1)
+        _tell_time(model.name, evaluations)
+        for evaluation in evaluations:
+            with progress_bar(sum(evaluation.left().values()), shown=world.rank == 0) as bar:
+                evaluation.progress.start(bar.show)
+                rows = evaluation.graded()
+            content = summarise(evaluation.benchmark, rows, model.description(), evaluation.progress)
+            result = Result(model.name, evaluation.benchmark, content)
+            if world.rank == 0:
+                write_result(evaluation.folder, result, rows)
+                evaluation.benchmark.write_official(evaluation.folder, rows)
+                if limit is None:
+                    problems = evaluation.benchmark.check_complete(evaluation.folder)
+                    more = [f"and {len(problems) - TOLD} more files"] if len(problems) > TOLD else []
+                    _tell(f"{evaluation.benchmark.name}: {problem}" for problem in problems[:TOLD] + more)
+            yield result
 
 
 def load(source: str, name: str, options: ModelOptions, budget: float | None = None) -> "EvaluatedModel":
@@ -240,6 +242,8 @@ def aggregate(benchmarks: "Sequence[Benchmark]", files: Sequence[Path]) -> int:
 
     if len(benchmarks) != 1:
         raise SettingsError("stored verdicts belong to one benchmark: name that one by --benchmark")
+    if len({file.resolve() for file in files}) < len(files):
+        raise SettingsError("--verdicts names a file twice, whose rows would count twice: name it once")
     rows = benchmarks[0].aggregate(files)
     content = summarise(benchmarks[0], rows, {"name": "stored verdicts"}, Progress())
     sys.stdout.write(table([Result("stored verdicts", benchmarks[0], content)]))
@@ -268,6 +272,29 @@ def _joined(world: "World") -> "Iterator[World]":
         yield world
     finally:
         world.leave()
+
+
+@contextmanager
+def _claimed(folders: Sequence[Path], world: "World") -> "Iterator[None]":
+    """Inside, no other run evaluates into these folders: each would take the other's half-made parts.
+
+    Raises:
+        SettingsError: naming a folder that another run works in.
+    """
+    taken = None
+    with ExitStack() as locks:
+        for folder in folders if world.rank == 0 else ():
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                locks.enter_context(FileLock(folder / ".lock", timeout=0))
+            except Timeout:
+                taken = folder
+        if world.any(taken is not None):
+            raise SettingsError(
+                f"another run evaluates into {taken or folders[0].parent}: wait for it, choose another --out, or share "
+                "the work among processes with torchrun"
+            )
+        yield
 
 
 @contextmanager

@@ -82,8 +82,12 @@ class GenEval(Benchmark):
             for row in rows
             if row["score"] is not None
         ]
+        path = folder / "results.jsonl"
         if results:
-            write_whole(folder / "results.jsonl", to_lines(results).encode())
+            write_whole(path, to_lines(results).encode())
+        else:
+            # What another judge found is not this result's.
+            path.unlink(missing_ok=True)
 
     def aggregate(self, files: Sequence[Path]) -> list[Row]:
         """From the official results.jsonl."""

@@ -166,8 +166,12 @@ class Wise(Benchmark):
             if row["score"] is not None:
                 number, grades = int(row["id"]), self.official_grades(row["verdict"]["reading"])
                 lines.append({"prompt_id": number, "Subcategory": self.prompts[number]["Subcategory"]} | grades)
+        path = folder / "scores.jsonl"
         if lines:
-            write_whole(folder / "scores.jsonl", to_lines(lines).encode())
+            write_whole(path, to_lines(lines).encode())
+        else:
+            # What another judge gave is not this result's.
+            path.unlink(missing_ok=True)
 
     def official_grades(self, reading: Any) -> Row:
         """The verdict as an official result line says it: the inverse of `stored_reading`."""

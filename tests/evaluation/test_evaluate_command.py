@@ -13,6 +13,7 @@ from infotok_lit.assets import SCENES_TOKENIZER
 from infotok_lit.cli import main
 from infotok_lit.commands.evaluate import labels
 from infotok_lit.evaluation.catalogue import BENCHMARKS
+from infotok_lit.evaluation.models import OwnModel
 from infotok_lit.models.export import export_model
 from infotok_lit.models.family import family as family_called
 
@@ -131,6 +132,21 @@ def test_a_run_that_the_user_stops_says_how_to_go_on(model, tmp_path, capsys, mo
     assert len(list((tmp_path / "tiny" / "scenes32" / "images").iterdir())) == 1
 
 
+def test_two_runs_do_not_work_in_one_folder(model, tmp_path, capsys, monkeypatch):
+    """Each would take the other's half-made parts. When the first has ended, its folder is free."""
+    command = ["evaluate", "--model", str(model), "--benchmark", "scenes32", "--limit", "1", "--out", str(tmp_path)]
+    answer, second = OwnModel.answer, []
+
+    def meanwhile(self, *arguments):
+        second.append(main(command))
+        return answer(self, *arguments)
+
+    monkeypatch.setattr(OwnModel, "answer", meanwhile)
+    assert main(command) == 0 and set(second) == {2}
+    assert f"another run evaluates into {tmp_path / 'tiny' / 'scenes32'}" in capsys.readouterr().err
+    assert main(command) == 0
+
+
 def test_a_full_disk_is_named(model, tmp_path, capsys, monkeypatch):
     def full(self, row):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -184,6 +200,7 @@ def test_an_official_run_is_added_up(tmp_path, capsys):
         (["--benchmark", "geneval", "--detector", "d"], "give both --detector and --classifier"),
         (["--benchmark", "geneval", "--judge", "http://x/v1"], "--judge_model"),
         (["--benchmark", "geneval", "geneval++", "--verdicts", "x"], "name that one by --benchmark"),
+        (["--benchmark", "geneval", "--verdicts", "x", "./x"], "names a file twice"),
         (["--benchmark", "scenes32"], "say which --model"),
         (["--detections", "gone.json"], "there is no file gone.json"),
         (["--out", "x"], "say which --benchmark"),

@@ -233,7 +233,7 @@ def test_wise_writes_the_lines_that_it_adds_up(kind, name, data, tmp_path):
     assert [(line["prompt_id"], line["Subcategory"]) for line in lines] == [(1, "s1"), (401, "s401")]
     assert set(lines[0]) == {"prompt_id", "Subcategory", *kind.stored}
     assert scores(benchmark, benchmark.aggregate([file])) == scores(benchmark, graded)
-    file.unlink()
+    # Nor are the lines of an earlier judge left.
     benchmark.write_official(tmp_path, graded[2:])
     assert not file.exists()
 
