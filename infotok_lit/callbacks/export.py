@@ -8,7 +8,6 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.utilities import rank_zero_warn
 
-from infotok_lit.callbacks.history import run_folder
 from infotok_lit.callbacks.weight_average import WeightAverage
 from infotok_lit.errors import SettingsError
 from infotok_lit.files import free_path
@@ -24,6 +23,7 @@ from infotok_lit.models.export import (
 )
 from infotok_lit.models.unified import UnifiedModel
 from infotok_lit.modules.base_model import average_updates, weights_in_words
+from infotok_lit.modules.run_callbacks import run_folder
 
 DEFAULT_FOLDER = "export"
 

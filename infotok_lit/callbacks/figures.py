@@ -14,8 +14,8 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from PIL import Image
 
 from infotok_lit.batch import Branch
-from infotok_lit.callbacks.history import run_folder
 from infotok_lit.files import replacing
+from infotok_lit.modules.run_callbacks import run_folder
 
 BRANCH_COLOURS: dict[Branch, str] = {"understanding": "#0072B2", "generation": "#D55E00"}
 """Okabe and Ito's blue and vermilion."""

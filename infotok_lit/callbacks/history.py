@@ -16,7 +16,7 @@ from torch import Tensor
 
 import infotok_lit
 from infotok_lit.files import write_whole
-from infotok_lit.modules.run_callbacks import logs_now
+from infotok_lit.modules.run_callbacks import logs_now, run_folder
 
 RESULT_FILE = "result.json"
 MOST_ROWS = 2000
@@ -61,11 +61,6 @@ class MetricHistory:
         """The steps, then the values of each name, of the rows that have all of them."""
         rows = [row for row in self.rows if all(name in row for name in names)]
         return [[row[name] for row in rows] for name in ("step", *names)]
-
-
-def run_folder(trainer: pl.Trainer) -> str | None:
-    """Where the run logs; None without a logger, where Lightning names the working folder; a collective call."""
-    return trainer.log_dir if trainer.loggers else None
 
 
 def is_partial(trainer: pl.Trainer) -> bool:

@@ -13,7 +13,8 @@ from rich.table import Table
 
 from infotok_lit.batch import Batch, GenerationBatch, UnderstandingBatch
 from infotok_lit.callbacks.export import ExportInference
-from infotok_lit.callbacks.history import is_partial, run_folder
+from infotok_lit.callbacks.history import is_partial
+from infotok_lit.modules.run_callbacks import run_folder
 
 LONGEST = 100
 """Characters of a caption or question in a command to try."""

@@ -10,7 +10,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from infotok_lit.callbacks.history import RunResult, run_folder
+from infotok_lit.callbacks.history import RunResult
 from infotok_lit.errors import SettingsError
 from infotok_lit.evaluation.benchmark import Benchmark, Grader, Rules
 from infotok_lit.evaluation.catalogue import Options, check_names, make_benchmarks, told_of_rules
@@ -21,6 +21,7 @@ from infotok_lit.evaluation.records import Row
 from infotok_lit.evaluation.results import change
 from infotok_lit.evaluation.running import Evaluation, World
 from infotok_lit.inference import InferenceModel
+from infotok_lit.modules.run_callbacks import run_folder
 from infotok_lit.seeding import isolated_rng
 
 JUDGE_TRIES = 3

@@ -24,6 +24,7 @@ from infotok_lit.commands.fit_resume import chosen_checkpoint, explain_misfit, r
 from infotok_lit.commands.mistakes import check_config, one_sentence
 from infotok_lit.commands.parsing import PROGRAM, normalised
 from infotok_lit.errors import ExplainedError, SettingsError
+from infotok_lit.modules.run_callbacks import run_folder
 from infotok_lit.modules.run_checkpoint import WholeCheckpoints, remove_leftovers
 
 TERMINATED = 143
@@ -63,7 +64,6 @@ class InfoTokCLI(LightningCLI):
             subclass_mode_model=True,
             subclass_mode_data=True,
             save_config_callback=RunRecord,
-            save_config_kwargs={"overwrite": True},
             seed_everything_default=0,
             load_from_checkpoint_support=False,
             parser_class=FitParser,
@@ -226,9 +226,15 @@ class RunRecord(SaveConfigCallback):
     """Whether the run has come to its first batch: from here on its folder stays."""
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Write config.yaml; without a logger there is no run folder, and nothing goes into the working folder."""
-        if trainer.loggers:
-            super().setup(trainer, pl_module, stage)
+        """Write config.yaml; without a logger there is no run folder, and nothing goes into the working folder.
+
+        Lightning's own way writes where the logger saves, which with some loggers is one folder for all runs.
+        """
+        folder = run_folder(trainer)
+        if folder is not None and trainer.is_global_zero:
+            path = Path(folder, self.config_filename)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.parser.save(self.config, str(path), skip_none=False, overwrite=True)
 
     def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The run has begun."""

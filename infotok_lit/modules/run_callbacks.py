@@ -1,5 +1,6 @@
 """What every run gets, whatever its Trainer: exact resuming, data that knows its model, and kernels that fit it."""
 
+import os
 from contextlib import ExitStack
 from typing import Any
 
@@ -92,6 +93,22 @@ def logs_now(trainer: pl.Trainer) -> bool:
     """Whether the step that has just ended is one that is logged; none is with log_every_n_steps 0."""
     every = trainer.log_every_n_steps
     return every > 0 and trainer.global_step > 0 and trainer.global_step % every == 0
+
+
+def run_folder(trainer: pl.Trainer) -> str | None:
+    """The folder of a run's own files, that of its first logger; None without one, as in a dry run; a collective call.
+
+    Weights & Biases, MLflow and others have one folder for all runs; the run's own is the one in which Lightning puts
+    its checkpoints.
+    """
+    if not trainer.loggers or trainer.fast_dev_run:
+        return None
+    logger = trainer.loggers[0]
+    folder = getattr(logger, "log_dir", None)
+    if folder is None:
+        version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
+        folder = os.path.join(logger.save_dir or trainer.default_root_dir, str(logger.name), version)
+    return trainer.strategy.broadcast(folder)
 
 
 def seeds_of_step(trainer: pl.Trainer, batch_idx: int) -> list[int]:

@@ -15,7 +15,7 @@ from infotok_lit.models.export import Weights
 from infotok_lit.modules.base_model import module_weights, refuse_lost_average, weights_in_words
 from infotok_lit.modules.finite import FiniteGuard
 from infotok_lit.modules.optimiser import MaskedAdamW, OptimiserConfig, build_optimiser, clip_apart, warmup_cosine
-from infotok_lit.modules.run_callbacks import StepSeed, tell_model_is_built
+from infotok_lit.modules.run_callbacks import StepSeed, run_folder, tell_model_is_built
 from infotok_lit.video import FAMILY
 from infotok_lit.video.datamodule import ClipBatch
 from infotok_lit.video.losses import LossConfig, Vgg16Features, psnr, reconstruction_losses
@@ -232,8 +232,7 @@ class ExportTokenizer(pl.Callback):
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: VideoTokenizerModule) -> None:
         """Export on the first process; with a moving average of the weights, that is what the module holds by now."""
-        # All processes ask, as Lightning settles it between them; without a logger it would name the working folder.
-        own = trainer.log_dir if trainer.loggers else None
+        own = run_folder(trainer)  # all processes settle it between them
         if not trainer.is_global_zero:
             return
         run = Path(own or trainer.default_root_dir)

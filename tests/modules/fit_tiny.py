@@ -6,6 +6,7 @@ python fit_tiny.py FOLDER CHECKPOINT|none PAUSE_AT
 import json
 import signal
 import sys
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers.logger import Logger
 from tiny import TinyModule, scenes_data
 
 STEPS = 7
@@ -21,6 +23,26 @@ NEVER = 10**9
 
 class Crash(Exception):
     """What a run dies of."""
+
+
+class OneFolderLogger(Logger):
+    """As that of Weights & Biases: one folder for all runs, in which each has a name, and its checkpoints."""
+
+    runs = count()
+
+    def __init__(self, save_dir: str) -> None:
+        super().__init__()
+        self._save_dir, self._version = save_dir, f"run{next(self.runs)}"
+
+    name, experiment = "project", None
+    version = property(lambda self: self._version)
+    save_dir = property(lambda self: self._save_dir)
+
+    def log_metrics(self, metrics: dict, step: int | None = None) -> None:
+        """Nowhere."""
+
+    def log_hyperparams(self, params: dict) -> None:
+        """Nowhere."""
 
 
 class Record(pl.Callback):

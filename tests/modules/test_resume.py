@@ -279,6 +279,17 @@ def test_last_goes_on_where_the_newest_run_stopped(config, tmp_path) -> None:
     assert resumed["callbacks"]["StepSeed"] == {"seed": 0}
 
 
+def test_each_run_has_its_own_folder_whatever_the_logger(config, tmp_path) -> None:
+    logger = ["--trainer.logger", "fit_tiny.OneFolderLogger", "--trainer.logger.save_dir", str(tmp_path / "all")]
+    for more in ([], ["--trainer.max_steps", "3", "--ckpt_path", "last"]):
+        assert main(["fit", "--config", str(config), *logger, *more]) == 0
+    first, second = sorted((tmp_path / "all" / "project").iterdir())
+    for run, steps in ((first, 2), (second, 3)):
+        assert {path.name for path in run.iterdir()} == {"checkpoints", "config.yaml", "result.json"}
+        assert json.loads((run / "result.json").read_text())["step"] == steps
+    assert [path.name for path in (tmp_path / "all").iterdir()] == ["project"]
+
+
 def test_last_without_a_checkpoint_is_refused(config, tmp_path) -> None:
     with pytest.raises(FileNotFoundError, match=rf"last: no checkpoint below {tmp_path}/runs/tiny; start without"):
         main(["fit", "--config", str(config), "--ckpt_path", "last"])
