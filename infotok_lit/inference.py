@@ -140,7 +140,7 @@ class InferenceModel:
         """`describe` of the base model, at the budget that there is; call it inside `running`."""
         if self.selector is None:
             return self.base.describe(pixels, questions, max_new_tokens, image_of=image_of)
-        tokens = self.base.understood_tokens(pixels)
+        tokens = self.base.tokens_to_describe(pixels)
         kept = self.selector(tokens)
         return self.base.describe_tokens(tokens, questions, max_new_tokens, image_of=image_of, kept=kept)
 
@@ -151,7 +151,7 @@ class InferenceModel:
             return float(output.loss_sum / output.loss_count)
         from torch.nn.functional import cross_entropy
 
-        tokens = self.base.understood_tokens(batch.pixel_values)
+        tokens = self.base.tokens_to_describe(batch.pixel_values)
         logits, wanted = self.base.answer_logits(batch, tokens, kept=self.selector(tokens))
         return float(cross_entropy(logits.float(), wanted))
 

@@ -53,7 +53,6 @@ def bench_reading(
 
     shares = [checked_share(share) for share in budgets or (1.0, 0.5)]
     model = shapes_of(family, model_size)
-    model.check_reads_causally()
     result: Result = {"infotok_lit": __version__, "family": family, "model_size": model_size}
     result |= {"question_tokens": question_tokens, "before": before_language_model(model)}
     result["budgets"] = [at_budget(model, share, question_tokens) for share in shares]
@@ -85,7 +84,8 @@ def before_language_model(model: "UnifiedModel") -> Result:
     side = model.config.image_size
     pixels = torch.zeros(1, 3, side, side, device="meta")
     parts = gigaflops(lambda: model.understood_tokens(pixels))
-    tokens = torch.zeros(1, image_tokens(model, 1.0), model.token_widths["understanding"], device="meta")
+    count = image_tokens(model, 1.0) - model.slots_before_tokens
+    tokens = torch.zeros(1, count, model.token_widths["understanding"], device="meta")
     return parts | {"projection": sum(gigaflops(lambda: model.project_for_llm(tokens)).values())}
 
 
@@ -111,9 +111,9 @@ def at_budget(model: "UnifiedModel", share: float, question_tokens: int) -> Resu
 
 
 def image_tokens(model: "UnifiedModel", share: float) -> int:
-    """How many tokens of an image of mean rate are read."""
-    extras = model.num_extras["understanding"]
-    return extras + max(1, round(share * (model.processor.num_image_tokens - extras)))
+    """How many positions an image of mean rate takes in the language model."""
+    always = model.num_extras["understanding"] + model.slots_before_tokens
+    return always + max(1, round(share * (model.processor.num_image_tokens - always)))
 
 
 def gigaflops(job: Callable[[], object]) -> dict[str, float]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import LogitsProcessorList, PreTrainedModel
 
 from infotok_lit.batch import IGNORE_INDEX, IMAGE_TOKEN_ID, Processor, UnderstandingBatch
@@ -27,8 +28,8 @@ class ImageReader(nn.Module, ABC):
 
     config: Any
     processor: Processor
-    reads_causally = True
-    """Whether the language model reads image tokens one after another, so that it can do without some of them."""
+    slots_before_tokens = 0
+    """How many positions an image has before those of its tokens."""
     seen_after_image = 0
     """How many positions after an image belong to what its positions see."""
     in_step = False
@@ -96,6 +97,10 @@ class ImageReader(nn.Module, ABC):
         """What belongs to the tokens of understanding (B, N, ...), in the order of `project_for_llm`: here as is."""
         return places
 
+    def reading_mask(self, ids: Tensor) -> Tensor | None:
+        """(B, 1, T, T) bool: which positions of samples (B, T) see which in training; None: earlier ones."""
+        return None
+
     def answer_loss(
         self, batch: UnderstandingBatch, tokens: Tensor, transform: TokenTransform | None = None
     ) -> tuple[Tensor, Tensor]:
@@ -117,28 +122,34 @@ class ImageReader(nn.Module, ABC):
 
         Args:
             kept: (B, N) bool: which tokens are read; the others are dropped before the language model. Default: all.
-
-        Raises:
-            SettingsError: this family reads all tokens or none.
         """
-        self.check_reads_causally()
-        embeds, wanted, places = self._embed(batch, tokens, transform), next_labels(batch.labels), None
+        embeds, mask, places = self._embed(batch, tokens, transform), self.reading_mask(batch.input_ids), None
+        # An image's own positions may have to predict the marker behind it, and may be dropped.
+        wanted = next_labels(batch.labels).masked_fill(batch.input_ids == IMAGE_TOKEN_ID, IGNORE_INDEX)
         if kept is not None:
-            rows = shorten(_left_of(batch.input_ids, batch.attention_mask, self.reading_order(kept)))
+            rows = shorten(self._left_of(batch.input_ids, batch.attention_mask, kept))
             embeds, places = take_rows(embeds, rows.source), rows.source
             wanted = take_rows(wanted, rows.source).masked_fill(~rows.real, IGNORE_INDEX)
+            mask = None if mask is None else rows.seen(mask)
         labelled = wanted >= 0
-        return self.language_model.lm_head(self._read(embeds, places)[labelled]), wanted[labelled]
+        return self.language_model.lm_head(self._read(embeds, places, mask)[labelled]), wanted[labelled]
 
     def _embed(self, batch: UnderstandingBatch, tokens: Tensor, transform: TokenTransform | None) -> Tensor:
         seen = scale_gradient(self.project_for_llm(tokens, transform), self.config.grad_scale)
         return self.embed_with_images(batch.input_ids, seen)
 
-    def _read(self, embeds: Tensor, places: Tensor | None = None) -> Tensor:
+    def _read(self, embeds: Tensor, places: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """Last hidden states. Padding is on the right, so that causal attention alone hides it from every answer."""
+        seen = CAUSAL if mask is None else mask
         return self.text_body(
-            inputs_embeds=embeds, attention_mask=CAUSAL, position_ids=places, use_cache=False
+            inputs_embeds=embeds, attention_mask=seen, position_ids=places, use_cache=False
         ).last_hidden_state
+
+    def _left_of(self, input_ids: Tensor, real: Tensor, kept: Tensor) -> Tensor:
+        """(B, T) bool: what is left of ids that are `real` (B, T) where only those tokens are `kept` (B, N)."""
+        slots = input_ids == IMAGE_TOKEN_ID
+        read = F.pad(self.reading_order(kept), (self.slots_before_tokens, 0), value=True)
+        return real.bool() & ~slots.masked_scatter(slots, ~read)
 
     # Answers
 
@@ -174,7 +185,6 @@ class ImageReader(nn.Module, ABC):
     ) -> list[str]:
         """`describe` from the shared tokens (I, N, D) of its images; `kept` (I, N) is as for `answer_logits`."""
         if kept is not None:
-            self.check_reads_causally()
             image_of = range(len(tokens)) if image_of is None else image_of
         visual = self.project_for_llm(tokens)
         ids, mask = self.processor.understanding_prompts(prompts, num_image_tokens=visual.shape[1])
@@ -184,7 +194,7 @@ class ImageReader(nn.Module, ABC):
             raise SettingsError("a token budget needs a cache, and prompts that are equal before their image")
         if shared is not None:
             prefix_ids = shared.prefix.expand(len(visual), -1)
-            left = None if kept is None else _left_of(prefix_ids, torch.ones_like(prefix_ids), self.reading_order(kept))
+            left = None if kept is None else self._left_of(prefix_ids, torch.ones_like(prefix_ids), kept)
             found = answer_after_prefix(
                 self,
                 self.embed_with_images(prefix_ids, visual),
@@ -206,14 +216,6 @@ class ImageReader(nn.Module, ABC):
     def prefix_mask(self, ids: Tensor) -> Tensor | None:
         """(I, 1, P, P) bool: which positions of what comes before questions see which; None: earlier ones."""
         return None
-
-    def check_reads_causally(self) -> None:
-        """SettingsError for a language model that cannot do without some tokens."""
-        if not self.reads_causally:
-            raise SettingsError(
-                f"{self.config.title} lets all tokens of an image see one another in its language model, and reads "
-                "all or none: a token budget is for Harmon and OpenUni"
-            )
 
     def answer_prompts(self, ids: Tensor, mask: Tensor, visual: Tensor, max_new_tokens: int, use_cache: bool) -> Tensor:
         """Answer ids (B, at most max_new_tokens) to left-padded prompts (B, T), each with its image (B, N, H)."""
@@ -243,9 +245,3 @@ class ImageReader(nn.Module, ABC):
 def transformed(tokens: Tensor, transform: TokenTransform | None) -> Tensor:
     """The tokens, through a transform if there is one."""
     return tokens if transform is None else transform(tokens)
-
-
-def _left_of(input_ids: Tensor, real: Tensor, kept: Tensor) -> Tensor:
-    """(B, T) bool: what is left of ids that are `real` (B, T) where only those image slots are `kept` (B, N)."""
-    slots = input_ids == IMAGE_TOKEN_ID
-    return real.bool() & ~slots.masked_scatter(slots, ~kept)

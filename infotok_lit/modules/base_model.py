@@ -289,9 +289,7 @@ def encoding_of(base: UnifiedModel) -> Encoding:
 
 
 def build_heads(objective: ObjectiveConfig, base: UnifiedModel) -> InfoTok:
-    """Fresh training-only heads for a base model; SettingsError if it cannot be trained with this objective."""
-    if objective.token_budget is not None:
-        base.check_reads_causally()
+    """Fresh training-only heads for a base model."""
     widths = {
         branch: Widths(width, base.latent_width, base.text_width, base.num_extras[branch])
         for branch, width in base.token_widths.items()

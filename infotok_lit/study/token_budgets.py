@@ -87,12 +87,16 @@ def attention_received(shown: Shown) -> Tensor:
     visual = base.project_for_llm(shown.tokens)
     ids, mask = base.processor.understanding_prompts(shown.questions, num_image_tokens=visual.shape[1])
     ids, mask = ids.to(visual.device), mask.to(visual.device)
+    seen = base.prefix_mask(ids)
+    seen = mask.new_ones(ids.shape[1], ids.shape[1], dtype=torch.bool).tril() if seen is None else seen
+    # A padded row sees itself, so that no softmax is over nothing.
+    seen = seen & mask.bool()[:, None, None] | torch.eye(ids.shape[1], dtype=torch.bool, device=ids.device)
     usual = body.config._attn_implementation
     body.set_attn_implementation("eager")
     try:
         attentions = body(
             inputs_embeds=base.embed_with_images(ids, visual),
-            attention_mask=mask,
+            attention_mask=torch.zeros_like(seen, dtype=visual.dtype).masked_fill(~seen, torch.finfo(visual.dtype).min),
             position_ids=compact_positions(mask),
             output_attentions=True,
             use_cache=False,
@@ -100,7 +104,7 @@ def attention_received(shown: Shown) -> Tensor:
     finally:
         body.set_attn_implementation(usual)
     received = attentions[min(ATTENTION_LAYER, len(attentions)) - 1].mean(1)[:, -1]
-    slots = received[ids == IMAGE_TOKEN_ID].view(shown.rates.shape)
+    slots = received[ids == IMAGE_TOKEN_ID].view(len(ids), -1)[:, base.slots_before_tokens :]
     order = base.reading_order(torch.arange(slots.shape[1], device=slots.device).expand_as(slots))
     return torch.empty_like(slots).scatter_(1, order, slots)
 
@@ -207,7 +211,7 @@ class Evidence:
             stop = min(start + self.options.batch_size, self.options.questions)
             images = [self.scenes.sample("understanding", number).image for number in range(start, stop)]
             pixels = processor.pixels(images).to(device_of(self.base))
-            tokens = self.base.understood_tokens(pixels)
+            tokens = self.base.tokens_to_describe(pixels)
             rates = self.selector.rates(tokens)
             yield start, Shown(self.base, pixels, tokens, rates, self.questions[start:stop], generator)
 

@@ -8,7 +8,7 @@ import torch
 from tiny import tiny_model
 
 from infotok_lit.batch import IMAGE_TOKEN_ID
-from infotok_lit.commands.bench_reading import at_budget, before_language_model, shapes_of
+from infotok_lit.commands.bench_reading import at_budget, before_language_model, image_tokens, shapes_of
 from infotok_lit.commands.budget_evidence import report
 from infotok_lit.modules.token_budget import TokenSelector
 from infotok_lit.objective.compactness import Projection, ProjectionConfig
@@ -30,11 +30,12 @@ from infotok_lit.study.token_budgets import (
 OPTIONS = EvidenceOptions(questions=7, budgets=(0.5,), batch_size=4)
 
 
-@pytest.fixture(scope="module")
-def evidence() -> Evidence:
-    base = tiny_model()
+@pytest.fixture(scope="module", params=["harmon", "showo2"])
+def evidence(request) -> Evidence:
+    base = tiny_model(request.param)
     torch.manual_seed(1)
-    projection = Projection(ProjectionConfig(hidden_width=16, latent_width=4), 16, with_variance=True)
+    width = base.token_widths["understanding"]
+    projection = Projection(ProjectionConfig(hidden_width=16, latent_width=4), width, with_variance=True)
     for layer in (projection.features[1], projection.mean):
         torch.nn.init.normal_(layer.weight)  # so that images differ in what they carry
     selector = TokenSelector(projection, TokenBudget(base.num_extras["understanding"]))
@@ -45,7 +46,9 @@ def evidence() -> Evidence:
 
 def test_every_choice_reads_as_many_tokens(evidence) -> None:
     measured = evidence.measure(lambda done, what: None)
-    assert set(measured) == {ALL, NO_PLACES, *POLICIES}
+    extras = evidence.base.num_extras["understanding"]
+    assert extras == {"harmon": 2, "showo2": 0}[evidence.base.family]
+    assert set(measured) == {ALL, *POLICIES} | ({NO_PLACES} if extras else set())
     tokens = measured[RATE]["0.5"].tokens
     assert len(set(tokens.tolist())) > 1, "images differ in what they deserve"
     for name in set(POLICIES) - {RATE_SAME, RANDOM_SAME}:
@@ -54,8 +57,8 @@ def test_every_choice_reads_as_many_tokens(evidence) -> None:
         same = measured[name]["0.5"].tokens
         assert max(same) - min(same) <= 1
         assert same.sum() == tokens.sum()
-    assert set(measured[ALL][""].tokens) == {18}
-    assert set(measured[NO_PLACES][""].tokens) == {2}
+    assert set(measured[ALL][""].tokens) == {16 + extras}
+    assert not extras or set(measured[NO_PLACES][""].tokens) == {extras}
 
 
 @torch.no_grad()
@@ -67,11 +70,19 @@ def test_attention_is_what_the_last_word_pays_to_each_token(evidence) -> None:
     body = type(base.text_body)._from_config(base.text_body.config, attn_implementation="eager")
     body.load_state_dict(base.text_body.state_dict())
     for row, question in enumerate(shown.questions):
-        ids, _ = base.processor.understanding_prompts([question], num_image_tokens=shown.tokens.shape[1])
-        embeds = base.embed_with_images(ids, base.project_for_llm(shown.tokens[row : row + 1]))
-        weights = body(inputs_embeds=embeds, output_attentions=True).attentions[0][0].mean(0)[-1]
-        read = weights[ids[0] == IMAGE_TOKEN_ID]  # the grid, then the buffers
-        torch.testing.assert_close(scores[row], torch.cat([read[-extras:], read[:-extras]]), rtol=1e-4, atol=1e-6)
+        visual = base.project_for_llm(shown.tokens[row : row + 1])
+        ids, _ = base.processor.understanding_prompts([question], num_image_tokens=visual.shape[1])
+        allowed = torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool).tril()
+        if base.family == "showo2":  # its image, from one position further right, sees all of itself
+            inside = (ids[0] == IMAGE_TOKEN_ID).roll(base.seen_after_image)
+            allowed |= inside & inside[:, None]
+        embeds = base.embed_with_images(ids, visual)
+        hidden = torch.zeros(allowed.shape).masked_fill(~allowed, -torch.inf)[None, None]
+        layers = body(inputs_embeds=embeds, attention_mask=hidden, output_attentions=True).attentions
+        read = layers[min(2, len(layers)) - 1][0].mean(0)[-1][ids[0] == IMAGE_TOKEN_ID]
+        # The grid, then Harmon's buffers; before the grid, the time of an image of Show-o2.
+        read = read[1:] if base.family == "showo2" else torch.cat([read[-extras:], read[:-extras]])
+        torch.testing.assert_close(scores[row], read, rtol=1e-4, atol=1e-6)
 
 
 @torch.no_grad()
@@ -137,6 +148,11 @@ def test_operations_of_prefill_follow_from_the_shapes() -> None:
     before = before_language_model(model)
     assert before["MAREncoder"] == pytest.approx(228, abs=1)
     assert before["Encoder"] == pytest.approx(556, abs=1)
+
+
+def test_the_time_of_an_image_is_always_read() -> None:
+    model = shapes_of("showo2", "1.5b")
+    assert [image_tokens(model, share) for share in (1.0, 0.5)] == [1 + 27 * 27, 1 + 364]
 
 
 def test_the_numbers_are_written(evidence, tmp_path) -> None:

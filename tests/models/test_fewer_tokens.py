@@ -4,14 +4,13 @@ import pytest
 import torch
 
 from infotok_lit.batch import IGNORE_INDEX, IMAGE_TOKEN_ID
-from infotok_lit.errors import SettingsError
 from infotok_lit.scenes import Scenes
 from tests.tiny import tiny_model
 
 QUESTIONS = ["how many circles are there?", "what colour is the square?", "describe the image."]
 
 
-@pytest.fixture(params=["harmon", "openuni"])
+@pytest.fixture(params=["harmon", "showo2", "openuni"])
 def model(request):
     torch.manual_seed(3)
     return tiny_model(request.param).eval()
@@ -31,18 +30,26 @@ def some_kept(model, tokens) -> torch.Tensor:
 
 
 def slots_of(model, kept) -> torch.Tensor:
-    """Which image slots are kept: Harmon's language model reads the buffers last."""
+    """Which image slots are kept: Harmon reads its buffers last, Show-o2 the time of an image first."""
     extras = model.num_extras["understanding"]
-    return torch.cat([kept[:, extras:], kept[:, :extras]], dim=1)
+    always = [torch.ones(len(kept), 1, dtype=torch.bool)] if model.family == "showo2" else []
+    return torch.cat([*always, kept[:, extras:], kept[:, :extras]], dim=1)
 
 
-def hidden_behind_a_mask(model, ids, real, tokens, kept) -> torch.Tensor:
-    """Last hidden states (B, T, H) of whole sequences at their whole positions; no one sees what is dropped."""
+def hidden_behind_a_mask(model, ids, real, tokens, kept, shift=0) -> torch.Tensor:
+    """Last hidden states (B, T, H) of whole sequences at their whole positions; no one sees what is dropped.
+
+    Show-o2's positions of an image, counted from `shift` further right, see one another.
+    """
     embeds = model.embed_with_images(ids, model.project_for_llm(tokens))
+    slots, length = ids == IMAGE_TOKEN_ID, ids.shape[1]
     seen = real.bool().clone()
-    seen[ids == IMAGE_TOKEN_ID] &= slots_of(model, kept).flatten()
-    length = ids.shape[1]
-    mask = seen[:, None] & torch.ones(length, length, dtype=torch.bool).tril() | torch.eye(length, dtype=torch.bool)
+    seen[slots] &= slots_of(model, kept).flatten()
+    allowed = torch.ones(length, length, dtype=torch.bool).tril().expand(len(ids), -1, -1)
+    if model.family == "showo2":
+        inside = slots.roll(shift, 1)
+        allowed = allowed | inside[:, None] & inside[:, :, None]
+    mask = seen[:, None] & allowed | torch.eye(length, dtype=torch.bool)
     positions = torch.arange(length).expand(len(ids), -1)
     return model.text_body(inputs_embeds=embeds, attention_mask=mask[:, None], position_ids=positions).last_hidden_state
 
@@ -75,22 +82,15 @@ def test_answers_are_those_behind_a_mask(model, image_of) -> None:
     tokens = model.understood_tokens(batch_of(model).pixel_values)
     kept = some_kept(model, tokens)
     questions = QUESTIONS if image_of is None else QUESTIONS * 2
-    model.processor.end_id = -1  # no answer ends early
     answers = model.describe_tokens(tokens, questions, 5, image_of=image_of, kept=kept)
     for question, answer, image in zip(questions, answers, image_of or range(3), strict=True):
-        ids, real = model.processor.understanding_prompts([question], num_image_tokens=tokens.shape[1])
+        slots = model.project_for_llm(tokens).shape[1]
+        ids, real = model.processor.understanding_prompts([question], num_image_tokens=slots)
         one = slice(image, image + 1)
         found = []
         for _ in range(5):
-            states = hidden_behind_a_mask(model, ids, real, tokens[one], kept[one])
+            states = hidden_behind_a_mask(model, ids, real, tokens[one], kept[one], model.seen_after_image)
             logits = model.language_model.lm_head(states[:, -1])
             found.append(logits.argmax(-1))
             ids, real = torch.cat([ids, found[-1][:, None]], 1), torch.cat([real, torch.ones(1, 1)], 1)
         assert answer == model.processor.decode(torch.stack(found, 1))[0]
-
-
-def test_what_sees_the_whole_image_at_once_refuses() -> None:
-    model = tiny_model("showo2")
-    tokens = torch.zeros(1, 16, model.token_widths["understanding"])
-    with pytest.raises(SettingsError, match="Show-o2 lets all tokens of an image see one another"):
-        model.describe_tokens(tokens, ["what is it?"], kept=torch.ones(1, 16, dtype=torch.bool))

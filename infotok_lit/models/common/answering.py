@@ -58,6 +58,11 @@ class Shortened(NamedTuple):
     real: Tensor
     """(B, T') bool, False at padding."""
 
+    def seen(self, mask: Tensor) -> Tensor:
+        """(B, 1, T', T') bool of a mask (B, 1, T, T): which positions see which of those that are left."""
+        rows = take_rows(mask[:, 0], self.source)
+        return (take_rows(rows.mT, self.source).mT & self.real[:, None])[:, None]
+
 
 def shorten(left: Tensor) -> Shortened:
     """Rows of which the positions (B, T) bool are left."""
@@ -81,8 +86,8 @@ def answer_after_prefix(
         image_of: for each question, which prefix it follows.
         questions: ids of the rest of each prompt.
         prefix_mask: (I, 1, P, P) bool: which positions of a prefix see which; default: earlier ones.
-        prefix_left: (I, P) bool, under the default mask: the positions that are read; the others are not computed, and
-            what follows them keeps its position. Default: all.
+        prefix_left: (I, P) bool: the positions that are read; the others are not computed, and what follows them keeps
+            its position. Default: all.
     """
     images, length, processor = *prefix.shape[:2], model.processor
     cache = DynamicCache(config=model.text_body.config)
@@ -122,14 +127,14 @@ def _read_prefix(body: nn.Module, prefix: Tensor, cache: Cache, mask: Tensor | N
     Args:
         prefix: (B, T, H) embeddings without padding.
         mask: (B, 1, T, T) bool: which positions see which; default: earlier ones.
-        left: (B, T) bool, under the default mask: the positions that are read; default: all.
+        left: (B, T) bool: the positions that are read; default: all.
     """
     real, places = torch.ones_like(prefix[..., 0], dtype=torch.bool), None
     if left is not None:
         rows = shorten(left)
+        earlier = real.new_ones(left.shape[1], left.shape[1]).tril().expand(len(left), 1, -1, -1)
+        mask = rows.seen(earlier if mask is None else mask)
         prefix, real, places = take_rows(prefix, rows.source), rows.real, rows.source
-        earlier = places.new_ones(places.shape[1], places.shape[1], dtype=torch.bool).tril()
-        mask = (earlier & real[:, None])[:, None]
     body(inputs_embeds=prefix, attention_mask=mask, position_ids=places, past_key_values=cache, use_cache=True)
     return real
 

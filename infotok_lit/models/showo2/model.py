@@ -67,7 +67,7 @@ class Showo2(Showo2Network):
 
     family = "showo2"
     reconstruction_defaults = ReconstructionConfig(condition="low_res", gradient_scale=0.1, template_swap=0.1)
-    reads_causally = False
+    slots_before_tokens = 1
 
     # Latents
 
@@ -107,6 +107,10 @@ class Showo2(Showo2Network):
         time = tokens.new_ones(len(tokens)) if time is None else time
         return torch.cat([self.time_to_token(self.time_embed(time)).unsqueeze(1), transformed(tokens, transform)], 1)
 
+    def _embed(self, batch: UnderstandingBatch, tokens: Tensor, transform: TokenTransform | None) -> Tensor:
+        scaled = _scaled(transform, self.config.grad_scale)
+        return self.embed_with_images(batch.input_ids, self.project_for_llm(tokens, scaled))
+
     def tokens_to_describe(self, pixel_values: Tensor) -> Tensor:
         """Those of a sample of the latents that is the same each time."""
         noise = ImageNoise([0] * len(pixel_values), pixel_values.device)
@@ -122,6 +126,10 @@ class Showo2(Showo2Network):
     def regions_to_describe(self, ids: Tensor) -> Tensor:
         """(B, M, 2): the positions of prompts (B, T) that see each other."""
         return find_regions(ids) + ids.new_tensor([self.seen_after_image, 0])
+
+    def reading_mask(self, ids: Tensor) -> Tensor:
+        """As `prefix_mask`, in training, where the official code counts images from their first position."""
+        return dense_mask(find_regions(ids, 1), ids.shape[1])
 
     def prefix_mask(self, ids: Tensor) -> Tensor:
         """Positions of an image see all of it."""
