@@ -1,6 +1,8 @@
 """The table that a run ends with: both tasks before and after, against chance, and what the tokens hold."""
 
+import re
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -16,6 +18,7 @@ from infotok_lit.callbacks.export import ExportInference
 from infotok_lit.callbacks.history import is_partial
 from infotok_lit.modules.run_callbacks import run_folder
 
+WORD = re.compile(r"\w+")
 LONGEST = 100
 """Characters of a caption or question in a command to try."""
 TASK_ROWS = (
@@ -49,7 +52,7 @@ class FinalReport(pl.Callback):
     """Prints, when `fit` ends, the first validation beside the last one, and the commands to try next.
 
     Of data whose answers have no score, it shows some of the last validation's answers beside the truth. The commands
-    ask for what that validation asked for.
+    draw and ask what that validation did: a caption, and of the questions the one that is nearest to it.
 
     The first validation is the one before training if `trainer.num_sanity_val_steps` is -1.
     """
@@ -59,6 +62,7 @@ class FinalReport(pl.Callback):
         self.before_step = 0
         self.after: dict[str, float] = {}
         self.after_step = 0
+        self._questions: list[str] = []
         self._answers: list[tuple[str, str, str]] = []
         self._caption = "a red circle"
 
@@ -74,6 +78,7 @@ class FinalReport(pl.Callback):
         """Remember what the first batches asked for, and the answers."""
         if batch_idx == 0 and isinstance(batch, UnderstandingBatch):
             answers = getattr(outputs, "answers", None) or [""] * len(batch.questions)
+            self._questions = batch.questions
             self._answers = list(zip(batch.questions, answers, batch.answers, strict=True))[:SHOWN_ANSWERS]
         elif batch_idx == 0 and isinstance(batch, GenerationBatch):
             self._caption = batch.captions[0]
@@ -156,7 +161,7 @@ class FinalReport(pl.Callback):
             folder = exports[0].target(run or Path(trainer.default_root_dir))
             model = shlex.quote(str(folder))
             command = "  python -m infotok_lit"
-            asked = self._answers[0][0] if self._answers else "What does this picture show?"
+            asked = _about(self._caption, self._questions)
             caption, question = (shlex.quote(shorten(text, LONGEST)) for text in (self._caption, asked))
             lines += [
                 f"Inference weights: {folder}",
@@ -164,6 +169,17 @@ class FinalReport(pl.Callback):
                 f"{command} describe --model {model} --image picture.png --prompt {question}",
             ]
         return lines
+
+
+def _about(caption: str, questions: Sequence[str]) -> str:
+    """The question that says most in a caption's own words; what is drawn from the caption can then answer it."""
+    words = set(WORD.findall(caption.lower()))
+
+    def share(question: str) -> float:
+        asked = WORD.findall(question.lower())
+        return sum(word in words for word in asked) / max(len(asked), 1)
+
+    return max(questions, key=share, default="What does this picture show?")
 
 
 def _number(value: float | None) -> str:

@@ -15,8 +15,10 @@ def test_the_commands_ask_and_draw_what_the_data_is_about(tmp_path, capsys, monk
     folder = tmp_path / "my runs"
     trainer = fit(folder, [FinalReport(), ExportInference()])
     shown = capsys.readouterr().out
-    question = Scenes(split="val").sample("understanding", 0).question
     caption = Scenes(split="val").sample("generation", 0).caption
+    asked = [Scenes(split="val").sample("understanding", i).question for i in range(4)]
+    question = "is there a green square?"
+    assert caption == "a yellow circle below a blue square" and question in asked[1:], "no other speaks of its words"
     assert f"--model '{trainer.log_dir}/export' --prompt" in shown and f"--logdir '{folder}/log'" in shown
     assert f"--prompt {shlex.quote(caption)} --out picture.png" in shown
     assert f"--image picture.png --prompt {shlex.quote(question)}" in shown
