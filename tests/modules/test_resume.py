@@ -243,7 +243,6 @@ def config(tmp_path) -> Path:
         "trainer": {
             "accelerator": "cpu",
             "devices": 1,
-            "max_epochs": 1,
             "max_steps": 2,
             "limit_val_batches": 0,
             "enable_progress_bar": False,
@@ -288,6 +287,16 @@ def test_each_run_has_its_own_folder_whatever_the_logger(config, tmp_path) -> No
         assert {path.name for path in run.iterdir()} == {"checkpoints", "config.yaml", "result.json"}
         assert json.loads((run / "result.json").read_text())["step"] == steps
     assert [path.name for path in (tmp_path / "all").iterdir()] == ["project"]
+def test_a_run_that_ended_before_its_first_checkpoint_was_due_goes_on(config, tmp_path) -> None:
+    """Its end is saved as the end of an epoch, of which endless data has any number."""
+    rare = ["--trainer.callbacks=[]", "--checkpoint.every_n_train_steps=50", "--trainer.logger.init_args.name=rare"]
+    for options in ([], rare):
+        for more in ([], ["--trainer.max_steps", "3", "--ckpt_path", "last"]):
+            assert main(["fit", "--config", str(config), *options, *more]) == 0
+    runs = tmp_path / "runs"
+    usual, resumed = (read_run(newest(runs / name / "version_1")) for name in ("tiny", "rare"))
+    assert resumed["global_step"] == 3
+    assert all(torch.equal(value, usual["state_dict"][name]) for name, value in resumed["state_dict"].items())
 
 
 def test_last_without_a_checkpoint_is_refused(config, tmp_path) -> None:
