@@ -289,6 +289,7 @@ def quieten() -> None:
         "LightningCLI's args parameter is intended",
         r"Found \d+ module\(s\) in eval mode",  # frozen parts
         r"`isinstance\(treespec, LeafSpec\)` is deprecated",
+        "The dirpath has changed",  # a run that goes on has a folder of its own
     ):
         warnings.filterwarnings("ignore", message=rf".*{message}")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(

@@ -288,6 +288,7 @@ def test_each_run_has_its_own_folder_whatever_the_logger(config, tmp_path) -> No
         assert json.loads((run / "result.json").read_text())["step"] == steps
     assert [path.name for path in (tmp_path / "all").iterdir()] == ["project"]
 def test_a_run_that_ended_before_its_first_checkpoint_was_due_goes_on(config, tmp_path) -> None:
+def test_a_run_that_ended_before_its_first_checkpoint_was_due_goes_on(config, tmp_path, recwarn) -> None:
     """Its end is saved as the end of an epoch, of which endless data has any number."""
     rare = ["--trainer.callbacks=[]", "--checkpoint.every_n_train_steps=50", "--trainer.logger.init_args.name=rare"]
     for options in ([], rare):
@@ -297,6 +298,7 @@ def test_a_run_that_ended_before_its_first_checkpoint_was_due_goes_on(config, tm
     usual, resumed = (read_run(newest(runs / name / "version_1")) for name in ("tiny", "rare"))
     assert resumed["global_step"] == 3
     assert all(torch.equal(value, usual["state_dict"][name]) for name, value in resumed["state_dict"].items())
+    assert not any("dirpath" in str(warning.message) for warning in recwarn), "each run has its own folder"
 
 
 def test_last_without_a_checkpoint_is_refused(config, tmp_path) -> None:
