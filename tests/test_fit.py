@@ -174,6 +174,20 @@ def too_many_broken(folder: Path) -> list[str]:
     return ["fit", "--config", config, *FRESH, *SHORT, "--trainer.max_steps=20", "--trainer.limit_val_batches=0"]
 
 
+@pytest.mark.parametrize(
+    ("option", "shown"),
+    [
+        ("--help", "the quickstart: a small embedded model"),
+        ("--model.help=infotok_lit.modules.OpenUniModule", "Fine-tunes OpenUni"),
+        ("--data.init_args.train.help=infotok_lit.data.ImageTextFolder", "A JSON list, a JSONL file"),
+    ],
+)
+def test_help_is_about_the_command_or_a_class(option, shown, capsys) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["fit", option])
+    assert ended.value.code == 0 and shown in capsys.readouterr().out
+
+
 def test_too_many_broken_files_stop_the_run(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=r"samples drawn so far are broken.*broken\d.jpg.*max_broken_share"):

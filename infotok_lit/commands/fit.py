@@ -196,7 +196,10 @@ class FitParser(LightningArgumentParser):
     """Lightning's parser, with help that begins with our own options."""
 
     def format_help(self) -> str:
-        """The usual commands, then the options of model and data, then the trainer's."""
+        """The usual commands, then the options of model and data, then the trainer's; or those of one class."""
+        usual = super().format_help()
+        if "\noptions:" not in usual:  # what --model.help CLASS_PATH asks for
+            return usual
         from infotok_lit.data.datamodule import UnifiedDataModule
         from infotok_lit.modules import HarmonModule
 
@@ -210,7 +213,6 @@ class FitParser(LightningArgumentParser):
         own.add_class_arguments(HarmonModule, "model.init_args", fail_untyped=False)
         own.add_class_arguments(UnifiedDataModule, "data.init_args", fail_untyped=False)
         head, _, options = own.format_help().partition("\0")
-        usual = super().format_help()
         return "\n".join(
             [head + HELP.format(program=PROGRAM, command=command), options.rstrip(), usual[usual.index("\noptions:") :]]
         )

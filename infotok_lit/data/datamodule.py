@@ -39,7 +39,8 @@ class UnifiedDataModule(LightningDataModule):
     It knows no model: `connect` hands it what it takes from one. The modules of this package do that by themselves.
 
     Args:
-        train: Images with text to train on.
+        train: Images with text to train on: infotok_lit.scenes.Scenes, or of infotok_lit.data ImageTextFolder,
+            ImageTextShards or Mixture (docs/data.md).
         val: Images with text to validate on; default: what `val_share` says.
         generation_train: Images to draw, if not those of `train`.
         generation_val: Images to validate drawing on, if not those of `val`.
