@@ -31,8 +31,9 @@ def test_settings_change_what_they_name_alone() -> None:
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"colour": 1}, "'colour'"),
-        ({"llm": {"rope": 1.0}}, "'rope'"),
+        ({"colour": 1}, "there is no entry 'colour'"),
+        ({"llm": {"rope_base": 1.0}}, "llm has no entry 'rope_base'"),
+        ({"llm": {"rope_tetha": 1.0}}, r"llm has no entry 'rope_tetha'; did you mean rope_theta\?"),
         ({"llm": 3}, "llm is 3, where entries with values are expected"),
     ],
 )

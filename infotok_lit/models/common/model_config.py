@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Any, ClassVar, Literal, Self, Union, get_args, get_origin, get_type_hints
 
-from infotok_lit.errors import SettingsError
+from infotok_lit.errors import SettingsError, did_you_mean
 
 Grid = tuple[int, int]
 """(rows, columns)."""
@@ -247,7 +247,10 @@ def _build(kind: type, values: Mapping[str, Any], group: str = "") -> Any:
     """
     hints, built = entry_types(kind), {}
     for name, value in values.items():
-        hint = hints.get(name, Any)
+        if name not in hints:
+            where = f"{group[:-1]} has" if group else "there is"
+            raise TypeError(f"{where} no entry {name!r}{did_you_mean(name, hints)}")
+        hint = hints[name]
         if is_dataclass(hint):
             if not isinstance(value, Mapping):
                 raise TypeError(f"{group}{name} is {value!r}, where entries with values are expected")
