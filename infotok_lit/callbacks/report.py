@@ -99,6 +99,8 @@ class FinalReport(pl.Callback):
         if not trainer.is_global_zero:
             return
         console = Console()
+        if not self.after and self.before_step:  # the only validation came after training had begun
+            self.before, self.after, self.after_step = {}, self.before, self.before_step
         if self.after:
             console.print(self._tasks())
             console.print(self._information())
@@ -120,8 +122,8 @@ class FinalReport(pl.Callback):
         self.before, self.before_step = state_dict["before"], state_dict.get("before_step", 0)
 
     def _tasks(self) -> Table:
-        first = "before training" if self.before_step == 0 else f"at step {self.before_step}"
-        table = Table(title=f"Validation, {first} and at step {self.after_step}")
+        first = "before training and " if self.before_step == 0 else f"at step {self.before_step} and "
+        table = Table(title=f"Validation, {first if self.before else ''}at step {self.after_step}")
         for column in ("", "before", "after", "chance"):
             table.add_column(column, justify="left" if not column else "right")
         for label, name, chance in TASK_ROWS:

@@ -36,6 +36,13 @@ def test_a_run_that_did_not_begin_with_a_validation_does_not_say_so(tmp_path, ca
     assert "Validation, at step 2 and at step 4" in shown and "before training" not in shown
 
 
+def test_the_only_validation_is_shown_too(tmp_path, capsys) -> None:
+    trainer = fit(tmp_path, [FinalReport()], steps=2, num_sanity_val_steps=0)
+    shown = capsys.readouterr().out
+    assert "Validation, at step 2 " in shown
+    assert f"{float(trainer.callback_metrics['val/generation/loss']):.3f}" in shown
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_a_module_of_another_kind_has_a_report_too(tmp_path, capsys) -> None:
     fit(tmp_path, [FinalReport()], module=BoringModel(), data=BoringDataModule(), steps=2)
