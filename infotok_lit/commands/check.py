@@ -9,7 +9,6 @@ from jsonargparse.typing import PositiveInt
 
 from infotok_lit.batch import (
     BRANCHES,
-    IGNORE_INDEX,
     Branch,
     BrokenSampleError,
     Processor,
@@ -25,16 +24,14 @@ if TYPE_CHECKING:
 
 NAMED = 20
 """So many of a kind are named; of the others the number is said."""
-CROPPED = 1 / 3
-"""Images that lose more than this share of their area by being cropped to a square are spoken of."""
 
 
 def check(fit_arguments: list[str], limit: PositiveInt = 10_000) -> int:
-    """Look at the data of a configuration before training: every image is opened, and every text is tokenised.
+    """Look at the data of a configuration before training: every image is opened with one of its texts.
 
-    Says which samples are broken, by name, and which texts the model would cut. No weights are read, and no GPU is
-    needed. Ends with status 1 if so many samples are broken that training would stop. Every option that is not listed
-    here is one of fit's, such as --config FILE.
+    Of a row with several texts one is drawn, as in training. Says which samples are broken, by name, and which texts
+    the model would cut. No weights are read, and no GPU is needed. Ends with status 1 if so many samples are broken
+    that training would stop. Every option that is not listed here is one of fit's, such as --config FILE.
 
     Args:
         fit_arguments: What `fit` is given.
@@ -125,12 +122,10 @@ def _measure(found: Findings, sample: Sample, processor: Processor) -> None:
     lengths = [len(processor.tokenizer.encode(text.strip(), add_special_tokens=False)) for text in texts]
     if isinstance(sample, UnderstandingSample):
         batch = processor.understanding([sample])
-        whole = int((batch.labels != IGNORE_INDEX).sum()) >= lengths[1]
         found.answer_tokens.append(lengths[1])
     else:
         batch = processor.generation([sample])
-        whole = int(batch.attention_mask.sum()) >= lengths[0]
-    if not whole or int(batch.text.mask.sum()) < sum(lengths):
+    if batch.cut:
         found.cut.append(sample.name)
     found.sides.append(sample.image.size)
     found.tokens.append(sum(lengths))
@@ -163,7 +158,8 @@ def remarks(findings: Sequence[Findings], answer_tokens: int) -> list[str]:
         lines += [f"{title}: {len(names) - NAMED} more"] if len(names) > NAMED else []
     for found in findings:
         small = sum(min(sides) < found.side for sides in found.sides)
-        narrow = sum(1 - min(sides) / max(sides) > CROPPED for sides in found.sides) if found.crops else 0
+        # In whole numbers: an image of 3 : 2, as cameras take them, loses a third and not more.
+        narrow = sum(3 * min(sides) < 2 * max(sides) for sides in found.sides) if found.crops else 0
         training = found.name.startswith("train")
         long = 0 if training else sum(length > answer_tokens for length in found.answer_tokens)
         counted = (

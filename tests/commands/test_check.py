@@ -69,6 +69,21 @@ def test_faults_are_named(family, photos, tmp_path, capsys) -> None:
     assert [line.split(": ")[1].split()[0] for line in small] == ["1", "1"], "in both branches of one part"
 
 
+def test_a_few_words_too_many_are_a_cut_and_three_to_two_is_no_third(photos, tmp_path, capsys) -> None:
+    Image.new("RGB", (96, 64)).save(tmp_path / "photos" / "camera.png")
+    # Both fit into the limit by themselves, and not beside the template.
+    arguments = photos(
+        {"image": "camera.png", "caption": "red " * 126},
+        {"image": "camera.png", "question": "red " * 2040, "answer": "red"},
+    )
+    assert main(["check", "--config", "openuni/scenes32", *arguments]) == 0
+    said = capsys.readouterr().out
+    for row in (13, 14):
+        assert f"longer than the model takes, and cut: camera.png (row {row})" in said
+    # The two photographs of 320 x 213.
+    assert sum(int(line.split(": ")[1].split()[0]) for line in said.splitlines() if "lose over a third" in line) == 2
+
+
 def test_so_much_broken_that_training_would_stop(photos, capsys) -> None:
     missing = [{"image": f"gone{number}.jpg", "caption": "is not there"} for number in range(30)]
     assert main(["check", "--config", "harmon/scenes32", *photos(*missing)]) == 1
