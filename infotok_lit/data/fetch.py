@@ -4,13 +4,12 @@ import hashlib
 import logging
 import os
 import re
-import shutil
 import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import fsspec
 from filelock import FileLock
@@ -134,10 +133,9 @@ def _run_command(address: str, file: BinaryIO) -> None:
 def _download(address: str, file: BinaryIO) -> None:
     for attempt in range(ATTEMPTS):
         try:
-            file.seek(0)
-            file.truncate()
-            with fsspec.open(address, "rb") as remote:
-                shutil.copyfileobj(remote, file, length=1 << 20)
+            # In one piece, from its beginning: not every server gives parts of a file, or those that it is asked for.
+            system, path = fsspec.url_to_fs(address, **_patient(address))
+            system.get_file(path, file.name)
             return
         except Exception as error:  # every protocol of fsspec has its own errors, a missing package among them
             root = root_of(error)
@@ -145,6 +143,15 @@ def _download(address: str, file: BinaryIO) -> None:
             if final or attempt == ATTEMPTS - 1:
                 raise DataError(f"the shard {address} cannot be fetched: {reason_of(error)}") from error
             time.sleep(0.5 * 2**attempt)
+
+
+def _patient(address: str) -> dict[str, Any]:
+    """Options of fsspec: a download over HTTP, which ends after five minutes otherwise, goes on while bytes come."""
+    if not address.startswith(("http://", "https://")):
+        return {}
+    import aiohttp
+
+    return {"client_kwargs": {"timeout": aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=60)}}
 
 
 def root_of(error: BaseException) -> BaseException:

@@ -258,6 +258,13 @@ def test_what_cannot_be_fetched_is_said(server, tmp_path) -> None:
     assert captions(stream(server, tmp_path), [0]) == [0], "a hiccup is overcome"
 
 
+def test_a_large_shard_of_a_server_that_gives_no_parts_of_files(server, tmp_path) -> None:
+    content = np.random.default_rng(0).bytes(12 << 20)
+    (server.folder / "large.tar").write_bytes(content)
+    assert local_copy(f"{server.address}/large.tar", tmp_path).read_bytes() == content
+    assert server.asked == ["large.tar"], "in one piece"
+
+
 def test_what_is_broken_is_not_kept(server, tmp_path) -> None:
     (server.folder / "cut.tar").write_bytes((server.folder / "s-0.tar").read_bytes())
     with pytest.raises(DataError, match=r"the shard .*cut.tar cannot be fetched"):
