@@ -1,5 +1,6 @@
 """Scenes as a data source: an endless supply of exactly labelled images that needs no download."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -66,7 +67,7 @@ class Scenes(Source):
             jitter=preset.jitter if jitter is None else jitter,
         )
         self.name = spec
-        self.split: Split = split
+        self.split_name: Split = split
         self.seed = seed
         self.categories = tuple(categories)
         self.question_kinds = tuple(question_kinds)
@@ -76,33 +77,44 @@ class Scenes(Source):
     def __len__(self) -> int:
         return self._num_samples
 
+    def split(self, share: float) -> tuple[Source, Source]:
+        """The scenes of "train", and as large a share of those of "val"; SettingsError for any others."""
+        if self.split_name != "train":
+            return super().split(share)
+        held_back = copy.copy(self)
+        held_back.split_name = "val"
+        held_back._num_samples = max(1, round(share * self._num_samples))
+        return self, held_back
+
     def draw(self, branch: Branch, index: int) -> tuple[Scene, str, str]:
         """The ground truth of a sample: its scene, its caption or question, and the answer ("" for a caption)."""
         if not 0 <= index < self._num_samples:
-            raise IndexError(f"index {index} is outside the {self._num_samples} samples of {self.name}/{self.split}")
-        rng = np.random.default_rng([self.seed, SPLITS.index(self.split), BRANCHES.index(branch), index])
+            raise IndexError(
+                f"index {index} is outside the {self._num_samples} samples of {self.name}/{self.split_name}"
+            )
+        rng = np.random.default_rng([self.seed, SPLITS.index(self.split_name), BRANCHES.index(branch), index])
         if branch == "generation" and self.dense_captions and rng.random() < self.dense_captions:
-            scene, _, _ = draw_question(rng, self.spec, self.split, "description")
+            scene, _, _ = draw_question(rng, self.spec, self.split_name, "description")
             return scene, describe_scene(scene, self.spec), ""
         if branch == "generation":
             category = self.categories[rng.integers(len(self.categories))]
-            prompt, scene = draw_captioned_scene(rng, self.spec, self.split, category)
+            prompt, scene = draw_captioned_scene(rng, self.spec, self.split_name, category)
             return scene, write_caption(prompt), ""
         kind = self.question_kinds[rng.integers(len(self.question_kinds))]
-        return draw_question(rng, self.spec, self.split, kind)
+        return draw_question(rng, self.spec, self.split_name, kind)
 
     def hard_negatives(self, branch: Branch, index: int) -> Sequence[str] | Sequence[tuple[str, str]]:
         """All false texts of the grammar that differ from the sample's own in one attribute."""
         scene, text, answer = self.draw(branch, index)
         if branch == "generation":
-            return false_captions(scene, text, self.spec, self.split)
-        return false_exchanges(scene, text, answer, self.spec, self.split)
+            return false_captions(scene, text, self.spec, self.split_name)
+        return false_exchanges(scene, text, answer, self.spec, self.split_name)
 
     def sample(self, branch: Branch, index: int, rng: np.random.Generator | None = None) -> Sample:
         """The sample of an index. `rng` is not used: an index is the same scene in every epoch."""
         scene, text, answer = self.draw(branch, index)
         image = Image.fromarray(render(scene, self.spec))
-        name = f"{self.name}/{self.split}/{branch}/{index}"
+        name = f"{self.name}/{self.split_name}/{branch}/{index}"
         if branch == "generation":
             return GenerationSample(image=image, caption=text, name=name)
         return UnderstandingSample(image=image, question=text, answer=answer, name=name)

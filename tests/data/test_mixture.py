@@ -1,14 +1,16 @@
 """Several sources as one."""
 
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from infotok_lit.batch import GenerationSample, Source
-from infotok_lit.data import Mixture
+from infotok_lit.data import ImageTextFolder, Mixture
 from infotok_lit.errors import SettingsError
+from infotok_lit.scenes import Scenes
 
 
 class Named(Source):
@@ -92,3 +94,19 @@ def test_nearly_true_texts_are_those_of_the_samples_own_source():
 def test_parts_that_fit_no_sources_are_refused(parts):
     with pytest.raises(SettingsError, match="one positive number in `parts`"):
         Mixture([Named("a", 2), Named("b", 2)], parts=parts)
+
+
+def test_own_images_beside_scenes_are_split_and_scenes_keep_back_those_of_val():
+    photos = Path(__file__).parents[1] / "fixtures" / "photos" / "annotations.json"
+    train, val = Mixture([ImageTextFolder(str(photos)), Scenes(num_samples=40)], [3, 1]).split(0.2)
+
+    def names(mixture: Mixture, count: int) -> set[str]:
+        return {
+            mixture.sample("generation", i, np.random.default_rng(0)).name.partition("/train")[0] for i in range(count)
+        }
+
+    shown, kept = names(train, 80), names(val, 24)
+    assert (len(shown), len(kept)) == (11, 3 + 6) and not shown & kept
+    assert {name for name in kept if name.startswith("scenes32")} == {f"scenes32/val/generation/{i}" for i in range(6)}
+    with pytest.raises(SettingsError, match="Scenes cannot be split"):
+        Scenes(split="held_out").split(0.2)
