@@ -1,6 +1,6 @@
 """Where each sample of a WebDataset tar shard lies, found in one scan and kept in a cache file.
 
-A sample is the members of a tar that share a name up to its first dot: an image (.jpg, .jpeg, .png, .webp), with
+A sample is the members of a tar that share a name up to its first dot: an image (.jpg or as in _IMAGES), with
 .json (any layout of `rows.py`) and/or .txt (a caption). Where no member of such a name has one of these suffixes, the
 names go on up to their last dot, so that `IMG_1.2.jpg` and `IMG_1.2.json` are a sample too.
 """
@@ -28,9 +28,11 @@ Entry = dict[str, Any]
 """One sample of a shard: "key"; "image", "json" and "txt": [offset, size] of its members; "serves": the branches it
 serves; "broken": why it cannot be read, if so."""
 
-_VERSION = 3
+_VERSION = 4
 _BLOCK = 512
-_KINDS = {"jpg": "image", "jpeg": "image", "png": "image", "webp": "image", "json": "json", "txt": "txt"}
+_IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm", "pbm", "pnm", "avif")
+"""Suffixes of the formats that `image_file.py` reads."""
+_KINDS = dict.fromkeys(_IMAGES, "image") | {"json": "json", "txt": "txt"}
 
 
 class NoTarError(DataError):
@@ -188,7 +190,7 @@ def read_text(json_member: bytes | None, txt_member: bytes | None, options: Samp
     if not isinstance(row, dict):
         raise ValueError("its .json member must be a JSON object")
     annotated = options.read_text(row)
-    plain = options.read_text({options.caption_key: (txt_member or b"").decode(errors="replace")})
+    plain = options.read_text({options.caption_key: (txt_member or b"").decode("utf-8-sig", errors="replace")})
     return RowText(tuple(dict.fromkeys(annotated.captions + plain.captions)), annotated.questions)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from infotok_lit.batch import BrokenSampleError
 from infotok_lit.data import shard_index as shard_index_module
@@ -62,6 +63,15 @@ def test_shards_give_what_the_folder_gives(photo_shards, tmp_path):
         assert (one.question, one.answer) == (other.question, other.answer)
         assert (np.asarray(one.image) == np.asarray(other.image)).all()
     assert packed.sample("generation", 7, RNG()).name == photo_shards.replace("{00..02}", "01") + ": 007"
+
+
+@pytest.mark.parametrize("suffix", ["gif", "bmp", "TIFF", "ppm", "avif"])
+def test_images_of_every_format_that_folders_read(suffix, tmp_path):
+    file = io.BytesIO()
+    Image.new("RGB", (12, 12), "red").save(file, suffix)
+    write_shard(tmp_path / "a.tar", [(f"a.{suffix}", file.getvalue()), ("a.txt", "\ufeffa red square".encode())])
+    sample = shards(str(tmp_path / "a.tar"), tmp_path).sample("generation", 0, RNG())
+    assert sample.caption == "a red square" and np.asarray(sample.image)[0, 0, 0] > 240
 
 
 @pytest.mark.parametrize(
