@@ -89,7 +89,7 @@ def report(measured: "Sequence[Measured]", follow: Sequence[Mapping[str, float]]
 
     names = sorted(set(kinds))
     head = ["tokens that are read", "budget", "tokens", "10-90 %", "answers", *names, "against the highest rates", "p"]
-    lines, p_values = [], []
+    lines, p_values = [], {}
     for policy, by_budget in measured[0].items():
         for budget in by_budget:
             correct = np.mean([one[policy][budget].correct for one in measured], axis=0)
@@ -97,14 +97,15 @@ def report(measured: "Sequence[Measured]", follow: Sequence[Mapping[str, float]]
             low, high = np.percentile(tokens, [10, 90])
             cells = [policy, budget or "-", f"{tokens.mean():.2f}", f"{low:.0f}-{high:.0f}", f"{correct.mean():.3f}"]
             cells += [f"{correct[kinds == name].mean():.3f}" for name in names]
-            p_value, difference = None, ""
+            difference = ""
             if budget and policy != RATE:
-                p_value, difference = _against(
+                # Only what is compared counts as a test.
+                p_values[len(lines)], difference = _against(
                     correct, np.mean([one[RATE][budget].correct for one in measured], axis=0)
                 )
             lines.append([*cells, difference])
-            p_values.append(p_value)
-    told = [f"{p:.2g}" if p is not None else "" for p in holm(p_values)]
+    corrected = dict(zip(p_values, holm(list(p_values.values())), strict=True))
+    told = ["" if (p := corrected.get(number)) is None else f"{p:.2g}" for number in range(len(lines))]
     rows = [[*line, p] for line, p in zip(lines, told, strict=True)]
     facts = [f"- {name}: " + ", ".join(f"{one[name]:.3g}" for one in follow) for name in follow[0]]
     notes = (

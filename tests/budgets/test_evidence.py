@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from tiny import tiny_model
 
 from infotok_lit.batch import IMAGE_TOKEN_ID
@@ -113,6 +114,7 @@ def test_differences_are_paired_and_by_kind() -> None:
     worse = right * (np.arange(100) % 10 > 0)
     tokens = np.full(100, 12)
     measured = {
+        ALL: {"": Answers(right, tokens)},
         RATE: {"0.5": Answers(right, tokens)},
         "random": {"0.5": Answers(worse, tokens)},
     }
@@ -122,6 +124,7 @@ def test_differences_are_paired_and_by_kind() -> None:
     margin = 1.984 * lost.std(ddof=1) / 10
     assert cells[4:7] == [f"{worse.mean():.3f}", f"{worse[::2].mean():.3f}", f"{worse[1::2].mean():.3f}"]
     assert cells[7] == f"{100 * lost.mean():+.1f} ± {100 * margin:.1f}"
+    assert cells[8] == f"{stats.ttest_rel(worse, right).pvalue:.2g}", "a single test needs no correction"
     assert "- a fact: 0.5" in lines
 
 
