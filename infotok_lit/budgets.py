@@ -129,6 +129,12 @@ class RunningMean(nn.Module):
         """Go on from a value that came without the number of its updates: as an average that has converged."""
         self.updates.copy_(CONVERGED * (self.value != 0)[0])
 
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Keep the mean and forget its start, so that another factor reads the same mean out of this state."""
+        self.value.copy_(self.mean)
+        self.take_over()
+
 
 # Which tokens are kept
 

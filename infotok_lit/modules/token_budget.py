@@ -67,6 +67,7 @@ class TokenSelector(nn.Module):
         state = checkpoint.get(RAW, checkpoint["state_dict"])
         mean = {name.removeprefix(MEAN_PREFIX): value for name, value in state.items() if name.startswith(MEAN_PREFIX)}
         heads.budget.load_state_dict(mean)
+        heads.budget.mean.settle()  # an exported file does not say by which factor it was averaged
         return cls(heads.heads["understanding"].projection, heads.budget, keep).to(device_of(base)).eval()
 
     @classmethod

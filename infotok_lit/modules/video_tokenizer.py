@@ -180,7 +180,9 @@ def load_weights(tokenizer: VideoTokenizer, source: Path) -> None:
     if exported_family(source) is not None:
         weights = load_tokenizer(source).state_dict()
     elif (checkpoint := find_checkpoint(source)) is not None:
-        weights = run_weights(read_run(checkpoint))
+        trained = rebuild_tokenizer(read_run(checkpoint), str(source))
+        trained.complexity.settle()  # this run may average by another factor
+        weights = trained.state_dict()
     else:
         load_official_file(tokenizer, source)
         return

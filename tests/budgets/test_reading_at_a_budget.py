@@ -55,7 +55,7 @@ def fitted(folder: Path, module: TinyModule, steps: int = 3) -> Path:
 
 @pytest.fixture(scope="module", params=["harmon", "showo2", "openuni"])
 def run(request, tmp_path_factory) -> Path:
-    return fitted(tmp_path_factory.mktemp(request.param), Budgeted(request.param, TokenBudgetConfig()))
+    return fitted(tmp_path_factory.mktemp(request.param), Budgeted(request.param, TokenBudgetConfig(decay=0.9)))
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +97,10 @@ def test_the_small_file_ranks_as_the_run_does(run, exported) -> None:
     selectors = TokenSelector.of_run(checkpoint, base, keep=0.5), TokenSelector.of_folder(exported, base, 0.5)
     rates, same = (selector.rates(tokens) for selector in selectors)
     assert torch.equal(rates, same)
+    state = checkpoint["state_dict"]
+    mean = state["infotok.budget.mean.value"] / (1 - 0.9 ** int(state["infotok.budget.mean.updates"]))
+    for selector in selectors:
+        torch.testing.assert_close(selector.budget.mean.mean, mean)
     assert torch.equal(*(selector(tokens) for selector in selectors))
     # The rate of Eq. 7, from torch's own distributions.
     posterior = selectors[0].projection(tokens)

@@ -169,10 +169,13 @@ def test_a_checkpoint_is_exported_from_the_command_line(whole, tmp_path, capsys)
 
 def test_training_starts_from_an_export_or_a_run(whole, tmp_path) -> None:
     _, trainer, _ = whole
-    wanted = dict(load_tokenizer(Path(trainer.log_dir, "export")).named_parameters())
+    left = load_tokenizer(Path(trainer.log_dir, "export"))
+    wanted = dict(left.named_parameters())
     for source in (Path(trainer.log_dir, "export"), Path(trainer.log_dir)):
-        module = VideoTokenizerModule(init_from=str(source), settings=asdict(TINY))
+        rates = RateConfig(mean_factor=0.5)
+        module = VideoTokenizerModule(init_from=str(source), settings=asdict(TINY), rates=rates)
         module.configure_model()
+        torch.testing.assert_close(module.tokenizer.complexity.mean, left.complexity.mean)
         own = dict(module.tokenizer.named_parameters())
         assert all(torch.equal(own[name], tensor) for name, tensor in wanted.items())
     other = VideoTokenizerModule(init_from=str(Path(trainer.log_dir, "export")), settings=asdict(TINY) | {"width": 24})
