@@ -169,10 +169,10 @@ def read_part(source: Path | bytes, start: float, frames: int, name: str) -> np.
     av = import_av()
     try:
         with _stream(av, source) as stream:
-            first = int(start * max(0, _length(stream) - frames + 1))
-            found = list(islice(_pixels(_from_time(av, stream, first)), frames))
+            room = _length(stream) - frames + 1
+            found = [] if room < 1 else list(islice(_pixels(_from_time(av, stream, int(start * room))), frames))
         if len(found) < frames:
-            # A rate that varies, or a file that says wrong or cannot be searched: its frames are counted.
+            # A rate that varies, or a file that says nothing, says wrong or cannot be searched: its frames are counted.
             with _stream(av, source) as stream:
                 count = sum(1 for _ in stream.container.decode(stream))
             if count < frames:
@@ -194,7 +194,7 @@ def _stream(av: ModuleType, source: Path | bytes) -> Iterator[Any]:
 
 
 def _length(stream: Any) -> int:
-    """How many frames there are, as the file says, or as its duration and rate do."""
+    """How many frames there are, as the file says, or as its duration and rate do; 0 if it says nothing."""
     if stream.frames:
         return stream.frames
     duration = stream.duration * stream.time_base if stream.duration else (stream.container.duration or 0) / 1_000_000
