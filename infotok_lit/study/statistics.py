@@ -54,14 +54,14 @@ class Decision:
     """What a planned comparison decides.
 
     Args:
-        comparison: The differences and their t-test.
+        comparison: The differences and their t-test; None if the rows have no seed in common.
         corrected: Its p-value after Holm's correction for all planned comparisons.
         equivalence: The p-value of the two one-sided tests that the difference lies within the margin.
         verdict: `higher` or `lower` by the corrected test, else `equivalent`, else `undecided`.
         seeds_needed: If undecided: how many seeds would decide, were mean and spread as they are.
     """
 
-    comparison: Comparison
+    comparison: Comparison | None
     corrected: float | None
     equivalence: float | None
     verdict: Verdict
@@ -87,21 +87,24 @@ def compare(row: Seeds, reference: Seeds, confidence: float) -> Comparison | Non
     return None if difference is None else Comparison(difference, _p_value(list(differences.values())))
 
 
-def decide(comparisons: Sequence[Comparison], margin: float, level: float, power: float) -> list[Decision]:
+def decide(comparisons: Sequence[Comparison | None], margin: float, level: float, power: float) -> list[Decision]:
     """What planned comparisons decide together.
 
     A difference is `higher` or `lower` if its p-value, corrected by Holm's method for all of them, is below `level`;
     else `equivalent` if two one-sided tests (Schuirmann 1987) place it within the margin at `level`; else `undecided`.
 
     Args:
-        comparisons: All that were planned.
+        comparisons: All that were planned; None for one that nothing is known of, which counts as a test.
         margin: The margin of equivalence, in the unit of the differences.
         level: The level of the tests.
         power: How surely the number of seeds that is named should decide.
     """
-    corrected = holm([comparison.p_value for comparison in comparisons])
+    corrected = holm([comparison and comparison.p_value for comparison in comparisons])
     decisions = []
     for comparison, p_value in zip(comparisons, corrected, strict=True):
+        if comparison is None:
+            decisions.append(Decision(None, None, None, "undecided", None))
+            continue
         difference = comparison.difference
         equivalence = tost(difference, margin)
         verdict: Verdict = "undecided"

@@ -24,8 +24,9 @@ class Summary:
         self.results = {row: {r.cell.seed: r for r in finished if r.cell.variant == row} for row in study.rows}
 
     def seeds(self, row: str, metric: str) -> Seeds:
-        """Seed -> value of a metric."""
-        return {seed: of.values[metric] for seed, of in self.results[row].items() if metric in of.values}
+        """Seed -> value of a metric, where it has one that is finite."""
+        known = {seed: of.values.get(metric, math.nan) for seed, of in self.results[row].items()}
+        return {seed: value for seed, value in known.items() if math.isfinite(value)}
 
     def endpoint(self, row: str) -> Seeds:
         """Seed -> the mean of the metrics that the study is to decide about."""
@@ -93,8 +94,9 @@ def means_table(summary: Summary, emphasis: str = "") -> Table:
     lines: list[list[object]] = []
     for row in study.rows:
         marks = {name: emphasis if row in summary.best(name) else "" for name in study.metrics}
-        means = [f"{marks[name]}{_shown(summary.estimate(row, name))}{marks[name]}" for name in study.metrics]
-        lines.append([row, f"{len(summary.results[row])}/{len(study.seeds_of(row))}", *means])
+        seeds = len(summary.results[row])
+        means = [f"{marks[name]}{_shown(summary.estimate(row, name), seeds)}{marks[name]}" for name in study.metrics]
+        lines.append([row, f"{seeds}/{len(study.seeds_of(row))}", *means])
     return Table("Means over seeds", ["row", "seeds", *_titles(study.metrics)], lines)
 
 
@@ -105,7 +107,8 @@ def paper_table(summary: Summary) -> Table:
     for name, row in summary.study.rows.items():
         if row.paper is not None and metrics:
             theirs = paper_scores(row.paper)
-            lines.append([name, *(_shown(summary.estimate(name, metric)) for metric in metrics)])
+            seeds = len(summary.results[name])
+            lines.append([name, *(_shown(summary.estimate(name, metric), seeds) for metric in metrics)])
             lines.append([f"{row.paper} (paper)", *(printed(of, theirs.get(of)) for of in metrics.values())])
     return Table("Beside the paper's numbers", ["row", *metrics], lines)
 
@@ -113,24 +116,23 @@ def paper_table(summary: Summary) -> Table:
 def difference_table(summary: Summary, reference: str) -> Table:
     """Paired differences of every row to a reference, with confidence intervals and tests."""
     metrics = judged(summary.study)
-    lines: list[list[object]] = [
-        [row, *(_shown_difference(summary.compare(row, name, reference)) for name in metrics)]
-        for row in summary.study.rows
-        if row != reference
-    ]
+    lines: list[list[object]] = []
+    for row in summary.study.rows:
+        if row != reference:
+            compared = [summary.compare(row, name, reference) for name in metrics]
+            lines.append([row, *(_shown_difference(each, len(summary.results[row])) for each in compared)])
     return Table(f"Differences to {reference}, seed by seed", ["row", *_titles(metrics)], lines)
 
 
 def decisions(summary: Summary) -> list[tuple[str, str, Decision]]:
-    """What each planned comparison decides: (row, reference, decision); of rows without common seeds, nothing."""
+    """What each planned comparison decides: (row, reference, decision)."""
     analysis, study = summary.study.analysis, summary.study
     compared = [
-        (row, reference, compare(summary.endpoint(row), summary.endpoint(reference), study.confidence))
+        compare(summary.endpoint(row), summary.endpoint(reference), study.confidence)
         for row, reference in analysis.contrasts
     ]
-    known = [(row, reference, comparison) for row, reference, comparison in compared if comparison is not None]
-    decided = decide([each[2] for each in known], analysis.margin, analysis.level, analysis.power)
-    return [(row, reference, each) for (row, reference, _), each in zip(known, decided, strict=True)]
+    decided = decide(compared, analysis.margin, analysis.level, analysis.power)
+    return [(*pair, decision) for pair, decision in zip(analysis.contrasts, decided, strict=True)]
 
 
 def steps_to_reference(summary: Summary, row: str, reference: str) -> list[float]:
@@ -146,12 +148,17 @@ def decision_table(summary: Summary, full: bool = False) -> Table:
     lines: list[list[object]] = []
     for row, reference, each in decisions(summary):
         steps = steps_to_reference(summary, row, reference)
-        middle, reached = median(steps), sum(map(math.isfinite, steps))
-        difference, tests = each.comparison.difference, (each.comparison.p_value, each.corrected, each.equivalence)
+        middle, reached = median(steps) if steps else None, sum(map(math.isfinite, steps))
+        compared = each.comparison
+        difference = compared and compared.difference
+        tests = (compared and compared.p_value, each.corrected, each.equivalence)
         if full:
             shown = [*in_full(difference), *tests, each.verdict, each.seeds_needed, middle, reached]
+        elif difference is None:
+            shown = ["0", *[""] * 4, each.verdict, "", ""]
         else:
-            when = f"{middle:,.0f} ({reached} of {len(steps)})" if reached else "never"
+            typical = f"{middle:,.0f}" if math.isfinite(middle) else f"> {summary.study.steps:,}"
+            when = f"{typical} ({reached} of {len(steps)})" if reached else "never"
             needed = "" if each.seeds_needed is None else f"{each.seeds_needed:,}"
             shown = [str(difference.count), _signed(difference), *map(p_value, tests), each.verdict, needed, when]
         lines.append([f"{row} - {reference}", *shown])
@@ -194,10 +201,12 @@ def _titles(metrics: dict[str, Metric]) -> list[str]:
     return [name + ARROWS[metric.better] for name, metric in metrics.items()]
 
 
-def _shown(of: Estimate | None) -> str:
+def _shown(of: Estimate | None, seeds: int) -> str:
+    """A mean with its interval; and of how many seeds, where a row has finished more."""
     if of is None:
         return ""
-    return number(of.mean) if of.margin is None else f"{number(of.mean)} ± {number(of.margin)}"
+    margin = "" if of.margin is None else f" ± {number(of.margin)}"
+    return f"{number(of.mean)}{margin}" + (f" (n = {of.count})" if of.count < seeds else "")
 
 
 def _signed(difference: Estimate) -> str:
@@ -205,8 +214,10 @@ def _signed(difference: Estimate) -> str:
     return f"{'+' if difference.mean >= 0 else '-'}{number(abs(difference.mean))}{margin}"
 
 
-def _shown_difference(of: Comparison | None) -> str:
+def _shown_difference(of: Comparison | None, seeds: int) -> str:
+    """A difference with its test; and over how many seeds, where the row has finished more."""
     if of is None:
         return ""
-    test = "" if of.p_value is None else f" (p {'' if of.p_value < 0.001 else '= '}{p_value(of.p_value)})"
-    return f"{_signed(of.difference)}{test}"
+    known = [] if of.p_value is None else [f"p {'' if of.p_value < 0.001 else '= '}{p_value(of.p_value)}"]
+    known += [f"n = {of.difference.count}"] if of.difference.count < seeds else []
+    return _signed(of.difference) + (f" ({', '.join(known)})" if known else "")

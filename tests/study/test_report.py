@@ -227,6 +227,30 @@ def test_what_is_undecided_says_how_many_seeds_would_decide(bench, undrawn) -> N
     assert line["verdict"] == "undecided" and int(line["seeds_needed"]) > 2
 
 
+def test_a_comparison_without_a_common_seed_is_shown_and_counts(bench, undrawn) -> None:
+    """Holm's correction is for all that were planned; a row that reaches its reference in few seeds does so late."""
+    values = {"b": {s: (0.5 + s / 1000, 0.5) for s in range(3)}, "a": {0: (0.6, 0.6), 1: (0.3, 0.3), 2: (0.32, 0.3)}}
+    found, text = planned(bench, values | {"c": {}}, contrasts=[("a", "b"), ("c", "b")])
+    assert float(found["a - b"]["p_holm"]) == pytest.approx(min(1.0, 2 * float(found["a - b"]["p"])))
+    assert {name for name, value in found["c - b"].items() if value} == {"contrast", "verdict", "reached"}
+    assert "| c - b | 0 |  |  |  |  | undecided |  |  |" in text and f"| > {STEPS} (1 of 3) |" in text
+
+
+def test_a_number_of_fewer_seeds_than_its_row_has_says_so(bench, undrawn) -> None:
+    """One that is not finite counts as none."""
+    study = bench.study(["a", "b"], seeds=(0, 1, 2))
+    study = replace(study, metrics=METRICS | {"rate": replace(METRICS["rate"], better="lower")})
+    for seed, value in ((0, None), (1, 2.0), (2, 4.0)):
+        path = bench.home / "results" / f"a-{seed}.json"
+        content = json.loads(path.read_text())
+        content["validation"][-1][METRICS["rate"].tag] = value
+        path.write_text(json.dumps(content))
+    assert bench.run(study)
+    text = write_report(study).read_text()
+    assert " (n = 2) |" in text.split("| a | 3/3 |")[1].splitlines()[0] and "nan" not in text
+    assert ", n = 2) |" in text.split("## Differences to a")[1].split("| b |")[1].splitlines()[0]
+
+
 def test_a_control_of_one_seed_is_compared_with_its_row(bench, undrawn) -> None:
     study = bench.study(["a", "placebo", "other"], seeds=(0, 1))
     bench.prepare("placebo", 0, known_values("a", 0))
