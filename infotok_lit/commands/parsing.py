@@ -39,8 +39,9 @@ def run(function: Callable[..., int | None], argv: Sequence[str], config: bool =
     """Call a function with the options of a command line.
 
     A parameter that is a dataclass is spelled by its fields, as if they were parameters. A list takes several values
-    (`--image a.png b.png`), may be given several times, and takes the place of one in a file. A flag is `--force` or
-    `--force true`. Options that the function has not got are an error, unless it has `fit_arguments` for them.
+    (`--image a.png b.png`), may be given several times, and takes the place of one in a file; `null` is none, where
+    that may be left out. A flag is `--force` or `--force true`. Options that the function has not got are an error,
+    unless it has `fit_arguments` for them.
 
     Args:
         function: What to call; its docstring is the help, and what it returns (None: 0) the exit status.
@@ -131,6 +132,8 @@ def _spelled(name: str, values: list[str], hint: Any = None) -> list[str]:
     """An option as arguments that jsonargparse reads."""
     if "" in values and _names_paths(hint):
         raise SettingsError(f"{name} is empty: give it a path")
+    if values == ["null"] and type(None) in get_args(hint):
+        return [f"{name}=null"]
     if _is_list(hint) and not name.endswith("+"):
         return [f"{name}={json.dumps(values)}"]
     if hint is bool and not values:

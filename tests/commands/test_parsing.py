@@ -120,6 +120,15 @@ def test_a_list_on_the_command_line_takes_the_place_of_a_files(tmp_path) -> None
         assert called[0][1] == images
 
 
+def test_null_on_the_command_line_takes_the_place_of_a_files_list(tmp_path) -> None:
+    file = tmp_path / "file.yaml"
+    file.write_text("model: m\nimage: [a]\nprompt: [x]\n")
+    for argv, prompt in (([], ["x"]), (["--prompt", "null"], None), (["--prompt", "null", "y"], ["null", "y"])):
+        called.clear()
+        run(ask, ["ask", "--config", str(file), *argv], config=True)
+        assert called[0][2] == prompt
+
+
 def test_settings_from_a_file_are_refused_with_its_name(tmp_path) -> None:
     good, bad = tmp_path / "good.yaml", tmp_path / "bad.yaml"
     good.write_text("image: [a]\nmodel: m\n")
