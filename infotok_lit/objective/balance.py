@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from infotok_lit.batch import Branch
 from infotok_lit.errors import SettingsError
-from infotok_lit.objective.distributed import global_sum, world_size
+from infotok_lit.objective.distributed import global_sum
 from infotok_lit.objective.term import Term
 
 
@@ -187,7 +187,8 @@ class Balance(nn.Module):
         """Let the global sums of a step, in the order of `squares_of_step`, into the running means."""
         measured = (squares[0] > 0) & squares.isfinite().all()
         keep = torch.where(measured, self.config.decay, 1.0)
-        values = torch.where(measured, squares[1:], 0.0)
+        # The step's loss is the mean over its passes on all ranks, so each one's gradient counts that much less.
+        values = torch.where(measured, squares[1:] / squares[0].square(), 0.0)
         self.mean_squares.copy_(keep * self.mean_squares + (1 - keep) * values)
         self.certainty.copy_(keep * self.certainty + (1 - keep))
 
@@ -198,8 +199,7 @@ def finish_step(balances: Iterable[Balance]) -> None:
     local = [balance.squares_of_step() for balance in balances]
     if not local:
         return
-    # Each rank's loss is a share whose average over ranks is the global number, so its gradient counts that much less.
-    total = global_sum(torch.cat(local)) / world_size() ** 2
+    total = global_sum(torch.cat(local))
     for balance, squares in zip(balances, total.split([len(part) for part in local]), strict=True):
         balance.take(squares)
 

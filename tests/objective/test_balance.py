@@ -101,7 +101,7 @@ def test_accumulated_passes_count_together_and_old_steps_fade(make_infotok, make
             seen = path(inputs.tokens)
             objective = infotok("generation", inputs, step=step, path=path, noise=NOISE)
             ((task_of(seen) + objective.loss) / len(seeds)).backward()
-            squares[-1] += pull(task_of(inputs.tokens), inputs.tokens) ** 2
+            squares[-1] += pull(task_of(inputs.tokens) / len(seeds), inputs.tokens) ** 2
         infotok.finish_step()
     expected = (0.75 * squares[0] + squares[1]) / 1.75
     assert balance.pulls()[0].item() ** 2 == pytest.approx(expected, rel=1e-4)
