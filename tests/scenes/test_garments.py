@@ -108,6 +108,17 @@ def test_no_garment_is_seen_where_none_is():
         assert parse_image(render(Scene((), seed), SPEC), SPEC) == []
 
 
+def test_what_has_no_outlines_is_no_garment():
+    """A model that has learnt colours alone draws such images: flat ones, cells of flat colours, noise."""
+    rng = np.random.default_rng(0)
+    tints = np.array([*PALETTE.values(), (0, 0, 0), (255, 255, 255), (127, 127, 127)])
+    cells = tints[rng.integers(len(tints), size=(100, 2, 2))].repeat(16, 1).repeat(16, 2)
+    flat = np.broadcast_to(rng.integers(256, size=(100, 1, 1, 3)), (100, 32, 32, 3))
+    noise = rng.normal(127, 80, (100, 32, 32, 3)).clip(0, 255)
+    for images in (cells, flat, noise):
+        assert not any(parse_image(image.astype(np.uint8), SPEC) for image in images)
+
+
 def test_the_judge_is_small_and_holds_numbers_only():
     assert GARMENT_JUDGE.stat().st_size <= 400_000
     assert sum(value.numel() for value in shipped_judge().parameters()) * 4 < 400_000
