@@ -1,11 +1,13 @@
-"""What every run gets, whatever its Trainer: exact resuming, data that knows its model, and kernels that fit it."""
+"""What every run gets, whatever its Trainer: exact resuming, orderly ends, data that knows its model, fit kernels."""
 
 import os
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+import torch.distributed as dist
 
 from infotok_lit.batch import BRANCHES
 from infotok_lit.data.datamodule import UnifiedDataModule
@@ -31,7 +33,57 @@ def tell_model_is_built(pl_module: pl.LightningModule) -> None:
 
 def callbacks_of_every_run() -> list[pl.Callback]:
     """Those below."""
-    return [StepSeed(), DataConnection(), AttentionKernels()]
+    return [StepSeed(), DataConnection(), AttentionKernels(), Signals()]
+
+
+class Signals(pl.Callback):
+    """Obeys SIGTERM, and SLURM's signal to requeue, between two steps: in all processes, if any of them got it.
+
+    Lightning's handlers call at once, wherever a process is, what all must call together: one that gets the signal
+    before another waits for it in the midst of a step, and neither ends. A checkpoint may be of half a step, too.
+    """
+
+    def __init__(self) -> None:
+        self._got = [0, 0]
+        """The numbers of SIGTERM and of the signal to requeue, once they came."""
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Put notes in the place of handlers, which Lightning registers after this."""
+        self._got = [0, 0]
+        connector = trainer._signal_connector
+        self._requeue = partial(type(connector)._slurm_sigusr_handler_fn, connector)
+        connector._sigterm_notifier_fn = partial(self._note, 0)
+        connector._slurm_sigusr_handler_fn = partial(self._note, 1)
+        # With several processes it reads from the device at each batch whether the first one got the signal.
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """After each step: a collective call, which reads from the device where there are several processes."""
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return
+        terminated, requeued = self._agreed(trainer)
+        if requeued:
+            self._got[1] = 0
+            self._requeue(requeued, None)
+        # Lightning then ends the run at the end of the batch.
+        trainer._signal_connector.received_sigterm = bool(terminated)
+
+    def on_validation_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        """The same of SIGTERM."""
+        trainer._signal_connector.received_sigterm = bool(self._agreed(trainer)[0])
+
+    def _note(self, which: int, number: int, *_: Any) -> None:
+        self._got[which] = number
+
+    def _agreed(self, trainer: pl.Trainer) -> list[int]:
+        """The numbers of the signals that any process got, 0 for none."""
+        if trainer.world_size == 1:
+            return self._got
+        got = torch.tensor(self._got, dtype=torch.int32, device=trainer.strategy.root_device)
+        dist.all_reduce(got, op=dist.ReduceOp.MAX)
+        return got.tolist()
 
 
 class AttentionKernels(pl.Callback):
