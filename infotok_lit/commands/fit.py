@@ -19,7 +19,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 
 from infotok_lit.assets import DEFAULTS_CONFIG, OVER, QUICKSTART_CONFIG, config_chain
 from infotok_lit.callbacks.history import RunResult
-from infotok_lit.commands.fit_checks import check_batches, check_trainer, warn_of_odd_settings
+from infotok_lit.commands.fit_checks import check_batches, check_slurm, check_trainer, warn_of_odd_settings
 from infotok_lit.commands.fit_resume import chosen_checkpoint, explain_misfit, run_folders, shaping_settings
 from infotok_lit.commands.mistakes import check_config, one_sentence
 from infotok_lit.commands.parsing import PROGRAM, normalised
@@ -113,9 +113,11 @@ class InfoTokCLI(LightningCLI):
         if not any(isinstance(plugin, pl.plugins.io.CheckpointIO) for plugin in _as_list(settings.plugins)):
             settings.plugins = [*_as_list(settings.plugins), WholeCheckpoints()]
         try:
-            return super().instantiate_trainer(**kwargs)
-        except MisconfigurationException as error:
+            trainer = super().instantiate_trainer(**kwargs)
+        except (MisconfigurationException, RuntimeError) as error:
             raise SettingsError(f"trainer: {' '.join(str(error).split())}") from error
+        check_slurm(trainer)
+        return trainer
 
     def start(self) -> None:
         """Run the subcommand; a start that fails leaves no run folder.

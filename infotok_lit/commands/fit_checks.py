@@ -1,8 +1,11 @@
 """Settings that no run can be meant to have: refused, or warned of, before anything is built."""
 
+import os
+
 import torch
 from jsonargparse import Namespace
 from lightning.pytorch import Trainer
+from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.utilities import rank_zero_warn
 
 from infotok_lit.errors import SettingsError
@@ -49,6 +52,19 @@ def _check_strategy(strategy: str | Namespace) -> None:
         raise SettingsError(
             f"trainer.strategy {name} shards the model in a way that the objective's collectives do not support; take "
             f"it out, and add --config trainer/fsdp for FSDP2{where}; see docs/sharding.md"
+        )
+
+
+def check_slurm(trainer: Trainer) -> None:
+    """SettingsError where SLURM started another number of processes, with which Lightning would train."""
+    if TorchElasticEnvironment.detect() or not SLURMEnvironment.detect():
+        return
+    started, wanted = int(os.environ["SLURM_NTASKS"]), trainer.num_devices * trainer.num_nodes
+    if started != wanted:
+        raise SettingsError(
+            f"trainer.devices and trainer.num_nodes ask for {wanted} process(es), and SLURM started {started}: ask it "
+            f"for --nodes={trainer.num_nodes} --ntasks-per-node={trainer.num_devices} and begin the command with srun, "
+            "or set SLURM_JOB_NAME=interactive to have the processes started without SLURM"
         )
 
 

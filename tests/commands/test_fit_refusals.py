@@ -196,3 +196,23 @@ def test_null_for_a_misspelt_key_is_said_as_any_value_is(here, capsys) -> None:
     message = said(capsys, "--model.init_args.objective.negatives.limits=null")
     assert "no setting" in message
     assert "negatives.limits" in message
+
+
+@pytest.mark.parametrize(
+    ("slurm", "devices", "message"),
+    [
+        ({"NTASKS": "1"}, 2, "ask for 2 process(es), and SLURM started 1: ask it for --nodes=1 --ntasks-per-node=2"),
+        ({"NTASKS": "4"}, 1, "Use `--ntasks-per-node=4` instead"),
+        ({"NTASKS": "4", "NTASKS_PER_NODE": "4"}, 1, "ask for 1 process(es), and SLURM started 4"),
+    ],
+)
+def test_slurm_must_start_the_processes_that_the_trainer_needs(monkeypatch, slurm, devices, message) -> None:
+    """Lightning would train with two devices on one."""
+    for name, value in {**slurm, "PROCID": "0", "LOCALID": "0", "NODEID": "0", "JOB_NAME": "train"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    arguments = ["fit", *FRESH, f"--trainer.devices={devices}"]
+    with pytest.raises(SettingsError) as refused:
+        InfoTokCLI(arguments, run=False)
+    assert message in str(refused.value)
+    monkeypatch.setenv("SLURM_JOB_NAME", "interactive")
+    assert InfoTokCLI(arguments, run=False).trainer.num_devices == devices
