@@ -52,6 +52,7 @@ from infotok_lit.modules.run_checkpoint import FrozenWeights, check_resumed
 from infotok_lit.modules.sharding import refuse_captioning, reshard, shard
 from infotok_lit.modules.validation import Validation, finite_only
 from infotok_lit.objective.config import ObjectiveConfig
+from infotok_lit.objective.distributed import global_sum, world_size
 from infotok_lit.objective.infotok import InfoTok
 from infotok_lit.objective.report import collapse_message
 from infotok_lit.seeding import isolated_rng
@@ -238,7 +239,8 @@ class InfoTokModule(pl.LightningModule):
                 self.log("train/reconstruction/loss", reconstruction.task_loss.detach(), sync_dist=True)
         parts |= {} if kept is None else kept.rest()
         total = self.guard.watch_losses(parts, {**batch, "reconstruction": batch["generation"]}, self.global_step)
-        self.log("train/loss", total.detach(), prog_bar=True)
+        shown = global_sum(total.detach()) / world_size() if self._logs_this_step() else total.detach()
+        self.log("train/loss", shown, prog_bar=True)
         return total
 
     def _branch_loss(

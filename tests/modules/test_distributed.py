@@ -59,7 +59,7 @@ def data(parts: int) -> UnifiedDataModule:
 
 
 class Keep(pl.Callback):
-    """Leaves in a folder, per rank: the gradients of the first step, its label count, and what validation logged."""
+    """Leaves in a folder, per rank: gradients, label count and loss of the first step, and what validation logged."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -74,7 +74,8 @@ class Keep(pl.Callback):
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any) -> None:
         gradients = {name: p.grad for name, p in pl_module.named_parameters() if p.requires_grad}
         if trainer.global_step == 0:
-            self.keep(trainer, {"gradients": gradients, "labels": self.labels})
+            loss = trainer.callback_metrics["train/loss"]
+            self.keep(trainer, {"gradients": gradients, "labels": self.labels, "loss": loss})
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.keep(trainer, {name: value for name, value in trainer.callback_metrics.items() if "val/" in name})
@@ -197,6 +198,7 @@ def test_two_halves_have_the_gradients_of_the_whole(tmp_path, sliced_draws, term
     assert all(gradient.any() for name, gradient in whole["gradients"].items() if name.startswith("base."))
     for half in halves:
         torch.testing.assert_close(half["gradients"], whole["gradients"], rtol=1e-3, atol=1e-6)
+        torch.testing.assert_close(half["loss"], whole["loss"])
 
 
 @pytest.mark.parametrize(
