@@ -116,7 +116,6 @@ def _estimated(
 ) -> list[Result]:
     """What the first plan takes, and those after it until one fits the smallest card."""
     from infotok_lit.modules.dry_run import dry_run
-    from infotok_lit.modules.two_steps import resident_memory
 
     strategy = settings.trainer.strategy
     buckets = isinstance(strategy, str) or not strategy.get("init_args", {}).get("gradient_as_bucket_view")
@@ -126,10 +125,24 @@ def _estimated(
         step = dry_run(module, build_data(settings, plan, text_tokens), on_card, **trainer)
         step.flops = step.flops * plan.accumulate // trainer["accumulate_grad_batches"]
         of_plan = asdict(plan) | {"options": plan.options_after(plans[0]), "worst": step.worst}
-        found.append(of_plan | account(module, step, cards, buckets, resident_memory()))
+        found.append(of_plan | account(module, step, cards, buckets))
         if step.peak <= USABLE * CARDS[0] * GIB:
             break
+    found[0]["process_bytes"] = _process_bytes(settings, plans[0], text_tokens)
     return found
+
+
+def _process_bytes(settings: Namespace, plan: Plan, text_tokens: int | None) -> int | None:
+    """What a process holds that trains on a CPU: tensors, gaps among them, and libraries; None where glibc is not."""
+    from infotok_lit.modules.dry_run import dry_run
+    from infotok_lit.modules.two_steps import resident_memory
+
+    if resident_memory() is None:
+        return None
+    data = build_data(settings, plan, text_tokens)
+    peak = dry_run(build_module(settings, plan), data, on_card=False, **shaping(settings, plan)).peak
+    # A process that has loaded what a fit loads, without tensors.
+    return resident_memory() + int(peak / USABLE)
 
 
 # What a step holds
@@ -184,12 +197,8 @@ def bytes_on_card(step: "DryRun", sizes: Sizes, cards: int, sharded: bool, bucke
     return int(most)
 
 
-def account(module: "InfoTokModule", step: "DryRun", cards: int, buckets: bool, libraries: int | None) -> Result:
-    """What there is to say of a dry run, in primitives: bytes, parameters and operations.
-
-    Args:
-        libraries: bytes of a process that has loaded what a fit loads, without tensors; None where that is unknown.
-    """
+def account(module: "InfoTokModule", step: "DryRun", cards: int, buckets: bool) -> Result:
+    """What there is to say of a dry run, in primitives: bytes, parameters and operations."""
     sizes = sizes_of(module)
     states = step.held["optimiser states"]
     parts = {**dict(module.base.named_children()), "heads": module.infotok}
@@ -206,7 +215,6 @@ def account(module: "InfoTokModule", step: "DryRun", cards: int, buckets: bool, 
         "phases": {phase: held.total() for phase, held in step.phases.items()},
         "flops": step.flops,
         "bytes": on_cards,
-        "process_bytes": None if libraries is None or step.drops_scores else libraries + int(step.peak / USABLE),
         # The tensors of a file are mapped, and become the model's own.
         "host_bytes": sizes.whole + sizes.read,
         "checkpoint_bytes": sizes.saved + states,

@@ -7,7 +7,7 @@ random choices are real, so that what depends on them has the shape that it woul
 
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -45,8 +45,6 @@ class DryRun:
     flops: int = 0
     """Floating-point operations of an optimiser step that does not log, two for each multiplication with its addition;
     activations that are computed again count again."""
-    drops_scores: bool = False
-    """Whether attention drops some of its scores: a CPU then keeps them all."""
 
     @property
     def worst(self) -> str:
@@ -73,39 +71,26 @@ def dry_run(
     Args:
         module: not yet configured; its weights are never made, and it is of no use afterwards.
         data: real samples; the text of the first batches decides the lengths of sequences.
-        on_card: whether attention keeps what it keeps on a card, or on a CPU.
+        on_card: whether attention and norms keep what they keep on a card, or on a CPU.
         trainer_settings: what shapes a step: precision, accumulate_grad_batches, gradient_clip_val.
     """
     ledger = Ledger()
     recorder = Recorder(ledger)
-    attention = CardAttention() if on_card else nullcontext()
-    with ledger, attention as kernels:
+    with ledger, card_kernels() if on_card else nullcontext():
         run_two_steps(module, data, [recorder], accelerator="cpu", strategy=DryStrategy(ledger), **trainer_settings)
-    recorder.result.drops_scores = kernels is not None and kernels.drops_scores
     return recorder.result
 
 
-class CardAttention:
-    """While it is active, attention that drops scores keeps none of them, as on a card; on a CPU it keeps them all.
+@contextmanager
+def card_kernels() -> Iterator[None]:
+    """Inside, operations that are one kernel on a card keep what that kernel keeps; on a CPU they keep more.
 
-    It stands in for torch's function: a mode of torch's would not be there when activations are computed again.
+    Attention that drops scores keeps none of them, and a norm its argument and a number for each row. These stand in
+    for torch's functions: a mode of torch's would not be there when activations are computed again.
     """
+    attention, norm = F.scaled_dot_product_attention, F.rms_norm
 
-    def __init__(self) -> None:
-        self.drops_scores = False
-        self._own = F.scaled_dot_product_attention
-
-    def __enter__(self) -> "CardAttention":
-        """From now on."""
-        F.scaled_dot_product_attention = self._without_dropout
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """As it was."""
-        F.scaled_dot_product_attention = self._own
-
-    def _without_dropout(
-        self,
+    def without_dropout(
         query: Tensor,
         key: Tensor,
         value: Tensor,
@@ -114,8 +99,30 @@ class CardAttention:
         *others: Any,
         **options: Any,
     ) -> Tensor:
-        self.drops_scores |= dropout_p > 0
-        return self._own(query, key, value, attn_mask, 0.0, *others, **options)
+        return attention(query, key, value, attn_mask, 0.0, *others, **options)
+
+    def fused(x: Tensor, shape: Sequence[int], weight: Tensor | None = None, eps: float | None = None) -> Tensor:
+        return _CardNorm.apply(x, weight)
+
+    F.scaled_dot_product_attention, F.rms_norm = without_dropout, fused
+    try:
+        yield
+    finally:
+        F.scaled_dot_product_attention, F.rms_norm = attention, norm
+
+
+class _CardNorm(torch.autograd.Function):
+    """The shapes of torch's fused norm over the last dimension, and no values."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight, x.new_empty(x.shape[:-1], dtype=torch.float32))
+        return torch.empty_like(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None]:
+        x, weight, _ = ctx.saved_tensors
+        return torch.empty_like(x), None if weight is None else torch.empty_like(weight)
 
 
 class Ledger(TorchDispatchMode):

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from infotok_lit.assets import SCENES_TOKENIZER
 from infotok_lit.batch import BRANCHES
 from infotok_lit.models.family import family
-from infotok_lit.modules.dry_run import BUFFERS, GRADIENTS, STATES, WEIGHTS, CardAttention, Ledger, dry_run
+from infotok_lit.modules.dry_run import BUFFERS, GRADIENTS, STATES, WEIGHTS, Ledger, card_kernels, dry_run
 from infotok_lit.modules.flops import FlopCount
 from infotok_lit.modules.losses import TaskWeights, loss_parts
 from infotok_lit.scenes import Scenes
@@ -50,15 +50,32 @@ def test_attention_that_drops_scores_keeps_them_on_a_cpu_alone() -> None:
 
     held = {}
     for on_card in (True, False):
-        with Ledger() as ledger, CardAttention() if on_card else nullcontext() as kernels:
+        with Ledger() as ledger, card_kernels() if on_card else nullcontext():
             query = ledger.without_values(torch.empty(2, 4, 100, 8, device="meta")).requires_grad_()
             before = ledger.held.total()
             out = checkpoint(attend, query, use_reentrant=False) + attend(query)
             held[on_card] = ledger.held.total() - before
             out.sum().backward()
-        assert kernels is None or kernels.drops_scores
     scores = 4 * 2 * 4 * 100 * 100
     assert held[True] < scores <= held[False]
+
+
+def test_a_norm_keeps_its_argument_and_a_number_a_row_on_a_card() -> None:
+    """As torch's fused kernel does, also where it is computed again; by shapes, as there is no card."""
+    norm, rows = nn.functional.rms_norm, 4 * 3 * 70
+    for on_card, kept in ((True, rows), (False, rows + 48 * rows)):
+        with Ledger() as ledger, card_kernels() if on_card else nullcontext():
+            x, weight = (ledger.without_values(torch.empty(shape)).requires_grad_() for shape in ((3, 70, 48), (48,)))
+            before = ledger.held.total()
+            y = norm_of(x, weight)
+            assert ledger.held.total() - before == y.nbytes + kept
+            (y + checkpoint(norm_of, x, weight, use_reentrant=False)).sum().backward()
+        assert x.grad.shape == x.shape and weight.grad.shape == weight.shape
+    assert nn.functional.rms_norm is norm
+
+
+def norm_of(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return nn.functional.rms_norm(x, weight.shape, weight, 1e-6)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
