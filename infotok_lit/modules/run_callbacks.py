@@ -8,6 +8,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from infotok_lit.batch import BRANCHES
 from infotok_lit.data.datamodule import UnifiedDataModule
@@ -33,14 +34,15 @@ def tell_model_is_built(pl_module: pl.LightningModule) -> None:
 
 def callbacks_of_every_run() -> list[pl.Callback]:
     """Those below."""
-    return [StepSeed(), DataConnection(), AttentionKernels(), Signals()]
+    return [StepSeed(), DataConnection(), AttentionKernels(), WholeSteps()]
 
 
-class Signals(pl.Callback):
-    """Obeys SIGTERM, and SLURM's signal to requeue, between two steps: in all processes, if any of them got it.
+class WholeSteps(pl.Callback):
+    """Ends and saves a run between two optimiser steps, as a checkpoint holds no gradients of a step's first batches.
 
-    Lightning's handlers call at once, wherever a process is, what all must call together: one that gets the signal
-    before another waits for it in the midst of a step, and neither ends. A checkpoint may be of half a step, too.
+    SIGTERM, and SLURM's signal to requeue, are obeyed in all processes if any of them got it. Lightning's handlers call
+    at once, wherever a process is, what all must call together: one that gets the signal before another waits for it in
+    the midst of a step, and neither ends.
     """
 
     def __init__(self) -> None:
@@ -56,6 +58,12 @@ class Signals(pl.Callback):
         connector._slurm_sigusr_handler_fn = partial(self._note, 1)
         # With several processes it reads from the device at each batch whether the first one got the signal.
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Do not save the step that a run goes on from again after the first batch of the next one."""
+        for callback in trainer.checkpoint_callbacks if trainer.global_step else ():
+            if isinstance(callback, ModelCheckpoint):
+                callback._last_global_step_saved = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -148,6 +148,26 @@ def test_sigterm_saves_and_exits_with_143(tmp_path, monkeypatch) -> None:
     assert read_run(saved(1))["global_step"] == 4
 
 
+def test_nothing_is_saved_within_a_step_of_several_batches(tmp_path, monkeypatch) -> None:
+    """The gradients of its first batches would be lost to whoever goes on from there."""
+    monkeypatch.chdir(tmp_path)
+    steps = ("--trainer.accumulate_grad_batches=2", "--checkpoint.every_n_train_steps=2", "--checkpoint.save_top_k=-1")
+
+    def end_in_the_first_batch_of_step_three(self: RunRecord, trainer, *arguments: object) -> None:
+        if arguments[-1] == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(RunRecord, "on_train_batch_end", end_in_the_first_batch_of_step_three)
+    with pytest.raises(SystemExit):
+        fit(PLAIN, "--trainer.max_steps=9", *steps)
+    ended = read_run(saved(0))
+    assert (ended["global_step"], ended["UnifiedDataModule"]["batches"]) == (3, 6)
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    fit(PLAIN, "--trainer.max_steps=4", f"--ckpt_path={saved(0).with_name('epoch=0-step=2.ckpt')}", *steps)
+    assert {path.name for path in saved(1).parent.iterdir()} == {"epoch=0-step=4.ckpt", "last.ckpt"}
+
+
 # Saving
 
 

@@ -287,7 +287,8 @@ def test_each_run_has_its_own_folder_whatever_the_logger(config, tmp_path) -> No
         assert {path.name for path in run.iterdir()} == {"checkpoints", "config.yaml", "result.json"}
         assert json.loads((run / "result.json").read_text())["step"] == steps
     assert [path.name for path in (tmp_path / "all").iterdir()] == ["project"]
-def test_a_run_that_ended_before_its_first_checkpoint_was_due_goes_on(config, tmp_path) -> None:
+
+
 def test_a_run_that_ended_before_its_first_checkpoint_was_due_goes_on(config, tmp_path, recwarn) -> None:
     """Its end is saved as the end of an epoch, of which endless data has any number."""
     rare = ["--trainer.callbacks=[]", "--checkpoint.every_n_train_steps=50", "--trainer.logger.init_args.name=rare"]
