@@ -71,8 +71,10 @@ def write_whole(path: Path, content: bytes) -> None:
         file.write(content)
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file, whole or not at all, into a folder that is made where there is none."""
+def write_json(path: Path | None, content: Any) -> None:
+    """Write a JSON file, whole or not at all, into a folder that is made where there is none; for None, nothing."""
+    if path is None:
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
     # Half a surrogate pair is no UTF-8; escaped, it is JSON.

@@ -91,8 +91,7 @@ def bench(
     result = circumstances | {"arguments": fit_arguments, "steps": steps, "warmup": warmup, "rounds": rounds}
     most = circumstances["most_flops"]
     result["variants"] = [{"name": name} | summarise(own, rounds_of["plain"], most) for name, own in rounds_of.items()]
-    if out is not None:
-        write_json(out, result)
+    write_json(out, result)
     table(result).show()
 
 

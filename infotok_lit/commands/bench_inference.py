@@ -65,8 +65,7 @@ def bench_inference(
         "drawing, images/s": (drawing(model, batch_size, prompt_tokens), batch_size),
     }
     result = {name: compare_caches(job, amount, rounds, name) for name, (job, amount) in jobs.items()}
-    if out is not None:
-        write_json(out, result)
+    write_json(out, result)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     lines = [[name, *(f"{own[of]:.2f}" for of in ("cached", "uncached", "ratio"))] for name, own in result.items()]
     Table(f"{model.title}, {parameters:,} parameters", ["", "with cache", "without", "ratio"], lines).show()
@@ -164,8 +163,7 @@ def bench_evaluate(
         "answers_that_agree": agreeing / len(pairs),
         "images_per_second": _images_per_second(own, drawn, max(1, batch_size // 10)),
     }
-    if out is not None:
-        write_json(out, result)
+    write_json(out, result)
     sys.stdout.write(json.dumps(result, indent=2) + "\n")
 
 

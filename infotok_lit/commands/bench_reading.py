@@ -60,8 +60,7 @@ def bench_reading(
         lengths = [each["image_tokens"] + question_tokens for each in result["budgets"]]
         for each, seconds in zip(result["budgets"], prefill_seconds(model, lengths, layers, rounds), strict=True):
             each[f"cpu_seconds_of_{layers}_layers"] = seconds
-    if out is not None:
-        write_json(out, result)
+    write_json(out, result)
     sys.stdout.write(report(result))
 
 

@@ -93,8 +93,7 @@ def estimate(
     result["plans"] = found
     if tflops is not None:
         result["step_seconds"] = found[0]["flops"] / (tflops * 1e12 * mfu)
-    if out is not None:
-        write_json(out, result)
+    write_json(out, result)
     show(result)
 
 

@@ -133,8 +133,7 @@ def gpu_check(
         checks = run_checks(list(all_checks(place, sizes or SIZES, families or FAMILIES, steps)))
     result = {"device": device, "date": date, "versions": versions() | {"cuda": torch.version.cuda}}
     result["checks"] = [asdict(check) for check in checks]
-    if out is not None:
-        write_json(out, result)
+    write_json(out, result)
     show(result)
     return 0 if all(check.passed for check in checks) else 1
 

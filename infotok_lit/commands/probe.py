@@ -70,8 +70,7 @@ def probe(
     result = {"infotok_lit": __version__, "model": model, "family": base.family, **asdict(asked)}
     # What there is to know about the objects, in bits per scene.
     result |= {"structure_ceiling": ScenePrior(SPECS[scenes]).entropy_bits(), "rows": rows}
-    if out is not None:
-        write_json(out, result)
+    write_json(out, result)
     for table in tables(result):
         table.show()
 

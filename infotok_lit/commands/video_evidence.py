@@ -47,8 +47,7 @@ def video_evidence(
     tokenizer = open_tokenizer(model, device)
     with progress_bar(1.0) as bar:
         found = measure(tokenizer, options, bar.show)
-    if out is not None:
-        write_json(out, {"model": model, "clips": clips, **found})
+    write_json(out, {"model": model, "clips": clips, **found})
     sys.stdout.write(report(found))
 
 
