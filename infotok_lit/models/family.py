@@ -48,14 +48,10 @@ class OfficialWeights:
     files: Mapping[str, tuple[dict[str, "Tensor"], str]]
     """Stem of the exported file -> weights, and where they come from."""
 
-    def load_into(self, model: "UnifiedModel", adopt: bool = False) -> "UnifiedModel":
-        """The model with these weights; CheckpointError names what does not fit.
-
-        Args:
-            adopt: take over the tensors themselves, rather than copying what is in them.
-        """
+    def load_into(self, model: "UnifiedModel") -> "UnifiedModel":
+        """The model with these weights; CheckpointError names what does not fit."""
         for stem, (weights, source) in self.files.items():
-            model.load_official_weights(stem, weights, source, adopt)
+            model.load_official_weights(stem, weights, source)
         return model
 
 
@@ -174,7 +170,7 @@ class Family(ABC):
         if model.official_weights().keys() - official.files.keys():
             with torch.device("cpu"):
                 model = self.build(config, tokenizer)
-        return official.load_into(model, adopt=True)
+        return official.load_into(model)
 
     def rebuild(self, config: Mapping[str, Any], tokenizer: str, state: Mapping[str, "Tensor"]) -> "UnifiedModel":
         """The model of a training checkpoint, in evaluation mode; `state` has our own parameter names."""

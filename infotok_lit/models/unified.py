@@ -274,24 +274,19 @@ class UnifiedModel(ImageReader):
         own = {stem: self._weights_of(part) for stem, part in self.official_parts.items()}
         return {stem: self.official_parts[stem].keys.to_official(state) for stem, state in own.items() if state}
 
-    def load_official_weights(self, stem: str, weights: Mapping[str, Tensor], source: str, adopt: bool = False) -> None:
-        """Load one part; CheckpointError names what does not fit.
+    def load_official_weights(self, stem: str, weights: Mapping[str, Tensor], source: str) -> None:
+        """Adopt the weights of one part; CheckpointError names what does not fit.
 
         Args:
             stem: of `official_parts`.
             source: where the weights come from, for the message.
-            adopt: take over the tensors themselves, rather than copying what is in them.
         """
         part = self.official_parts[stem]
         own = self._weights_of(part)
         if part.may_hold_more:
             known = {part.keys.official_name(name) for name in own}
             weights = {name: tensor for name, tensor in weights.items() if name in known}
-        state = part.keys.from_official(weights, own, source)
-        if adopt:
-            adopt_tensors(self, state)
-        else:
-            self.load_state_dict(state, strict=False)
+        adopt_tensors(self, part.keys.from_official(weights, own, source))
 
     def _weights_of(self, part: OfficialPart) -> dict[str, Tensor]:
         return {name: value for name, value in self.state_dict().items() if name.startswith(part.prefixes)}
