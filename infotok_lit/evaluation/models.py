@@ -70,17 +70,16 @@ class OwnModel(EvaluatedModel):
 
     Args:
         path: its weights; None where they lie in no file.
-        sampling: the family's SamplingConfig; default: the model's own.
     """
 
-    def __init__(self, model: InferenceModel, name: str, path: Path | None, sampling: Any = None) -> None:
+    def __init__(self, model: InferenceModel, name: str, path: Path | None) -> None:
         self.model, self.name, self.path = model, name, path
         self.base = model.base
-        self.sampling = self.base.config.sampling if sampling is None else sampling
 
     def description(self) -> dict[str, Any]:
         dtype = str(next(self.base.parameters()).dtype).removeprefix("torch.")
-        found = super().description() | {"family": self.base.family, "dtype": dtype, "sampler": asdict(self.sampling)}
+        sampler = asdict(self.base.config.sampling)
+        found = super().description() | {"family": self.base.family, "dtype": dtype, "sampler": sampler}
         return found if self.model.selector is None else found | {"budget": self.model.selector.keep}
 
     def generate(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
@@ -89,7 +88,7 @@ class OwnModel(EvaluatedModel):
         cuts = [0, *(i for i, (one, next_) in enumerate(pairwise(seeds), 1) if next_ != one + 1), len(seeds)]
         with self.model.running():
             for start, end in pairwise(cuts):
-                images = self.base.generate(prompts[start:end], seed=seeds[start], sampling=self.sampling)
+                images = self.base.generate(prompts[start:end], seed=seeds[start])
                 drawn += [Image.fromarray(image) for image in to_uint8(images)]
         return drawn
 

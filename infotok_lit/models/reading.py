@@ -112,18 +112,14 @@ class ImageReader(nn.Module, ABC):
         return text_loss(self.language_model.lm_head, hidden, batch.labels, batch.label_places)
 
     def answer_logits(
-        self,
-        batch: UnderstandingBatch,
-        tokens: Tensor,
-        transform: TokenTransform | None = None,
-        kept: Tensor | None = None,
+        self, batch: UnderstandingBatch, tokens: Tensor, kept: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Logits (M, V) of a batch's answer tokens given the shared tokens (B, N, D) of its images; and the M ids.
 
         Args:
             kept: (B, N) bool: which tokens are read; the others are dropped before the language model. Default: all.
         """
-        embeds, mask, places = self._embed(batch, tokens, transform), self.reading_mask(batch.input_ids), None
+        embeds, mask, places = self._embed(batch, tokens), self.reading_mask(batch.input_ids), None
         # An image's own positions may have to predict the marker behind it, and may be dropped.
         wanted = next_labels(batch.labels).masked_fill(batch.input_ids == IMAGE_TOKEN_ID, IGNORE_INDEX)
         if kept is not None:
@@ -134,7 +130,7 @@ class ImageReader(nn.Module, ABC):
         labelled = wanted >= 0
         return self.language_model.lm_head(self._read(embeds, places, mask)[labelled]), wanted[labelled]
 
-    def _embed(self, batch: UnderstandingBatch, tokens: Tensor, transform: TokenTransform | None) -> Tensor:
+    def _embed(self, batch: UnderstandingBatch, tokens: Tensor, transform: TokenTransform | None = None) -> Tensor:
         seen = scale_gradient(self.project_for_llm(tokens, transform), self.config.grad_scale)
         return self.embed_with_images(batch.input_ids, seen)
 

@@ -107,7 +107,7 @@ class Showo2(Showo2Network):
         time = tokens.new_ones(len(tokens)) if time is None else time
         return torch.cat([self.time_to_token(self.time_embed(time)).unsqueeze(1), transformed(tokens, transform)], 1)
 
-    def _embed(self, batch: UnderstandingBatch, tokens: Tensor, transform: TokenTransform | None) -> Tensor:
+    def _embed(self, batch: UnderstandingBatch, tokens: Tensor, transform: TokenTransform | None = None) -> Tensor:
         scaled = _scaled(transform, self.config.grad_scale)
         return self.embed_with_images(batch.input_ids, self.project_for_llm(tokens, scaled))
 
