@@ -65,6 +65,13 @@ def exported(run) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def plain(run) -> Path:
+    folder = run.parent / "plain"
+    assert main(["export", "--ckpt", str(run), "--out", str(folder)]) == 0
+    return folder
+
+
 @pytest.fixture
 def images(tmp_path) -> list[Path]:
     paths = [tmp_path / f"{number}.png" for number in range(3)]
@@ -79,9 +86,7 @@ def test_the_checkpoint_holds_the_mean_of_what_was_seen(run) -> None:
     assert float(state["infotok.budget.mean.value"]) > 0
 
 
-def test_the_official_weights_are_as_without_a_budget(run, exported) -> None:
-    plain = run.parent / "plain"
-    assert main(["export", "--ckpt", str(run), "--out", str(plain)]) == 0
+def test_the_official_weights_are_as_without_a_budget(plain, exported) -> None:
     assert {path.name for path in exported.iterdir()} - {path.name for path in plain.iterdir()} == {FILE}
     for path in plain.glob("*.safetensors"):
         tensors, same = load_file(path), load_file(exported / path.name)
@@ -146,9 +151,7 @@ def test_evaluate_asks_at_a_budget(exported, tmp_path, capsys) -> None:
 
 
 @pytest.mark.parametrize("command", ["describe", "evaluate"])
-def test_a_model_without_a_budget_says_what_to_do(command, run, images, tmp_path, capsys) -> None:
-    plain = tmp_path / "plain"
-    assert main(["export", "--ckpt", str(run), "--out", str(plain)]) == 0
+def test_a_model_without_a_budget_says_what_to_do(command, plain, images, tmp_path, capsys) -> None:
     others = {"describe": ["--image", str(images[0])], "evaluate": ["--benchmark", "scenes32", "--out", str(tmp_path)]}
     assert main([command, "--model", str(plain), "--budget", "0.5", *others[command]]) == 2
     assert "export the run again with --with_budget" in capsys.readouterr().err
