@@ -8,6 +8,7 @@ import sys
 from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -310,15 +311,11 @@ def test_every_process_asks_for_the_run_folder(whole) -> None:
     asked = []
 
     class Another:
-        is_global_zero, loggers = False, trainer.loggers
-
-        @property
-        def log_dir(self) -> str:
-            asked.append(True)
-            return "never written to"
+        is_global_zero, fast_dev_run, loggers = False, False, trainer.loggers
+        strategy = SimpleNamespace(broadcast=asked.append)
 
     ExportTokenizer().on_fit_end(Another(), trainer.lightning_module)
-    assert asked
+    assert asked == [trainer.log_dir]
 
 
 def test_without_a_logger_no_export_is_replaced(tmp_path) -> None:
