@@ -129,7 +129,7 @@ def test_two_processes_run_the_whole_quickstart(tmp_path) -> None:
         cwd=tmp_path,
         env=environment,
         check=True,
-        timeout=240,
+        timeout=500,
     )
     run = tmp_path / "runs" / "quickstart" / "version_0"
     assert (run / "export" / "config.json").exists()
@@ -202,7 +202,7 @@ def test_too_many_broken_files_are_no_traceback_on_any_process(tmp_path) -> None
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=500,
     )
     assert ended.returncode == 2
     assert "max_broken_share" in ended.stderr

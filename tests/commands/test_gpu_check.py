@@ -34,7 +34,7 @@ def test_the_table_and_the_status_say_what_failed(tmp_path, monkeypatch, capsys)
     def blocks(*_):
         yield "one", lambda: [Check("one", True, 1.5, "> 1")]
         yield "broken", lambda: [1 / 0]
-        yield "two", lambda: Place("cpu", tmp_path, monotonic() + 60).call("fit", "--config", "nowhere.yaml")
+        yield "two", lambda: Place("cpu", tmp_path, monotonic() + 900).call("fit", "--config", "nowhere.yaml")
 
     monkeypatch.setattr(command, "all_checks", blocks)
     out = tmp_path / "checks.json"
@@ -48,13 +48,13 @@ def test_the_table_and_the_status_say_what_failed(tmp_path, monkeypatch, capsys)
 
 
 def test_a_command_that_takes_too_long_or_compiles_too_often_has_failed(tmp_path, monkeypatch) -> None:
-    assert Place("cpu", tmp_path, monotonic() + 60).call("--version").startswith("infotok_lit ")
+    assert Place("cpu", tmp_path, monotonic() + 900).call("--version").startswith("infotok_lit ")
     with pytest.raises(FailedCommandError, match="no time left"):
         Place("cpu", tmp_path, monotonic() - 1).call("--version")
     done = command.subprocess.CompletedProcess([], 0, "", "torch._dynamo hit config.recompile_limit (8)")
     monkeypatch.setattr(command.subprocess, "run", lambda *_, **__: done)
     with pytest.raises(FailedCommandError, match="recompilations"):
-        Place("cpu", tmp_path, monotonic() + 60).call("fit")
+        Place("cpu", tmp_path, monotonic() + 900).call("fit")
 
 
 def test_losses_that_differ_are_found(place, monkeypatch) -> None:

@@ -166,6 +166,6 @@ def test_drawing_a_picture_imports_neither_a_trainer_nor_what_the_embedded_base_
         "--iterations",
         "2",
     ]
-    done = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [f"wrote {out}", ""]

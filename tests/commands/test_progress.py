@@ -51,7 +51,7 @@ def test_lines_go_to_stdout_and_the_bar_to_the_terminal(stdout_is_a_terminal) ->
     leader, follower = pty.openpty()
     environment = os.environ | {"TERM": "xterm", "COLUMNS": "80"}
     stdout = follower if stdout_is_a_terminal else subprocess.PIPE
-    done = subprocess.run([sys.executable, "-c", script], stdout=stdout, stderr=follower, env=environment, timeout=60)
+    done = subprocess.run([sys.executable, "-c", script], stdout=stdout, stderr=follower, env=environment, timeout=500)
     os.close(follower)
     terminal = io.BytesIO()
     while chunk := _read(leader):

@@ -69,7 +69,7 @@ def captions(source: Source) -> list[str]:
     return found
 
 
-def in_time(call, seconds: float = 20.0) -> list:
+def in_time(call, seconds: float = 120.0) -> list:
     """What a call that must not hang returns or raises."""
     answer = []
 

@@ -173,7 +173,7 @@ def test_a_run_fetches_as_it_goes_and_one_shard_ahead(server, tmp_path) -> None:
 
 
 def _soon(happened: Any) -> bool:
-    end = time.monotonic() + 20
+    end = time.monotonic() + 120
     while not happened() and time.monotonic() < end:
         time.sleep(0.01)
     return happened()

@@ -36,7 +36,7 @@ class Server:
         self.server.daemon_threads = True
         threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
         url = f"http://127.0.0.1:{self.server.server_port}/v1"
-        self.endpoint = Endpoint(url, "judge-1", "NO_KEY_HERE", timeout=0.4, tries=4, wait=0.01, workers=2)
+        self.endpoint = Endpoint(url, "judge-1", "NO_KEY_HERE", timeout=60, tries=4, wait=0.01, workers=2)
 
 
 def send(handler: BaseHTTPRequestHandler, status: int, body: bytes) -> None:

@@ -33,7 +33,7 @@ def server() -> Iterator[Server]:
 
 
 def stalls(handler: BaseHTTPRequestHandler, body: dict) -> None:
-    time.sleep(0.8)
+    time.sleep(3.0)
 
 
 def drips(handler: BaseHTTPRequestHandler, body: dict) -> None:
@@ -41,10 +41,10 @@ def drips(handler: BaseHTTPRequestHandler, body: dict) -> None:
     handler.send_response(200)
     handler.send_header("Content-Length", "1000")
     handler.end_headers()
-    for _ in range(8):
+    for _ in range(15):
         handler.wfile.write(b" ")
         handler.wfile.flush()
-        time.sleep(0.1)
+        time.sleep(0.2)
 
 
 def hangs_up(handler: BaseHTTPRequestHandler, body: dict) -> None:
@@ -67,7 +67,8 @@ HUGE = lambda handler, body: send(handler, 200, b"x" * (3 << 20))  # noqa: E731
 )  # fmt: skip
 def test_a_call_that_fails_is_made_again(server, bad):
     server.behaviours = [bad, GOOD]
-    reply = server.endpoint.ask([], 0.0, 5)
+    endpoint = replace(server.endpoint, timeout=1.5) if bad in (stalls, drips) else server.endpoint
+    reply = endpoint.ask([], 0.0, 5)
     assert reply == ('{"correct": 1, "reason": "as asked"}', 1000, 10, None)
     assert len(server.calls) == 2 and server.calls[0] == server.calls[1]
     assert server.calls[0]["model"] == "judge-1" and server.calls[0]["max_tokens"] == 5
@@ -256,16 +257,15 @@ def test_an_interrupt_keeps_what_is_under_way_and_asks_no_more(server, tmp_path)
         slow(handler, body)
 
     server.behaviours = [slow, interrupts, GOOD]
-    endpoint = replace(server.endpoint, timeout=30)
     # What a shell starts in the background ignores interrupts, and so would the tests there.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt):
-            judged(tmp_path, endpoint, FakeModel(), limit=8)
+            judged(tmp_path, server.endpoint, FakeModel(), limit=8)
     finally:
         signal.signal(signal.SIGINT, before)
     assert len(server.calls) == 2
-    _, rows = judged(tmp_path, endpoint, FakeModel(most=0), limit=8)
+    _, rows = judged(tmp_path, server.endpoint, FakeModel(most=0), limit=8)
     assert len(server.calls) == 8 and all(row["score"] == 1 for row in rows)
 
 

@@ -30,7 +30,7 @@ def hub(tmp_path):
 def python(hub: FakeHub, code: str, **environment: str) -> subprocess.CompletedProcess:
     """huggingface_hub reads its environment when it is imported, so each look at another hub is another process."""
     env = os.environ | hub.environment | environment | {"PYTHONPATH": f"{ROOT}:{ROOT}/tests"}
-    return subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120)
+    return subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=500)
 
 
 def files(folder: Path) -> dict[str, bytes]:

@@ -136,7 +136,7 @@ def test_two_processes_under_ddp_have_the_numbers_of_one_backward_pass(tmp_path)
     # In a process of its own: where a process group once was, one that is forked later waits for ever in its first sum.
     alone = multiprocessing.get_context("fork").Process(target=_train_in_two, args=(tmp_path,))
     alone.start()
-    alone.join(120)
+    alone.join(300)
     alone.kill()
     assert alone.exitcode == 0
     for rank in range(2):

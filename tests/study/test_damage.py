@@ -59,7 +59,7 @@ def test_a_storage_that_is_damaged_while_it_is_used_stops_nothing(bench, capfd) 
     (bench.home / "out" / "study.db").write_bytes(bytes(range(256)) * 100)
     time.sleep(1.5)
     (bench.home / "gate").touch()
-    call.join(60)
+    call.join(300)
     assert call.exitcode == 0 and set(states(study).values()) == {"finished"}
     assert set(bench.starts().values()) == {1}
     shown = capfd.readouterr().err

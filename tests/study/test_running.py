@@ -95,7 +95,7 @@ def test_a_run_that_outlives_its_killed_study_is_waited_for(bench) -> None:
     time.sleep(0.3)
     assert second.is_alive() and bench.starts()["waits", 0] == 1
     (bench.home / "gate").touch()
-    second.join(60)
+    second.join(300)
     assert second.exitcode == 0 and states(study)["waits", 0] == "finished"
     assert not bench.overlaps()
 
@@ -106,7 +106,7 @@ def test_interrupted_politely_the_runs_end_too(bench) -> None:
     wait_until(lambda: ("waits", 0) in bench.starts())
     run = int(bench.notes()[-1][2])
     os.kill(call.pid, signal.SIGINT)
-    call.join(60)
+    call.join(300)
     assert call.exitcode not in (0, None)
     assert states(study) == {("waits", 0): "interrupted", ("b", 0): "waiting"}
     with pytest.raises(ProcessLookupError):
@@ -151,7 +151,7 @@ def test_calls_that_start_at_once_share_the_cells(bench) -> None:
     study = bench.study(["plain", "a", "b", "c"], seeds=(0, 1, 2, 3))
     calls = [start(bench, study, workers) for workers in (1, 2, 1)]
     for call in calls:
-        call.join(60)
+        call.join(300)
     assert [call.exitcode for call in calls] == [0, 0, 0]
     assert set(bench.starts().values()) == {1} and len(bench.starts()) == 16
     assert set(states(study).values()) == {"finished"}
@@ -168,7 +168,7 @@ def test_a_call_takes_over_what_a_killed_one_leaves(bench) -> None:
     first.join()
     os.kill(run, signal.SIGKILL)
     (bench.home / "gate").touch()
-    second.join(60)
+    second.join(300)
     assert second.exitcode == 0
     assert set(states(study).values()) == {"finished"}
     assert {cell: count for cell, count in bench.starts().items() if count > 1} == {("waits", 0): 2}
@@ -197,7 +197,7 @@ def test_a_killed_run_fails_its_cell_and_nothing_else(bench) -> None:
     call = start(bench, study)
     wait_until(lambda: ("waits", 0) in bench.starts())
     os.kill(int(bench.notes()[-1][2]), signal.SIGKILL)
-    call.join(60)
+    call.join(300)
     assert call.exitcode == 0 and states(study) == {("waits", 0): "failed", ("a", 0): "finished"}
     assert read_record(row_cells(study)[0].folder).reason == "fit ended with signal SIGKILL"
     assert bench.run(study)
@@ -215,7 +215,7 @@ def test_a_worker_that_was_taken_for_dead_goes_on(bench, monkeypatch) -> None:
     time.sleep(1)
     (bench.home / "gate").touch()
     for call in (first, second):
-        call.join(60)
+        call.join(300)
         assert call.exitcode == 0
     assert bench.starts() == {("waits", 0): 1, ("a", 0): 1}
 
