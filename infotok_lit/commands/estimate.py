@@ -127,19 +127,25 @@ def _estimated(
         found.append(of_plan | account(module, step, cards, buckets))
         if step.peak <= USABLE * CARDS[0] * GIB:
             break
-    found[0]["process_bytes"] = _process_bytes(settings, plans[0], text_tokens)
+    peak_on_cpu = None if on_card else found[0]["bytes"]["1 card"]
+    found[0]["process_bytes"] = _process_bytes(settings, plans[0], text_tokens, peak_on_cpu)
     return found
 
 
-def _process_bytes(settings: Namespace, plan: Plan, text_tokens: int | None) -> int | None:
-    """What a process holds that trains on a CPU: tensors, gaps among them, and libraries; None where glibc is not."""
+def _process_bytes(settings: Namespace, plan: Plan, text_tokens: int | None, peak: int | None) -> int | None:
+    """What a process holds that trains on a CPU: tensors, gaps among them, and libraries; None where glibc is not.
+
+    Args:
+        peak: of tensors on a CPU in bytes, if it is known.
+    """
     from infotok_lit.modules.dry_run import dry_run
     from infotok_lit.modules.two_steps import resident_memory
 
     if resident_memory() is None:
         return None
-    data = build_data(settings, plan, text_tokens)
-    peak = dry_run(build_module(settings, plan), data, on_card=False, **shaping(settings, plan)).peak
+    if peak is None:
+        data = build_data(settings, plan, text_tokens)
+        peak = dry_run(build_module(settings, plan), data, on_card=False, **shaping(settings, plan)).peak
     # A process that has loaded what a fit loads, without tensors.
     return resident_memory() + int(peak / USABLE)
 

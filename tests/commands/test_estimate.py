@@ -14,6 +14,10 @@ from infotok_lit.modules.dry_run import DryRun
 from infotok_lit.scenes import Scenes
 
 GIB = 2**30
+ONE_LAYER = (
+    "--model.init_args.settings",
+    '{"llm": {"num_hidden_layers": 1}, "mar": {"encoder_depth": 1, "decoder_depth": 1, "diffusion_depth": 1}}',
+)
 
 
 def test_a_configuration_is_estimated_without_its_weights_cards_and_data(tmp_path, monkeypatch, capsys) -> None:
@@ -22,7 +26,7 @@ def test_a_configuration_is_estimated_without_its_weights_cards_and_data(tmp_pat
     small = ["--data.init_args.understanding_batch_size", "2", "--data.init_args.generation_batch_size", "4"]
     far = ["--model.init_args.init_from", "hf://nobody/nothing", "--trainer.accelerator", "gpu"]
     known = ["--tflops", "1", "--mfu", "0.5", "--text_tokens", "8", "--cards", "4"]
-    arguments = ["--config", "harmon/scenes32", "--config", "data/folder", *small, *far, *known]
+    arguments = ["--config", "harmon/scenes32", "--config", "data/folder", *ONE_LAYER, *small, *far, *known]
     assert cli.main(["estimate", *arguments, "--out", "found.json"]) == 0
     result = json.loads((tmp_path / "found.json").read_text())
     (plan,) = result["plans"]
@@ -53,7 +57,7 @@ def test_where_no_system_tells_what_a_process_holds_the_rest_is_said(tmp_path, m
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("platform.libc_ver", lambda: ("", ""))
     monkeypatch.setattr("ctypes.CDLL", lambda name: pytest.fail("a call into glibc"))
-    small = ["--config", "objective/finetune", "--model.init_args.settings", '{"llm": {"num_hidden_layers": 1}}']
+    small = ["--config", "objective/finetune", *ONE_LAYER]
     arguments = ["estimate", "--config", "harmon/scenes32", *small, "--alternatives", "false", "--out", "found.json"]
     assert cli.main(arguments) == 0
     (plan,) = json.loads((tmp_path / "found.json").read_text())["plans"]
@@ -65,7 +69,7 @@ def test_where_no_system_tells_what_a_process_holds_the_rest_is_said(tmp_path, m
 
 def test_what_fit_refuses_to_shard_is_not_estimated_sharded(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
-    small = ["--config", "objective/finetune", "--model.init_args.settings", '{"llm": {"num_hidden_layers": 1}}']
+    small = ["--config", "objective/finetune", *ONE_LAYER]
     arguments = ["estimate", "--config", "harmon/scenes32", *small, "--alternatives", "false", "--out", "found.json"]
     assert cli.main([*arguments, "--model.init_args.backward_per_branch", "true"]) == 0
     (plan,) = json.loads((tmp_path / "found.json").read_text())["plans"]
