@@ -34,7 +34,7 @@ def tell_model_is_built(pl_module: pl.LightningModule) -> None:
 
 def callbacks_of_every_run() -> list[pl.Callback]:
     """Those below."""
-    return [StepSeed(), DataConnection(), AttentionKernels(), WholeSteps()]
+    return [StepSeed(), DataConnection(), AttentionKernels(), WholeSteps(), CheckpointStep()]
 
 
 class WholeSteps(pl.Callback):
@@ -92,6 +92,37 @@ class WholeSteps(pl.Callback):
         got = torch.tensor(self._got, dtype=torch.int32, device=trainer.strategy.root_device)
         dist.all_reduce(got, op=dist.ReduceOp.MAX)
         return got.tolist()
+
+
+class CheckpointStep(pl.Callback):
+    """Has `validate` measure a checkpoint at its own step, where Lightning takes its weights and stays at step 0.
+
+    The objective's warm-ups, the names of pictures and the logs go by the step.
+    """
+
+    def __init__(self) -> None:
+        self._before: int | None = None
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Take the step; a run that goes on does so by itself."""
+        if trainer.state.fn == "validate":
+            self._before = trainer.global_step
+            self._set(trainer, checkpoint["global_step"])
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Back to the trainer's own step, from which it may train."""
+        if self._before is not None:
+            self._set(trainer, self._before)
+            self._before = None
+
+    @staticmethod
+    def _set(trainer: pl.Trainer, step: int) -> None:
+        loop = trainer.fit_loop.epoch_loop
+        loop.automatic_optimization.optim_progress.optimizer.step.total.completed = step
+        # What loggers are told.
+        loop._batches_that_stepped = step
 
 
 class AttentionKernels(pl.Callback):

@@ -15,7 +15,13 @@ from infotok_lit.models.export import Weights
 from infotok_lit.modules.base_model import module_weights, refuse_lost_average, weights_in_words
 from infotok_lit.modules.finite import FiniteGuard
 from infotok_lit.modules.optimiser import MaskedAdamW, OptimiserConfig, build_optimiser, clip_apart, warmup_cosine
-from infotok_lit.modules.run_callbacks import StepSeed, WholeSteps, run_folder, tell_model_is_built
+from infotok_lit.modules.run_callbacks import (
+    CheckpointStep,
+    StepSeed,
+    WholeSteps,
+    run_folder,
+    tell_model_is_built,
+)
 from infotok_lit.video import FAMILY
 from infotok_lit.video.datamodule import ClipBatch
 from infotok_lit.video.losses import LossConfig, Vgg16Features, psnr, reconstruction_losses
@@ -78,7 +84,7 @@ class VideoTokenizerModule(pl.LightningModule):
 
     def configure_callbacks(self) -> list[pl.Callback]:
         """What makes resuming exact, also for a Trainer that was built by hand."""
-        return [StepSeed(), WholeSteps()]
+        return [StepSeed(), WholeSteps(), CheckpointStep()]
 
     def training_step(self, batch: ClipBatch, batch_idx: int) -> Tensor:
         """Encode, route, drop and decode; the loss is a mean over the batch."""

@@ -4,12 +4,13 @@ import json
 import math
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
 import torch
-from fit_with import events, fit
+from fit_with import events, fit, pictures
 from tiny import TinyModule, scenes_data
 
 from infotok_lit.callbacks import (
@@ -147,6 +148,30 @@ def test_validate_leaves_one_row(tmp_path) -> None:
     found = result(trainer)
     assert found["state"] == "finished" and [row["step"] for row in found["validation"]] == [0]
     assert found["training"] == [] and found["validation"][0]["val/generation/loss"] > 0
+
+
+def test_validate_repeats_what_the_run_measured_at_a_checkpoint(tmp_path) -> None:
+    """Its step, too: a term that is still rising then has the weight that it had, not that of step 0."""
+
+    def module() -> TinyModule:
+        made = TinyModule()
+        made.objective_config = replace(made.objective_config, warmup_steps=8)
+        return made
+
+    fitted = fit(tmp_path, [RunResult(), ActiveUnits()], module())
+    (checkpoint,) = Path(fitted.log_dir, "checkpoints").glob("*step=2.ckpt")
+    trainer = pl.Trainer(
+        logger=pl.loggers.TensorBoardLogger(tmp_path, "validate"),
+        callbacks=[RunResult(), ActiveUnits()],
+        accelerator="cpu",
+        enable_progress_bar=False,
+    )
+    trainer.validate(module(), scenes_data(val_samples=8), ckpt_path=checkpoint, verbose=False)
+    (row,), then = result(trainer)["validation"], result(fitted)["validation"][1]
+    assert row == then and row["step"] == result(trainer)["step"] == 2 and row["val/understanding/weighted_alignment"]
+    assert pictures(trainer) == ["val_active_units_0000002.png"]
+    assert {event.step for event in events(trainer).Scalars("val/understanding/loss")} == {2}
+    assert trainer.global_step == 0, "from where this trainer may train"
 
 
 def test_a_check_of_a_few_batches_is_no_validation_and_a_run_without_a_logger_leaves_nothing(tmp_path, capsys) -> None:
