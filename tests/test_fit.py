@@ -6,8 +6,10 @@ import os
 import subprocess
 import sys
 import tarfile
+import warnings
 from pathlib import Path
 
+import lightning.pytorch as pl
 import pytest
 import torch
 import yaml
@@ -147,6 +149,29 @@ def test_own_images_with_broken_files_among_them(tmp_path, monkeypatch, layout, 
     tags = scalars(run).Tags()["scalars"]
     assert "data/broken_samples" in tags
     assert not [tag for tag in tags if "generation/score" in tag], "photographs have no parser, so no score"
+
+
+def test_validate_prints_scores_and_nothing_of_heads_that_were_never_trained(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    class LogsMore(pl.Callback):
+        def on_validation_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+            module.log("val/understanding/probe/structure_bits", 1.25)
+
+    monkeypatch.setattr("infotok_lit.callbacks.ActiveUnits", LogsMore, raising=True)
+    with warnings.catch_warnings(record=True) as warned:
+        cli = run(["validate", *FRESH, *SHORT, "--trainer.enable_progress_bar=false"])
+    shown = capsys.readouterr().out
+    assert "answers: exact match" in shown and "val/generation/score/overall" not in shown, "each number once"
+    assert "val/understanding/probe/structure_bits" in shown and "1.250" in shown
+    loss = f"{float(cli.trainer.callback_metrics['val/generation/loss']):.3f}"
+    assert [line for line in shown.splitlines() if "generation loss" in line and loss in line]
+    found = json.loads(Path(cli.trainer.log_dir, "result.json").read_text())["validation"][0]
+    for name in ("rho_alignment", "weighted_alignment", "alignment_nats", "rate_bits_per_token", "active_units"):
+        assert name not in shown and f"val/understanding/{name}" in found
+    assert "Validate metric" not in shown and "Information" not in shown and "All numbers: runs/" in shown
+    assert not [one for one in warned if "no drift is logged" in str(one.message)]
 
 
 def test_the_bar_counts_steps_and_shows_each_task(tmp_path, monkeypatch) -> None:

@@ -1,8 +1,8 @@
-"""The table that a run ends with: both tasks before and after, against chance, and what the tokens hold."""
+"""The tables that a run ends with: both tasks before and after, against chance, and what the tokens hold."""
 
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from infotok_lit.batch import Batch, GenerationBatch, UnderstandingBatch
+from infotok_lit.batch import BRANCHES, Batch, GenerationBatch, UnderstandingBatch
 from infotok_lit.callbacks.export import ExportInference
-from infotok_lit.callbacks.history import is_partial
+from infotok_lit.callbacks.history import RESULT_FILE, RunResult, is_partial
 from infotok_lit.modules.run_callbacks import run_folder
 
 WORD = re.compile(r"\w+")
@@ -46,10 +46,14 @@ INFORMATION_ROWS = (
     ("texture in the tokens (bits/image)", "probe/texture_bits"),
 )
 """Label, name in the objective's report."""
+OF_THE_OBJECTIVE = re.compile(rf"val/({'|'.join(BRANCHES)})/[^/]+(/t_[^/]+)?")
+"""Metrics of a branch that its terms report; nothing else of a branch but its loss has so short a name."""
 
 
 class FinalReport(pl.Callback):
     """Prints, when `fit` ends, the first validation beside the last one, and the commands to try next.
+
+    When `validate` ends, it prints what was measured; what the terms report is in the logs and in `result.json`.
 
     Of data whose answers have no score, it shows some of the last validation's answers beside the truth. The commands
     draw and ask what that validation did: a caption, and of the questions the one that is nearest to it.
@@ -87,7 +91,7 @@ class FinalReport(pl.Callback):
         """Remember the metrics; those of the first whole validation for good."""
         if is_partial(trainer):
             return
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+        metrics = _measured(trainer)
         if not self.before:
             self.before, self.before_step = metrics, trainer.global_step
         else:
@@ -101,16 +105,24 @@ class FinalReport(pl.Callback):
         console = Console()
         if not self.after and self.before_step:  # the only validation came after training had begun
             self.before, self.after, self.after_step = {}, self.before, self.before_step
-        if self.after:
-            console.print(self._tasks())
-            console.print(self._information())
-            if not self._has_scores():
-                console.print(self._answer_table())
+        self._print(console)
         if hasattr(pl_module, "infotok"):
             heads = sum(parameter.numel() for parameter in pl_module.infotok.parameters())
             console.print(f"Stripped: {heads:,} parameters of heads that only training needs.")
         for line in self._next_commands(trainer, Path(run) if run else None):
             console.print(escape(line), soft_wrap=True, highlight=False)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Print what `validate` found: all but what the terms report, and some of that if heads were trained."""
+        run = run_folder(trainer) if stage == "validate" else None
+        if stage != "validate" or not trainer.is_global_zero:
+            return
+        console = Console()
+        # Lightning keeps the callbacks' state of a checkpoint: its "before" may be of other data.
+        self.before, self.after, self.after_step = {}, _measured(trainer), trainer.global_step
+        self._print(console, self._others(trainer))
+        if run is not None:
+            console.print(f"All numbers: {escape(str(Path(run, RESULT_FILE)))}", soft_wrap=True, highlight=False)
 
     def state_dict(self) -> dict[str, Any]:
         """The first metrics, so that a resumed run still compares with its start."""
@@ -121,16 +133,41 @@ class FinalReport(pl.Callback):
         # Older checkpoints do not say when it was.
         self.before, self.before_step = state_dict["before"], state_dict.get("before_step", 0)
 
-    def _tasks(self) -> Table:
+    def _print(self, console: Console, others: Mapping[str, float] | None = None) -> None:
+        if not self.after:
+            return
+        console.print(self._tasks(others or {}))
+        if self.after_step:  # else no head was trained
+            console.print(self._information())
+        if not self._has_scores():
+            console.print(self._answer_table())
+
+    def _tasks(self, others: Mapping[str, float]) -> Table:
         first = "before training and " if self.before_step == 0 else f"at step {self.before_step} and "
         table = Table(title=f"Validation, {first if self.before else ''}at step {self.after_step}")
-        for column in ("", "before", "after", "chance"):
+        for column in ("", *(("before", "after") if self.before else ("measured",)), "chance"):
             table.add_column(column, justify="left" if not column else "right")
         for label, name, chance in TASK_ROWS:
             if name in self.after and (name not in OPEN or self._has_scores()):
-                values = (self.before.get(name), self.after[name], self.after.get(chance) if chance else None)
+                before = [self.before.get(name)] if self.before else []
+                values = (*before, self.after[name], self.after.get(chance) if chance else None)
                 table.add_row(label, *(_number(value) for value in values))
+        for name, value in others.items():
+            table.add_row(name, _number(value))
         return table
+
+    def _others(self, trainer: pl.Trainer) -> dict[str, float]:
+        """What else was measured, under its own name: scores of each kind, and what other callbacks log."""
+        labelled = {name for row in TASK_ROWS for name in row[1:]}
+        others = {
+            name: value
+            for name, value in self.after.items()
+            if name not in labelled | OPEN and not OF_THE_OBJECTIVE.fullmatch(name)
+        }
+        for callback in trainer.callbacks:
+            if isinstance(callback, RunResult) and callback.benchmarks.rows:
+                others |= {name: value for name, value in callback.benchmarks.rows[-1].items() if name != "step"}
+        return others
 
     def _has_scores(self) -> bool:
         """Whether the questions are ones whose answers can be scored."""
@@ -171,6 +208,10 @@ class FinalReport(pl.Callback):
                 f"{command} describe --model {model} --image picture.png --prompt {question}",
             ]
         return lines
+
+
+def _measured(trainer: pl.Trainer) -> dict[str, float]:
+    return {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
 
 
 def _about(caption: str, questions: Sequence[str]) -> str:

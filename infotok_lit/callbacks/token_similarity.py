@@ -140,8 +140,9 @@ class TokenSimilarity(ImageSimilarity):
 
     def _log_drift(self, trainer: pl.Trainer, pl_module: pl.LightningModule, names: Tensor, now: Rows) -> None:
         if not self.before:
-            if trainer.global_step or trainer.state.fn != "fit":
+            if trainer.global_step:
                 rank_zero_warn("TokenSimilarity: the tokens before training were not kept: no drift is logged")
+            if trainer.global_step or trainer.state.fn != "fit":
                 return
             self.before = {"names": names, **now}
         places = {name: place for place, name in enumerate(self.before["names"].tolist())}

@@ -19,7 +19,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 
 from infotok_lit.assets import DEFAULTS_CONFIG, OVER, QUICKSTART_CONFIG, config_chain
 from infotok_lit.callbacks.history import RunResult
-from infotok_lit.commands.fit_checks import check_batches, check_slurm, check_trainer, warn_of_odd_settings
+from infotok_lit.callbacks.report import FinalReport
+from infotok_lit.commands.fit_checks import check_batches, check_slurm, check_trainer, is_off, warn_of_odd_settings
 from infotok_lit.commands.fit_resume import chosen_checkpoint, explain_misfit, run_folders, shaping_settings
 from infotok_lit.commands.mistakes import check_config, one_sentence
 from infotok_lit.commands.parsing import PROGRAM, normalised
@@ -84,6 +85,8 @@ class InfoTokCLI(LightningCLI):
         )
         given = {"model", "datamodule", "train_dataloaders", "val_dataloaders", "dataloaders"}
         self._call_settings = parser.add_method_arguments(pl.Trainer, self.command, skip=given)
+        if self.command == "validate":
+            parser.set_defaults(verbose=False)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse; what is wrong is one sentence."""
@@ -109,7 +112,7 @@ class InfoTokCLI(LightningCLI):
         ):
             # Off, or configured in the list of callbacks.
             self.parser.callback_keys = []
-        settings.callbacks = [one for one in _as_list(settings.callbacks) if not _is_off(one, settings)]
+        settings.callbacks = [one for one in _as_list(settings.callbacks) if not is_off(one, settings)]
         if not any(isinstance(plugin, pl.plugins.io.CheckpointIO) for plugin in _as_list(settings.plugins)):
             settings.plugins = [*_as_list(settings.plugins), WholeCheckpoints()]
         try:
@@ -128,12 +131,13 @@ class InfoTokCLI(LightningCLI):
         call = {name: self.config_init[name] for name in self._call_settings}
         call["ckpt_path"] = chosen_checkpoint(self.trainer, call["ckpt_path"], self.settings, self.command)
         self.config.ckpt_path = None if call["ckpt_path"] is None else str(call["ckpt_path"])
-        if self.trainer.is_global_zero:
-            for folder in run_folders(self.trainer):
-                remove_leftovers(folder)
+        for folder in run_folders(self.trainer) if self.trainer.is_global_zero else ():
+            remove_leftovers(folder)
         if self.command == "fit":
             check_batches(self.config, self.trainer)
             warn_of_odd_settings(self.config)
+        elif not any(isinstance(callback, FinalReport) for callback in self.trainer.callbacks):
+            call["verbose"] = True  # every number, by Lightning: nothing else would say any
         with self._ending(call["ckpt_path"]):
             getattr(self.trainer, self.command)(self.model, datamodule=self.datamodule, **call)
 
@@ -312,16 +316,6 @@ def _remove_start(folder: Path) -> None:
 
 def _as_list(value: Any) -> list[Any]:
     return [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
-
-
-def _is_off(callback: pl.Callback, settings: Any) -> bool:
-    """Whether a switch of the trainer turns a callback off, which Lightning would call a contradiction."""
-    return (
-        (settings.enable_progress_bar is False and isinstance(callback, pl.callbacks.ProgressBar))
-        or (settings.enable_checkpointing is False and isinstance(callback, Checkpoint))
-        or (settings.enable_model_summary is False and isinstance(callback, pl.callbacks.ModelSummary))
-        or (settings.logger is False and isinstance(callback, pl.callbacks.LearningRateMonitor))
-    )
 
 
 def _explain_lost_process(error: Exception) -> None:

@@ -4,7 +4,8 @@ import os
 
 import torch
 from jsonargparse import Namespace
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor, ModelSummary, ProgressBar
 from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.utilities import rank_zero_warn
 
@@ -105,3 +106,13 @@ def warn_of_odd_settings(config: Namespace) -> None:
             f"optimiser.warmup_steps is {optimiser.warmup_steps}, and trainer.max_steps {steps}: the learning rate "
             "never reaches its value; shorten the warm-up"
         )
+
+
+def is_off(callback: Callback, settings: Namespace) -> bool:
+    """Whether a switch of the trainer turns a callback off, which Lightning would call a contradiction."""
+    return (
+        (settings.enable_progress_bar is False and isinstance(callback, ProgressBar))
+        or (settings.enable_checkpointing is False and isinstance(callback, Checkpoint))
+        or (settings.enable_model_summary is False and isinstance(callback, ModelSummary))
+        or (settings.logger is False and isinstance(callback, LearningRateMonitor))
+    )
