@@ -58,14 +58,15 @@ class Decision:
         corrected: Its p-value after Holm's correction for all planned comparisons.
         equivalence: The p-value of the two one-sided tests that the difference lies within the margin.
         verdict: `higher` or `lower` by the corrected test, else `equivalent`, else `undecided`.
-        seeds_needed: If undecided: how many seeds would decide, were mean and spread as they are.
+        seeds_needed: If undecided: how many seeds would decide, were mean and spread as they are; infinite if more than
+            MOST_SEEDS, None if no spread is known.
     """
 
     comparison: Comparison | None
     corrected: float | None
     equivalence: float | None
     verdict: Verdict
-    seeds_needed: int | None
+    seeds_needed: float | None
 
 
 def estimate(values: Seeds, confidence: float) -> Estimate | None:
@@ -142,7 +143,7 @@ def tost(difference: Estimate, margin: float) -> float | None:
     return float(stats.t.sf(distance / error, df=difference.count - 1))
 
 
-def seeds_needed(mean: float, sd: float, margin: float, level: float, tost_level: float, power: float) -> int | None:
+def seeds_needed(mean: float, sd: float, margin: float, level: float, tost_level: float, power: float) -> float:
     """The smallest number of seeds at which the t-test or the equivalence test decides with some power.
 
     Args:
@@ -154,7 +155,7 @@ def seeds_needed(mean: float, sd: float, margin: float, level: float, tost_level
         power: The probability that one of them decides.
 
     Returns:
-        the number; None if it is above MOST_SEEDS.
+        the number; infinite if it is above MOST_SEEDS.
     """
 
     counts = range(2, MOST_SEEDS + 1)
@@ -163,7 +164,7 @@ def seeds_needed(mean: float, sd: float, margin: float, level: float, tost_level
         return t_test_power(mean, sd, count, level) >= power or tost_power(mean, sd, count, margin, tost_level) >= power
 
     place = bisect_left(counts, True, key=decides)
-    return counts[place] if place < len(counts) else None
+    return counts[place] if place < len(counts) else math.inf
 
 
 def t_test_power(mean: float, sd: float, count: int, level: float) -> float:

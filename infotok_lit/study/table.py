@@ -7,7 +7,17 @@ from statistics import fmean, median
 from infotok_lit.evaluation.paper import paper_scores, printed
 from infotok_lit.study.config import Metric, Study
 from infotok_lit.study.record import CellResult, Curve
-from infotok_lit.study.statistics import Comparison, Decision, Estimate, Seeds, compare, decide, estimate, steps_to
+from infotok_lit.study.statistics import (
+    MOST_SEEDS,
+    Comparison,
+    Decision,
+    Estimate,
+    Seeds,
+    compare,
+    decide,
+    estimate,
+    steps_to,
+)
 from infotok_lit.tables import Table
 
 ARROWS = {"higher": " ↑", "lower": " ↓", "none": ""}
@@ -152,15 +162,22 @@ def decision_table(summary: Summary, full: bool = False) -> Table:
         compared = each.comparison
         difference = compared and compared.difference
         tests = (compared and compared.p_value, each.corrected, each.equivalence)
+        end = (each.verdict, _needed(each))
         if full:
             shown = [*in_full(difference), *tests, each.verdict, each.seeds_needed, middle, reached]
         elif difference is None:
-            shown = ["0", *[""] * 4, each.verdict, "", ""]
+            shown = ["0", *[""] * 4, *end, ""]
         else:
             typical = f"{middle:,.0f}" if math.isfinite(middle) else f"> {summary.study.steps:,}"
             when = f"{typical} ({reached} of {len(steps)})" if reached else "never"
-            needed = "" if each.seeds_needed is None else f"{each.seeds_needed:,}"
-            shown = [str(difference.count), _signed(difference), *map(p_value, tests), each.verdict, needed, when]
+            shown = [
+                str(difference.count),
+                _signed(difference),
+                *map(p_value, tests),
+                each.verdict,
+                _needed(each),
+                when,
+            ]
         lines.append([f"{row} - {reference}", *shown])
     header = ["contrast", "n", "difference", "p", "p (Holm)", "p (equivalence)", "verdict", "seeds needed", "steps"]
     if full:
@@ -195,6 +212,13 @@ def number(value: float) -> str:
 def p_value(value: float | None) -> str:
     """A p-value with three decimals."""
     return "" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _needed(of: Decision) -> str:
+    """The seeds that would decide what is undecided."""
+    if of.verdict != "undecided" or of.seeds_needed is None:
+        return "unknown" if of.verdict == "undecided" else ""
+    return f"{of.seeds_needed:,}" if math.isfinite(of.seeds_needed) else f"> {MOST_SEEDS:,}"
 
 
 def _titles(metrics: dict[str, Metric]) -> list[str]:

@@ -227,13 +227,21 @@ def test_what_is_undecided_says_how_many_seeds_would_decide(bench, undrawn) -> N
     assert line["verdict"] == "undecided" and int(line["seeds_needed"]) > 2
 
 
+def test_more_seeds_than_any_study_has_are_told_from_an_unknown_number(bench, undrawn) -> None:
+    """One seed has no spread; differences of +1 and -1, and a margin of a millionth, are never decided."""
+    values = {"b": {0: (0.5, 0.5), 1: (0.5, 0.5)}, "a": {0: (1.5, 1.5), 1: (-0.5, -0.5)}, "c": {0: (0.5, 0.5)}}
+    found, text = planned(bench, values, contrasts=[("a", "b"), ("c", "b")], margin=1e-6)
+    assert (found["a - b"]["seeds_needed"], found["c - b"]["seeds_needed"]) == ("inf", "")
+    assert "| undecided | > 100,000 |" in text and "| undecided | unknown |" in text
+
+
 def test_a_comparison_without_a_common_seed_is_shown_and_counts(bench, undrawn) -> None:
     """Holm's correction is for all that were planned; a row that reaches its reference in few seeds does so late."""
     values = {"b": {s: (0.5 + s / 1000, 0.5) for s in range(3)}, "a": {0: (0.6, 0.6), 1: (0.3, 0.3), 2: (0.32, 0.3)}}
     found, text = planned(bench, values | {"c": {}}, contrasts=[("a", "b"), ("c", "b")])
     assert float(found["a - b"]["p_holm"]) == pytest.approx(min(1.0, 2 * float(found["a - b"]["p"])))
     assert {name for name, value in found["c - b"].items() if value} == {"contrast", "verdict", "reached"}
-    assert "| c - b | 0 |  |  |  |  | undecided |  |  |" in text and f"| > {STEPS} (1 of 3) |" in text
+    assert "| c - b | 0 |  |  |  |  | undecided | unknown |  |" in text and f"| > {STEPS} (1 of 3) |" in text
 
 
 def test_a_number_of_fewer_seeds_than_its_row_has_says_so(bench, undrawn) -> None:

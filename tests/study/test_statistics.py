@@ -175,7 +175,7 @@ def test_the_seeds_needed_decide_and_one_less_does_not(mean, sd) -> None:
 
 
 def test_what_no_number_of_seeds_can_decide_has_none() -> None:
-    assert seeds_needed(1e-7, 1.0, 1e-6, 0.05, 0.05, 0.8) is None
+    assert seeds_needed(1e-7, 1.0, 1e-6, 0.05, 0.05, 0.8) == math.inf
 
 
 def test_verdicts_follow_from_corrected_differences_then_equivalence() -> None:
