@@ -17,6 +17,7 @@ from infotok_lit.batch import BRANCHES, Batch, GenerationBatch, UnderstandingBat
 from infotok_lit.callbacks.export import ExportInference
 from infotok_lit.callbacks.history import RESULT_FILE, RunResult, is_partial
 from infotok_lit.modules.run_callbacks import run_folder
+from infotok_lit.scenes.questions import DESCRIBE
 
 WORD = re.compile(r"\w+")
 LONGEST = 100
@@ -56,7 +57,8 @@ class FinalReport(pl.Callback):
     When `validate` ends, it prints what was measured; what the terms report is in the logs and in `result.json`.
 
     Of data whose answers have no score, it shows some of the last validation's answers beside the truth. The commands
-    draw and ask what that validation did: a caption, and of the questions the one that is nearest to it.
+    draw and ask what that validation did: a caption, and of the questions the one that is nearest to it. Where other
+    images are read than drawn, no question is about what is drawn, and a description is asked for.
 
     The first validation is the one before training if `trainer.num_sanity_val_steps` is -1.
     """
@@ -200,7 +202,8 @@ class FinalReport(pl.Callback):
             folder = exports[0].target(run or Path(trainer.default_root_dir))
             model = shlex.quote(str(folder))
             command = "  python -m infotok_lit"
-            asked = _about(self._caption, self._questions)
+            sources = getattr(trainer.datamodule, "validation_sources", {}).values()
+            asked = _about(self._caption, self._questions if len(set(map(id, sources))) < 2 else [])
             caption, question = (shlex.quote(shorten(text, LONGEST)) for text in (self._caption, asked))
             lines += [
                 f"Inference weights: {folder}",
@@ -222,7 +225,7 @@ def _about(caption: str, questions: Sequence[str]) -> str:
         asked = WORD.findall(question.lower())
         return sum(word in words for word in asked) / max(len(asked), 1)
 
-    return max(questions, key=share, default="What does this picture show?")
+    return max(questions, key=share, default=DESCRIBE)
 
 
 def _number(value: float | None) -> str:

@@ -7,6 +7,7 @@ from fit_with import fit
 from lightning.pytorch.demos.boring_classes import BoringDataModule, BoringModel
 
 from infotok_lit.callbacks import ExportInference, FinalReport
+from infotok_lit.data import UnifiedDataModule
 from infotok_lit.scenes import Scenes
 
 
@@ -26,6 +27,20 @@ def test_the_commands_ask_and_draw_what_the_data_is_about(tmp_path, capsys, monk
     after = float(trainer.callback_metrics["val/generation/loss"])
     assert f"{after:.3f}" in loss and len([word for word in loss.split() if word.replace(".", "").isdigit()]) == 2
     assert "before training and at step 4" in shown and "parameters of heads" in shown
+
+
+def test_what_reads_garments_and_draws_shapes_is_not_asked_about_garments_of_shapes(tmp_path, capsys) -> None:
+    data = UnifiedDataModule(
+        train=Scenes(num_samples=100),
+        val=Scenes("garments32", "val"),
+        generation_val=Scenes(split="val"),
+        understanding_batch_size=2,
+        generation_batch_size=2,
+        val_samples=4,
+    )
+    fit(tmp_path, [FinalReport(), ExportInference()], steps=2, data=data)
+    shown = capsys.readouterr().out
+    assert "--prompt 'a yellow circle below a blue square'" in shown and "--prompt 'describe the image.'" in shown
 
 
 @pytest.mark.parametrize("batches", [0, 1])
