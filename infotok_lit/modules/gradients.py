@@ -1,8 +1,8 @@
 """How far the losses reach: norms and cosines of gradients, for the steps that log.
 
-Everything keeps the graph for the step's own backward pass and is over this process's batch; what is at parameters that
-processes share out is over all processes' batches. Alignment is collective: with several processes, all of them must
-call these at the same step.
+Everything keeps the graph for the step's own backward pass. What is at the tokens, and at parameters that processes
+share out, is over all processes' batches; what is at other parameters is over this process's. Alignment is collective:
+with several processes, all of them must call these at the same step.
 """
 
 from collections.abc import Mapping
@@ -14,6 +14,7 @@ from infotok_lit.batch import Branch
 from infotok_lit.models.unified import UnifiedModel
 from infotok_lit.modules.losses import BranchResult
 from infotok_lit.modules.sharding import gradients_aside, is_sharded, own_share, reshard, sum_of_shares, total_norm
+from infotok_lit.objective.distributed import global_sum, world_size
 from infotok_lit.objective.infotok import InfoTok
 from infotok_lit.objective.report import gradient_norms
 from infotok_lit.objective.term import BranchObjective
@@ -57,8 +58,13 @@ class GradientWatch:
                 self._found[f"train/{branch}/encoder_{name}"] = value
 
     def take(self) -> dict[str, Tensor]:
-        """What was found, by the name to log it under; forgotten here."""
+        """What was found, by the name to log it under; forgotten here; a collective call."""
         found, self._found = self._found, {}
+        names = sorted(name for name in found if "/token_gradient/" in name)
+        if names:
+            # Each process has its own images' tokens, and its share of the loss, over which gradients are averaged.
+            squares = global_sum(torch.stack([found[name] for name in names]).square())
+            found |= zip(names, squares.sqrt() / world_size(), strict=True)
         return found
 
 

@@ -1,6 +1,7 @@
 """Parts of a batch, on two processes under DDP or accumulated, are the whole: gradients, and what validation logs."""
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,7 @@ class Keep(pl.Callback):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.labels = 0
+        self.first: dict[str, Any] = {}
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int):
         self.labels = int((batch["understanding"].labels >= 0).sum())
@@ -75,7 +77,12 @@ class Keep(pl.Callback):
         gradients = {name: p.grad for name, p in pl_module.named_parameters() if p.requires_grad}
         if trainer.global_step == 0:
             loss = trainer.callback_metrics["train/loss"]
-            self.keep(trainer, {"gradients": gradients, "labels": self.labels, "loss": loss})
+            self.first = {"gradients": deepcopy(gradients), "labels": self.labels, "loss": loss}
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        if trainer.global_step == 1:
+            at_tokens = {name: value for name, value in trainer.callback_metrics.items() if "token_gradient" in name}
+            self.keep(trainer, {**self.first, "at_tokens": at_tokens})
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.keep(trainer, {name: value for name, value in trainer.callback_metrics.items() if "val/" in name})
@@ -199,6 +206,8 @@ def test_two_halves_have_the_gradients_of_the_whole(tmp_path, sliced_draws, term
     for half in halves:
         torch.testing.assert_close(half["gradients"], whole["gradients"], rtol=1e-3, atol=1e-6)
         torch.testing.assert_close(half["loss"], whole["loss"])
+        torch.testing.assert_close(half["at_tokens"], whole["at_tokens"], rtol=1e-3, atol=1e-7)
+    assert len(whole["at_tokens"]) >= 2 * len(terms)
 
 
 @pytest.mark.parametrize(
