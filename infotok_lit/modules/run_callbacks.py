@@ -34,7 +34,7 @@ def tell_model_is_built(pl_module: pl.LightningModule) -> None:
 
 def callbacks_of_every_run() -> list[pl.Callback]:
     """Those below."""
-    return [StepSeed(), DataConnection(), AttentionKernels(), WholeSteps(), CheckpointStep()]
+    return [StepSeed(), DataConnection(), AttentionKernels(), WholeSteps(), CheckpointStep(), OwnNumbers()]
 
 
 class WholeSteps(pl.Callback):
@@ -48,6 +48,7 @@ class WholeSteps(pl.Callback):
     def __init__(self) -> None:
         self._got = [0, 0]
         """The numbers of SIGTERM and of the signal to requeue, once they came."""
+        self._clocks: dict[ModelCheckpoint, float | None] = {}
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Put notes in the place of handlers, which Lightning registers after this."""
@@ -70,7 +71,11 @@ class WholeSteps(pl.Callback):
     ) -> None:
         """After each step: a collective call, which reads from the device where there are several processes."""
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
+            self._stop_clocks(trainer)
             return
+        for callback, clock in self._clocks.items():
+            callback._last_time_checked = clock
+        self._clocks = {}
         terminated, requeued = self._agreed(trainer)
         if requeued:
             self._got[1] = 0
@@ -82,6 +87,13 @@ class WholeSteps(pl.Callback):
         """The same of SIGTERM."""
         trainer._signal_connector.received_sigterm = bool(self._agreed(trainer)[0])
 
+    def _stop_clocks(self, trainer: pl.Trainer) -> None:
+        """Have no checkpoint callback with a `train_time_interval` save now, but after the step."""
+        for callback in trainer.checkpoint_callbacks:
+            if isinstance(callback, ModelCheckpoint) and callback not in self._clocks:
+                self._clocks[callback] = callback._last_time_checked
+                callback._last_time_checked = None
+
     def _note(self, which: int, number: int, *_: Any) -> None:
         self._got[which] = number
 
@@ -92,6 +104,18 @@ class WholeSteps(pl.Callback):
         got = torch.tensor(self._got, dtype=torch.int32, device=trainer.strategy.root_device)
         dist.all_reduce(got, op=dist.ReduceOp.MAX)
         return got.tolist()
+
+
+class OwnNumbers(pl.Callback):
+    """Tells loggers in a step what was logged in it; Lightning repeats a number until it is logged anew."""
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Forget what earlier steps logged, but for what adds up over the epoch."""
+        if batch_idx % trainer.accumulate_grad_batches == 0:
+            for number in trainer._results.values():
+                number.has_reset |= not number.meta.on_epoch
 
 
 class CheckpointStep(pl.Callback):

@@ -17,6 +17,7 @@ from infotok_lit.modules.finite import FiniteGuard
 from infotok_lit.modules.optimiser import MaskedAdamW, OptimiserConfig, build_optimiser, clip_apart, warmup_cosine
 from infotok_lit.modules.run_callbacks import (
     CheckpointStep,
+    OwnNumbers,
     StepSeed,
     WholeSteps,
     run_folder,
@@ -84,7 +85,7 @@ class VideoTokenizerModule(pl.LightningModule):
 
     def configure_callbacks(self) -> list[pl.Callback]:
         """What makes resuming exact, also for a Trainer that was built by hand."""
-        return [StepSeed(), WholeSteps(), CheckpointStep()]
+        return [StepSeed(), WholeSteps(), CheckpointStep(), OwnNumbers()]
 
     def training_step(self, batch: ClipBatch, batch_idx: int) -> Tensor:
         """Encode, route, drop and decode; the loss is a mean over the batch."""

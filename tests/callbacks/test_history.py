@@ -61,7 +61,10 @@ def test_a_number_that_is_logged_now_and_then_stands_where_it_was_logged(tmp_pat
             super().on_validation_epoch_end()
             self.log_dict({"val/always": 1.0} | ({"val/once": 1.0} if self.global_step == 2 else {}))
 
-    found = result(fit(tmp_path, [StartingValues(), RunResult(), FinalReport()], Sometimes(), steps=6))
+    trainer = fit(tmp_path, [StartingValues(), RunResult(), FinalReport()], Sometimes(), steps=6)
+    found, logged = result(trainer), events(trainer)
+    assert [event.step for event in logged.Scalars("train/always")] == [1, 3, 5]
+    assert [event.step for event in logged.Scalars("train/once")] == [1], "TensorBoard counts steps from 0"
     for kind, steps in (("train", [2, 4, 6]), ("val", [0, 2, 4, 6])):
         rows = found["training" if kind == "train" else "validation"]
         assert [row["step"] for row in rows if f"{kind}/always" in row] == steps

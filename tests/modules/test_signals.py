@@ -3,11 +3,14 @@
 import multiprocessing
 import os
 import signal
+from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
 import pytest
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from sharded_runs import join
 from tiny import TinyModule, scenes_data
@@ -71,3 +74,24 @@ def test_the_checkpoint_of_a_job_that_is_requeued_is_of_a_whole_step(tmp_path, m
     monkeypatch.setattr(run, "save_checkpoint", lambda path: saved.append((Path(path).name, run.global_step)))
     run.fit(TinyModule(()), scenes_data())
     assert saved == [("hpc_ckpt_1.ckpt", 1)] and run.global_step == 3
+
+
+def test_a_checkpoint_that_is_due_by_time_waits_for_the_end_of_the_step(tmp_path, monkeypatch) -> None:
+    """Each batch takes a second here, three make a step, and four seconds lie between two checkpoints."""
+    saved = []
+    run = pl.Trainer(
+        default_root_dir=tmp_path,
+        accelerator="cpu",
+        max_steps=4,
+        max_epochs=1,
+        limit_val_batches=0,
+        accumulate_grad_batches=3,
+        callbacks=[ModelCheckpoint(tmp_path, train_time_interval=timedelta(seconds=4), save_top_k=-1)],
+        **dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary"), False),
+    )
+    batches = run.fit_loop.epoch_loop.batch_progress.total
+    clock = SimpleNamespace(monotonic=lambda: float(batches.processed))
+    monkeypatch.setattr("lightning.pytorch.callbacks.model_checkpoint.time", clock)
+    monkeypatch.setattr(run, "save_checkpoint", lambda path, _: saved.append((run.global_step, batches.processed)))
+    run.fit(TinyModule(()), scenes_data())
+    assert saved == [(2, 6), (4, 12)]
