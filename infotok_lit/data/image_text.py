@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import logging
@@ -151,7 +152,7 @@ class ImageTextSource(Source):
 
         Which images they are depends on their names alone, so that a few new ones move few of the old.
         """
-        names = [self._image_name(row) for row in range(len(self))]
+        names = self._one_name_each([self._image_name(row) for row in range(len(self))])
         order = sorted(set(names), key=lambda name: hashlib.sha256(name.encode(errors="replace")).digest())
         if len(order) < 2:
             raise SettingsError(f"{self._label}: {len(order)} image cannot be split; two are needed at least")
@@ -171,6 +172,10 @@ class ImageTextSource(Source):
     @abstractmethod
     def _image_name(self, row: int) -> str:
         """What names the image of a row: several rows may have the same."""
+
+    def _one_name_each(self, names: list[str]) -> list[str]:
+        """The names, with one alone for each image."""
+        return names
 
 
 @dataclass(eq=False)
@@ -220,6 +225,17 @@ class ImageTextFolder(SampleOptions, ImageTextSource):
 
     def _image_name(self, row: int) -> str:
         return str(self._rows[row].get("image", f"row {row}"))
+
+    def _one_name_each(self, names: list[str]) -> list[str]:
+        """The names, with the first of those that lead to one file, as links do."""
+        files: dict[tuple[int, int], str] = {}
+        first = {}
+        for name in sorted(set(names)):
+            # What cannot be read is said where it is read.
+            with contextlib.suppress(OSError, ValueError):
+                found = (self._images / name).stat()
+                first[name] = files.setdefault((found.st_dev, found.st_ino), name)
+        return [first.get(name, name) for name in names]
 
 
 def _branches(row: Mapping[str, Any], options: SampleOptions) -> tuple[Branch, ...]:

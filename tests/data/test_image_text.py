@@ -1,8 +1,10 @@
 """Every annotation layout, odd captions, and what is said about rows that cannot be used."""
 
+import hashlib
 import json
 import logging
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -246,6 +248,28 @@ def test_a_split_parts_images_and_not_rows(tmp_path, share, kept):
         ]
         assert [len(part) for part in names] == [13 - kept, kept] and not names[0] & names[1]
         assert sum(part.branch_length(branch) for part in parts) == 26
+
+
+def test_links_to_an_image_are_on_its_side_of_a_split(tmp_path):
+    """Wherever they lie; without links, names decide, as ever."""
+    rows = json.loads((PHOTOS / "annotations.json").read_text())
+    for row in rows:
+        shutil.copy(PHOTOS / row["image"], tmp_path)
+    (tmp_path / "again").symlink_to(tmp_path)
+    links = [{**row, "image": f"again/{row['image']}"} for row in rows]
+    for i, row in enumerate(rows):
+        (tmp_path / f"z{i}").symlink_to(row["image"])
+        os.link(tmp_path / row["image"], tmp_path / f"zz{i}")
+        links += [{**row, "image": f"z{i}"}, {**row, "image": f"zz{i}"}, {**row, "image": f"./{row['image']}"}]
+
+    def sides(rows: list[dict]) -> list[list[str]]:
+        parts = ImageTextFolder(write(tmp_path / "rows.json", rows)).split(0.3)
+        return [[part._rows[int(row)]["image"] for row in part._rows_of["generation"]] for part in parts]
+
+    order = sorted((row["image"] for row in rows), key=lambda name: hashlib.sha256(name.encode()).digest())
+    assert set(sides(rows)[1]) == set(order[:4])
+    train, val = ({(tmp_path / name).stat().st_ino for name in side} for side in sides(rows + links))
+    assert (len(train), len(val)) == (9, 4) and not train & val
 
 
 def test_a_split_depends_on_names_alone(tmp_path):
