@@ -1,6 +1,7 @@
 """How long steps take, and what: in the logs and the bar of any run, and phase by phase for `bench`."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from time import perf_counter, process_time
 from typing import Any
@@ -47,9 +48,10 @@ class OperationCounter(pl.Callback):
 class Throughput(OperationCounter):
     """Logs images/s and tokens/s of all processes, and of this one its peak memory, its TFLOP/s and its MFU.
 
-    A number is the mean since the last step that logged; time in validation is not counted. A GPU is waited for only
-    where a step logs. The MFU (model FLOPs utilisation, Chowdhery et al. 2022, appendix B) is the share of the device's
-    dense peak that training reaches; unlike there, activations that are computed again count again.
+    A number is the mean since the last step that logged; time in validation is not counted, nor is what a callback does
+    in `not_training`. A GPU is waited for only where a step logs. The MFU (model FLOPs utilisation, Chowdhery et al.
+    2022, appendix B) is the share of the device's dense peak that training reaches; unlike there, activations that are
+    computed again count again.
 
     Args:
         peak_tflops: what a device can compute in a second, in 10^12 operations; default: by its maker's word, where it
@@ -108,6 +110,10 @@ class Throughput(OperationCounter):
         """The clock goes on."""
         self._start += perf_counter() - self._stopped
 
+    def leave_out(self, seconds: float) -> None:
+        """Do not count so much of the time since the last step that logged."""
+        self._start += seconds
+
     def _reset(self, step: int) -> None:
         self._since = step
         self._start = self._stopped = perf_counter()
@@ -132,6 +138,16 @@ class Throughput(OperationCounter):
         if self._peak is not None:
             found[MFU] = rate / self._peak
         return found
+
+
+@contextmanager
+def not_training(trainer: pl.Trainer) -> Iterator[None]:
+    """What a callback does inside is no training: Throughput does not count its time."""
+    begin = perf_counter()
+    yield
+    for callback in trainer.callbacks:
+        if isinstance(callback, Throughput):
+            callback.leave_out(perf_counter() - begin)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from infotok_lit.callbacks.history import RunResult
+from infotok_lit.callbacks.throughput import not_training
 from infotok_lit.errors import SettingsError
 from infotok_lit.evaluation.benchmark import Benchmark, Grader, Rules
 from infotok_lit.evaluation.catalogue import Options, check_names, make_benchmarks, told_of_rules
@@ -147,7 +148,7 @@ class TradeOff(pl.Callback):
     def _measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._measured = trainer.global_step
         root = run_folder(trainer)
-        with tempfile.TemporaryDirectory() as unwanted:
+        with not_training(trainer), tempfile.TemporaryDirectory() as unwanted:
             folder = Path(trainer.strategy.broadcast(unwanted) if root is None else root)
             folder = folder / "benchmarks" / f"step_{trainer.global_step:07d}"
             if trainer.is_global_zero:

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.attention.flex_attention import flex_attention
 from torch.utils.flop_counter import FlopCounterMode
 
-from infotok_lit.callbacks import Throughput, throughput
+from infotok_lit.callbacks import Throughput, TradeOff, throughput, trade_off
 from infotok_lit.callbacks.progress import Progress
 from infotok_lit.callbacks.throughput import IMAGES, MEMORY, MFU, RATE, TOKENS
 from infotok_lit.modules.flops import FlopCount, flops_of, most_flops
@@ -65,6 +65,26 @@ def test_validation_is_not_counted(monkeypatch) -> None:
     clock[0] = 51.0
     callback._images = 8
     assert callback._found(2, torch.device("cpu"))[IMAGES] == 2 * 8 / 4
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["before", "after"])
+def test_a_benchmark_between_steps_is_not_counted(tmp_path, monkeypatch, last) -> None:
+    """Wherever it stands in the list of callbacks: it takes 1,000 seconds, and a training batch one."""
+    clock = [0.0]
+    monkeypatch.setattr(throughput, "perf_counter", lambda: clock[0])
+
+    class Slow(TradeOff):
+        def _rows(self, *_):
+            clock[0] += 1000.0
+            return []
+
+        def on_train_batch_start(self, *_):
+            clock[0] += 1.0
+
+    monkeypatch.setattr(trade_off, "change", lambda *_: {})
+    callbacks = [Throughput(), Slow(every_n_steps=1)]
+    trainer = fit(tmp_path, callbacks if last else callbacks[::-1], val_check_interval=100)
+    assert [event.value for event in events(trainer).Scalars(IMAGES)] == [8.0, 8.0]
 
 
 def test_the_bar_shows_it(tmp_path) -> None:
