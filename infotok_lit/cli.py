@@ -7,8 +7,11 @@ import errno
 import os
 import select
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
+from pathlib import Path
 
 from infotok_lit import __version__
 from infotok_lit.assets import find_config
@@ -50,7 +53,8 @@ UNREAD = 141
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a subcommand; returns the process's exit status."""
     try:
-        return _run(list(sys.argv[1:] if argv is None else argv))
+        with own_warnings_in_a_line():
+            return _run(list(sys.argv[1:] if argv is None else argv))
     except KeyboardInterrupt:
         _fail("interrupted")
         return INTERRUPTED
@@ -61,6 +65,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         return UNREAD
     finally:
         _stdout_is_closed()
+
+
+@contextmanager
+def own_warnings_in_a_line() -> Iterator[None]:
+    """Show our warnings without the place and the line of code that they come from; those of libraries keep theirs."""
+    usual = warnings.formatwarning
+
+    def formatted(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+    ) -> str:
+        if category is UserWarning and Path(filename).is_relative_to(Path(__file__).parent):
+            return f"infotok_lit: warning: {message}\n"
+        return usual(message, category, filename, lineno, line)
+
+    warnings.formatwarning = formatted
+    try:
+        yield
+    finally:
+        warnings.formatwarning = usual
 
 
 def _run(arguments: Sequence[str]) -> int:

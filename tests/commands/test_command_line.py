@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import warnings
 
 import pytest
 
@@ -70,3 +71,13 @@ def test_a_place_that_cannot_be_written_is_refused_before_any_work(command, file
         assert cli.main([*command.split(), "--out", str(tmp_path / out)]) == 2
         lines = capsys.readouterr().err.splitlines()
         assert len(lines) == 1 and said in lines[0]
+
+
+def test_our_warnings_are_one_line_and_those_of_libraries_name_their_place() -> None:
+    usual = warnings.formatwarning
+    with cli.own_warnings_in_a_line():
+        assert warnings.formatwarning("take care", UserWarning, cli.__file__, 3) == "infotok_lit: warning: take care\n"
+        for category, place in ((UserWarning, pytest.__file__), (DeprecationWarning, cli.__file__)):
+            shown = warnings.formatwarning("it changes", category, place, 3)
+            assert shown.startswith(f"{place}:3: {category.__name__}: it changes\n")
+    assert warnings.formatwarning is usual
