@@ -34,7 +34,8 @@ def tell_model_is_built(pl_module: pl.LightningModule) -> None:
 
 def callbacks_of_every_run() -> list[pl.Callback]:
     """Those below."""
-    return [StepSeed(), DataConnection(), AttentionKernels(), WholeSteps(), CheckpointStep(), OwnNumbers()]
+    data_and_device = [StepSeed(), DataConnection(), AttentionKernels()]
+    return [*data_and_device, WholeSteps(), CheckpointStep(), OwnNumbers(), FreshScores()]
 
 
 class WholeSteps(pl.Callback):
@@ -48,7 +49,8 @@ class WholeSteps(pl.Callback):
     def __init__(self) -> None:
         self._got = [0, 0]
         """The numbers of SIGTERM and of the signal to requeue, once they came."""
-        self._clocks: dict[ModelCheckpoint, float | None] = {}
+        self._held: dict[ModelCheckpoint, tuple[float | None, int]] = {}
+        """Checkpoint callbacks that wait for the end of the step -> when they looked at the clock, and saved a step."""
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Put notes in the place of handlers, which Lightning registers after this."""
@@ -71,11 +73,8 @@ class WholeSteps(pl.Callback):
     ) -> None:
         """After each step: a collective call, which reads from the device where there are several processes."""
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
-            self._stop_clocks(trainer)
+            self._hold(trainer)
             return
-        for callback, clock in self._clocks.items():
-            callback._last_time_checked = clock
-        self._clocks = {}
         terminated, requeued = self._agreed(trainer)
         if requeued:
             self._got[1] = 0
@@ -87,12 +86,20 @@ class WholeSteps(pl.Callback):
         """The same of SIGTERM."""
         trainer._signal_connector.received_sigterm = bool(self._agreed(trainer)[0])
 
-    def _stop_clocks(self, trainer: pl.Trainer) -> None:
-        """Have no checkpoint callback with a `train_time_interval` save now, but after the step."""
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Let checkpoint callbacks go on."""
+        for callback, (looked, saved) in self._held.items():
+            callback._last_time_checked, callback._last_global_step_saved = looked, saved
+        self._held = {}
+
+    on_validation_start = on_train_batch_start
+
+    def _hold(self, trainer: pl.Trainer) -> None:
+        """Have no checkpoint callback save after this batch what is due by time, or was not saved with its step."""
         for callback in trainer.checkpoint_callbacks:
-            if isinstance(callback, ModelCheckpoint) and callback not in self._clocks:
-                self._clocks[callback] = callback._last_time_checked
-                callback._last_time_checked = None
+            if isinstance(callback, ModelCheckpoint):
+                self._held[callback] = (callback._last_time_checked, callback._last_global_step_saved)
+                callback._last_time_checked, callback._last_global_step_saved = None, trainer.global_step
 
     def _note(self, which: int, number: int, *_: Any) -> None:
         self._got[which] = number
@@ -116,6 +123,36 @@ class OwnNumbers(pl.Callback):
         if batch_idx % trainer.accumulate_grad_batches == 0:
             for number in trainer._results.values():
                 number.has_reset |= not number.meta.on_epoch
+
+
+class FreshScores(pl.Callback):
+    """Has checkpoints that are chosen by a validation's number wait for it, where one follows at the same step.
+
+    Lightning saves before it validates, by the number of the validation before.
+    """
+
+    def __init__(self) -> None:
+        self._stale = False
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Hide a stale number from ModelCheckpoint, which then waits for the validation by itself."""
+        for callback in trainer.checkpoint_callbacks:
+            if isinstance(callback, ModelCheckpoint) and (callback.monitor or "").startswith("val/"):
+                callback._monitor_candidates = partial(self._candidates, callback)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Before the checkpoints, which are the last callbacks."""
+        self._stale = trainer.fit_loop.epoch_loop._should_check_val_fx(trainer.fit_loop._data_fetcher)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """What comes now is new."""
+        self._stale = False
+
+    def _candidates(self, callback: ModelCheckpoint, trainer: pl.Trainer) -> dict[str, torch.Tensor]:
+        found = type(callback)._monitor_candidates(callback, trainer)
+        return {name: value for name, value in found.items() if not (self._stale and name == callback.monitor)}
 
 
 class CheckpointStep(pl.Callback):

@@ -17,6 +17,7 @@ from infotok_lit.modules.finite import FiniteGuard
 from infotok_lit.modules.optimiser import MaskedAdamW, OptimiserConfig, build_optimiser, clip_apart, warmup_cosine
 from infotok_lit.modules.run_callbacks import (
     CheckpointStep,
+    FreshScores,
     OwnNumbers,
     StepSeed,
     WholeSteps,
@@ -85,7 +86,7 @@ class VideoTokenizerModule(pl.LightningModule):
 
     def configure_callbacks(self) -> list[pl.Callback]:
         """What makes resuming exact, also for a Trainer that was built by hand."""
-        return [StepSeed(), WholeSteps(), CheckpointStep(), OwnNumbers()]
+        return [StepSeed(), WholeSteps(), CheckpointStep(), OwnNumbers(), FreshScores()]
 
     def training_step(self, batch: ClipBatch, batch_idx: int) -> Tensor:
         """Encode, route, drop and decode; the loss is a mean over the batch."""
@@ -242,7 +243,7 @@ class ExportTokenizer(pl.Callback):
     def on_fit_end(self, trainer: pl.Trainer, pl_module: VideoTokenizerModule) -> None:
         """Export on the first process; with a moving average of the weights, that is what the module holds by now."""
         own = run_folder(trainer)  # all processes settle it between them
-        if not trainer.is_global_zero:
+        if trainer.fast_dev_run or not trainer.is_global_zero:
             return
         run = Path(own or trainer.default_root_dir)
         out = self._target(run)

@@ -11,6 +11,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from fit_with import events, fit, pictures
+from lightning.pytorch.callbacks import ModelCheckpoint
 from tiny import TinyModule, scenes_data
 
 from infotok_lit.callbacks import (
@@ -175,6 +176,23 @@ def test_validate_repeats_what_the_run_measured_at_a_checkpoint(tmp_path) -> Non
     assert pictures(trainer) == ["val_active_units_0000002.png"]
     assert {event.step for event in events(trainer).Scalars("val/understanding/loss")} == {2}
     assert trainer.global_step == 0, "from where this trainer may train"
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_checkpoint_is_chosen_by_the_validation_at_its_own_step(tmp_path, accumulate) -> None:
+    """The loss of step s is |s - 4| here; by the validation before it would be step 6, or half of a step later."""
+
+    class Falls(TinyModule):
+        def on_validation_epoch_end(self) -> None:
+            super().on_validation_epoch_end()
+            self.log("val/distance", float(abs(self.global_step - 4)))
+
+    best = ModelCheckpoint(tmp_path, "{step}", "val/distance", save_top_k=1, every_n_train_steps=2)
+    fit(tmp_path, [best], Falls(), 6, val_check_interval=2 * accumulate, accumulate_grad_batches=accumulate)
+    (path,) = tmp_path.glob("*.ckpt")
+    assert path.name == Path(best.best_model_path).name == "step=4.ckpt" and best.best_model_score == 0
+    loop = torch.load(path, weights_only=True)["loops"]["fit_loop"]
+    assert loop["epoch_loop.batch_progress"]["total"]["processed"] == 4 * accumulate
 
 
 def test_a_check_of_a_few_batches_is_no_validation_and_a_run_without_a_logger_leaves_nothing(tmp_path, capsys) -> None:
