@@ -73,10 +73,12 @@ class ExportInference(pl.Callback):
             self._check_folder(Path(self.folder))
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """On the first process, write to the folder or, where that fails, to where there is room.
+        """On the first process, write to the folder or, where that fails, to where there is room; a dry run does not.
 
         The others help it to collect a model that they share out.
         """
+        if trainer.fast_dev_run:
+            return
         own = run_folder(trainer)
         run = Path(own or trainer.default_root_dir)
         # The folder of a run can only hold an earlier export of the same run; that of all runs without one, any.

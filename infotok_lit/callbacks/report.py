@@ -198,7 +198,7 @@ class FinalReport(pl.Callback):
         if run is not None and any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
             lines += [f"  tensorboard --logdir {shlex.quote(str(run.parent))}"]
         exports = [callback for callback in trainer.callbacks if isinstance(callback, ExportInference)]
-        if exports:
+        if exports and not trainer.fast_dev_run:
             folder = exports[0].target(run or Path(trainer.default_root_dir))
             model = shlex.quote(str(folder))
             command = "  python -m infotok_lit"

@@ -101,10 +101,11 @@ class TokenSimilarity(ImageSimilarity):
         """Say where there will be no drift, for want of tokens to compare with."""
         if stage == "fit" and self.drift and trainer.num_sanity_val_steps != float("inf"):
             self.drift = False
-            rank_zero_warn(
-                "TokenSimilarity: no drift is logged, as it compares with the validation before training; for that, "
-                "set trainer.num_sanity_val_steps to -1"
-            )
+            if not trainer.fast_dev_run:
+                rank_zero_warn(
+                    "TokenSimilarity: no drift is logged, as it compares with the validation before training; for "
+                    "that, set trainer.num_sanity_val_steps to -1"
+                )
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start anew."""

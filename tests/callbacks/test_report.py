@@ -6,7 +6,7 @@ import pytest
 from fit_with import fit
 from lightning.pytorch.demos.boring_classes import BoringDataModule, BoringModel
 
-from infotok_lit.callbacks import ExportInference, FinalReport
+from infotok_lit.callbacks import ExportInference, FinalReport, TokenSimilarity
 from infotok_lit.data import UnifiedDataModule
 from infotok_lit.scenes import Scenes
 
@@ -56,6 +56,15 @@ def test_the_only_validation_is_shown_too(tmp_path, capsys) -> None:
     shown = capsys.readouterr().out
     assert "Validation, at step 2 " in shown
     assert f"{float(trainer.callback_metrics['val/generation/loss']):.3f}" in shown
+
+
+def test_a_dry_run_leaves_nothing_and_can_be_repeated(tmp_path, capsys, recwarn) -> None:
+    for _ in range(2):
+        callbacks = [TokenSimilarity(drift=True), FinalReport(), ExportInference()]
+        fit(tmp_path, callbacks, fast_dev_run=True, default_root_dir=tmp_path)
+    assert not list(tmp_path.iterdir()) and not [one for one in recwarn if "drift" in str(one.message)]
+    shown = capsys.readouterr().out
+    assert "Validation, at step 1" in shown and "generate --model" not in shown
 
 
 @pytest.mark.filterwarnings("ignore")
