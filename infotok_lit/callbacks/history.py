@@ -123,10 +123,13 @@ class RunResult(pl.Callback):
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Say that the run has ended: by itself, or because a signal asked it to."""
         self._write(trainer, "interrupted" if trainer.received_sigterm else "finished")
+        # A trainer may go on, with another fit or with validate.
+        self._seconds_before, self._begin = self._seconds(), time.monotonic()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Say what the run died of; one that failed before it began leaves no file."""
-        if not (self._folder and Path(self._folder, RESULT_FILE).exists()):
+        """Say what the run died of; one that failed before it began leaves no file, and predict is no part of a run."""
+        began = self._folder and Path(self._folder, RESULT_FILE).exists()
+        if not began or trainer.state.fn not in ("fit", "validate"):
             return
         stopped = isinstance(exception, KeyboardInterrupt) or trainer.received_sigterm
         self._write(trainer, "interrupted" if stopped else "failed", f"{type(exception).__name__}: {exception}")

@@ -12,6 +12,7 @@ import pytest
 import torch
 from fit_with import events, fit, pictures
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from tiny import TinyModule, scenes_data
 
 from infotok_lit.callbacks import (
@@ -152,6 +153,18 @@ def test_validate_leaves_one_row(tmp_path) -> None:
     found = result(trainer)
     assert found["state"] == "finished" and [row["step"] for row in found["validation"]] == [0]
     assert found["training"] == [] and found["validation"][0]["val/generation/loss"] > 0
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_trainer_that_goes_on_adds_to_its_result(tmp_path) -> None:
+    trainer = fit(tmp_path, [RunResult()], steps=2)
+    fitted = result(trainer)
+    trainer.validate(trainer.lightning_module, trainer.datamodule, verbose=False)
+    both = result(trainer)
+    assert both["seconds"] > fitted["seconds"] and both["training"] == fitted["training"]
+    with pytest.raises(MisconfigurationException):
+        trainer.predict(trainer.lightning_module, trainer.datamodule)
+    assert result(trainer)["state"] == "finished", "the run did not fail"
 
 
 def test_validate_repeats_what_the_run_measured_at_a_checkpoint(tmp_path) -> None:
