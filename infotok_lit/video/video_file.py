@@ -29,6 +29,10 @@ CODECS = {
 }
 """What is written: near-lossless H.264, and lossless FFV1."""
 FRAME_LIMITS = {"min_side": 1, "max_aspect": float("inf")}
+LATE = 0.5
+"""Seconds by which the frames of a whole file may end before its sound does."""
+BEFORE = 1
+"""Seconds before the start: a place from which nothing is passed by."""
 
 
 def import_av() -> ModuleType:
@@ -57,7 +61,8 @@ class OpenVideo:
 def read_video(path: Path, frame_rate: Fraction = Fraction(25)) -> OpenVideo:
     """A video file, or a folder of image files in the order of their names.
 
-    A file that holds fewer frames than it says, as one does that was cut off, is read with a warning.
+    A file that holds fewer frames than it says, or ends sooner, as one does that was cut off, is read with a warning;
+    .mpg and .ts files do not say.
 
     Args:
         frame_rate: of a folder of frames, and of a file that does not say.
@@ -122,17 +127,27 @@ def _read_frames(files: Iterable[Path]) -> Iterator[np.ndarray]:
 
 def _decode(av: ModuleType, container: Any, stream: Any, name: str) -> Iterator[np.ndarray]:
     """All frames, upright; a stream that changes its size is scaled to that of its first frame."""
-    count = 0
+    count, end = 0, 0.0
+    lasts = 0.0 if stream.frames else (container.duration or 0) / 1_000_000
+
+    def counted() -> Iterator[Any]:
+        nonlocal count, end
+        for frame in container.decode(stream):
+            count, end = count + 1, max(end, (frame.time or 0) + float((frame.duration or 0) * frame.time_base))
+            yield frame
+
     with container:
         try:
-            for frame in _pixels(container.decode(stream)):
-                count += 1
-                yield frame
+            yield from _pixels(counted())
         except av.FFmpegError as error:
             raise DataError(f"{name} is damaged: {error}") from error
     if count < stream.frames:
         warnings.warn(
             f"{name} says that it has {stream.frames} frames, but holds {count}: is it cut off?", stacklevel=2
+        )
+    if end + LATE < lasts:
+        warnings.warn(
+            f"{name} says that it lasts {lasts:.2f} s, but its frames end at {end:.2f} s: is it cut off?", stacklevel=2
         )
 
 
@@ -169,7 +184,7 @@ def read_part(source: Path | bytes, start: float, frames: int, name: str) -> np.
     av = import_av()
     try:
         with _stream(av, source) as stream:
-            room = _length(stream) - frames + 1
+            room = _length(av, stream) - frames + 1
             found = [] if room < 1 else list(islice(_pixels(_from_time(av, stream, int(start * room))), frames))
         if len(found) < frames:
             # A rate that varies, or a file that says nothing, says wrong or cannot be searched: its frames are counted.
@@ -193,24 +208,47 @@ def _stream(av: ModuleType, source: Path | bytes) -> Iterator[Any]:
         yield stream
 
 
-def _length(stream: Any) -> int:
-    """How many frames there are, as the file says, or as its duration and rate do; 0 if it says nothing."""
+def _length(av: ModuleType, stream: Any) -> int:
+    """How many frames there are, as the file says, or as its times do; 0 if it says nothing."""
     if stream.frames:
         return stream.frames
-    duration = stream.duration * stream.time_base if stream.duration else (stream.container.duration or 0) / 1_000_000
-    return int(duration * (stream.average_rate or 0))
+    container, rate = stream.container, stream.average_rate or 0
+    duration = stream.duration * stream.time_base if stream.duration else (container.duration or 0) / 1_000_000
+    if container.format.name == "mpeg" and rate:
+        # Its duration ends with the last time that the file holds, which is that of the first of some frames.
+        _seek(av, stream, duration)
+        last = max((packet.pts for packet in container.demux(stream) if packet.pts is not None), default=0)
+        duration = max(duration, (last - (stream.start_time or 0)) * stream.time_base + 1 / rate)
+        _seek(av, stream, -BEFORE)
+    return int(duration * rate)
+
+
+def _seek(av: ModuleType, stream: Any, time: Fraction | float) -> None:
+    """To the key frame before so many seconds from the start; not at all in a file that cannot be searched."""
+    with suppress(av.FFmpegError):
+        stream.container.seek(int(time / stream.time_base) + (stream.start_time or 0), stream=stream)
 
 
 def _from_time(av: ModuleType, stream: Any, first: int) -> Iterator[Any]:
     """Decoded frames from the `first` on, which is told by its time if frames have one; fewer where rates vary."""
     rate, begin = stream.average_rate, stream.start_time or 0
-    if first and rate:
-        # To the key frame before it; from a file that cannot be searched, all is decoded.
-        with suppress(av.FFmpegError):
-            stream.container.seek(int(first / rate / stream.time_base) + begin, stream=stream)
-    for number, frame in enumerate(stream.container.decode(stream)):
+
+    def number_of(frame: Any, counted: int) -> int:
         timed = rate and frame.pts is not None
-        if (round((frame.pts - begin) * stream.time_base * rate) if timed else number) >= first:
+        return round((frame.pts - begin) * stream.time_base * rate) if timed else counted
+
+    frames, back = stream.container.decode(stream), 0
+    while first and rate:
+        _seek(av, stream, first / rate - back)
+        frames = stream.container.decode(stream)
+        found = list(islice(frames, 1))
+        frames = chain(found, frames)
+        if (found and number_of(found[0], 0) <= first) or back > first / rate + BEFORE:
+            break
+        # Broadcasts are searched by packets, and decoded from the key frame that follows: so from an earlier one.
+        back = 2 * back + 1
+    for counted, frame in enumerate(frames):
+        if number_of(frame, counted) >= first:
             yield frame
 
 

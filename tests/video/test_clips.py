@@ -184,6 +184,23 @@ def test_clips_come_from_everywhere_in_a_video_whatever_its_times(tmp_path, name
         read_part(tmp_path / name, 0.5, 41, name)
 
 
+@pytest.mark.parametrize(("name", "codec", "off_by"), [("x.ts", "libx264", 0), ("x.mpg", "mpeg2video", 1)])
+def test_clips_of_broadcasts_come_from_everywhere(tmp_path, name: str, codec: str, off_by: int) -> None:
+    """They are searched by packets, not by key frames; times of .mpg files may be off by half a frame after that."""
+    av = pytest.importorskip("av", reason="needs the extra `video`")
+    with av.open(str(tmp_path / name), "w") as container:
+        stream = container.add_stream(codec, rate=25, options={"g": "10"})
+        stream.height, stream.width, stream.pix_fmt = 32, 48, "yuv420p"
+        for pixels in SMOOTH:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+    frames = np.stack(list(read_video(tmp_path / name).frames))
+    for wanted in (0, 1, 12, 15, 19, 25, 31):
+        part = read_part(tmp_path / name, (wanted + 0.5) / 32, 9, name)
+        (first,) = (first for first in range(32) if np.array_equal(frames[first : first + 9], part))
+        assert abs(first - wanted) <= off_by
+
+
 def test_a_video_is_turned_as_its_file_asks(tmp_path) -> None:
     """A telephone that is held upright writes lying frames, and a matrix."""
     pytest.importorskip("av", reason="needs the extra `video`")
@@ -217,6 +234,13 @@ def test_a_video_that_was_cut_off_is_read_with_a_warning(tmp_path) -> None:
     (tmp_path / "x.mp4").write_bytes(content[: len(content) // 2])
     with pytest.warns(UserWarning, match=r"x\.mp4 says that it has 40 frames, but holds \d+: is it cut off"):
         assert 0 < len(list(read_video(tmp_path / "x.mp4").frames)) < 40
+    # It says how long it is, not how many frames it has.
+    write_video(tmp_path / "y.mkv", SMOOTH, Fraction(25))
+    list(read_video(tmp_path / "y.mkv").frames)
+    content = (tmp_path / "y.mkv").read_bytes()
+    (tmp_path / "y.mkv").write_bytes(content[: len(content) // 2])
+    with pytest.warns(UserWarning, match=r"y\.mkv says that it lasts 1\.60 s, but its frames end at 0\.\d+ s: is it"):
+        list(read_video(tmp_path / "y.mkv").frames)
 
 
 def test_names_with_colons_and_titles_in_other_encodings_are_no_matter(tmp_path, monkeypatch) -> None:
