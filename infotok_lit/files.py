@@ -16,18 +16,21 @@ from infotok_lit.errors import SettingsError
 PART = ".part"
 
 
-def check_target(path: Path | None, force: bool = True) -> None:
+def check_target(path: Path | None, force: bool = True, source: Path | None = None) -> None:
     """Refuse a file that could not be written, before the work whose result it is to hold.
 
     Args:
         path: Of the file; None where nothing is to be written.
         force: Whether a file that is there may be replaced.
+        source: What the result is made from, which it never replaces.
 
     Raises:
         SettingsError: if something is there that is not to be replaced, or no folder can be made for it.
     """
     if path is None:
         return
+    if source is not None and path.exists() and source.exists() and path.samefile(source):
+        raise SettingsError(f"{path} is what is read, and would be lost; choose another name to write to")
     if path.is_dir():
         raise SettingsError(f"{path} exists; choose another name")
     if path.exists() and not force:

@@ -71,7 +71,7 @@ def compress(
     config = cutting.at(rate)
     if not 1e-3 <= fps < 1e6:
         raise SettingsError(f"fps is {fps}: give the frames per second of the folder, 0.001 or more")
-    check_target(out, force)
+    check_target(out, force, video)
     tokenizer = open_tokenizer(model, device)
     opened = read_video(video, Fraction(fps).limit_denominator(1001))
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -98,14 +98,12 @@ def decompress(
         stream: The .itk file. It is checked as a whole before any of it is decoded.
         out: A video to write (.mp4 or .mov: H.264, .mkv: lossless), or without a suffix a new folder of PNG files.
         device: Where the tokenizer runs; auto: cuda if there is one.
-        force: Replace a file that is there.
+        force: Replace a file that is there, or a folder of frames that was written before.
     """
     from infotok_lit.video.codec import read_stream
-    from infotok_lit.video.video_file import check_target as check_format
-    from infotok_lit.video.video_file import write_video
+    from infotok_lit.video.video_file import check_video_target, write_video
 
-    check_target(out, force)
-    check_format(out)
+    check_video_target(out, force, stream)
     if not stream.is_file():
         raise MissingFileError(f"there is no stream at {stream}")
     tokenizer = open_tokenizer(model, device)
@@ -119,7 +117,7 @@ def decompress(
                     bar.show(number, f"frames: {number}/{count}")
                     yield frame
 
-            write_video(out, watched(), video.header.frame_rate)
+            write_video(out, watched(), video.header.frame_rate, force)
     sys.stdout.write(f"wrote {out}: {count} frames of {video.header.width} x {video.header.height} pixels\n")
 
 

@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from infotok_lit.batch import BrokenSampleError
 from infotok_lit.data.image_file import read_image
 from infotok_lit.errors import DataError, MissingFileError, SettingsError
-from infotok_lit.files import whole_file, whole_folder
+from infotok_lit.files import check_target, whole_file, whole_folder
 
 FRAME_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".m4v", ".gif", ".mpg", ".mpeg", ".ts")
@@ -29,6 +30,8 @@ CODECS = {
 }
 """What is written: near-lossless H.264, and lossless FFV1."""
 FRAME_LIMITS = {"min_side": 1, "max_aspect": float("inf")}
+PROGRAM = "infotok_lit"
+"""What PNG files say that they were written by."""
 LATE = 0.5
 """Seconds by which the frames of a whole file may end before its sound does."""
 BEFORE = 1
@@ -252,31 +255,62 @@ def _from_time(av: ModuleType, stream: Any, first: int) -> Iterator[Any]:
             yield frame
 
 
-def check_target(path: Path) -> None:
-    """SettingsError if a video cannot be written to `path`: another suffix, or no PyAV for it."""
+def check_video_target(path: Path, force: bool = False, source: Path | None = None) -> None:
+    """Refuse what a video could not be written to, before any frame of it is decoded.
+
+    Args:
+        path: what to write; a folder of PNG files if it has no suffix.
+        force: whether a file that is there may be replaced, or a folder of frames that was written before.
+        source: what the video is made from.
+
+    Raises:
+        SettingsError: as `files.check_target`; also for a suffix that is not written, or if PyAV is missing.
+    """
     if path.suffix and path.suffix.lower() not in CODECS:
         raise SettingsError(f"{path}: videos are written as {', '.join(CODECS)}, or as a folder of PNG files")
     if path.suffix:
         import_av()
+    if path.suffix or not path.is_dir():
+        check_target(path, force, source)
+    elif written_frames(path) and not force:
+        raise SettingsError(f"{path} exists; choose another name, or replace its frames with --force")
 
 
-def write_video(path: Path, frames: Iterable[np.ndarray], frame_rate: Fraction) -> None:
+def write_video(path: Path, frames: Iterable[np.ndarray], frame_rate: Fraction, force: bool = False) -> None:
     """Write frames (H, W, 3) uint8 to a video file, or to a folder of PNG files if `path` has no suffix.
 
     What is written appears complete or not at all.
 
-    Raises:
-        SettingsError: for a suffix that is not written, or if PyAV is missing.
+    Args:
+        force: replace what is there, as for `check_video_target`, which says what is raised.
     """
-    check_target(path)
+    check_video_target(path, force)
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix:
         with whole_file(path) as target:
             _encode(target, frames, frame_rate)
         return
-    with whole_folder(path) as folder:
+    mark = PngInfo()
+    mark.add_text("Software", PROGRAM)
+    with whole_folder(path, written_frames(path) if path.is_dir() else None) as folder:
         for number, frame in enumerate(frames):
-            Image.fromarray(frame).save(folder / f"{number:06}.png")
+            Image.fromarray(frame).save(folder / f"{number:06}.png", pnginfo=mark)
+
+
+def written_frames(folder: Path) -> list[str]:
+    """The names of the frames that `write_video` wrote into a folder; SettingsError if it holds anything else."""
+    if folder.is_symlink() or Path.cwd().is_relative_to(folder.resolve()):
+        raise SettingsError(f"{folder} is a link, or holds the working folder: choose another name")
+    names = []
+    for path in sorted(folder.iterdir()):
+        ours = re.fullmatch(r"\d{6,}\.png", path.name) is not None and path.is_file()
+        if ours:
+            with path.open("rb") as file:
+                ours = f"tEXtSoftware\0{PROGRAM}".encode() in file.read(128)
+        if not ours:
+            raise SettingsError(f"{folder} holds {path.name}, which `decompress` did not write: choose another folder")
+        names.append(path.name)
+    return names
 
 
 def _encode(path: Path, frames: Iterable[np.ndarray], frame_rate: Fraction) -> None:

@@ -267,6 +267,15 @@ def test_a_folder_of_frames_is_written_whole(tmp_path) -> None:
     with pytest.raises(DataError):
         write_video(tmp_path / "other", failing(), Fraction(25))
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    with pytest.raises(SettingsError, match="out exists; choose another name, or replace its frames"):
+        write_video(tmp_path / "out", frames[:1], Fraction(25))
+    write_video(tmp_path / "out", frames[:1], Fraction(25), force=True)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["000000.png"], "longer ones leave nothing behind"
+    # Another's frame, under a name that would be ours.
+    Image.fromarray(frames[1]).save(tmp_path / "out" / "000001.png")
+    with pytest.raises(SettingsError, match=r"out holds 000001\.png, which `decompress` did not write"):
+        write_video(tmp_path / "out", frames, Fraction(25), force=True)
+    assert np.array_equal(np.stack(list(read_video(tmp_path / "out").frames)), frames[:2])
 
 
 # Augmentation

@@ -289,6 +289,10 @@ def test_compress_and_decompress_from_the_command_line(whole, tmp_path, capsys) 
     assert command_line(["decompress", *common, "--stream", str(out), "--out", str(tmp_path / "back")]) == 0
     assert "11 frames of 40 x 40 pixels" in capsys.readouterr().out
     assert len(list((tmp_path / "back").glob("*.png"))) == 11
+    (tmp_path / "back" / "000000.png").write_bytes((tmp_path / "back" / "000001.png").read_bytes())
+    repeated = ["decompress", *common, "--stream", str(out), "--out", str(tmp_path / "back"), "--force"]
+    assert command_line(repeated) == 0, "what was written before is replaced"
+    assert (tmp_path / "back" / "000000.png").read_bytes() != (tmp_path / "back" / "000001.png").read_bytes()
     before = out.read_bytes()
     out.write_bytes(before[:-3])
     for arguments, said in (
@@ -303,6 +307,19 @@ def test_compress_and_decompress_from_the_command_line(whole, tmp_path, capsys) 
         assert command_line(arguments) == 2
         assert said in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["back", "frames", "x.itk"]
+
+
+def test_what_is_read_is_never_replaced(tmp_path, capsys) -> None:
+    source = tmp_path / "x.mp4"
+    source.write_bytes(b"precious")
+    (tmp_path / "soft.mp4").symlink_to(source)
+    (tmp_path / "hard.mp4").hardlink_to(source)
+    for command, option in (("compress", "--video"), ("decompress", "--stream")):
+        for out in (source, tmp_path / "soft.mp4", tmp_path / "hard.mp4"):
+            arguments = [command, "--model", "embedded", option, str(source), "--out", str(out), "--force"]
+            assert command_line(arguments) == 2
+            assert f"{out} is what is read" in capsys.readouterr().err
+    assert source.read_bytes() == b"precious"
 
 
 def test_every_process_asks_for_the_run_folder(whole) -> None:
