@@ -24,7 +24,7 @@ from infotok_lit.files import PART, replacing
 from infotok_lit.modules.lora import BASE, LoraConfig
 from infotok_lit.modules.optimiser import OptimiserConfig
 from infotok_lit.sharded_checkpoints import is_sharded_checkpoint, read_sharded
-from infotok_lit.weight_files import read_pickle
+from infotok_lit.weight_files import local_checkpoint, read_pickle
 
 BASE_PREFIX = "base."
 
@@ -37,7 +37,7 @@ class WholeCheckpoints(TorchCheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
-        """Write; OSError if the folder is full or cannot be written to. A URL is Lightning's business."""
+        """Write; OSError if the folder is full or cannot be written to. To a URL Lightning writes; none is read."""
         if "://" in str(path):
             return super().save_checkpoint(checkpoint, path, storage_options)
         path = Path(path)
@@ -50,8 +50,8 @@ class WholeCheckpoints(TorchCheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Callable | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """What a checkpoint holds, on the CPU; CheckpointError if it is damaged or holds more than plain data."""
-        path = Path(path)
+        """What a checkpoint holds, on the CPU; CheckpointError for a URL, damage, and more than plain data."""
+        path = local_checkpoint(path)
         return read_sharded(path) if is_sharded_checkpoint(path) else read_pickle(path)
 
 

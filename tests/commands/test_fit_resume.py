@@ -205,6 +205,14 @@ def test_a_save_that_fails_leaves_the_checkpoint_that_was_there(tmp_path, monkey
     assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
 
 
+def test_a_checkpoint_that_was_written_to_a_url_is_not_looked_for_among_the_files(tmp_path) -> None:
+    url = f"file://{tmp_path}/last.ckpt"
+    WholeCheckpoints().save_checkpoint({"step": 1}, url)
+    assert WholeCheckpoints().load_checkpoint(tmp_path / "last.ckpt") == {"step": 1}
+    with pytest.raises(CheckpointError, match=r"file://.* is a URL, and checkpoints are read from files only"):
+        WholeCheckpoints().load_checkpoint(url)
+
+
 def test_last_stands_before_the_checkpoint_that_it_links_to(tmp_path) -> None:
     older, newer, last = (tmp_path / f"{name}.ckpt" for name in ("step=1", "step=2", "last"))
     for time, path in enumerate((older, newer)):
