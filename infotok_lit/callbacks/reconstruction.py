@@ -16,7 +16,13 @@ from infotok_lit.callbacks.last_validation import LastValidation
 from infotok_lit.data.datamodule import UnifiedDataModule
 from infotok_lit.data.stream import BranchDataset, EndlessSampler, FixedSampler, branch_length, collate
 from infotok_lit.errors import SettingsError
-from infotok_lit.modules.decoder_probe import Reconstructions, decoder_for, frechet_distance, optimiser_for
+from infotok_lit.modules.decoder_probe import (
+    Reconstructions,
+    decoder_for,
+    decoder_options,
+    frechet_distance,
+    optimiser_for,
+)
 from infotok_lit.modules.optimiser import SHARDING_STRATEGIES, OptimiserConfig
 from infotok_lit.seeding import isolated_rng
 
@@ -63,7 +69,7 @@ class Reconstruction(LastValidation):
         if min(steps, batch_size) < 1 or samples < 2:
             raise SettingsError("Reconstruction: steps and batch_size must be 1 or more, and samples 2 or more")
         self.steps, self.batch_size, self.samples, self.seed = steps, batch_size, samples, seed
-        self.decoder_options = {"width": width, "depth": depth, "heads": heads}
+        self.decoder_options = decoder_options(width, depth, heads)
         self.optimiser_config, self.train, self.val = optimiser, train, val
         self._frechet = partial(frechet_distance, feature_network, inception, antialias)
         self._frechet()

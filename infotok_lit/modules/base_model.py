@@ -69,6 +69,7 @@ class InitialModel:
             raise SettingsError(
                 f"model.size: {self.family} has no size {self.size!r}; choose one of {', '.join(known.sizes)}"
             )
+        known.config_of_size(self.size).with_settings(self.settings)
         unknown = sorted(self.parts.keys() - known.parts.keys())
         if unknown:
             raise SettingsError(

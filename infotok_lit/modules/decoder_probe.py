@@ -145,12 +145,8 @@ class DecoderProbe(pl.LightningModule):
         antialias: bool = False,
     ) -> None:
         super().__init__()
-        if min(width, depth, heads) < 1 or width % heads:
-            raise SettingsError(
-                f"the probe's width {width}, depth {depth} and heads {heads} must be 1 or more, and heads divide width"
-            )
         self.initial_model = InitialModel(family, size, init_from, dict(parts or {}), tokenizer, dict(settings or {}))
-        self.decoder_options = {"width": width, "depth": depth, "heads": heads}
+        self.decoder_options = decoder_options(width, depth, heads)
         self.optimiser_config = optimiser
         self._frechet = partial(frechet_distance, feature_network, inception, antialias)
         self._frechet()
@@ -220,6 +216,15 @@ class DecoderProbe(pl.LightningModule):
         """AdamW over the decoder; the schedule ends at `trainer.max_steps`."""
         optimiser, schedule = optimiser_for(self.decoder, self.optimiser_config, self.trainer.max_steps)
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def decoder_options(width: int, depth: int, heads: int) -> dict[str, int]:
+    """What `TokenDecoder` is given; SettingsError for what cannot be built."""
+    if min(width, depth, heads) < 1 or width % heads:
+        raise SettingsError(
+            f"the probe's width {width}, depth {depth} and heads {heads} must be 1 or more, and heads divide width"
+        )
+    return {"width": width, "depth": depth, "heads": heads}
 
 
 def decoder_for(base: UnifiedModel, width: int, depth: int, heads: int) -> TokenDecoder:

@@ -98,6 +98,8 @@ def test_a_run_whose_last_step_has_no_validation_is_told(tmp_path):
 def test_what_cannot_be_is_refused(tmp_path):
     with pytest.raises(SettingsError, match="steps and batch_size must be 1 or more"):
         probe(0)
+    with pytest.raises(SettingsError, match="width 64, depth 2 and heads 3 must be 1 or more, and heads divide width"):
+        Reconstruction(heads=3, feature_network=SceneFeatures())
     with pytest.raises(SettingsError, match="pip install torch-fidelity"):
         Reconstruction()
     trainer = pl.Trainer(accelerator="cpu", logger=False, default_root_dir=tmp_path, callbacks=[probe()])

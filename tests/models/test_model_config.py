@@ -11,6 +11,7 @@ from infotok_lit.cli import main
 from infotok_lit.errors import SettingsError
 from infotok_lit.models.family import families
 from infotok_lit.models.family import family as family_called
+from infotok_lit.modules import HarmonModule, OpenUniModule, Showo2Module
 
 SIZES = [(family, size) for family in families() for size in family_called(family).sizes]
 
@@ -94,6 +95,26 @@ def test_options_that_draw_nothing_are_refused(family, options, said) -> None:
         family_called(family).sampling(**options)
 
 
+@pytest.mark.parametrize(
+    ("module", "settings", "said"),
+    [
+        (HarmonModule, {"llm": {"num_attention_heads": 3}}, "llm.num_attention_heads is 3; set it to a divisor of llm"),
+        (HarmonModule, {"llm": {"num_key_value_heads": 0}}, "num_key_value_heads is 0; set it to a divisor of llm.num"),
+        (HarmonModule, {"mar": {"encoder_heads": 3}}, "mar.encoder_heads is 3; set it to a divisor of mar.encoder_w"),
+        (HarmonModule, {"mar": {"decoder_width": 130}}, "mar.decoder_heads is 4; .* of mar.decoder_width, 130"),
+        (Showo2Module, {"semantic": {"heads": 5}}, "semantic.heads is 5; set it to a divisor of semantic.width, 128"),
+        (Showo2Module, {"diffusion_head": {"heads": 3}}, "diffusion_head.heads is 3; .* of diffusion_head.width, 128"),
+        (Showo2Module, {"diffusion_head": {"kv_heads": 3}}, "kv_heads is 3; .* of diffusion_head.heads, 4"),
+        (OpenUniModule, {"vision": {"heads": 5}}, "vision.heads is 5; set it to a divisor of vision.width, 96"),
+        (OpenUniModule, {"connector": {"heads": 3}}, "connector.heads is 3; set it to a divisor of connector.width"),
+        (OpenUniModule, {"transformer": {"cross_heads": 3}}, "is 4 x 32, which must be cross_heads x .*, 3 x 32"),
+    ],
+)
+def test_heads_that_do_not_divide_a_width_are_refused_before_anything_is_built(module, settings, said) -> None:
+    with pytest.raises(SettingsError, match=said):
+        module(size="scenes32", settings=settings)
+
+
 @pytest.mark.parametrize("steps", ["fast", "ddim", "10,", "1.5", "ddim999", "2000"])
 def test_steps_that_are_none_are_refused_before_training(steps) -> None:
     with pytest.raises(SettingsError, match=r"sampling_steps is '|no integer stride gives|cannot keep 2000"):
@@ -117,7 +138,7 @@ def test_on_the_command_line_it_is_one_message(tmp_path, monkeypatch, capsys) ->
     monkeypatch.chdir(tmp_path)
     assert main(["fit", "--model.init_args.settings", "{llm: 3}"]) == 2
     said = capsys.readouterr().err.splitlines()[-1]
-    assert said.startswith("infotok_lit: this does not describe a model of Harmon: llm is 3")
+    assert said.startswith("infotok_lit: model: this does not describe a model of Harmon: llm is 3")
 
 
 @pytest.mark.parametrize("family", families())

@@ -77,6 +77,12 @@ class ModelConfig:
         return self.from_dict(_merged(self.to_dict(), settings))
 
 
+def check_heads(name: str, heads: int, shared: str, number: int) -> None:
+    """SettingsError unless heads of attention divide what they share out, such as a width."""
+    if heads < 1 or number % heads:
+        raise SettingsError(f"{name} is {heads}; set it to a divisor of {shared}, {number}")
+
+
 @dataclass(frozen=True)
 class LanguageModelConfig:
     """The Qwen2 language model."""
@@ -93,6 +99,12 @@ class LanguageModelConfig:
     tie_word_embeddings: bool = True
     initializer_range: float = 0.02
     """Standard deviation of fresh weights."""
+
+    def __post_init__(self) -> None:
+        check_heads("llm.num_attention_heads", self.num_attention_heads, "llm.hidden_size", self.hidden_size)
+        check_heads(
+            "llm.num_key_value_heads", self.num_key_value_heads, "llm.num_attention_heads", self.num_attention_heads
+        )
 
 
 QWEN25 = {

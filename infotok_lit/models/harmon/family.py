@@ -14,6 +14,7 @@ from infotok_lit.models.common.model_config import (
     LanguageModelConfig,
     ModelConfig,
     Sampling,
+    check_heads,
 )
 from infotok_lit.models.family import Family, Part
 
@@ -46,6 +47,10 @@ class MARConfig:
     """Timesteps of the diffusion sampler, in the respacing notation of the official code."""
     num_classes: int = 1000
     """Rows of the class table that official checkpoints carry and nothing uses."""
+
+    def __post_init__(self) -> None:
+        check_heads("mar.encoder_heads", self.encoder_heads, "mar.encoder_width", self.encoder_width)
+        check_heads("mar.decoder_heads", self.decoder_heads, "mar.decoder_width", self.decoder_width)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from infotok_lit.models.common.model_config import (
     FlowSampling,
     LanguageModelConfig,
     ModelConfig,
+    check_heads,
 )
 from infotok_lit.models.family import Family, Part
 
@@ -41,6 +42,7 @@ class VisionConfig:
     """Side of the square that images are stretched to; null for `image_size`. Positions are interpolated."""
 
     def __post_init__(self) -> None:
+        check_heads("vision.heads", self.heads, "vision.width", self.width)
         if self.input_side % (self.patch_size * DOWNSAMPLE):
             raise SettingsError(
                 f"vision.input_size: {self.input_side} is not a multiple of {self.patch_size * DOWNSAMPLE} pixels, "
@@ -69,6 +71,9 @@ class ConnectorConfig:
     order: Literal["connector_first", "projector_first", "projector_on_both_sides"] = "connector_first"
     """Where linear maps stand: after the connector (all released models), before it, or both."""
 
+    def __post_init__(self) -> None:
+        check_heads("connector.heads", self.heads, "connector.width", self.width)
+
 
 @dataclass(frozen=True)
 class DiffusionTransformerConfig:
@@ -84,6 +89,14 @@ class DiffusionTransformerConfig:
     sample_size: int = 16
     """Side of the latents that it was trained on; only a record."""
     qk_norm: Literal["rms_norm_across_heads"] | None = None
+
+    def __post_init__(self) -> None:
+        width = self.heads * self.head_dim
+        if width < 1 or width != self.cross_heads * self.cross_head_dim:
+            raise SettingsError(
+                f"transformer.heads x head_dim is {self.heads} x {self.head_dim}, which must be cross_heads x "
+                f"cross_head_dim, {self.cross_heads} x {self.cross_head_dim}"
+            )
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from infotok_lit.models.common.model_config import (
     LanguageModelConfig,
     ModelConfig,
     WanConfig,
+    check_heads,
 )
 from infotok_lit.models.family import Family, OfficialWeights, Part
 
@@ -44,6 +45,9 @@ class SemanticConfig:
     table_side: int = 27
     """Side of the square position table; other grids are interpolated from it."""
     layer_norm_eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        check_heads("semantic.heads", self.heads, "semantic.width", self.width)
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,10 @@ class DiffusionHeadConfig:
     heads: int
     kv_heads: int
     head_dim: int
+
+    def __post_init__(self) -> None:
+        check_heads("diffusion_head.heads", self.heads, "diffusion_head.width", self.width)
+        check_heads("diffusion_head.kv_heads", self.kv_heads, "diffusion_head.heads", self.heads)
 
 
 @dataclass(frozen=True)
