@@ -26,7 +26,7 @@ from infotok_lit.commands.mistakes import check_config, one_sentence
 from infotok_lit.commands.parsing import PROGRAM, normalised
 from infotok_lit.errors import ExplainedError, SettingsError
 from infotok_lit.modules.run_callbacks import run_folder
-from infotok_lit.modules.run_checkpoint import WholeCheckpoints, remove_leftovers
+from infotok_lit.modules.run_checkpoint import WholeCheckpoints, names_in, remove_leftovers, remove_start
 
 TERMINATED = 143
 """The exit status of a process that SIGTERM ended: 128 + 15."""
@@ -149,7 +149,7 @@ class InfoTokCLI(LightningCLI):
     @contextlib.contextmanager
     def _ending(self, checkpoint: Path | None) -> Iterator[None]:
         folders = {Path(logger.log_dir) for logger in self.trainer.loggers if getattr(logger, "log_dir", None)}
-        own = {folder for folder in folders if not folder.exists()} if self.trainer.is_global_zero else set()
+        before = {folder: names_in(folder) for folder in folders} if self.trainer.is_global_zero else {}
         try:
             yield
         except SIGTERMException:
@@ -161,8 +161,8 @@ class InfoTokCLI(LightningCLI):
             raise
         finally:
             if not any(callback.began for callback in self.trainer.callbacks if isinstance(callback, RunRecord)):
-                for folder in own:
-                    _remove_start(folder)
+                for folder, names in before.items():
+                    remove_start(folder, names)
 
     def _set_seed(self) -> None:
         """Seed; SettingsError for a number that is no seed of numpy's."""
@@ -234,19 +234,21 @@ class RunRecord(SaveConfigCallback):
     """Whether the run has come to its first batch: from here on its folder stays."""
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Write config.yaml; without a logger there is no run folder, and nothing goes into the working folder.
+        """Nothing: a start that fails leaves no config.yaml, and that of an earlier run as it was."""
+
+    def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The run has begun: write config.yaml; without a logger there is no run folder, and nothing is written.
 
         Lightning's own way writes where the logger saves, which with some loggers is one folder for all runs.
         """
+        if self.began:
+            return
+        self.began = True
         folder = run_folder(trainer)
         if folder is not None and trainer.is_global_zero:
             path = Path(folder, self.config_filename)
             path.parent.mkdir(parents=True, exist_ok=True)
             self.parser.save(self.config, str(path), skip_none=False, overwrite=True)
-
-    def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The run has begun."""
-        self.began = True
 
     on_train_start = on_validation_start = on_sanity_check_start
 
@@ -303,15 +305,6 @@ def quieten() -> None:
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
         lambda record: "Tip:" not in record.getMessage()
     )
-
-
-def _remove_start(folder: Path) -> None:
-    """Remove the folder of a run that never began: what a start writes there, and nothing else."""
-    for path in folder.iterdir() if folder.is_dir() else ():
-        if path.name in ("config.yaml", "hparams.yaml") or path.name.startswith("events.out.tfevents."):
-            path.unlink()
-    with contextlib.suppress(OSError):
-        folder.rmdir()
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -63,6 +63,22 @@ def remove_leftovers(folder: Path) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
+def names_in(folder: Path) -> set[str] | None:
+    """The names in a folder; None where there is none."""
+    return {path.name for path in folder.iterdir()} if folder.is_dir() else None
+
+
+def remove_start(folder: Path, before: set[str] | None) -> None:
+    """Remove what the start of a run that never began wrote, and the folder if there was none before."""
+    for name in (names_in(folder) or set()) - (before or set()):
+        # The latter name their process: another run may begin in the same folder.
+        if name == "hparams.yaml" or (name.startswith("events.out.tfevents.") and f".{os.getpid()}." in name):
+            (folder / name).unlink()
+    if before is None:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+
+
 def _is_alive(process: int) -> bool:
     with contextlib.suppress(ProcessLookupError):
         try:

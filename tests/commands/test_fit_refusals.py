@@ -99,6 +99,18 @@ def test_what_cannot_be_met_is_one_message_and_leaves_nothing(here, capsys, monk
     assert not list(here.rglob("version_*"))
 
 
+@pytest.mark.parametrize("logger", ["CSVLogger", "TensorBoardLogger"])
+def test_a_start_that_fails_leaves_a_folder_that_was_there_as_it_was(here, capsys, logger) -> None:
+    """A logger without a folder of its own for each run: this is that of an earlier one."""
+    (here / "config.yaml").write_text("an earlier run's")
+    before = {path.name for path in here.iterdir()}
+    settings = f'{{"class_path": "lightning.pytorch.loggers.{logger}", "init_args": {{"save_dir": ".", "name": ""'
+    settings += ', "version": ""}}'
+    assert "no checkpoint at" in said(capsys, f"--trainer.logger={settings}", "--model.init_args.init_from=nowhere")
+    assert {path.name for path in here.iterdir()} == before
+    assert (here / "config.yaml").read_text() == "an earlier run's"
+
+
 def test_pictures_of_a_size_that_has_no_parser_are_refused_with_the_way_out(here, capsys) -> None:
     """Scenes are 32 pixels wide; a model of another size draws what the score cannot read."""
     drawn = "--trainer.callbacks=[{class_path: infotok_lit.callbacks.GeneratedImages, init_args: {num_images: 2}}]"
