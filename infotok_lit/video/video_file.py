@@ -272,8 +272,10 @@ def check_video_target(path: Path, force: bool = False, source: Path | None = No
         import_av()
     if path.suffix or not path.is_dir():
         check_target(path, force, source)
-    elif written_frames(path) and not force:
+    elif not force:
         raise SettingsError(f"{path} exists; choose another name, or replace its frames with --force")
+    else:
+        written_frames(path)
 
 
 def write_video(path: Path, frames: Iterable[np.ndarray], frame_rate: Fraction, force: bool = False) -> None:
