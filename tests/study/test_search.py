@@ -14,6 +14,7 @@ import optuna
 import pytest
 from study.studies import METRICS, Bench
 
+from infotok_lit.study import store
 from infotok_lit.study.config import Dimension, Row, Search, Study
 from infotok_lit.study.record import read_record
 from infotok_lit.study.report import write_report
@@ -85,7 +86,8 @@ def test_a_points_settings_reach_the_command(bench) -> None:
 
 
 @pytest.mark.parametrize("sampler", ["random", "tpe", "nsga2"])
-def test_calls_at_the_same_time_measure_so_many_points_and_no_more(bench, sampler) -> None:
+def test_calls_at_the_same_time_measure_so_many_points_and_no_more(bench, sampler, monkeypatch) -> None:
+    monkeypatch.setattr(store, "GRACE_SECONDS", 300)  # Nobody dies here, however slow the machine is.
     study = swept(bench, SPACE, seeds=(0,), sampler=sampler, trials=8)
     fork = multiprocessing.get_context("fork")
     calls = [fork.Process(target=bench.run, args=(study, workers), daemon=True) for workers in (2, 1)]
