@@ -32,8 +32,7 @@ SHORT = [
     "--data.init_args.val_batch_size=4",
     "--data.init_args.val_samples=4",
 ]
-
-
+WHOLE_OBJECTIVE = ["--config=harmon/scenes32", "--config=objective/csa"]
 MODULES = {"harmon": "HarmonModule", "showo2": "Showo2Module", "openuni": "OpenUniModule"}
 
 
@@ -87,16 +86,32 @@ def scalars(run: Path) -> EventAccumulator:
     return events
 
 
-def test_the_quickstart_ends_with_pictures_a_table_and_stripped_weights(tmp_path, monkeypatch, capsys) -> None:
+@pytest.mark.parametrize(
+    ("objective", "pictures", "report", "row"),
+    [
+        ([], ["answers", "drawings"], "alignment_nats", "alignment bound (nats)"),
+        (
+            WHOLE_OBJECTIVE,
+            ["active_units", "answers", "drawings", "information_plane", "token_rates"],
+            "rate_bits_per_token",
+            "rate C (bits/token)",
+        ),
+    ],
+    ids=["alignment, the default", "C&S&A"],
+)
+def test_the_quickstart_ends_with_pictures_a_table_and_stripped_weights(
+    tmp_path, monkeypatch, capsys, objective, pictures, report, row
+) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(["fit", *FRESH, *SHORT]) == 0
+    assert main(["fit", *objective, *FRESH, *SHORT]) == 0
     run = tmp_path / "runs" / "quickstart" / "version_0"
     events = scalars(run)
-    for tag in ("val/drawings", "val/answers", "val/token_rates", "val/active_units", "val/information_plane"):
-        assert len(events.Images(tag)) == 2, f"{tag} before and after training"
+    assert sorted(events.Tags()["images"]) == [f"val/{name}" for name in pictures]
+    for name in pictures:
+        assert len(events.Images(f"val/{name}")) == 2, f"{name} before and after training"
     logged = events.Tags()["scalars"]
     for branch in ("understanding", "generation"):
-        assert f"train/{branch}/rate_bits_per_token" in logged
+        assert f"train/{branch}/{report}" in logged
     for tag in (tag for tag in logged if tag.startswith("val/") and not tag.startswith("val/cka")):
         assert [event.step for event in events.Scalars(tag)] == [0, 1], f"{tag} before and after training"
     rates = {tag.partition("/")[2] for tag in logged if tag.startswith("lr-")}
@@ -106,15 +121,10 @@ def test_the_quickstart_ends_with_pictures_a_table_and_stripped_weights(tmp_path
     assert constant <= {"train/generation/pull_task"}, "what is always 0 is not logged"
     # Four images of which drawing sees nothing, as here, are all alike to it: then there is no CKA to log.
     assert "val/cka_drift/understanding/biased" in events.Tags()["scalars"]
-    assert sorted(path.name.rsplit("_", 1)[0] for path in (run / "pictures").glob("*_0000002.png")) == [
-        "val_active_units",
-        "val_answers",
-        "val_drawings",
-        "val_information_plane",
-        "val_token_rates",
-    ]
+    files = sorted((run / "pictures").glob("*_0000002.png"))
+    assert [path.name for path in files] == [f"val_{name}_0000002.png" for name in pictures]
     printed = capsys.readouterr().out
-    for words in ("before", "after", "chance", "rate C (bits/token)", "Stripped", "infotok_lit generate"):
+    for words in ("before", "after", "chance", row, "Stripped", "infotok_lit generate"):
         assert words in printed
     model = load_folder(run / "export")
     checkpoint = torch.load(next((run / "checkpoints").glob("last.ckpt")), weights_only=True)
@@ -124,7 +134,7 @@ def test_the_quickstart_ends_with_pictures_a_table_and_stripped_weights(tmp_path
 
 def test_two_processes_run_the_whole_quickstart(tmp_path) -> None:
     """Also a guard against callbacks that enter a collective on one process only: those hang."""
-    command = [sys.executable, "-m", "infotok_lit", "fit", *FRESH, *SHORT]
+    command = [sys.executable, "-m", "infotok_lit", "fit", *WHOLE_OBJECTIVE, *FRESH, *SHORT]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run(
         [*command, "--trainer.devices=2", "--trainer.strategy=ddp"],
@@ -168,7 +178,7 @@ def test_validate_prints_scores_and_nothing_of_heads_that_were_never_trained(tmp
     loss = f"{float(cli.trainer.callback_metrics['val/generation/loss']):.3f}"
     assert [line for line in shown.splitlines() if "generation loss" in line and loss in line]
     found = json.loads(Path(cli.trainer.log_dir, "result.json").read_text())["validation"][0]
-    for name in ("rho_alignment", "weighted_alignment", "alignment_nats", "rate_bits_per_token", "active_units"):
+    for name in ("rho_alignment", "weighted_alignment", "alignment_nats", "alignment_accuracy"):
         assert name not in shown and f"val/understanding/{name}" in found
     assert "Validate metric" not in shown and "Information" not in shown and "All numbers: runs/" in shown
     assert not [one for one in warned if "no drift is logged" in str(one.message)]

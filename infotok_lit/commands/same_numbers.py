@@ -14,6 +14,7 @@ from infotok_lit.modules import HarmonModule, OpenUniModule, Showo2Module
 from infotok_lit.modules.infotok_module import InfoTokModule
 from infotok_lit.modules.losses import loss_parts
 from infotok_lit.objective.config import ObjectiveConfig
+from infotok_lit.objective.term import PAPER_TERMS
 from infotok_lit.scenes import Scenes
 from infotok_lit.seeding import isolated_rng
 
@@ -48,7 +49,7 @@ def largest_difference(family: str, device: str) -> float:
         module = MODULES[family](
             init_from="embedded",
             # Embedded weights, fresh heads.
-            objective=ObjectiveConfig(terms=("compactness", "sufficiency", "alignment")),
+            objective=ObjectiveConfig(terms=PAPER_TERMS),
         )
         module.configure_model()
         wanted, found = (all_losses(module, torch.device(place)) for place in ("cpu", device))

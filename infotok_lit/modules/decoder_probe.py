@@ -25,7 +25,7 @@ from infotok_lit.errors import SettingsError
 from infotok_lit.models.unified import UnifiedModel
 from infotok_lit.modules.base_model import InitialModel
 from infotok_lit.modules.optimiser import OptimiserConfig, warmup_cosine
-from infotok_lit.modules.run_callbacks import callbacks_of_every_run
+from infotok_lit.modules.run_callbacks import callbacks_of_models
 from infotok_lit.modules.run_checkpoint import BASE_PREFIX
 from infotok_lit.seeding import isolated_rng
 
@@ -166,7 +166,7 @@ class DecoderProbe(pl.LightningModule):
 
     def configure_callbacks(self) -> list[pl.Callback]:
         """What makes resuming exact, and gives the data its processor."""
-        return callbacks_of_every_run()
+        return callbacks_of_models()
 
     def hard_negatives(self, branch: Branch) -> int:
         """The probe reads no texts."""

@@ -47,7 +47,7 @@ from infotok_lit.modules.optimiser import (
     refuse_trainer,
     warmup_cosine,
 )
-from infotok_lit.modules.run_callbacks import callbacks_of_every_run, seeds_of_step, tell_model_is_built
+from infotok_lit.modules.run_callbacks import callbacks_of_models, seeds_of_step, tell_model_is_built
 from infotok_lit.modules.run_checkpoint import FrozenWeights, check_resumed
 from infotok_lit.modules.sharding import refuse_captioning, reshard, shard
 from infotok_lit.modules.validation import Validation, finite_only
@@ -184,7 +184,7 @@ class InfoTokModule(pl.LightningModule):
 
     def configure_callbacks(self) -> list[pl.Callback]:
         """What every run gets, also with a Trainer that was built by hand."""
-        return callbacks_of_every_run()
+        return callbacks_of_models()
 
     def hard_negatives(self, branch: Branch) -> int:
         """How many texts per image are asked of the data that it knows to be false of the image."""

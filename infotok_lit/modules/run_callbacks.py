@@ -33,9 +33,13 @@ def tell_model_is_built(pl_module: pl.LightningModule) -> None:
 
 
 def callbacks_of_every_run() -> list[pl.Callback]:
-    """Those below."""
-    data_and_device = [StepSeed(), DataConnection(), AttentionKernels()]
-    return [*data_and_device, WholeSteps(), CheckpointStep(), OwnNumbers(), FreshScores()]
+    """What makes resuming exact and what is logged true, whatever is trained."""
+    return [StepSeed(), WholeSteps(), CheckpointStep(), OwnNumbers(), FreshScores()]
+
+
+def callbacks_of_models() -> list[pl.Callback]:
+    """The same, and what a unified model needs of its data and its device."""
+    return [*callbacks_of_every_run(), DataConnection(), AttentionKernels()]
 
 
 class WholeSteps(pl.Callback):

@@ -15,15 +15,7 @@ from infotok_lit.models.export import Weights
 from infotok_lit.modules.base_model import module_weights, refuse_lost_average, weights_in_words
 from infotok_lit.modules.finite import FiniteGuard
 from infotok_lit.modules.optimiser import MaskedAdamW, OptimiserConfig, build_optimiser, clip_apart, warmup_cosine
-from infotok_lit.modules.run_callbacks import (
-    CheckpointStep,
-    FreshScores,
-    OwnNumbers,
-    StepSeed,
-    WholeSteps,
-    run_folder,
-    tell_model_is_built,
-)
+from infotok_lit.modules.run_callbacks import callbacks_of_every_run, run_folder, tell_model_is_built
 from infotok_lit.video import FAMILY
 from infotok_lit.video.datamodule import ClipBatch
 from infotok_lit.video.losses import LossConfig, Vgg16Features, psnr, reconstruction_losses
@@ -86,7 +78,7 @@ class VideoTokenizerModule(pl.LightningModule):
 
     def configure_callbacks(self) -> list[pl.Callback]:
         """What makes resuming exact, also for a Trainer that was built by hand."""
-        return [StepSeed(), WholeSteps(), CheckpointStep(), OwnNumbers(), FreshScores()]
+        return callbacks_of_every_run()
 
     def training_step(self, batch: ClipBatch, batch_idx: int) -> Tensor:
         """Encode, route, drop and decode; the loss is a mean over the batch."""

@@ -15,11 +15,8 @@ from infotok_lit.objective.compactness import ProjectionConfig
 from infotok_lit.objective.constraint import DualConfig
 from infotok_lit.objective.hsic import HSICConfig
 from infotok_lit.objective.sufficiency import DecoderConfig
-from infotok_lit.objective.term import FACTORS, Reduction, Term
+from infotok_lit.objective.term import FACTORS, RIVALS, Reduction, Term
 from infotok_lit.objective.token_budget import TokenBudgetConfig
-
-RIVALS: tuple[Term, ...] = ("self_alignment", "captioning")
-"""Terms that are not of the paper, and act in generation only."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +31,11 @@ class BranchWeights:
         gamma: Weight of self-alignment, which acts in generation only, in nats of rate per 1 - cosine.
         delta: Weight of captioning, which acts in generation only, in nats of rate per nat of the caption.
         rate_budget_bits: Bits per token that the posterior may use. Given, the factor of compactness is not 1 but
-            found by dual ascent: it starts at 1, rises while the rate is above the budget and falls below it. Acts
-            where compactness is on.
+            found by dual ascent: it starts at 1, rises while the rate is above the budget and falls below it. Needs
+            compactness among the terms.
         sufficiency_target_nats: Nats per target element that sufficiency must come down to. Given, `beta` is only
-            where dual ascent starts from: it rises while sufficiency is above the target and falls below it. Acts
-            where sufficiency is on.
+            where dual ascent starts from: it rises while sufficiency is above the target and falls below it. Needs
+            sufficiency among the terms.
     """
 
     lambda_: float = 0.1
@@ -77,9 +74,11 @@ class ObjectiveConfig:
     """The InfoTok objective: L = L_i2t + L_t2i + sum over branches of lambda (C + beta S + alpha A).
 
     Args:
-        terms: Which terms are on. `[]` is plain fine-tuning: no heads, no cost. Two are rivals of the paper's three,
-            and act in generation: `self_alignment`, whose tokens are to resemble the model's own of the clean images,
-            and `captioning`, where the language model is to read the caption off them.
+        terms: Which terms are on. The paper's whole objective is `[compactness, sufficiency, alignment]`; the default
+            is the one of them that helped wherever any did (docs/results). `[]` is plain fine-tuning: no heads, no
+            cost. Two are rivals of the paper's three, and act in generation: `self_alignment`, whose tokens are to
+            resemble the model's own of the clean images, and `captioning`, where the language model is to read the
+            caption off them.
         branches: Which branches are regularised.
         balance: How strongly each term may pull on the shared tokens, as a share of the task's own pull; takes the
             place of lambda, alpha and beta for the terms that it names.
@@ -113,7 +112,7 @@ class ObjectiveConfig:
         token_budget: Train to read images with fewer tokens, those with the highest rates; null for no such training.
     """
 
-    terms: tuple[Term, ...] = ("compactness", "sufficiency", "alignment")
+    terms: tuple[Term, ...] = ("alignment",)
     branches: tuple[Branch, ...] = ("understanding", "generation")
     balance: BalanceConfig = field(default_factory=BalanceConfig)
     understanding: BranchWeights = field(default_factory=BranchWeights)
@@ -175,6 +174,11 @@ class ObjectiveConfig:
             raise SettingsError("bottleneck inline changes the model's own loss; a placebo needs bottleneck projected.")
         for branch in get_args(Branch):
             constrained = self.weights(branch).constrained
+            if constrained and self.terms and branch in self.branches and constrained not in self.terms:
+                raise SettingsError(
+                    f"{branch} has a budget or target for {constrained}, which is not on; add {constrained} to terms, "
+                    "or remove the budget or target."
+                )
             if self.estimator == "hsic" and constrained:
                 raise SettingsError("estimator hsic measures no bits or nats to limit; remove the budget or target.")
             if inline and constrained == "sufficiency":

@@ -14,6 +14,10 @@ from infotok_lit.batch import BranchOutput
 from infotok_lit.objective.distributed import global_mean
 
 Term = Literal["compactness", "sufficiency", "alignment", "self_alignment", "captioning"]
+PAPER_TERMS: tuple[Term, ...] = ("compactness", "sufficiency", "alignment")
+"""The paper's whole objective, C&S&A."""
+RIVALS: tuple[Term, ...] = ("self_alignment", "captioning")
+"""Terms that are not of the paper, and act in generation only."""
 Reduction = Literal["tokens", "mean"]
 FACTORS: dict[Term, str] = {
     "alignment": "alpha",

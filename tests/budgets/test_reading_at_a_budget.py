@@ -21,6 +21,7 @@ from infotok_lit.modules.base_model import base_weights, rebuild_base
 from infotok_lit.modules.losses import TaskWeights, check_trainable
 from infotok_lit.modules.token_budget import FILE, TokenSelector
 from infotok_lit.objective.config import ObjectiveConfig
+from infotok_lit.objective.term import PAPER_TERMS
 from infotok_lit.objective.token_budget import TokenBudgetConfig, distillation
 from infotok_lit.scenes import Scenes
 
@@ -224,7 +225,13 @@ def test_training_brings_answers_from_fewer_tokens_nearer_to_those_from_all(fami
 
 
 @pytest.mark.parametrize(
-    "settings", [{"terms": ("alignment",)}, {"terms": ()}, {"branches": ("generation",)}, {"estimator": "hsic"}]
+    "settings",
+    [
+        {"terms": ("alignment",)},
+        {"terms": ()},
+        {"terms": PAPER_TERMS, "branches": ("generation",)},
+        {"terms": PAPER_TERMS, "estimator": "hsic"},
+    ],
 )
 def test_a_budget_needs_rates(settings) -> None:
     with pytest.raises(SettingsError, match="token_budget ranks tokens by the rates of understanding"):
@@ -232,13 +239,13 @@ def test_a_budget_needs_rates(settings) -> None:
 
 
 def test_settings_come_back_from_a_checkpoint() -> None:
-    config = ObjectiveConfig(token_budget=TokenBudgetConfig(keep=(0.5,), order="random"))
+    config = ObjectiveConfig(terms=PAPER_TERMS, token_budget=TokenBudgetConfig(keep=(0.5,), order="random"))
     assert ObjectiveConfig.from_dict(asdict(config)) == config
     assert ObjectiveConfig.from_dict(asdict(ObjectiveConfig())) == ObjectiveConfig()
 
 
 def test_a_placebo_measures_rates_and_trains_nothing_to_read_fewer_tokens() -> None:
-    placebo = ObjectiveConfig(placebo=True, token_budget=TokenBudgetConfig())
+    placebo = ObjectiveConfig(terms=PAPER_TERMS, placebo=True, token_budget=TokenBudgetConfig())
     with pytest.raises(SettingsError, match="set token_budget.weight to 0"):
         check_trainable(TaskWeights(), placebo)
     check_trainable(TaskWeights(), replace(placebo, token_budget=TokenBudgetConfig(weight=0)))

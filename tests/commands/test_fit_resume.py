@@ -72,7 +72,7 @@ def test_last_goes_on_with_more_steps_and_other_logging(here) -> None:
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        ([], 'model.init_args.objective.terms is ["compactness", "sufficiency", "alignment"] here, and [] in the run'),
+        ([], 'model.init_args.objective.terms is ["alignment"] here, and [] in the run'),
         ([PLAIN, "--seed_everything=1"], "seed_everything is 1 here, and 0 in the run"),
         ([PLAIN, "--data.init_args.train.init_args.texture=0.5"], "data.init_args.train.init_args.texture is 0.5 here"),
         (

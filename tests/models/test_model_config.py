@@ -105,12 +105,14 @@ def test_options_that_draw_nothing_are_refused(family, options, said) -> None:
         (Showo2Module, {"semantic": {"heads": 5}}, "semantic.heads is 5; set it to a divisor of semantic.width, 128"),
         (Showo2Module, {"diffusion_head": {"heads": 3}}, "diffusion_head.heads is 3; .* of diffusion_head.width, 128"),
         (Showo2Module, {"diffusion_head": {"kv_heads": 3}}, "kv_heads is 3; .* of diffusion_head.heads, 4"),
+        (Showo2Module, {"diffusion_head": {"head_dim": 33}}, "diffusion_head.head_dim is 33; set it to an even number"),
+        (Showo2Module, {"llm": {"num_attention_heads": 128}}, "num_attention_heads is 1; set it to an even number"),
         (OpenUniModule, {"vision": {"heads": 5}}, "vision.heads is 5; set it to a divisor of vision.width, 96"),
         (OpenUniModule, {"connector": {"heads": 3}}, "connector.heads is 3; set it to a divisor of connector.width"),
         (OpenUniModule, {"transformer": {"cross_heads": 3}}, "is 4 x 32, which must be cross_heads x .*, 3 x 32"),
     ],
 )
-def test_heads_that_do_not_divide_a_width_are_refused_before_anything_is_built(module, settings, said) -> None:
+def test_heads_that_do_not_fit_a_width_are_refused_before_anything_is_built(module, settings, said) -> None:
     with pytest.raises(SettingsError, match=said):
         module(size="scenes32", settings=settings)
 

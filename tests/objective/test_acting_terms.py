@@ -18,12 +18,13 @@ from infotok_lit.objective.sufficiency import (
     hidden_places,
     other_images,
 )
+from infotok_lit.objective.term import PAPER_TERMS
 
 SMALL = DecoderConfig(width=16, depth=1, heads=2)
 
 
 def test_the_gap_counts_the_places_that_are_hidden_of_the_own_image(make_infotok, make_inputs):
-    config = ObjectiveConfig(decoder=replace(SMALL, latents="hidden"))
+    config = ObjectiveConfig(terms=PAPER_TERMS, decoder=replace(SMALL, latents="hidden"))
     infotok, inputs, noise = make_infotok(config).eval(), make_inputs(batch=4), torch.randn(4, 5, 64)
     gaps = infotok("generation", inputs, step=0, noise=noise).sufficiency_gaps
     head, hidden, following = infotok.heads["generation"], hidden_places(inputs), [1, 2, 3, 0]
@@ -40,7 +41,11 @@ def test_the_gap_counts_the_places_that_are_hidden_of_the_own_image(make_infotok
 
 @pytest.mark.parametrize("branch", ["understanding", "generation"])
 def test_the_gap_is_the_loss_with_another_images_sample_minus_the_own(branch, make_infotok, make_inputs):
-    infotok, inputs, noise = make_infotok(ObjectiveConfig()), make_inputs(batch=4), torch.randn(4, 5, 64)
+    infotok, inputs, noise = (
+        make_infotok(ObjectiveConfig(terms=PAPER_TERMS)),
+        make_inputs(batch=4),
+        torch.randn(4, 5, 64),
+    )
     assert infotok(branch, inputs, step=0, noise=noise).sufficiency_gaps is None, "only validation pays for it"
     gaps = infotok.eval()(branch, inputs, step=0, noise=noise).sufficiency_gaps
     head = infotok.heads[branch]
@@ -93,9 +98,9 @@ def test_free_bits_are_free_per_token():
 
 def test_free_bits_are_a_setting_in_bits(make_infotok, make_inputs):
     noise, inputs = torch.randn(3, 5, 64), make_inputs()
-    rates = make_infotok(ObjectiveConfig())("generation", inputs, step=0, noise=noise).token_rates
+    rates = make_infotok(ObjectiveConfig(terms=PAPER_TERMS))("generation", inputs, step=0, noise=noise).token_rates
     limit = rates.median().item()
-    infotok = make_infotok(ObjectiveConfig(free_bits=limit))
+    infotok = make_infotok(ObjectiveConfig(terms=PAPER_TERMS, free_bits=limit))
     objective = infotok("generation", inputs, step=0, noise=noise)
     expected = 0.1 * rates.clamp(min=limit).sum(1).mean() * math.log(2) / 8
     torch.testing.assert_close(objective.terms["compactness"], expected)
@@ -103,7 +108,7 @@ def test_free_bits_are_a_setting_in_bits(make_infotok, make_inputs):
 
 def test_compactness_may_warm_up_alone(make_infotok, make_inputs):
     noise, inputs = torch.randn(3, 5, 64), make_inputs()
-    infotok = make_infotok(ObjectiveConfig(compactness_warmup_steps=4))
+    infotok = make_infotok(ObjectiveConfig(terms=PAPER_TERMS, compactness_warmup_steps=4))
     full, quarter = (infotok("generation", inputs, step=step, noise=noise).terms for step in (4, 1))
     torch.testing.assert_close(quarter["compactness"], full["compactness"] / 4)
     torch.testing.assert_close(quarter["sufficiency"], full["sufficiency"])
@@ -183,8 +188,8 @@ def test_a_learned_temperature_starts_where_it_is_told_learns_and_stays_in_its_r
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: ObjectiveConfig(free_bits=-1.0), "free_bits is -1.0"),
-        (lambda: ObjectiveConfig(compactness_warmup_steps=-1), "compactness_warmup_steps is -1"),
+        (lambda: ObjectiveConfig(terms=PAPER_TERMS, free_bits=-1.0), "free_bits is -1.0"),
+        (lambda: ObjectiveConfig(terms=PAPER_TERMS, compactness_warmup_steps=-1), "compactness_warmup_steps is -1"),
         (lambda: ObjectiveConfig(temperature=2.0, learn_temperature=True), "start between 0.01 and 1.0"),
         (lambda: DecoderConfig(latents="some"), "'some' is not known"),
     ],

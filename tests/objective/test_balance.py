@@ -8,10 +8,11 @@ import torch
 from infotok_lit.objective.balance import Balance, BalanceConfig, Shares
 from infotok_lit.objective.config import BranchWeights, ObjectiveConfig
 from infotok_lit.objective.infotok import InfoTok
+from infotok_lit.objective.term import PAPER_TERMS
 
 SHARES = Shares(compactness=0.03, sufficiency=0.1, alignment=0.3)
 RHO = {"compactness": 0.03, "sufficiency": 0.1, "alignment": 0.3}
-CONFIG = ObjectiveConfig(balance=BalanceConfig(SHARES, SHARES))
+CONFIG = ObjectiveConfig(terms=PAPER_TERMS, balance=BalanceConfig(SHARES, SHARES))
 NOISE = torch.randn(3, 5, 64, generator=torch.Generator().manual_seed(5))
 
 
@@ -56,7 +57,7 @@ def test_the_report_says_what_the_weights_amount_to(make_infotok, make_inputs):
     assert report["pull_task"].item() == pytest.approx(pull(task_of(inputs.tokens), inputs.tokens), rel=1e-4)
     found = {name: report[f"equivalent_{name}"].item() for name in ("lambda", "alpha", "beta")}
     by_hand = BranchWeights(found["lambda"], found["alpha"], found["beta"])
-    constants = make_infotok(ObjectiveConfig(generation=by_hand))
+    constants = make_infotok(ObjectiveConfig(terms=PAPER_TERMS, generation=by_hand))
     assert shares_of(constants, inputs, 1) == pytest.approx(RHO, rel=1e-3)
     assert infotok.equivalents()["generation"] == pytest.approx(found, rel=1e-4)
 
@@ -150,7 +151,7 @@ def test_a_warm_up_scales_the_share(make_infotok, make_inputs):
 
 def test_terms_without_a_share_keep_their_constants(make_infotok, make_inputs):
     only = BalanceConfig(generation=Shares(alignment=0.3))
-    constant = ObjectiveConfig(generation=BranchWeights(0.2, 3.0, 4.0))
+    constant = ObjectiveConfig(terms=PAPER_TERMS, generation=BranchWeights(0.2, 3.0, 4.0))
     balanced, plain = make_infotok(replace(constant, balance=only)), make_infotok(constant)
     inputs = make_inputs()
     steps(balanced, inputs, 2)

@@ -8,6 +8,7 @@ import torch
 from infotok_lit.objective.compactness import ProjectionConfig
 from infotok_lit.objective.config import BranchWeights, ObjectiveConfig
 from infotok_lit.objective.constraint import Constraint, DualConfig
+from infotok_lit.objective.term import PAPER_TERMS
 
 RATE, NATS = "rate_bits_per_token", "sufficiency_nats_per_element"
 
@@ -84,9 +85,9 @@ def test_a_resumed_run_goes_on_exactly(cut):
     assert seen + [passes(second, step, *rates[step]) for step in range(cut, 4)] == expected
 
 
-def config(weights: BranchWeights, **others) -> ObjectiveConfig:
+def config(weights: BranchWeights, terms=PAPER_TERMS, **others) -> ObjectiveConfig:
     small = ProjectionConfig(kind="linear", latent_width=4)
-    return ObjectiveConfig(projection=small, understanding=weights, **others)
+    return ObjectiveConfig(terms=terms, projection=small, understanding=weights, **others)
 
 
 def test_the_multiplier_replaces_the_factor_of_its_term(make_infotok, make_inputs):
@@ -113,5 +114,5 @@ def test_state_is_in_the_checkpoint_and_only_where_it_is_asked_for(make_infotok)
     names = {name for name in limited.state_dict() if name.startswith("constraints.")}
     assert names == {f"constraints.understanding.{n}" for n in ("log_multiplier", "gap_sum", "passes", "last_step")}
     assert not any("constraint" in name for name in make_infotok(config(BranchWeights())).state_dict())
-    off = config(BranchWeights(rate_budget_bits=2.0), terms=("alignment",))
+    off = config(BranchWeights(rate_budget_bits=2.0), terms=())
     assert not any("constraint" in name for name in make_infotok(off).state_dict())

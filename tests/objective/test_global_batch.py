@@ -18,7 +18,7 @@ from infotok_lit.objective.distributed import gather_rows, global_mean
 from infotok_lit.objective.hsic import HSICConfig
 from infotok_lit.objective.infotok import InfoTok
 from infotok_lit.objective.sufficiency import DecoderConfig
-from infotok_lit.objective.term import Widths
+from infotok_lit.objective.term import PAPER_TERMS, Widths
 
 BRANCHES = ("understanding", "generation")
 VARIANTS = {
@@ -43,7 +43,8 @@ def build(variant: str) -> InfoTok:
     torch.manual_seed(0)
     small = {"projection": ProjectionConfig(hidden_width=8, latent_width=6), "decoder": DecoderConfig(16, 1, 2)}
     return InfoTok(
-        ObjectiveConfig(**small, **VARIANTS[variant]), dict.fromkeys(BRANCHES, Widths(16, 5, 12, num_extra=2))
+        ObjectiveConfig(terms=PAPER_TERMS, **small, **VARIANTS[variant]),
+        dict.fromkeys(BRANCHES, Widths(16, 5, 12, num_extra=2)),
     )
 
 

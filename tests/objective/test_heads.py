@@ -7,6 +7,7 @@ import torch
 
 from infotok_lit.objective.compactness import ProjectionConfig
 from infotok_lit.objective.config import BranchWeights, ObjectiveConfig
+from infotok_lit.objective.term import PAPER_TERMS
 
 C, S, A = "compactness", "sufficiency", "alignment"
 FEATURES, MEAN, VARIANCE = "projection.features", "projection.mean", "projection.log_variance"
@@ -76,14 +77,16 @@ def test_no_terms_no_parameters_no_state(make_infotok):
 
 
 def test_heads_follow_branches_and_weights(make_infotok):
-    config = ObjectiveConfig(branches=("understanding",), understanding=BranchWeights(alpha=0.0, beta=1.0))
+    config = ObjectiveConfig(
+        terms=PAPER_TERMS, branches=("understanding",), understanding=BranchWeights(alpha=0.0, beta=1.0)
+    )
     infotok = make_infotok(config)
     assert heads_of(infotok, "understanding") == {FEATURES, MEAN, VARIANCE, "decoder"}
     assert heads_of(infotok, "generation") == set()
 
 
 def test_a_training_step_moves_what_starts_at_zero(make_inputs, make_infotok):
-    infotok = make_infotok(ObjectiveConfig())
+    infotok = make_infotok(ObjectiveConfig(terms=PAPER_TERMS))
     optimizer = torch.optim.SGD(infotok.parameters(), lr=1e-2)
     for _ in range(2):
         optimizer.zero_grad()

@@ -12,9 +12,11 @@ from branch_outputs import changed, parts
 
 from infotok_lit.objective.config import BranchWeights, ObjectiveConfig
 from infotok_lit.objective.hsic import DependenceTerms, HSICConfig, gaussian_kernel, image_vector, normalised_hsic
+from infotok_lit.objective.term import PAPER_TERMS
 
 BRANCHES = ("understanding", "generation")
 CONFIG = ObjectiveConfig(
+    terms=PAPER_TERMS,
     estimator="hsic",
     understanding=BranchWeights(0.5, alpha=2.0, beta=3.0),
     generation=BranchWeights(0.5, alpha=2.0, beta=3.0),

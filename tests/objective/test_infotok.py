@@ -12,11 +12,13 @@ from infotok_lit.objective.balance import BalanceConfig, Shares
 from infotok_lit.objective.config import BranchWeights, ObjectiveConfig
 from infotok_lit.objective.infotok import InfoTok
 from infotok_lit.objective.report import collapse_message, gradient_norms
-from infotok_lit.objective.term import Widths
+from infotok_lit.objective.term import PAPER_TERMS, Widths
 
 BRANCHES = ("understanding", "generation")
 CONFIG = ObjectiveConfig(
-    understanding=BranchWeights(0.3, alpha=2.0, beta=3.0), generation=BranchWeights(0.3, alpha=5.0, beta=7.0)
+    terms=PAPER_TERMS,
+    understanding=BranchWeights(0.3, alpha=2.0, beta=3.0),
+    generation=BranchWeights(0.3, alpha=5.0, beta=7.0),
 )
 WEIGHTS = {"understanding": (2.0, 3.0), "generation": (5.0, 7.0)}
 NUM_PLACES = 2 + 2 * 3

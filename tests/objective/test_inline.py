@@ -9,8 +9,10 @@ from torch.distributions import Normal, kl_divergence
 from infotok_lit.objective.compactness import ProjectionConfig
 from infotok_lit.objective.config import BranchWeights, ObjectiveConfig
 from infotok_lit.objective.report import gradient_norms
+from infotok_lit.objective.term import PAPER_TERMS
 
 CONFIG = ObjectiveConfig(
+    terms=PAPER_TERMS,
     bottleneck="inline",
     projection=ProjectionConfig(initial_std=0.2),
     understanding=BranchWeights(0.5),
@@ -36,7 +38,7 @@ def test_the_rate_is_that_of_the_tokens_themselves(make_infotok, make_inputs):
 
 def test_sufficiency_is_the_models_own_loss_so_listing_it_changes_nothing(make_infotok, make_inputs):
     results = []
-    for terms in (("compactness", "alignment"), ("compactness", "sufficiency", "alignment")):
+    for terms in (("compactness", "alignment"), PAPER_TERMS):
         infotok, inputs = make_infotok(ObjectiveConfig(terms=terms, bottleneck="inline")), make_inputs()
         path = infotok.path("generation", 0)
         path(inputs.tokens)
@@ -70,8 +72,8 @@ def test_half_precision_tokens_keep_their_type_and_the_rate_is_float32(make_info
 
 
 def test_there_is_a_path_only_where_it_acts(make_infotok):
-    assert make_infotok(ObjectiveConfig()).path("understanding", 0) is None
-    one = make_infotok(ObjectiveConfig(bottleneck="inline", branches=("generation",)))
+    assert make_infotok(ObjectiveConfig(terms=PAPER_TERMS)).path("understanding", 0) is None
+    one = make_infotok(ObjectiveConfig(terms=PAPER_TERMS, bottleneck="inline", branches=("generation",)))
     assert one.path("understanding", 0) is None and one.path("generation", 0) is not None
 
 

@@ -6,6 +6,7 @@ from branch_outputs import changed, parts
 
 from infotok_lit.objective.config import ObjectiveConfig
 from infotok_lit.objective.report import noise_band_report
+from infotok_lit.objective.term import PAPER_TERMS
 
 TIMES = [0.0, 0.2499, 0.25, 0.3, 0.99, 1.0]
 BANDS = ["t_0.00_0.25", "t_0.00_0.25", "t_0.25_0.50", "t_0.25_0.50", "t_0.75_1.00", "t_0.75_1.00"]
@@ -39,7 +40,7 @@ def test_alignment_of_a_band_is_the_mean_over_its_images_with_a_text(make_inputs
 
 
 def test_the_bands_change_nothing_else(make_inputs, make_infotok):
-    infotok, inputs, noise = make_infotok(ObjectiveConfig()), make_inputs(), torch.randn(3, 5, 64)
+    infotok, inputs, noise = make_infotok(ObjectiveConfig(terms=PAPER_TERMS)), make_inputs(), torch.randn(3, 5, 64)
     without = infotok("generation", inputs, step=0, noise=noise)
     times = changed(inputs, noise_level=torch.tensor([0.1, 0.5, 1.0]))
     banded = infotok("generation", times, step=0, noise=noise)
@@ -53,4 +54,6 @@ def test_nothing_measured_nothing_reported():
 
 def test_one_time_per_image(make_inputs, make_infotok):
     with pytest.raises(ValueError, match=r"noise_level must have shape \(3,\), not \(2,\)"):
-        make_infotok(ObjectiveConfig())("generation", changed(make_inputs(), noise_level=torch.zeros(2)), step=0)
+        make_infotok(ObjectiveConfig(terms=PAPER_TERMS))(
+            "generation", changed(make_inputs(), noise_level=torch.zeros(2)), step=0
+        )

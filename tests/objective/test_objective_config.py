@@ -7,6 +7,7 @@ from infotok_lit.objective.compactness import ProjectionConfig
 from infotok_lit.objective.config import BranchWeights, ObjectiveConfig
 from infotok_lit.objective.constraint import DualConfig
 from infotok_lit.objective.sufficiency import DecoderConfig
+from infotok_lit.objective.term import PAPER_TERMS
 
 REFUSED = {
     "unknown term": (lambda: ObjectiveConfig(terms=("compaction",)), "'compaction' is not known; choose out of"),
@@ -39,12 +40,18 @@ REFUSED = {
         "set bottleneck to projected",
     ),
     "bits without a posterior": (
-        lambda: ObjectiveConfig(estimator="hsic", generation=BranchWeights(rate_budget_bits=1.0)),
+        lambda: ObjectiveConfig(terms=PAPER_TERMS, estimator="hsic", generation=BranchWeights(rate_budget_bits=1.0)),
         "remove the budget or target",
     ),
     "target that nothing measures": (
-        lambda: ObjectiveConfig(bottleneck="inline", generation=BranchWeights(sufficiency_target_nats=1.0)),
+        lambda: ObjectiveConfig(
+            terms=PAPER_TERMS, bottleneck="inline", generation=BranchWeights(sufficiency_target_nats=1.0)
+        ),
         "generation.sufficiency_target_nats: .* set rate_budget_bits instead",
+    ),
+    "budget for what is off": (
+        lambda: ObjectiveConfig(terms=("alignment",), understanding=BranchWeights(rate_budget_bits=1.0)),
+        "understanding has a budget or target for compactness, which is not on",
     ),
     "no budget": (lambda: BranchWeights(rate_budget_bits=0.0), "set it above 0"),
     "two constraints": (
@@ -88,13 +95,13 @@ def test_plain_fine_tuning_needs_nothing_else():
 
 
 def test_a_weight_of_zero_switches_a_term_off_in_its_branch_only():
-    config = ObjectiveConfig(understanding=BranchWeights(alpha=0.0, beta=3.0))
+    config = ObjectiveConfig(terms=PAPER_TERMS, understanding=BranchWeights(alpha=0.0, beta=3.0))
     assert config.active_terms("understanding") == ("compactness", "sufficiency")
-    assert config.active_terms("generation") == ("compactness", "sufficiency", "alignment")
+    assert config.active_terms("generation") == PAPER_TERMS
 
 
 def test_terms_are_weighted_as_in_equation_10():
     understanding, generation = BranchWeights(alpha=2.0, beta=3.0), BranchWeights(alpha=4.0, beta=5.0)
-    config = ObjectiveConfig(understanding=understanding, generation=generation)
+    config = ObjectiveConfig(terms=PAPER_TERMS, understanding=understanding, generation=generation)
     assert [config.understanding.factor(t) for t in config.terms] == [1.0, 3.0, 2.0]
     assert [config.generation.factor(t) for t in config.terms] == [1.0, 5.0, 4.0]

@@ -83,6 +83,12 @@ def check_heads(name: str, heads: int, shared: str, number: int) -> None:
         raise SettingsError(f"{name} is {heads}; set it to a divisor of {shared}, {number}")
 
 
+def check_rotary(name: str, width: int) -> None:
+    """SettingsError unless positions can turn the numbers of a head of attention two by two."""
+    if width < 2 or width % 2:
+        raise SettingsError(f"{name} is {width}; set it to an even number, as positions turn a head's numbers in pairs")
+
+
 @dataclass(frozen=True)
 class LanguageModelConfig:
     """The Qwen2 language model."""
@@ -105,6 +111,7 @@ class LanguageModelConfig:
         check_heads(
             "llm.num_key_value_heads", self.num_key_value_heads, "llm.num_attention_heads", self.num_attention_heads
         )
+        check_rotary("llm.hidden_size / llm.num_attention_heads", self.hidden_size // self.num_attention_heads)
 
 
 QWEN25 = {

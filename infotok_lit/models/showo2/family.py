@@ -18,6 +18,7 @@ from infotok_lit.models.common.model_config import (
     ModelConfig,
     WanConfig,
     check_heads,
+    check_rotary,
 )
 from infotok_lit.models.family import Family, OfficialWeights, Part
 
@@ -83,6 +84,7 @@ class DiffusionHeadConfig:
     def __post_init__(self) -> None:
         check_heads("diffusion_head.heads", self.heads, "diffusion_head.width", self.width)
         check_heads("diffusion_head.kv_heads", self.kv_heads, "diffusion_head.heads", self.heads)
+        check_rotary("diffusion_head.head_dim", self.head_dim)
 
 
 @dataclass(frozen=True)
