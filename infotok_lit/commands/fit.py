@@ -20,7 +20,14 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 from infotok_lit.assets import DEFAULTS_CONFIG, OVER, QUICKSTART_CONFIG, config_chain
 from infotok_lit.callbacks.history import RunResult
 from infotok_lit.callbacks.report import FinalReport
-from infotok_lit.commands.fit_checks import check_batches, check_slurm, check_trainer, is_off, warn_of_odd_settings
+from infotok_lit.commands.fit_checks import (
+    check_batches,
+    check_checkpoint,
+    check_slurm,
+    check_trainer,
+    is_off,
+    warn_of_odd_settings,
+)
 from infotok_lit.commands.fit_resume import chosen_checkpoint, explain_misfit, run_folders, shaping_settings
 from infotok_lit.commands.mistakes import check_config, one_sentence
 from infotok_lit.commands.parsing import PROGRAM, normalised
@@ -98,6 +105,7 @@ class InfoTokCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Refuse what the trainer would only stumble over."""
         check_trainer(self.config.trainer, self.command)
+        check_checkpoint(self.config.checkpoint)
 
     def instantiate_classes(self) -> None:
         """Instantiate; a value that a class refuses ends like one that parsing refuses."""

@@ -56,6 +56,15 @@ def _check_strategy(strategy: str | Namespace) -> None:
         )
 
 
+def check_checkpoint(checkpoint: Namespace) -> None:
+    """SettingsError for a link to the last checkpoint in a place that knows no links."""
+    if checkpoint.save_last == "link" and "://" in str(checkpoint.dirpath or ""):
+        raise SettingsError(
+            f"checkpoint.dirpath is {checkpoint.dirpath}, where last.ckpt cannot be a link; add --checkpoint.save_last "
+            "true for a copy, or take a folder of this machine"
+        )
+
+
 def check_slurm(trainer: Trainer) -> None:
     """SettingsError where SLURM started another number of processes, with which Lightning would train."""
     if TorchElasticEnvironment.detect() or not SLURMEnvironment.detect():

@@ -62,6 +62,7 @@ BUILT = [
 """Refused by the built model, the opened data or the file system."""
 
 PARSED = [
+    (["--checkpoint.dirpath=memory://x"], "checkpoint.dirpath is memory://x, where last.ckpt cannot be a link"),
     (["--trainer.strategy=fsdp"], "add --config trainer/fsdp for FSDP2 (it needs GPUs, and there is none here)"),
     (["--trainer.strategy=lightning.pytorch.strategies.FSDPStrategy"], "trainer.strategy FSDPStrategy shards"),
     (["--trainer.strategy=deepspeed_stage_2"], "add --config trainer/fsdp"),
