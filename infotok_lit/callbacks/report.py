@@ -23,18 +23,19 @@ WORD = re.compile(r"\w+")
 LONGEST = 100
 """Characters of a caption or question in a command to try."""
 TASK_ROWS = (
-    ("answers: exact match", "val/understanding/answers/overall", "val/understanding/answers/chance"),
-    ("drawings: score", "val/generation/score/overall", "val/generation/score/chance"),
-    ("  single object", "val/generation/score/single_object", None),
-    ("  two objects, position", "val/generation/score/position", None),
-    ("  the parser's own accuracy", "val/generation/score/parser_accuracy", None),
-    ("understanding loss (nats/token)", "val/understanding/loss", None),
-    ("generation loss", "val/generation/loss", None),
-    ("reconstruction loss", "val/reconstruction/loss", None),
+    ("answers: exact match", "val/understanding/answers/overall"),
+    ("drawings: score", "val/generation/score/overall"),
+    ("  single object", "val/generation/score/single_object"),
+    ("  two objects, position", "val/generation/score/position"),
+    ("  the parser's own accuracy", "val/generation/score/parser_accuracy"),
+    ("understanding loss (nats/token)", "val/understanding/loss"),
+    ("generation loss", "val/generation/loss"),
+    ("reconstruction loss", "val/reconstruction/loss"),
 )
-"""Label, metric, metric of its chance level."""
+"""Label, metric. What is called `overall` has its standard error and its chance level beside it."""
+BESIDE = ("standard_error", "chance")
 ANSWERS = "val/understanding/answers/"
-OPEN = {f"{ANSWERS}{name}" for name in ("overall", "chance", "other")}
+OPEN = {f"{ANSWERS}{name}" for name in ("overall", "standard_error", "chance", "other")}
 """What there is of questions that are not of Scenes, whose answers are too free for an exact match to mean anything."""
 SHOWN_ANSWERS = 4
 
@@ -147,12 +148,12 @@ class FinalReport(pl.Callback):
     def _tasks(self, others: Mapping[str, float]) -> Table:
         first = "before training and " if self.before_step == 0 else f"at step {self.before_step} and "
         table = Table(title=f"Validation, {first if self.before else ''}at step {self.after_step}")
-        for column in ("", *(("before", "after") if self.before else ("measured",)), "chance"):
+        for column in ("", *(("before", "after") if self.before else ("measured",)), "standard error", "chance"):
             table.add_column(column, justify="left" if not column else "right")
-        for label, name, chance in TASK_ROWS:
+        for label, name in TASK_ROWS:
             if name in self.after and (name not in OPEN or self._has_scores()):
                 before = [self.before.get(name)] if self.before else []
-                values = (*before, self.after[name], self.after.get(chance) if chance else None)
+                values = (*before, self.after[name], *(self.after.get(other) for other in _beside(name)))
                 table.add_row(label, *(_number(value) for value in values))
         for name, value in others.items():
             table.add_row(name, _number(value))
@@ -160,7 +161,7 @@ class FinalReport(pl.Callback):
 
     def _others(self, trainer: pl.Trainer) -> dict[str, float]:
         """What else was measured, under its own name: scores of each kind, and what other callbacks log."""
-        labelled = {name for row in TASK_ROWS for name in row[1:]}
+        labelled = {other for _, name in TASK_ROWS for other in (name, *_beside(name))}
         others = {
             name: value
             for name, value in self.after.items()
@@ -211,6 +212,12 @@ class FinalReport(pl.Callback):
                 f"{command} describe --model {model} --image picture.png --prompt {question}",
             ]
         return lines
+
+
+def _beside(name: str) -> list[str]:
+    """The metrics that stand beside one in the table."""
+    group, _, last = name.rpartition("/")
+    return [f"{group}/{other}" for other in BESIDE] if last == "overall" else []
 
 
 def _measured(trainer: pl.Trainer) -> dict[str, float]:

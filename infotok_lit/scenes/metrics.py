@@ -73,11 +73,15 @@ class SceneScore(Metric):
             self.total[category] += 1
 
     def compute(self) -> dict[str, Tensor]:
-        """The score of each category that occurred, and "overall", their plain mean (nan before any update)."""
+        """The score of each category that occurred, "overall", their plain mean, and its "standard_error".
+
+        Both are nan before any update.
+        """
         occurred = self.total > 0
         scores = self.correct[occurred] / self.total[occurred]
         names = [name for name, present in zip(CATEGORIES, occurred.tolist(), strict=True) if present]
-        return dict(zip(names, scores, strict=True)) | {"overall": scores.mean()}
+        error = _variance(self.correct[occurred], self.total[occurred]).sum().sqrt() / occurred.sum()
+        return dict(zip(names, scores, strict=True)) | {"overall": scores.mean(), "standard_error": error}
 
 
 class QAExactMatch(Metric):
@@ -109,7 +113,7 @@ class QAExactMatch(Metric):
             self.answer_counts[kind, zlib.crc32(truth.encode()) % _ANSWER_BUCKETS] += 1
 
     def compute(self) -> dict[str, Tensor]:
-        """Accuracy per kind that occurred, "overall" over all questions, and "chance".
+        """Accuracy per kind that occurred, "overall" over all questions, its "standard_error", and "chance".
 
         "chance" is the accuracy of always giving the most frequent true answer of the question's kind.
         """
@@ -118,6 +122,7 @@ class QAExactMatch(Metric):
             kind: self.correct[number] / totals[number] for number, kind in enumerate(self.kinds) if totals[number] > 0
         }
         scores["overall"] = self.correct.sum() / totals.sum()
+        scores["standard_error"] = _variance(self.correct.sum(), totals.sum()).sqrt()
         scores["chance"] = self.answer_counts.amax(dim=1).sum() / totals.sum()
         return scores
 
@@ -161,6 +166,12 @@ def parser_accuracy(
         for item in scene.objects:
             right[item.kind].append((item.cell, item.kind, item.colour) in found)
     return float(np.mean([np.mean(values) for values in right.values()]))
+
+
+def _variance(right: Tensor, number: Tensor) -> Tensor:
+    """Of a share right / number. One more of either kind is assumed, as nothing is certain where all were right."""
+    share = (right + 1) / (number + 2)
+    return share * (1 - share) / number
 
 
 def _pixels(images: np.ndarray) -> Tensor:

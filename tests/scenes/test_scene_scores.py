@@ -1,8 +1,12 @@
+import math
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
 
 from infotok_lit.scenes import Scenes
+from infotok_lit.scenes.grammar import parse_caption
 from infotok_lit.scenes.metrics import QAExactMatch, SceneScore, drawing_chance
 
 
@@ -18,10 +22,16 @@ def test_ground_truth_scores_one_and_blank_images_zero():
     metric = SceneScore()
     metric.update(images, captions)
     scores = metric.compute()
+    # Where all n of a category were right, as if it had been n + 1 of n + 2.
+    numbers = Counter(parse_caption(caption).category for caption in captions).values()
+    error = math.sqrt(sum((n + 1) / (n + 2) ** 2 / n for n in numbers)) / 6
+    assert len(numbers) == 6 and float(scores.pop("standard_error")) == pytest.approx(error)
     assert len(scores) == 7 and all(value == 1 for value in scores.values())
     metric.reset()
     metric.update(torch.zeros_like(images), captions)
-    assert all(value == 0 for value in metric.compute().values())
+    scores = metric.compute()
+    assert float(scores.pop("standard_error")) == pytest.approx(error)
+    assert all(value == 0 for value in scores.values())
 
 
 def test_overall_is_the_mean_of_the_categories_that_occurred():
@@ -34,6 +44,7 @@ def test_overall_is_the_mean_of_the_categories_that_occurred():
     metric.update(red_circle, [f"a {other} and a {shape}"])
     metric.update(red_circle, [f"a {colour} {shape}"])
     scores = {name: float(value) for name, value in metric.compute().items()}
+    del scores["standard_error"]
     # A mean over images would give 4/6.
     assert scores == pytest.approx({"single_object": 0.75, "two_objects": 0, "colors": 1, "overall": 1.75 / 3})
 
@@ -59,9 +70,30 @@ def test_answers_by_hand():
     scores = {name: float(value) for name, value in metric.compute().items()}
     expected = {"existence": 1 / 3, "counting": 1, "relation": 0, "other": 0, "overall": 2 / 6}
     # Always the most frequent answer: 2 of 3 existence questions, and the single one of the three other kinds.
+    # Two of six were right.
+    assert scores.pop("standard_error") == pytest.approx(math.sqrt(3 / 8 * 5 / 8 / 6))
     assert scores == pytest.approx(expected | {"chance": 5 / 6})
     with pytest.raises(ValueError, match="equally many"):
         metric.update(["yes"], ["yes", "no"], ["is there a red circle?"])
+
+
+def test_the_standard_error_is_the_spread_of_scores_over_repetitions():
+    """200 answers, each right with a probability of 0.8, and 40 drawings of each category, again and again."""
+    random = np.random.default_rng(0)
+    metric, drawn = QAExactMatch(), SceneScore()
+    answers, drawings, errors = [], [], []
+    for _ in range(400):
+        metric.reset()
+        metric.correct[0], metric.answer_counts[0, 0] = random.binomial(200, 0.8), 200
+        drawn.reset()
+        drawn.total[:] = 40
+        drawn.correct[:] = torch.from_numpy(random.binomial(40, [0.95, 0.9, 0.8, 0.7, 0.6, 0.5]))
+        metric._update_count = drawn._update_count = 1
+        first, second = metric.compute(), drawn.compute()
+        answers.append(float(first["overall"]))
+        drawings.append(float(second["overall"]))
+        errors.append((float(first["standard_error"]), float(second["standard_error"])))
+    assert np.mean(errors, axis=0) == pytest.approx([np.std(answers), np.std(drawings)], rel=0.1)
 
 
 def test_all_states_add_up_across_processes():
@@ -86,4 +118,5 @@ def test_chance_of_drawing_lies_where_counting_puts_it():
     assert chance["position"] < 0.05 and chance["color_attribution"] < 0.05
     # Asked for one shape out of four, a scene of one to four objects fits in a quarter to two thirds of cases.
     assert 0.2 < chance["single_object"] < 0.67
-    assert chance["overall"] == pytest.approx(np.mean([v for k, v in chance.items() if k != "overall"]))
+    categories = chance.keys() - {"overall", "standard_error"}
+    assert chance["overall"] == pytest.approx(np.mean([chance[name] for name in categories]))
