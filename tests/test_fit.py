@@ -171,14 +171,14 @@ def test_validate_prints_scores_and_nothing_of_heads_that_were_never_trained(tmp
 
     monkeypatch.setattr("infotok_lit.callbacks.ActiveUnits", LogsMore, raising=True)
     with warnings.catch_warnings(record=True) as warned:
-        cli = run(["validate", *FRESH, *SHORT, "--trainer.enable_progress_bar=false"])
+        cli = run(["validate", *WHOLE_OBJECTIVE, *FRESH, *SHORT, "--trainer.enable_progress_bar=false"])
     shown = capsys.readouterr().out
     assert "answers: exact match" in shown and "val/generation/score/overall" not in shown, "each number once"
     assert "val/understanding/probe/structure_bits" in shown and "1.250" in shown
     loss = f"{float(cli.trainer.callback_metrics['val/generation/loss']):.3f}"
     assert [line for line in shown.splitlines() if "generation loss" in line and loss in line]
     found = json.loads(Path(cli.trainer.log_dir, "result.json").read_text())["validation"][0]
-    for name in ("rho_alignment", "weighted_alignment", "alignment_nats", "alignment_accuracy"):
+    for name in ("rho_alignment", "weighted_alignment", "alignment_nats", "rate_bits_per_token", "active_units"):
         assert name not in shown and f"val/understanding/{name}" in found
     assert "Validate metric" not in shown and "Information" not in shown and "All numbers: runs/" in shown
     assert not [one for one in warned if "no drift is logged" in str(one.message)]

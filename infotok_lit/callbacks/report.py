@@ -34,6 +34,7 @@ TASK_ROWS = (
 )
 """Label, metric. What is called `overall` has its standard error and its chance level beside it."""
 BESIDE = ("standard_error", "chance")
+"""What stands beside such a score."""
 ANSWERS = "val/understanding/answers/"
 OPEN = {f"{ANSWERS}{name}" for name in ("overall", "standard_error", "chance", "other")}
 """What there is of questions that are not of Scenes, whose answers are too free for an exact match to mean anything."""

@@ -115,6 +115,19 @@ def warn_of_odd_settings(config: Namespace) -> None:
             f"optimiser.warmup_steps is {optimiser.warmup_steps}, and trainer.max_steps {steps}: the learning rate "
             "never reaches its value; shorten the warm-up"
         )
+    objective = config.get("model.init_args.objective")
+    if objective is not None:
+        _warn_of_idle_budgets(ObjectiveConfig.from_dict(objective.as_dict()))
+
+
+def _warn_of_idle_budgets(objective: ObjectiveConfig) -> None:
+    for branch in objective.branches if objective.terms else ():
+        term = objective.weights(branch).constrained
+        if term is not None and term not in objective.terms:
+            rank_zero_warn(
+                f"objective.{branch} has a budget or target for {term}, which is off: nothing keeps to it; add {term} "
+                "to objective.terms"
+            )
 
 
 def is_off(callback: Callback, settings: Namespace) -> bool:

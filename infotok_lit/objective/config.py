@@ -31,11 +31,11 @@ class BranchWeights:
         gamma: Weight of self-alignment, which acts in generation only, in nats of rate per 1 - cosine.
         delta: Weight of captioning, which acts in generation only, in nats of rate per nat of the caption.
         rate_budget_bits: Bits per token that the posterior may use. Given, the factor of compactness is not 1 but
-            found by dual ascent: it starts at 1, rises while the rate is above the budget and falls below it. Needs
-            compactness among the terms.
+            found by dual ascent: it starts at 1, rises while the rate is above the budget and falls below it. Acts
+            where compactness is on.
         sufficiency_target_nats: Nats per target element that sufficiency must come down to. Given, `beta` is only
-            where dual ascent starts from: it rises while sufficiency is above the target and falls below it. Needs
-            sufficiency among the terms.
+            where dual ascent starts from: it rises while sufficiency is above the target and falls below it. Acts
+            where sufficiency is on.
     """
 
     lambda_: float = 0.1
@@ -174,11 +174,6 @@ class ObjectiveConfig:
             raise SettingsError("bottleneck inline changes the model's own loss; a placebo needs bottleneck projected.")
         for branch in get_args(Branch):
             constrained = self.weights(branch).constrained
-            if constrained and self.terms and branch in self.branches and constrained not in self.terms:
-                raise SettingsError(
-                    f"{branch} has a budget or target for {constrained}, which is not on; add {constrained} to terms, "
-                    "or remove the budget or target."
-                )
             if self.estimator == "hsic" and constrained:
                 raise SettingsError("estimator hsic measures no bits or nats to limit; remove the budget or target.")
             if inline and constrained == "sufficiency":

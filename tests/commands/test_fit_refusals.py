@@ -126,6 +126,13 @@ def test_pictures_of_a_size_that_has_no_parser_are_refused_with_the_way_out(here
     [
         (["--model.init_args.optimiser.lr=0"], "optimiser.lr is 0"),
         (["--model.init_args.optimiser.warmup_steps=1"], "the learning rate never reaches its value"),
+        (
+            [
+                "--model.init_args.objective.generation.rate_budget_bits=4",
+                "--model.init_args.objective.balance.generation.compactness=null",
+            ],
+            "objective.generation has a budget or target for compactness, which is off",
+        ),
     ],
 )
 def test_what_is_hardly_meant_is_warned_of(here, arguments, words) -> None:

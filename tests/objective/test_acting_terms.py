@@ -188,8 +188,8 @@ def test_a_learned_temperature_starts_where_it_is_told_learns_and_stays_in_its_r
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: ObjectiveConfig(terms=PAPER_TERMS, free_bits=-1.0), "free_bits is -1.0"),
-        (lambda: ObjectiveConfig(terms=PAPER_TERMS, compactness_warmup_steps=-1), "compactness_warmup_steps is -1"),
+        (lambda: ObjectiveConfig(free_bits=-1.0), "free_bits is -1.0"),
+        (lambda: ObjectiveConfig(compactness_warmup_steps=-1), "compactness_warmup_steps is -1"),
         (lambda: ObjectiveConfig(temperature=2.0, learn_temperature=True), "start between 0.01 and 1.0"),
         (lambda: DecoderConfig(latents="some"), "'some' is not known"),
     ],

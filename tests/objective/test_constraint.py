@@ -114,5 +114,5 @@ def test_state_is_in_the_checkpoint_and_only_where_it_is_asked_for(make_infotok)
     names = {name for name in limited.state_dict() if name.startswith("constraints.")}
     assert names == {f"constraints.understanding.{n}" for n in ("log_multiplier", "gap_sum", "passes", "last_step")}
     assert not any("constraint" in name for name in make_infotok(config(BranchWeights())).state_dict())
-    off = config(BranchWeights(rate_budget_bits=2.0), terms=())
+    off = config(BranchWeights(rate_budget_bits=2.0), terms=("alignment",))
     assert not any("constraint" in name for name in make_infotok(off).state_dict())

@@ -49,10 +49,6 @@ REFUSED = {
         ),
         "generation.sufficiency_target_nats: .* set rate_budget_bits instead",
     ),
-    "budget for what is off": (
-        lambda: ObjectiveConfig(terms=("alignment",), understanding=BranchWeights(rate_budget_bits=1.0)),
-        "understanding has a budget or target for compactness, which is not on",
-    ),
     "no budget": (lambda: BranchWeights(rate_budget_bits=0.0), "set it above 0"),
     "two constraints": (
         lambda: BranchWeights(rate_budget_bits=1.0, sufficiency_target_nats=1.0),
