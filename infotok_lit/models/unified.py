@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from infotok_lit.batch import (
     BRANCHES,
@@ -215,8 +216,11 @@ class UnifiedModel(ImageReader):
         """From now on, recompute activations in the backward pass; the numbers do not change."""
         trained = (child for name, child in self.named_children() if name != "autoencoder")
         for module in (module for child in trained for module in child.modules()):
-            if hasattr(module, "activation_checkpointing_enable"):
-                module.activation_checkpointing_enable({"use_reentrant": False})
+            if isinstance(module, PreTrainedModel):
+                # The second name is that of transformers before 5.23.
+                names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")
+                enable = next(getattr(module, name) for name in names if hasattr(module, name))
+                enable({"use_reentrant": False})
             elif hasattr(module, "enable_gradient_checkpointing"):
                 module.enable_gradient_checkpointing()
             elif hasattr(module, "activation_checkpointing"):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
 from tiny import FAMILIES, TinyModule, scenes_data, tiny_model
+from transformers import PreTrainedModel
 
 from infotok_lit.batch import BRANCHES, Source
 from infotok_lit.data.datamodule import UnifiedDataModule
@@ -303,6 +304,25 @@ def test_activation_checkpointing_keeps_little_of_the_token_diffusion() -> None:
         with torch.autograd.graph.saved_tensors_hooks(lambda x, sizes=sizes: sizes.append(x.numel()) or x, lambda x: x):
             network(torch.randn(64, 4), torch.zeros(64, dtype=torch.int64), torch.randn(64, 32))
         kept.append(sum(sizes))
+    assert kept[1] < 0.5 * kept[0]
+
+
+@pytest.mark.parametrize("name", ["activation_checkpointing_enable", "gradient_checkpointing_enable"])
+def test_activation_checkpointing_reaches_the_language_model_by_either_name(family, name, monkeypatch) -> None:
+    """transformers 5.23 gave the method a new name; a version that lacks it must not train with all activations."""
+    enable = PreTrainedModel.activation_checkpointing_enable
+    monkeypatch.delattr(PreTrainedModel, "activation_checkpointing_enable")
+    monkeypatch.setattr(PreTrainedModel, name, enable, raising=False)
+    model = tiny_model(family).train()
+    source = scenes_data()._train["understanding"]
+    batch = model.processor.understanding([source.sample("understanding", i, None) for i in range(4)])
+    kept = []
+    for _ in range(2):
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x, sizes=sizes: sizes.append(x.numel()) or x, lambda x: x):
+            model.understanding(batch)
+        kept.append(sum(sizes))
+        model.recompute_activations()
     assert kept[1] < 0.5 * kept[0]
 
 
