@@ -246,7 +246,8 @@ class UnifiedModel(ImageReader):
             sampling: the family's SamplingConfig; default: the model's own.
             image_size: (height, width) in pixels; default: the size that the processor makes.
             progress: called with (iteration, iterations) after each iteration.
-            use_cache: compute the prompts' keys and values once; the images are the same without, and take longer.
+            use_cache: compute prompts' keys and values once, and record what a card repeats; the images are the same
+                without, and take longer.
         """
         sampling = self.config.sampling if sampling is None else sampling
         grid = self.grid_of(*(image_size or (self.config.image_size, self.config.image_size)))

@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from infotok_lit import cli
+from infotok_lit import cli, load
 from infotok_lit.models.common.language_model import RMSNorm
+from infotok_lit.models.common.sampling import Recorded
+from infotok_lit.models.harmon.diffusion import TokenDiffusion
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: PyTorch sees none")
 
@@ -58,3 +60,25 @@ def test_a_norm_is_one_kernel_under_autocast_too() -> None:
     with torch.autocast("cuda", torch.bfloat16), Operations() as found:
         norm(x)
     assert "aten._fused_rms_norm.default" in found.names and "aten.rsqrt.default" not in found.names
+
+
+def test_what_is_recorded_gives_the_numbers_of_the_function() -> None:
+    """With shapes in turns, as the rounds of the MAR loop have them, and weights that changed in their places."""
+    layers = torch.nn.Sequential(torch.nn.Linear(8, 64), torch.nn.SiLU(), torch.nn.Linear(64, 8)).cuda()
+    recorded = Recorded(lambda x, scale: scale * layers(x))
+    with torch.inference_mode():
+        for rows in (3, 5, 3, 1, 5, 3):
+            layers[0].bias.add_(1)
+            x, scale = torch.randn(rows, 8, device="cuda"), torch.randn(1, device="cuda")
+            assert recorded(x, scale).equal(scale * layers(x))
+
+
+@pytest.mark.parametrize("solver_steps", [0, 10])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_harmon_draws_the_same_where_its_denoiser_is_recorded(dtype: str, solver_steps: int, monkeypatch) -> None:
+    model = load("harmon_scenes32", device="cuda", dtype=dtype)
+    prompts, options = ["a red circle above a blue square", "two green crosses"], {"solver_steps": solver_steps}
+    recorded = list(model.pictures(prompts, 0, None, 2, options))
+    monkeypatch.setattr(TokenDiffusion, "recorded", lambda self: self)
+    plain = list(model.pictures(prompts, 0, None, 2, options))
+    assert all((one == other).all() for one, other in zip(recorded, plain, strict=True))

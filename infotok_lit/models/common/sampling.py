@@ -27,7 +27,7 @@ class DrawingOptions(NamedTuple):
     """Of the images' tokens."""
     progress: Progress | None = None
     use_cache: bool = True
-    """Compute the prompts' keys and values once; the images are the same without."""
+    """Compute the prompts' keys and values once, and record what a card repeats; the images are the same without."""
 
 
 class ImageNoise:
@@ -80,3 +80,42 @@ def sinusoid(time: Tensor) -> Tensor:
     steps = torch.arange(half, device=time.device, dtype=torch.float32)
     angles = time.float().unsqueeze(1) * torch.exp(-math.log(MAX_PERIOD) * steps / half)
     return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+class Recorded:
+    """A function of tensors on a CUDA device, whose kernels are recorded once for each set of shapes, then replayed.
+
+    For small networks that are called often, of which launching the kernels takes longer than running them. The numbers
+    are those of the function, which must do the same work in each call, on the device alone. What it returns is valid
+    until the next call. It reads the weights where they were when it recorded: keep it for as long as they stay there.
+    """
+
+    def __init__(self, function: Callable[..., Tensor]) -> None:
+        self.function = function
+        self._recordings: dict[tuple[torch.Size, ...], tuple[torch.cuda.CUDAGraph, tuple[Tensor, ...], Tensor]] = {}
+        self._memory = torch.cuda.graph_pool_handle()
+        """Of all recordings: no two of them run at a time."""
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        """What the function makes of tensors whose shapes may differ from call to call, but not their types."""
+        shapes = tuple(each.shape for each in inputs)
+        if shapes not in self._recordings:
+            self._recordings[shapes] = self._record(inputs)
+        graph, places, output = self._recordings[shapes]
+        for place, value in zip(places, inputs, strict=True):
+            place.copy_(value)
+        graph.replay()
+        return output
+
+    def _record(self, inputs: tuple[Tensor, ...]) -> tuple[torch.cuda.CUDAGraph, tuple[Tensor, ...], Tensor]:
+        places, side = tuple(each.clone() for each in inputs), torch.cuda.Stream()
+        # What kernels set up when they first run cannot be recorded.
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            self.function(*places)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        # Other threads, such as those of data loaders, may use the device meanwhile.
+        with torch.cuda.graph(graph, pool=self._memory, capture_error_mode="thread_local"):
+            output = self.function(*places)
+        return graph, places, output

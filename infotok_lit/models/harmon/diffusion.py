@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from infotok_lit.errors import SettingsError
 from infotok_lit.models.common.language_model import run_layers
-from infotok_lit.models.common.sampling import TIME_FEATURES, sinusoid
+from infotok_lit.models.common.sampling import TIME_FEATURES, Recorded, sinusoid
 from infotok_lit.models.harmon.mar import LAYER_NORM_EPS, init_linears
 
 TRAINING_STEPS = 1000
@@ -26,6 +26,9 @@ BETA_MAX = 0.999
 
 Network = Callable[[Tensor, Tensor], Tensor]
 """(x (M, C), timestep (M,) or (1,)) -> (M, 2C): predicted noise, then the variance interpolation."""
+
+Denoiser = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""As a Network, whose third argument is the embedded condition (M, W)."""
 
 
 class Coefficients(NamedTuple):
@@ -255,10 +258,19 @@ class TokenDiffusion(nn.Module):
         """Squared error and bound, (M,) each, of tokens (M, C) given z (M, E), at steps t (M,) with noise (M, C)."""
         return token_diffusion_losses(self.given(z), targets.float(), t, noise, make_schedule())
 
-    def given(self, z: Tensor) -> Network:
-        """The denoiser of tokens whose conditions are z (M, E)."""
-        condition = self.condition_embed(z)
-        return lambda x, t: self(x, t, condition)
+    def given(self, z: Tensor, denoiser: Denoiser | None = None) -> Network:
+        """The denoiser of tokens whose conditions are z (M, E); another one than this if it is named."""
+        denoise, condition = denoiser or self, self.condition_embed(z)
+        return lambda x, t: denoise(x, t, condition)
+
+    def recorded(self) -> Denoiser:
+        """This denoiser as a CUDA device launches it faster, where it can; until its weights are replaced."""
+        if self.output.weight.device.type != "cuda":
+            return self
+        from torch.distributed.fsdp import FSDPModule
+
+        # The layers of a sharded model gather their weights as they are called.
+        return self if any(isinstance(module, FSDPModule) for module in self.modules()) else Recorded(self)
 
     def _initialise(self) -> None:
         init_linears(self)

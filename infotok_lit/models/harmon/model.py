@@ -237,6 +237,7 @@ class Harmon(UnifiedModel):
         sampling, grid, progress, use_cache = options
         cache = self.text_cache(input_ids) if use_cache else None
         schedule = make_schedule(respacing or self.config.mar.sampling_steps)
+        denoiser = self.token_diffusion.recorded() if use_cache else None
 
         def condition(tokens: Tensor, visible: Tensor) -> Tensor:
             # The unconditional half sees the same tokens, so that both are encoded once.
@@ -249,7 +250,7 @@ class Harmon(UnifiedModel):
             return self.decoder(conditioned, grid, visible.repeat(copies, 1))
 
         def sample(z: Tensor, draw: Draw, guidance: float) -> Tensor:
-            network = self.token_diffusion.given(z)
+            network = self.token_diffusion.given(z, denoiser)
             if sampling.solver_steps:
                 return solve_tokens(network, draw, sampling.solver_steps, guidance)
             return sample_tokens(network, draw, schedule, sampling.temperature, guidance)
