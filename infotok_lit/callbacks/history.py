@@ -187,6 +187,14 @@ class RunResult(pl.Callback):
         write_whole(Path(self._folder, RESULT_FILE), (json.dumps(content) + "\n").encode())
 
 
+def is_finished_run(folder: Path) -> bool:
+    """Whether a folder holds a run that went to its end."""
+    try:
+        return json.loads((folder / RESULT_FILE).read_bytes())["state"] == "finished"
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
 def versions() -> dict[str, str]:
     """What decides a run's numbers besides its configuration: the code and the libraries."""
     found = {"infotok_lit": infotok_lit.__version__, "commit": _commit(), "python": platform.python_version()}

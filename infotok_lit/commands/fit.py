@@ -23,6 +23,7 @@ from infotok_lit.callbacks.report import FinalReport
 from infotok_lit.commands.fit_checks import (
     check_batches,
     check_checkpoint,
+    check_run_folder,
     check_slurm,
     check_trainer,
     is_off,
@@ -139,6 +140,8 @@ class InfoTokCLI(LightningCLI):
         call = {name: self.config_init[name] for name in self._call_settings}
         call["ckpt_path"] = chosen_checkpoint(self.trainer, call["ckpt_path"], self.settings, self.command)
         self.config.ckpt_path = None if call["ckpt_path"] is None else str(call["ckpt_path"])
+        if self.command != "fit" or call["ckpt_path"] is None:
+            check_run_folder(self.trainer)
         for folder in run_folders(self.trainer) if self.trainer.is_global_zero else ():
             remove_leftovers(folder)
         if self.command == "fit":

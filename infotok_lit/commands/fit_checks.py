@@ -1,6 +1,7 @@
 """Settings that no run can be meant to have: refused, or warned of, before anything is built."""
 
 import os
+from pathlib import Path
 
 import torch
 from jsonargparse import Namespace
@@ -9,6 +10,7 @@ from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor, ModelSu
 from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.utilities import rank_zero_warn
 
+from infotok_lit.callbacks.history import is_finished_run
 from infotok_lit.errors import SettingsError
 from infotok_lit.objective.config import ObjectiveConfig
 
@@ -63,6 +65,17 @@ def check_checkpoint(checkpoint: Namespace) -> None:
             f"checkpoint.dirpath is {checkpoint.dirpath}, where last.ckpt cannot be a link; add --checkpoint.save_last "
             "true for a copy, or take a folder of this machine"
         )
+
+
+def check_run_folder(trainer: Trainer) -> None:
+    """SettingsError where a finished run has the folder already: its settings and its results would be replaced."""
+    for logger in trainer.loggers if trainer.is_global_zero else ():
+        folder = getattr(logger, "log_dir", None)
+        if folder is not None and is_finished_run(Path(folder)):
+            raise SettingsError(
+                f"{folder} holds a finished run, whose settings and results would be replaced; take another "
+                "trainer.logger.init_args.version (null for the next number), or another name, or remove that folder"
+            )
 
 
 def check_slurm(trainer: Trainer) -> None:

@@ -117,6 +117,28 @@ def test_state_that_does_not_fit_is_one_message(here, arguments, named) -> None:
     assert named in str(refused.value) and "model.init_args.init_from" in str(refused.value)
 
 
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("command", ["fit", "validate"])
+def test_the_folder_of_a_finished_run_is_no_other_runs(here, capsys, command) -> None:
+    before = contents(RUNS)
+    arguments = [argument for argument in TINY if not argument.startswith("--checkpoint")]
+    assert main([command, *arguments, PLAIN, "--trainer.logger.init_args.version=version_0"]) == 2
+    assert "runs/quickstart/version_0 holds a finished run" in capsys.readouterr().err
+    assert contents(RUNS) == before
+
+
+def test_a_run_that_did_not_finish_begins_anew_in_its_folder(here) -> None:
+    """As one does that was killed before its first checkpoint."""
+    result = RUNS / "version_0" / "result.json"
+    shutil.rmtree(saved(0).parent)
+    result.write_text(result.read_text().replace('"state": "finished"', '"state": "running"'))
+    fit(PLAIN, "--trainer.logger.init_args.version=version_0")
+    assert '"state": "finished"' in result.read_text()
+
+
 def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(here) -> None:
     fit(PLAIN, "--checkpoint.save_top_k=-1")
     content = saved(1).read_bytes()
