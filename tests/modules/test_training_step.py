@@ -310,8 +310,9 @@ def test_activation_checkpointing_keeps_little_of_the_token_diffusion() -> None:
 @pytest.mark.parametrize("name", ["activation_checkpointing_enable", "gradient_checkpointing_enable"])
 def test_activation_checkpointing_reaches_the_language_model_by_either_name(family, name, monkeypatch) -> None:
     """transformers 5.23 gave the method a new name; a version that lacks it must not train with all activations."""
-    enable = PreTrainedModel.activation_checkpointing_enable
-    monkeypatch.delattr(PreTrainedModel, "activation_checkpointing_enable")
+    names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")
+    enable = next(getattr(PreTrainedModel, known) for known in names if hasattr(PreTrainedModel, known))
+    monkeypatch.delattr(PreTrainedModel, names[0], raising=False)
     monkeypatch.setattr(PreTrainedModel, name, enable, raising=False)
     model = tiny_model(family).train()
     source = scenes_data()._train["understanding"]

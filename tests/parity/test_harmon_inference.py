@@ -107,9 +107,9 @@ def watch_sampling(model: Harmon, seen: dict[str, list[Tensor]], monkeypatch: py
         seen["x_enc"].append(tokens)
         return decode(tokens, grid, visible)
 
-    def watched_given(z):
+    def watched_given(z, denoiser):
         seen["z"].append(z)
-        return given(z)
+        return given(z, denoiser)
 
     def watched_sample(network, draw, schedule, temperature, guidance):
         seen["scale"].append(torch.tensor(float(guidance)))
