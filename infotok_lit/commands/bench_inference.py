@@ -43,8 +43,9 @@ def bench_inference(
 ) -> None:
     """Time answering and drawing with and without the caches of keys and values.
 
-    Both kinds take turns in one process on the same weights and inputs. Every option that is not listed here is one of
-    fit's, such as --config FILE or --model.init_args.settings.
+    On a card a drawing without caches also launches what is recorded otherwise (docs/drawing.md). Both kinds take turns
+    in one process on the same weights and inputs. Every option that is not listed here is one of fit's, such as
+    --config FILE or --model.init_args.settings.
 
     Args:
         fit_arguments: What `fit` is given; only its model and device count.
