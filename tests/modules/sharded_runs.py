@@ -87,7 +87,7 @@ def fit(
         strategy=strategy,
         max_steps=steps,
         max_epochs=1,
-        val_check_interval=2,
+        val_check_interval=steps,
         check_val_every_n_epoch=None,
         limit_val_batches=1,
         num_sanity_val_steps=1,
