@@ -104,6 +104,14 @@ class Source(ABC):
     def prefetch(self, branch: Branch, index: int) -> None:  # noqa: B027 - most sources have all at hand
         """Get ready for a sample that will soon be drawn, in the background; here nothing is done."""
 
+    def replacement(self, branch: Branch, index: int, attempt: int, rng: np.random.Generator) -> int:
+        """The sample that is drawn where one cannot be used; here any is equally likely.
+
+        Args:
+            attempt: how many samples could not be used in its place so far, itself among them.
+        """
+        return int(rng.integers(self.branch_length(branch)))
+
     def split(self, share: float) -> tuple[Source, Source]:
         """The source without a share of its images, and with that share alone; always the same, whatever the order.
 

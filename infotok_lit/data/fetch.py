@@ -59,6 +59,15 @@ def is_remote(address: str) -> bool:
     return address.startswith(PIPE) or "://" in address
 
 
+def is_here(address: str, cache: Path) -> bool:
+    """Whether the file behind a path, `pipe:COMMAND` or URL need not be fetched."""
+    return not is_remote(address) or _cached(address, cache).is_file()
+
+
+def _cached(address: str, cache: Path) -> Path:
+    return cache / f"{hashlib.sha256(address.encode()).hexdigest()[:32]}.tar"
+
+
 def local_copy(address: str, cache: Path, limit: int | None = None) -> Path:
     """The local file behind a path, `pipe:COMMAND` or URL. What is fetched stays in the cache under its address.
 
@@ -73,7 +82,7 @@ def local_copy(address: str, cache: Path, limit: int | None = None) -> Path:
         if not path.is_file():
             raise DataError(f"there is no shard {path}")
         return path
-    target = cache / f"{hashlib.sha256(address.encode()).hexdigest()[:32]}.tar"
+    target = _cached(address, cache)
     if _touched(target):
         return target
     fetch = _run_command if address.startswith(PIPE) else _download

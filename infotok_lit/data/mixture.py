@@ -41,13 +41,13 @@ class Mixture(Source):
 
     def sample(self, branch: Branch, index: int, rng: np.random.Generator) -> Sample:
         """The sample of whichever source the index belongs to."""
-        source, inner = self._locate(branch, index)
-        return source.sample(branch, inner, rng)
+        number, inner = self._locate(branch, index)
+        return self.sources[number].sample(branch, inner, rng)
 
     def hard_negatives(self, branch: Branch, index: int) -> Sequence[str] | Sequence[tuple[str, str]]:
         """Those that the sample's own source knows."""
-        source, inner = self._locate(branch, index)
-        return source.hard_negatives(branch, inner)
+        number, inner = self._locate(branch, index)
+        return self.sources[number].hard_negatives(branch, inner)
 
     def order(self, branch: Branch, rng: np.random.Generator, block: int) -> np.ndarray:
         """The order (length,) of one pass."""
@@ -59,7 +59,7 @@ class Mixture(Source):
         order = np.empty(rounds * size, dtype=np.int64)
         for number, part in enumerate(self.parts):
             inner = _again_and_again(self.sources[number], branch, rng, block, rounds * part)
-            order[numbers == number] = inner // part * size + self._ends[number] - part + inner % part
+            order[numbers == number] = self._index_of(number, inner)
         return order
 
     def lookahead(self, branch: Branch, block: int) -> int:
@@ -70,8 +70,16 @@ class Mixture(Source):
 
     def prefetch(self, branch: Branch, index: int) -> None:
         """Have the sample's own source get ready."""
-        source, inner = self._locate(branch, index)
-        source.prefetch(branch, inner)
+        number, inner = self._locate(branch, index)
+        self.sources[number].prefetch(branch, inner)
+
+    def replacement(self, branch: Branch, index: int, attempt: int, rng: np.random.Generator) -> int:
+        """Any sample; where a source is a stream, what the sample's own source gives."""
+        if not self.lookahead(branch, block=1):
+            return super().replacement(branch, index, attempt, rng)
+        number, inner = self._locate(branch, index)
+        other = self.sources[number].replacement(branch, inner, attempt, rng)
+        return int(self._index_of(number, np.array(other)))
 
     def split(self, share: float) -> tuple["Mixture", "Mixture"]:
         """Each source split alike."""
@@ -82,12 +90,18 @@ class Mixture(Source):
         rounds = max(math.ceil(length / part) for length, part in zip(lengths, self.parts, strict=True))
         return rounds * sum(self.parts)
 
-    def _locate(self, branch: Branch, index: int) -> tuple[Source, int]:
+    def _locate(self, branch: Branch, index: int) -> tuple[int, int]:
+        """Which source a sample is of, and which of its samples it is."""
         round_, place = divmod(index, sum(self.parts))
         number = int(np.searchsorted(self._ends, place, side="right"))
         part = self.parts[number]
-        source = self.sources[number]
-        return source, (round_ * part + place - (self._ends[number] - part)) % source.branch_length(branch)
+        inner = round_ * part + place - (self._ends[number] - part)
+        return number, inner % self.sources[number].branch_length(branch)
+
+    def _index_of(self, number: int, inner: np.ndarray) -> np.ndarray:
+        """The indices of samples of a source; of those of its second pass, where they count on, and so forth."""
+        part = self.parts[number]
+        return inner // part * sum(self.parts) + self._ends[number] - part + inner % part
 
 
 def _again_and_again(source: Source, branch: Branch, rng: np.random.Generator, block: int, count: int) -> np.ndarray:

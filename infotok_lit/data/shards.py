@@ -7,6 +7,7 @@ import copy
 import hashlib
 import json
 import logging
+import re
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import fsspec
 import numpy as np
 
 from infotok_lit.batch import Branch, BrokenSampleError, Sample, Source
-from infotok_lit.data.fetch import default_cache, expand_braces, is_remote, local_copy, reason_of
+from infotok_lit.data.fetch import default_cache, expand_braces, is_here, is_remote, local_copy, reason_of
 from infotok_lit.data.image_text import ImageTextSource, SampleOptions
 from infotok_lit.data.rows import PackedRows, RowText
 from infotok_lit.data.shard_index import NoTarError, read_member, read_text, shard_index
@@ -27,6 +28,8 @@ log = logging.getLogger(__name__)
 
 _OPEN = 64
 """So many indices of streamed shards a process keeps in memory."""
+_ATTEMPTS_IN_SHARD = 20
+"""So often a broken sample is replaced by one of its shard; then by any, as all of a shard may be broken."""
 
 
 class LocalShards(ImageTextSource):
@@ -87,8 +90,8 @@ class ImageTextShards(SampleOptions, Source):
         mixed_shards: Of a stream: over so many neighbouring shards its samples are shuffled.
         lanes: Of a stream: into so many the shards are dealt; with as many as there are processes, each process
             reads shards of its own.
-        sizes: Of a stream: a JSON file, {"name.tar": samples, ...}, at a path or URL; default: all shards are taken
-            to be as large as the first.
+        sizes: Of a stream: a JSON file, {"name.tar": samples, ...}, at a path or URL, with each shard's file name;
+            default: all shards are taken to be as large as the first.
     """
 
     shards: str | list[str]
@@ -110,7 +113,7 @@ class ImageTextShards(SampleOptions, Source):
         self._addresses = [address for pattern in patterns for address in expand_braces(pattern)]
         self._opened: dict[int, LocalShards] = {}
         self._fetching: threading.Thread | None = None
-        self._asked: list[int] = []
+        self._asked: str | None = None
         self._sizes: dict[Branch, np.ndarray] = {}
         self._whole: LocalShards | None = None
         if any(is_remote(address) for address in self._addresses):
@@ -177,12 +180,19 @@ class ImageTextShards(SampleOptions, Source):
 
     def prefetch(self, branch: Branch, index: int) -> None:
         """Begin to fetch the shard of a sample, unless one is being fetched. An error is left to whoever reads it."""
-        number, _ = self._locate(branch, index)
+        address = self._addresses[self._locate(branch, index)[0]]
         busy = self._fetching is not None and self._fetching.is_alive()
-        if number not in self._opened and number not in self._asked and not busy:
-            self._asked = [*self._asked[-_OPEN:], number]
-            self._fetching = threading.Thread(target=self._fetch, args=(self._addresses[number],), daemon=True)
+        if not busy and address != self._asked and not is_here(address, self._cache):
+            self._asked = address
+            self._fetching = threading.Thread(target=self._fetch, args=(address,), daemon=True)
             self._fetching.start()
+
+    def replacement(self, branch: Branch, index: int, attempt: int, rng: np.random.Generator) -> int:
+        """Any sample; of a stream, one of the same shard, as another shard would have to be fetched for it."""
+        if self._whole is not None or attempt > _ATTEMPTS_IN_SHARD:
+            return super().replacement(branch, index, attempt, rng)
+        number, place = self._locate(branch, index)
+        return index - place + int(rng.integers(self._sizes[branch][number]))
 
     def split(self, share: float) -> tuple[Source, Source]:
         """All but a share of the images, and that share; of a stream, whole shards, chosen by their addresses."""
@@ -198,7 +208,7 @@ class ImageTextShards(SampleOptions, Source):
         part = copy.copy(self)
         part._addresses = [address for address, is_in in zip(self._addresses, chosen, strict=True) if is_in]
         part._sizes = {branch: sizes[chosen] for branch, sizes in self._sizes.items()}
-        part._opened, part._asked = {}, []
+        part._opened, part._asked = {}, None
         return part
 
     def _locate(self, branch: Branch, index: int) -> tuple[int, int]:
@@ -283,7 +293,8 @@ def _read_sizes(address: str) -> dict[str, int]:
 
 
 def _size_of(address: str, known: dict[str, int]) -> int:
-    name = address.rpartition("/")[2]
-    if name not in known:
-        raise DataError(f"sizes: there is no {name!r} in it")
-    return known[name]
+    """That of a file, or of the only file whose name is a word of a command or a part of a URL."""
+    names = {name for name in re.split(r"[\s/?&=\"'|;]+", address) if name in known}
+    if len(names) != 1:
+        raise DataError(f"sizes: no name in it is that of the shard {address}")
+    return known[names.pop()]

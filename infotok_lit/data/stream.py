@@ -8,6 +8,7 @@ import itertools
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -140,7 +141,11 @@ class Draw(NamedTuple):
 
 
 def first_whole(
-    draw: Callable[[int, np.random.Generator], Any], seed: Sequence[int], index: int, length: int, what: str
+    draw: Callable[[int, np.random.Generator], Any],
+    replacement: Callable[[int, int, np.random.Generator], int],
+    seed: Sequence[int],
+    index: int,
+    what: str,
 ) -> Draw:
     """What `draw` makes of an index and random numbers; a broken sample is replaced by another, drawn at random.
 
@@ -149,8 +154,8 @@ def first_whole(
 
     Args:
         draw: raises BrokenSampleError, or OSError, for a sample that cannot be used.
+        replacement: gives the sample to draw in the place of one, by the number of the attempt and random numbers.
         seed: decides the random numbers, together with the number of the attempt.
-        length: how many samples there are.
         what: what a sample is called in messages.
 
     Raises:
@@ -159,7 +164,7 @@ def first_whole(
     skipped: list[str] = []
     for attempt in range(MAX_ATTEMPTS):
         rng = np.random.default_rng([*seed, attempt])
-        chosen = int(rng.integers(length)) if attempt else index
+        chosen = replacement(index, attempt, rng) if attempt else index
         try:
             return Draw(draw(chosen, rng), skipped)
         except BrokenSampleError as error:
@@ -205,7 +210,8 @@ class BranchDataset(Dataset):
             self._source.prefetch(self._branch, ahead)
         # The branch is part of every seed, so that the two draw independently from one source.
         seed = (self._seed, epoch, index, BRANCHES.index(self._branch))
-        return first_whole(self._draw, seed, index, self._length, f"{self._branch} sample")
+        replacement = partial(self._source.replacement, self._branch)
+        return first_whole(self._draw, replacement, seed, index, f"{self._branch} sample")
 
     def _draw(self, index: int, rng: np.random.Generator) -> Sample:
         sample = self._finish(self._source.sample(self._branch, index, rng), index, rng)

@@ -37,7 +37,10 @@ class ClipDataset(Dataset):
 
     def __getitem__(self, request: Request) -> Draw:
         seed = (self._seed, request.epoch, request.index)
-        return first_whole(self._clip, seed, request.index, len(self._source), "video")
+        return first_whole(self._clip, self._any, seed, request.index, "video")
+
+    def _any(self, index: int, attempt: int, rng: np.random.Generator) -> int:
+        return int(rng.integers(len(self._source)))
 
     def _clip(self, index: int, rng: np.random.Generator) -> Clip:
         clip = self._source.clip(index, self._frames, rng)

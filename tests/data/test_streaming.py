@@ -13,14 +13,15 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from stand_ins import Recorder, make_trainer
+from stand_ins import Numbers, Recorder, make_trainer
 from test_shards import RNG, write_shard
 
 from infotok_lit.batch import Source
+from infotok_lit.data import Mixture
 from infotok_lit.data.datamodule import UnifiedDataModule
 from infotok_lit.data.fetch import local_copy
 from infotok_lit.data.shards import ImageTextShards, streamed_order
-from infotok_lit.data.stream import EndlessSampler
+from infotok_lit.data.stream import BranchDataset, EndlessSampler, Request
 from infotok_lit.errors import DataError
 
 SHARDS, SIZE = 6, 5
@@ -177,6 +178,56 @@ def _soon(happened: Any) -> bool:
     while not happened() and time.monotonic() < end:
         time.sleep(0.01)
     return happened()
+
+
+def test_a_shard_that_has_left_the_cache_is_fetched_ahead_again(server, tmp_path) -> None:
+    size = (server.folder / "s-0.tar").stat().st_size
+    source = stream(server, tmp_path, cache_gb=2.5 * size / 1e9)
+    for shard in (4, 5, 4):
+        source.prefetch("generation", SIZE * shard)
+        source._fetching.join()
+        assert server.asked[-1] == f"s-{shard}.tar"
+        captions(source, range(15))
+
+
+@pytest.mark.parametrize("mixed_in", [False, True])
+def test_a_broken_sample_is_replaced_without_another_shard(server, tmp_path, mixed_in) -> None:
+    """In one pass each shard is fetched once, though each has a broken sample and the cache holds few shards."""
+    image = _jpeg(tmp_path)
+    for shard in range(SHARDS):
+        names = range(shard * SIZE, (shard + 1) * SIZE)
+        members = [(f"{i:03d}.jpg", b"broken" if i % SIZE == 2 else image) for i in names]
+        members += [(f"{i:03d}.txt", str(i).encode()) for i in names]
+        write_shard(server.folder / f"s-{shard}.tar", sorted(members))
+    size = (server.folder / "s-0.tar").stat().st_size
+    streamed = stream(server, tmp_path / "cache", cache_gb=3.5 * size / 1e9, mixed_shards=1)
+    source = Mixture([streamed, Numbers(30)], parts=[1, 1]) if mixed_in else streamed
+    samples = BranchDataset(source, "generation", seed=0)
+    server.asked.clear()
+    draws = [samples[Request(int(i), 0, None)] for i in source.order("generation", RNG(), block=1)]
+    broken = [draw for draw in draws if draw.skipped and "s-" in draw.skipped[0]]
+    assert len(broken) == SHARDS
+    assert all(draw.sample.name.split(": ")[0] == draw.skipped[0].split(": ")[0] for draw in broken), "same shard"
+    assert set(Counter(server.asked).values()) == {1}
+
+
+def test_a_shard_of_broken_samples_alone_is_replaced_by_others(server, tmp_path) -> None:
+    names = range(SIZE, 2 * SIZE)
+    members = [(f"{i:03d}.jpg", b"broken") for i in names] + [(f"{i:03d}.txt", b"x") for i in names]
+    write_shard(server.folder / "s-1.tar", sorted(members))
+    draw = BranchDataset(stream(server, tmp_path), "generation", seed=0)[Request(SIZE, 0, None)]
+    assert len(draw.skipped) > SIZE and "s-1.tar" not in draw.sample.name
+
+
+@pytest.mark.parametrize("address", ["pipe:cat {folder}/s-1.tar -", "{address}/s-1.tar?token=a/b"])
+def test_sizes_name_the_file_of_a_command_and_of_an_address_with_a_query(server, tmp_path, address) -> None:
+    address = address.format(folder=server.folder, address=server.address)
+    (tmp_path / "sizes.json").write_text('{"s-1.tar": 7, "s-2.tar": 9}')
+    (server.folder / "s-1.tar?token=a").mkdir()
+    (server.folder / "s-1.tar?token=a" / "b").write_bytes((server.folder / "s-1.tar").read_bytes())
+    assert len(stream(server, tmp_path / "cache", address, sizes=str(tmp_path / "sizes.json"))) == 7
+    with pytest.raises(DataError, match=r"sizes: no name in it is that of the shard .*s-0\.tar"):
+        stream(server, tmp_path / "cache", f"{server.address}/s-0.tar", sizes=str(tmp_path / "sizes.json"))
 
 
 def test_the_cache_is_bounded_and_deletes_only_what_was_fetched(server, tmp_path) -> None:
