@@ -5,7 +5,7 @@ it is needed.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -80,8 +80,12 @@ def _fetch_folder(repository: str, inside: str) -> Path:
     )
 
 
-def push(folder: Path, repository: str, private: bool = False) -> str:
+def push(folder: Path, repository: str, replaced: Sequence[str], private: bool = False) -> str:
     """Publish an exported folder as a repository, which is made if there is none; returns its address.
+
+    Args:
+        replaced: files that go from a repository that has them, unless the folder has them too: an earlier export's
+            weights, which would be read in the place of these.
 
     Raises:
         CheckpointError: if the hub refuses, or cannot be reached.
@@ -91,7 +95,12 @@ def push(folder: Path, repository: str, private: bool = False) -> str:
     try:
         with _explained(repository):
             address = HfApi().create_repo(repository, private=private, exist_ok=True)
-            HfApi().upload_folder(repo_id=repository, folder_path=folder, commit_message="Upload with infotok_lit")
+            HfApi().upload_folder(
+                repo_id=repository,
+                folder_path=folder,
+                commit_message="Upload with infotok_lit",
+                delete_patterns=list(replaced),
+            )
     except MissingFileError as error:
         raise CheckpointError(f"{folder} was not published: {error}") from error
     return str(address)

@@ -142,6 +142,8 @@ class Handler(BaseHTTPRequestHandler):
                     files[value["path"]] = base64.b64decode(value["content"])
                 elif line["key"] == "lfsFile":
                     files[value["path"]] = self.server.large[value["oid"]]
+                elif line["key"] == "deletedFile":
+                    del files[value["path"]]
             address = f"{self.server.environment['HF_ENDPOINT']}/{'/'.join(parts[2:4])}/commit/{commit(files)}"
             return self._json({"commitUrl": address, "commitOid": commit(files), "success": True})
         self._send(501, b"{}")

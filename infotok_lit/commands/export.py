@@ -7,7 +7,15 @@ from typing import Any
 from infotok_lit.checkpoints import find_checkpoint, local_checkpoint, read_run
 from infotok_lit.errors import MissingFileError, SettingsError
 from infotok_lit.hub import push
-from infotok_lit.models.export import DType, Format, Weights, export_model, replaceable_files, run_provenance
+from infotok_lit.models.export import (
+    DType,
+    Format,
+    Weights,
+    export_model,
+    replaceable_files,
+    run_provenance,
+    weight_files,
+)
 from infotok_lit.sharded_checkpoints import is_sharded_checkpoint
 from infotok_lit.video import FAMILY
 
@@ -37,7 +45,8 @@ def export(
         weights: Of a run that averages its weights, the average or those of the last step.
         with_budget: Also write the small file that `describe --budget` needs, of a run with objective.token_budget.
         force: Replace an earlier export; anything else is never replaced.
-        push_to_hub: OWNER/NAME of a repository on the Hugging Face hub to publish the folder in.
+        push_to_hub: OWNER/NAME of a repository on the Hugging Face hub to publish the folder in, in the place of an
+            earlier export.
         private: Make that repository private, if it is new.
 
     Raises:
@@ -65,7 +74,8 @@ def export(
             also=TokenSelector.of_run(checkpoint, base, weights).write if with_budget else None,
         )
     sys.stdout.write(f"wrote {out}\n")
-    sys.stdout.write("" if push_to_hub is None else f"published {push(out, push_to_hub, private)}\n")
+    if push_to_hub is not None:
+        sys.stdout.write(f"published {push(out, push_to_hub, sorted(weight_files()), private)}\n")
 
 
 def _checkpoint(ckpt: str) -> tuple[Path, dict[str, Any]]:

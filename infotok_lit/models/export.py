@@ -163,9 +163,9 @@ def replaceable_files(out: Path, force: bool, stems: set[str] = frozenset()) -> 
         reason = "is the working folder, or holds it"
     else:
         found = sorted(path.name for path in out.iterdir())
-        known = {BUDGET_STEM, *stems}.union(*(family(name).stems for name in families()))
+        known = {CONFIG_FILE, CARD, *TOKENIZER_FILES} | weight_files(stems)
         ours = {path.name for path in out.iterdir() if path.is_file() and not path.is_symlink()}
-        others = [name for name in found if name not in ours or not _is_export_file(name, known)]
+        others = [name for name in found if name not in ours & known]
         if not others and (not found or exported_family(out) is not None):
             return found
         what = f"holds {', '.join(others[:3])}{', ...' if len(others) > 3 else ''}, which no export wrote"
@@ -173,9 +173,14 @@ def replaceable_files(out: Path, force: bool, stems: set[str] = frozenset()) -> 
     raise ExportExistsError(f"{out} {reason}, so it is not replaced: only an earlier export is. Choose another folder")
 
 
-def _is_export_file(name: str, stems: set[str]) -> bool:
-    stem, _, suffix = name.rpartition(".")
-    return name in (CONFIG_FILE, CARD, *TOKENIZER_FILES) or (suffix in ("safetensors", "pth", "ckpt") and stem in stems)
+def weight_files(stems: set[str] = frozenset()) -> set[str]:
+    """What files with weights of an export may be called.
+
+    Args:
+        stems: what they may be called without a suffix, beside those of the families.
+    """
+    known = {BUDGET_STEM, *stems}.union(*(family(name).stems for name in families()))
+    return {f"{stem}.{suffix}" for stem in known for suffix in ("safetensors", "pth", "ckpt")}
 
 
 # The model card

@@ -105,6 +105,18 @@ def test_an_export_is_published_and_loads_by_its_name(hub, tmp_path) -> None:
     assert offline.stdout.split() == sorted(files(out)), offline.stderr[-2000:]
 
 
+def test_a_second_export_takes_the_place_of_the_first_one(hub, tmp_path) -> None:
+    """Weights of the first under another name, and what read its tokens, would be taken for the second's."""
+    run, out = tmp_path / "run", tmp_path / "out"
+    hub.repositories["me/mine"] = {"harmon.pth": b"old", "budget.safetensors": b"old", "figure.png": b"mine"}
+    trainer = pl.Trainer(accelerator="cpu", max_steps=1, max_epochs=1, default_root_dir=run, logger=False)
+    trainer.fit(TinyModule(()), scenes_data())
+    trainer.save_checkpoint(run / "last.ckpt")
+    done = python(hub, PUBLISH_AND_USE.format(run=str(run), out=str(out)))
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert hub.repositories["me/mine"] == files(out) | {"figure.png": b"mine"}
+
+
 def test_only_what_is_read_is_fetched(hub, tmp_path) -> None:
     pytorch = {"pytorch_model-1.bin": b"1", "pytorch_model.bin.index.json": b"{}", "evil.py": b"import os"}
     hub.repositories |= {
@@ -147,7 +159,7 @@ def test_without_a_hub_or_a_login_there_is_one_message(hub, tmp_path) -> None:
     describe = f"import sys; sys.argv[1:] = ['describe', '--model', 'o/n', '--image', {str(ROOT)!r}]\n{code}"
     gone = python(hub, describe, HF_HUB_OFFLINE="1")
     assert gone.returncode == 2 and len(gone.stderr.splitlines()) == 1 and "o/n is not here, and" in gone.stderr
-    push = f"from infotok_lit.hub import push\nfrom pathlib import Path\npush(Path({str(BASE)!r}), 'me/mine')"
+    push = f"from infotok_lit.hub import push\nfrom pathlib import Path\npush(Path({str(BASE)!r}), 'me/mine', [])"
     refused = python(hub, push, HF_TOKEN="hf_wrong")
     assert "was not published: " in refused.stderr.splitlines()[-1] and hub.repositories == {}
     nobody = python(hub, push, HF_ENDPOINT="http://127.0.0.1:9").stderr.splitlines()[-1]
