@@ -10,7 +10,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -30,6 +30,8 @@ KEY_BYTES = 16
 _ABOUT = "latents.json"
 _SHARD_SECONDS = 60
 """After so long a shard is written, full or not: more is not lost if the machine stops."""
+_EPOCHS = ((7, 1862), (7, 307))
+"""Seeds of two draws of a sample. Their first random numbers are near 0 and near 1: among a few they choose others."""
 _MEANINGS = {
     "family": "the family is {}",
     "image_size": "the images have {} pixels a side",
@@ -217,9 +219,13 @@ class ImagesToEncode(Dataset):
     def __getitem__(self, item: int) -> ImageToEncode:
         index = self._indices[item]
         try:
-            # As two epochs would draw it.
-            samples = [self._source.sample(self._branch, index, np.random.default_rng([7, epoch])) for epoch in (0, 1)]
-            pixels, again = (self._build([sample]).pixel_values[0] for sample in samples)
+            samples = [self._source.sample(self._branch, index, np.random.default_rng(seed)) for seed in _EPOCHS]
+            if samples[0].name != samples[1].name:
+                raise SettingsError(
+                    f"{samples[0].name}: its shard holds more samples than are assumed, and each epoch draws others of "
+                    "them: give the data's settings the true numbers, `sizes`"
+                )
+            pixels, again = (self._build([sample]).pixel_values[0] for sample in _farthest_crops(samples))
         except (BrokenSampleError, OSError) as error:
             return ImageToEncode(b"", None, str(error))
         if not torch.equal(pixels, again):
@@ -228,6 +234,13 @@ class ImagesToEncode(Dataset):
                 "random_crop: false in the data's settings"
             )
         return ImageToEncode(pixel_key(pixels), pixels)
+
+
+def _farthest_crops(samples: Sequence[Any]) -> Sequence[Any]:
+    """Two draws of a sample, cropped at its ends if they are cropped at random: near ones may have the same pixels."""
+    if getattr(samples[0], "crop_offset", None) == getattr(samples[1], "crop_offset", None):
+        return samples
+    return [replace(sample, crop_offset=offset) for sample, offset in zip(samples, (0.0, 0.999), strict=True)]
 
 
 def _primitives(encoding: Encoding) -> dict[str, Any]:

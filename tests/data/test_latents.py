@@ -230,6 +230,24 @@ def test_another_autoencoder_has_another_digest() -> None:
     assert one == again != other
 
 
+class AlmostSquare(Numbers):
+    """Of two crops of its images nearly all draws give the same one."""
+
+    def sample(self, branch: Any, index: int, rng: Any) -> Any:
+        image, offset = (
+            Image.linear_gradient("L").rotate(90).convert("RGB").resize((33, 32)),
+            0.499 + rng.random() / 2,
+        )
+        return replace(super().sample(branch, index, rng), image=image, crop_offset=offset)
+
+
+class OneOfTwo(Numbers):
+    """Gives one of two images, as a stream does whose shards are larger than was assumed."""
+
+    def sample(self, branch: Any, index: int, rng: Any) -> Any:
+        return super().sample(branch, 2 * index + int(rng.integers(2)), rng)
+
+
 class Wide(Numbers):
     """Its images are cut to a square, at random."""
 
@@ -242,6 +260,8 @@ def test_random_crops_are_refused_where_they_change_pixels() -> None:
     harmon, showo2 = (model_with_autoencoder(family).processor for family in ("harmon", "showo2"))
     with pytest.raises(SettingsError, match="0 is cropped at random in each epoch.*random_crop: false"):
         ImagesToEncode(Wide(), "generation", range(3), harmon.generation)[0]
+    with pytest.raises(SettingsError, match="0 is cropped at random in each epoch"):
+        ImagesToEncode(AlmostSquare(), "generation", range(3), harmon.generation)[0]
     assert ImagesToEncode(Wide(), "generation", range(3), showo2.generation)[0].pixels is not None, "always the middle"
     assert ImagesToEncode(Wide(), "understanding", range(3), harmon.understanding)[0].pixels is not None, "padded"
     assert ImagesToEncode(Numbers(), "generation", range(3), harmon.generation)[0].pixels is not None, "square"
@@ -260,3 +280,9 @@ def test_the_folder_says_what_made_it(tmp_path) -> None:
         "digest": "ab" * 32,
         "branches": ["understanding", "generation"],
     }
+
+
+def test_a_stream_that_draws_other_images_in_each_epoch_is_refused_with_the_mend() -> None:
+    harmon = model_with_autoencoder("harmon").processor
+    with pytest.raises(SettingsError, match="its shard holds more samples than are assumed.*`sizes`"):
+        ImagesToEncode(OneOfTwo(), "generation", range(3), harmon.generation)[0]
