@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from infotok_lit.batch import BrokenSampleError
 from infotok_lit.errors import SettingsError
 from infotok_lit.model_choice import PARTS, ModelChoice, ModelOptions, choose
 from infotok_lit.models.common.model_config import check_type, entry_types
@@ -125,10 +125,13 @@ class InferenceModel:
         return answers[0] if one_image and isinstance(questions, str) else answers
 
     def answers(self, images: "Sequence[Image]", questions: Sequence[str], max_new_tokens: int = 64) -> list[str]:
-        """One answer per RGB image and question, in one batch."""
+        """One answer per RGB image and question, in one batch; SettingsError for a question that cannot be asked."""
         at_least(1, max_new_tokens, "max_new_tokens")
         with self.running() as device:
-            return self.read(self.base.processor.pixels(images).to(device), questions, max_new_tokens)
+            try:
+                return self.read(self.base.processor.pixels(images).to(device), questions, max_new_tokens)
+            except BrokenSampleError as error:
+                raise SettingsError(str(error)) from error
 
     def read(
         self,
@@ -247,15 +250,6 @@ def at_least(minimum: int, value: int, name: str) -> int:
 
 def _rgb(image: "Image | str | Path") -> "Image":
     """An image as the commands see it: upright, opaque, RGB."""
-    from PIL import ImageOps
+    from infotok_lit.data.image_file import read_image, to_rgb
 
-    from infotok_lit.data.image_file import read_image
-
-    if isinstance(image, (str, Path)):
-        return read_image(Path(image))
-    image = ImageOps.exif_transpose(image)
-    if image.mode not in ("1", "L", "LA", "P", "RGBA", "I", "I;16"):
-        return image.convert("RGB")
-    buffer = BytesIO()
-    image.save(buffer, format="PNG", compress_level=0)
-    return read_image(buffer.getvalue(), "the image")
+    return read_image(Path(image)) if isinstance(image, (str, Path)) else to_rgb(image)

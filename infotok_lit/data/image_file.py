@@ -47,7 +47,7 @@ def read_image(
     with _opened(source, label, min_side, max_aspect, max_pixels) as image:
         if jpeg_draft is not None:
             image.draft(None, (jpeg_draft, jpeg_draft))
-        return _to_rgb(ImageOps.exif_transpose(image))
+        return to_rgb(image)
 
 
 def check_header(path: Path, min_side: int = 9, max_aspect: float = 10.0, max_pixels: int = MAX_PIXELS) -> None:
@@ -84,7 +84,13 @@ def _check_size(size: tuple[int, int], min_side: int, max_aspect: float, max_pix
         raise BrokenSampleError(f"{what}: more than the limit of {max_pixels} pixels in all")
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An opened image as `read_image` gives it: upright, opaque, in 8 bits.
+
+    Raises:
+        BrokenSampleError: for pixels that are floating-point numbers.
+    """
+    image = ImageOps.exif_transpose(image)
     if image.mode in _SIXTEEN_BIT_MODES:
         # "I" is how 16-bit PGM and older PNG readers arrive: 32-bit storage, 16-bit range.
         values = np.asarray(image).astype(np.float32).clip(0, 65535)

@@ -8,10 +8,11 @@ import torch
 from PIL import Image
 
 from infotok_lit.batch import UnderstandingSample
+from infotok_lit.commands.describe import IMAGE_SUFFIXES, find_images
 from infotok_lit.commands.describe import describe as describe_command
-from infotok_lit.commands.describe import find_images
 from infotok_lit.commands.parsing import run
-from infotok_lit.errors import MissingFileError
+from infotok_lit.data.shard_index import _IMAGES
+from infotok_lit.errors import MissingFileError, SettingsError
 from infotok_lit.inference import QUESTION
 
 PROMPTS = ("what?", "is there a red circle to the left of the small blue square?", "how many objects are there?")
@@ -81,9 +82,15 @@ def test_images_are_found_in_folders_and_by_patterns(pictures, tmp_path) -> None
     a, b, c = (pictures / name for name in ("a.png", "b.jpg", "c.png"))
     assert find_images([str(c), str(pictures)]) == [c, a, b, c]
     assert find_images([str(pictures / "*.png")]) == [a, c]
+    assert {suffix.lstrip(".") for suffix in IMAGE_SUFFIXES} == set(_IMAGES), "what is read of shards is found here too"
     odd = tmp_path / "x[1].dat"
     shutil.copy(a, odd)
     assert find_images([str(odd)]) == [odd]
+
+
+def test_a_question_that_the_model_cannot_be_asked_is_refused_in_a_sentence(folders, pictures) -> None:
+    with pytest.raises(SettingsError, match="'<image> or <image>' has 2 times <image>, but there is one image"):
+        describe("--model", folders["openuni"], "--image", pictures / "a.png", "--prompt", "<image> or <image>")
 
 
 @pytest.mark.parametrize(

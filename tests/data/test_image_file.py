@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from infotok_lit.batch import BrokenSampleError
-from infotok_lit.data.image_file import read_image
+from infotok_lit.data.image_file import read_image, to_rgb
 
 PHOTOS = Path(__file__).parents[1] / "fixtures" / "photos"
 
@@ -49,6 +49,20 @@ def test_modes(data, left, right):
     assert image.mode == "RGB"
     assert np.abs(np.subtract(image.getpixel((0, 5)), left)).max() <= 1
     assert np.abs(np.subtract(image.getpixel((19, 5)), right)).max() <= 1
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "I", "I;16", "F"])
+def test_an_image_that_is_open_already_is_seen_as_its_file_is(mode):
+    image = Image.new("L", (20, 20), 9).convert(mode) if mode != "PA" else Image.new("RGBA", (20, 20)).convert("PA")
+    if mode == "RGB":
+        image.info["transparency"] = (9, 9, 9)
+    if mode == "F":
+        with pytest.raises(BrokenSampleError, match="floating-point pixels have no agreed range"):
+            to_rgb(image)
+        return
+    kind = "TIFF" if mode in ("CMYK", "I") else "PNG"
+    stored = image if mode != "PA" else image.convert("RGBA")
+    assert np.array_equal(to_rgb(image), read_image(encode(stored, kind)))
 
 
 def test_palette_with_transparency():
