@@ -220,7 +220,8 @@ def load(source: str, name: str, options: ModelOptions, budget: float | None = N
     if not ours and (kind := kind_of(path)) in others:
         return others[kind](path, name, chosen_device(options.device), options.dtype)
     choice = choose(source, options)
-    return OwnModel(InferenceModel.of(choice, budget), name, choice.path)
+    parts = {part: fetch(path) for part, path in options.parts.items()}
+    return OwnModel(InferenceModel.of(choice, budget), name, choice.path, parts)
 
 
 def score_detections(path: Path, benchmarks: Sequence[str] = ()) -> int:

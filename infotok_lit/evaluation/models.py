@@ -4,14 +4,15 @@ Everything else here knows a model only as an `EvaluatedModel`.
 """
 
 import hashlib
+import json
 from abc import ABC
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from inspect import signature
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from PIL import Image
@@ -20,10 +21,13 @@ from infotok_lit.batch import UnderstandingSample
 from infotok_lit.errors import ExplainedError, SettingsError
 from infotok_lit.inference import InferenceModel
 from infotok_lit.pictures import to_uint8
+from infotok_lit.weight_files import DAMAGE_ERRORS
 
-WEIGHTS = (".safetensors", ".pth", ".ckpt", ".bin", ".pt")
+WEIGHTS = (".safetensors", ".pth", ".ckpt", ".bin", ".pt", ".distcp")
 EDGE = 1 << 16
 """Bytes at either end of a weight file that tell it from another."""
+BEGINNING = 1 << 12
+"""Bytes at the beginning of each tensor that do so in a safetensors file."""
 
 
 @contextmanager
@@ -70,16 +74,20 @@ class OwnModel(EvaluatedModel):
 
     Args:
         path: its weights; None where they lie in no file.
+        parts: the weights that an official checkpoint needs beside them, by name.
     """
 
-    def __init__(self, model: InferenceModel, name: str, path: Path | None) -> None:
-        self.model, self.name, self.path = model, name, path
+    def __init__(
+        self, model: InferenceModel, name: str, path: Path | None, parts: Mapping[str, Path] | None = None
+    ) -> None:
+        self.model, self.name, self.path, self.parts = model, name, path, parts or {}
         self.base = model.base
 
     def description(self) -> dict[str, Any]:
         dtype = str(next(self.base.parameters()).dtype).removeprefix("torch.")
         sampler = asdict(self.base.config.sampling)
         found = super().description() | {"family": self.base.family, "dtype": dtype, "sampler": sampler}
+        found |= {name: fingerprint(part) for name, part in self.parts.items()}
         return found if self.model.selector is None else found | {"budget": self.model.selector.keep}
 
     def generate(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
@@ -225,16 +233,43 @@ def kind_of(path: Path) -> str | None:
 
 
 def fingerprint(path: Path) -> str:
-    """What tells one model's weights from another's: the sizes and both ends of all weight files."""
+    """What tells one model's weights from another's: the names, sizes and marks of all weight files."""
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.suffix in WEIGHTS)
     total = hashlib.sha256()
     for file in files:
         size = file.stat().st_size
         with file.open("rb") as stream:
-            total.update(f"{file.name} {size}\n".encode() + stream.read(EDGE))
-            stream.seek(max(0, size - EDGE))
-            total.update(stream.read(EDGE))
+            total.update(f"{file.name} {size}\n".encode() + _marks(stream, size))
     return total.hexdigest()[:16]
+
+
+def _marks(stream: BinaryIO, size: int) -> bytes:
+    """Of a safetensors file what `_tensor_marks` gives; of any other file both ends, where a file of torch has the
+    checksums of its tensors."""
+    with suppress(*DAMAGE_ERRORS):
+        return _tensor_marks(stream, size)
+    stream.seek(0)
+    beginning = stream.read(EDGE)
+    stream.seek(max(0, size - EDGE))
+    return beginning + stream.read(EDGE)
+
+
+def _tensor_marks(stream: BinaryIO, size: int) -> bytes:
+    """The header of a safetensors file in one order, as its own is random, and the beginning of every tensor.
+
+    Raises:
+        DAMAGE_ERRORS: it is no such file.
+    """
+    length = int.from_bytes(stream.read(8), "little")
+    if length > size:
+        raise ValueError("it has no header")
+    header = json.loads(stream.read(length))
+    parts = [json.dumps(header, sort_keys=True).encode()]
+    for name in sorted(set(header) - {"__metadata__"}):
+        start, end = header[name]["data_offsets"]
+        stream.seek(8 + length + start)
+        parts.append(stream.read(min(BEGINNING, end - start)))
+    return b"".join(parts)
 
 
 def _chat(image: Image.Image, question: str) -> list[dict[str, Any]]:

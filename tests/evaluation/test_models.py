@@ -19,6 +19,7 @@ from diffusers import (
 from evaluation import invented
 from evaluation.fakes import noise
 from PIL import Image
+from safetensors.torch import save_file
 from tiny import FAMILIES, TINY_CONFIGS
 from transformers import (
     CLIPImageProcessorPil,
@@ -200,6 +201,39 @@ def test_other_weights_have_another_fingerprint(tmp_path):
     (tmp_path / "a.safetensors").write_bytes(b"1" * 199_999 + b"2")
     assert fingerprint(tmp_path) != before
     assert kind_of(tmp_path) is None
+
+
+def test_a_tensor_in_the_middle_of_a_file_tells_weights_apart(tmp_path):
+    frozen, found = torch.zeros(25_000), set()
+    for value in (0.0, 1.0):
+        tensors = {"a": frozen, "b": torch.full((25_000,), value), "c": frozen.clone()}
+        save_file(tensors, tmp_path / "a.safetensors")
+        found.add(fingerprint(tmp_path))
+    assert len(found) == 2
+
+
+def test_weights_that_are_written_again_have_the_same_fingerprint(tmp_path):
+    """Though metadata are written in a random order."""
+    contents, found = set(), set()
+    for _ in range(10):
+        save_file({"a": torch.ones(3)}, tmp_path / "a.safetensors", {key: "x" for key in "pqr"})
+        contents.add((tmp_path / "a.safetensors").read_bytes())
+        found.add(fingerprint(tmp_path))
+    assert len(contents) > 1 and len(found) == 1
+
+
+def test_all_files_of_a_model_tell_it_from_another(model, tmp_path):
+    """Those of a sharded run, and those that an official checkpoint has beside it."""
+    run, part = tmp_path / "last.ckpt", tmp_path / "vae.pth"
+    run.mkdir()
+    own = OwnModel(InferenceModel(model), "own", run, {"autoencoder": part})
+    found = []
+    for content in (b"11", b"12", b"22"):
+        (run / "__0_0.distcp").write_bytes(content[:1])
+        part.write_bytes(content[1:])
+        found.append(own.description())
+    assert found[0]["weights"] == found[1]["weights"] != found[2]["weights"]
+    assert found[0]["autoencoder"] != found[1]["autoencoder"] == found[2]["autoencoder"]
 
 
 def test_a_folder_that_is_no_model_is_refused(tmp_path, llava):
