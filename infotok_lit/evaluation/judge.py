@@ -2,6 +2,7 @@
 
 import base64
 import io
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
@@ -53,7 +54,8 @@ class JudgeGrader:
         `reply`, tokens. Where the judge fails at some rows only, they are left out, with a warning.
 
         Raises:
-            JudgeError: none came, the judge is hopeless, or the limit of the cost is reached.
+            JudgeError: none came and the judge answers nothing else either, it is hopeless, or the limit of the cost is
+                reached.
         """
         self.endpoint.check_limit()
         failures: list[JudgeError] = []
@@ -71,7 +73,7 @@ class JudgeGrader:
                         continue
                     self.endpoint.pay(verdict["tokens_in"], verdict["tokens_out"])
                     yield verdict
-        if len(failures) == len(rows):
+        if len(failures) == len(rows) and not self._answers_probe(rows[0], folder):
             raise failures[0]
         if failures:
             warnings.warn(f"{len(failures)} of {len(rows)} rows have no verdict: {failures[0]}", stacklevel=2)
@@ -126,17 +128,29 @@ class JudgeGrader:
         with self._probing:
             if self._answers:
                 return
-            probe = [text_part("Say yes.")]
-            if any(part["type"] == "image_url" for part in content):
-                white = io.BytesIO()
-                Image.new("RGB", (64, 64), "white").save(white, "PNG")
-                probe.append(_image_url(white.getvalue(), "png"))
             try:
-                self.endpoint.ask(probe, self.temperatures[0], self.benchmark.max_judge_tokens, pause)
+                self._probe(content, pause)
             except Refusal:
                 text = f"the judge {self.endpoint.model} at {self.endpoint.url} refuses every question: {refusal}"
                 raise JudgeError(f"{text}. Nothing of that is kept: choose another --judge_model", True) from refusal
             self._answers = True
+
+    def _answers_probe(self, row: Row, folder: Path) -> bool:
+        """Whether the judge still answers at all, where it failed at every row."""
+        try:
+            self._probe(self.benchmark.judge_content(row, folder), time.sleep)
+        except (JudgeError, Refusal):
+            return False
+        return True
+
+    def _probe(self, content: Sequence[Mapping[str, Any]], pause: Callable[[float], object]) -> None:
+        """Ask a question like this one that nobody can mind; errors as for `Endpoint.ask`."""
+        probe = [text_part("Say yes.")]
+        if any(part["type"] == "image_url" for part in content):
+            white = io.BytesIO()
+            Image.new("RGB", (64, 64), "white").save(white, "PNG")
+            probe.append(_image_url(white.getvalue(), "png"))
+        self.endpoint.ask(probe, self.temperatures[0], self.benchmark.max_judge_tokens, pause)
 
 
 def _ended(started: "Iterable[Future[Row]]", stopped: Event) -> "Iterator[Future[Row]]":

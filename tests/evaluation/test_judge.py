@@ -245,6 +245,28 @@ def test_verdicts_survive_a_judge_that_breaks_down(server, tmp_path):
     assert benchmark.grader.facts([row["verdict"] for row in more])["tokens_in"] == 6000
 
 
+def test_a_row_that_the_judge_never_answers_ends_no_run(server, tmp_path):
+    """As a safety filter does, which gives no text. It is judged once it is answered; a judge that answers nothing at
+    all ends the run."""
+    endpoint = replace(server.endpoint, workers=1, tries=1)
+    server.behaviours = [says(None), GOOD]
+    with pytest.warns(UserWarning, match="1 of 4 rows have no verdict.*holds no text"):
+        judged(tmp_path, endpoint, FakeModel())
+    server.calls.clear()
+    with pytest.warns(UserWarning, match="1 of 1 rows have no verdict.*holds no text"):
+        _, rows = judged(tmp_path, endpoint, FakeModel(most=0))
+    assert sorted("verdict" in row for row in rows) == [False] + [True] * 3 and len(server.calls) == 2
+    for behaviour in (says(None), fails(400), fails(500)):
+        server.calls.clear()
+        server.behaviours = [says(None), behaviour]
+        with pytest.raises(JudgeError, match="did not answer in 1 tries.*holds no text"):
+            judged(tmp_path, endpoint, FakeModel(most=0))
+    server.calls.clear()
+    server.behaviours = [GOOD]
+    _, rows = judged(tmp_path, endpoint, FakeModel(most=0))
+    assert all("verdict" in row for row in rows) and len(server.calls) == 1
+
+
 def test_an_interrupt_keeps_what_is_under_way_and_asks_no_more(server, tmp_path):
     """Two calls at a time: the first two are answered after the interrupt, and the other six are never made."""
 
