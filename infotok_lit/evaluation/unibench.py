@@ -28,6 +28,7 @@ class UniBench(Benchmark):
     rewritten = False
     headline = "uniscore"
     about_own_images = True
+    max_new_tokens = 512  # as the official wrapper: the last letter counts, which may follow an explanation
     paper = {"uniscore": "UniBench"}
     size = 1234
     fetch = "Put uni_bench.json of https://github.com/xmed-lab/UniEval to DATA/unibench."
@@ -46,6 +47,11 @@ class UniBench(Benchmark):
                         f"QA {entry['QA_id']} of {folder / FILE} has the tag {entry['tag']!r}, not three levels"
                     )
         self.asked = by_name([entry for case in self.cases for entry in case["QAs"]], "QA_id", folder / FILE)
+
+    @property
+    def facts(self) -> dict[str, object]:
+        """With the longest answer: it was another in earlier versions, whose answers are not to be mixed with these."""
+        return super().facts | {"max_new_tokens": self.max_new_tokens}
 
     def drawings(self) -> Sequence[Drawing]:
         return [

@@ -172,6 +172,23 @@ def test_unibench_asks_about_its_own_images(data, tmp_path):
     assert again == scores
 
 
+def test_unibench_lets_an_answer_explain_before_its_letter(data, tmp_path):
+    class Cut(FakeModel):
+        def answer(self, images, questions, max_new_tokens):
+            answers = super().answer(images, questions, max_new_tokens)
+            return [" ".join(answer.split()[:max_new_tokens]) for answer in answers]
+
+    benchmark = UniBench(data / "unibench", images_per_prompt=1)
+    rows, _ = evaluated(benchmark, Cut(lambda image, question: "well " * 20 + "(A)"), tmp_path)
+    assert [row["score"] for row in rows if row.get("label") == "A"] == [1]
+    # Answers of earlier versions, which were cut after 16 tokens and do not say so, are not taken for these.
+    settings = json.loads((tmp_path / "settings.json").read_text())
+    del settings["benchmark"]["max_new_tokens"]
+    (tmp_path / "settings.json").write_text(json.dumps(settings))
+    with pytest.raises(SettingsError, match=r"other settings \(benchmark.max_new_tokens\)"):
+        evaluated(benchmark, FakeModel(), tmp_path)
+
+
 def test_a_standard_error_is_that_of_independent_groups(data):
     """For a mean over independent questions: s / sqrt(n)."""
     benchmark = Gqa(data / "gqa")
