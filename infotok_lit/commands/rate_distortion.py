@@ -5,6 +5,7 @@ import io
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from infotok_lit.video.tokenizer import VideoTokenizer
 
 TABLE, PICTURE = "rate_distortion.csv", "rate_distortion.png"
+PART = "rate_distortion_part.csv"
+"""What was measured before a failure."""
 
 
 def rate_distortion(
@@ -50,21 +53,23 @@ def rate_distortion(
     """
     from infotok_lit.video.fvd import I3d, video_distance
     from infotok_lit.video.quality import Lpips, means_by_rate
+    from infotok_lit.video.video_file import check_videos
 
     each = [cutting.at(rate) for rate in rates or (1.0, 0.75, 0.5, 0.25)]
     if (vgg_weights is None) != (lpips_weights is None):
         raise SettingsError("LPIPS needs both vgg_weights and lpips_weights; leave out both for none")
     if not video:
         raise SettingsError("there is no video to compress: name one or more with --video")
-    for name in (TABLE, PICTURE):
+    for name in (TABLE, PICTURE, PART):
         check_target(out / name, force)
+    check_videos(video)
     tokenizer = open_tokenizer(model, device)
     lpips = None
     if vgg_weights is not None and lpips_weights is not None:
         lpips = Lpips.from_files(vgg_weights, lpips_weights).to(tokenizer.device)
     i3d = None if i3d_weights is None else I3d.from_file(i3d_weights)
     distances = {} if i3d is None else {at.rate: video_distance(i3d).to(tokenizer.device) for at in each}
-    rows = _measured(tokenizer, video, each, lpips, distances)
+    rows = _measured(tokenizer, video, each, lpips, distances, out / PART)
     means = means_by_rate(rows, distances)
     _write(out, rows, means)
     sys.stdout.writelines(map(_line, means))
@@ -79,18 +84,24 @@ def _measured(
     each: "Sequence[CodecConfig]",
     lpips: "Lpips | None",
     distances: "Mapping[float, FrechetInceptionDistance]",
+    part: Path,
 ) -> "list[Quality]":
-    """A row for every video at every rate."""
+    """A row for every video at every rate. Those before a failure are written to `part`: they may have taken hours."""
     from infotok_lit.video.quality import measure_quality
     from infotok_lit.video.video_file import read_video
 
-    rows = []
+    rows: list[Quality] = []
     with progress_bar(len(videos) * len(each)) as bar:
-        for path in videos:
-            for at in each:
+        try:
+            for path, at in product(videos, each):
                 bar.show(len(rows), f"{path.name} at rate {at.rate:g}")
                 measures = (lpips, distances.get(at.rate))
                 rows.append(measure_quality(tokenizer, str(path), lambda path=path: read_video(path), at, *measures))
+        except (Exception, KeyboardInterrupt):
+            if rows:
+                _write_table(part, rows)
+                sys.stderr.write(f"what was measured so far is in {part}\n")
+            raise
     return rows
 
 
@@ -98,14 +109,19 @@ def _write(out: Path, rows: "Sequence[Quality]", means: "Sequence[Quality]") -> 
     """The table of all rows, and the plot of the means."""
     from infotok_lit.video.quality import plot_quality
 
-    table = io.StringIO()
-    writer = csv.DictWriter(table, list(asdict(rows[0])))
-    writer.writeheader()
-    writer.writerows(asdict(row) for row in [*rows, *means])
     out.mkdir(parents=True, exist_ok=True)
     with replacing(out / PICTURE) as file:
         plot_quality(means, file)
-    write_whole(out / TABLE, table.getvalue().encode())
+    _write_table(out / TABLE, [*rows, *means])
+
+
+def _write_table(path: Path, rows: "Sequence[Quality]") -> None:
+    table = io.StringIO()
+    writer = csv.DictWriter(table, list(asdict(rows[0])))
+    writer.writeheader()
+    writer.writerows(map(asdict, rows))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, table.getvalue().encode())
 
 
 def _line(row: "Quality") -> str:

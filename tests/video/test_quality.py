@@ -81,6 +81,33 @@ def test_the_command_says_what_it_cannot_do_before_it_measures(tmp_path, capsys)
         assert said in capsys.readouterr().err
 
 
+def test_a_video_that_cannot_be_read_is_said_before_anything_is_measured(tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr("infotok_lit.video.quality.measure_quality", lambda *_: pytest.fail("measured"))
+    write_video(tmp_path / "a", noise(2, 16, 16), Fraction(25))
+    (tmp_path / "b.mp4").write_bytes(b"no video")
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "0.png").write_bytes(b"no picture")
+    arguments = ["rate_distortion", "--model", "embedded", "--device", "cpu", "--out", str(tmp_path / "out")]
+    for name, said in (("gone", "there is no video"), ("b.mp4", "not a video"), ("c", "0.png")):
+        assert command_line([*arguments, "--video", str(tmp_path / "a"), str(tmp_path / name)]) == 2
+        assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_was_measured_before_a_damaged_frame_is_kept(tmp_path, capsys) -> None:
+    for name in ("a", "b"):
+        write_video(tmp_path / name, noise(3, 16, 16), Fraction(25))
+    (tmp_path / "b" / "000002.png").write_bytes(b"no picture")
+    videos = ["--video", str(tmp_path / "a"), str(tmp_path / "b")]
+    arguments = ["rate_distortion", "--model", "embedded", "--device", "cpu", "--rates", "1", "0.5", *videos]
+    assert command_line([*arguments, "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert "000002.png" in said and "what was measured so far is in" in said
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["rate_distortion_part.csv"]
+    rows = list(csv.DictReader((tmp_path / "out" / "rate_distortion_part.csv").open()))
+    assert [(row["video"], row["rate"]) for row in rows] == [(str(tmp_path / "a"), rate) for rate in ("1.0", "0.5")]
+
+
 def test_the_command_leaves_a_table_and_a_plot(tmp_path, capsys) -> None:
     export_tokenizer(tiny_tokenizer(), tmp_path / "model", {})
     for name in ("a", "b"):
@@ -138,8 +165,9 @@ def test_the_command_puts_its_networks_on_the_tokenizers_device(monkeypatch, tmp
         lambda model, device: SimpleNamespace(device=torch.device(device)),
     )
     weights = dict.fromkeys(("vgg_weights", "lpips_weights", "i3d_weights"), tmp_path)
+    write_video(tmp_path / "a", noise(1, 8, 8), Fraction(25))
     with pytest.raises(Measured) as caught:
-        rate_distortion("m", [tmp_path], tmp_path / "out", CuttingOptions(), device="meta", **weights)
+        rate_distortion("m", [tmp_path / "a"], tmp_path / "out", CuttingOptions(), device="meta", **weights)
     assert caught.value.args == ({"meta"},)
 
 
