@@ -114,7 +114,7 @@ def evaluate(
         batch_size: Images or questions at a time.
         budget: Read images with this mean share of their tokens, as for `describe`; drawing is as ever.
         seed: What the seeds of drawn images start from.
-        images_per_prompt: Default: the benchmark's own.
+        images_per_prompt: Of geneval, geneval_rewritten, dpg_bench and unibench; default: 4. The others draw one.
         detections: No model: judge the detections stored in this file by GenEval's rules.
         verdicts: No model: add up the result files of a benchmark's official script.
     """
@@ -122,7 +122,7 @@ def evaluate(
         return score_detections(detections, benchmark or ())
     if not benchmark:
         raise SettingsError("say which --benchmark (or all)")
-    from infotok_lit.evaluation.catalogue import Options, make_benchmarks, told_of_rules
+    from infotok_lit.evaluation.catalogue import Options, make_benchmarks, told_of_images, told_of_rules
 
     chosen = Options(data, seed, images_per_prompt, judging.rules, *judging.judges(), chosen_device(options.device))
     made = make_benchmarks(benchmark, chosen, limit, with_images=verdicts is None)
@@ -130,7 +130,7 @@ def evaluate(
         return aggregate(made, verdicts)
     if not model or out is None:
         raise SettingsError("say which --model to evaluate, and where to put the results: --out")
-    _tell(told_of_rules(made, judging.rules))
+    _tell([*told_of_rules(made, judging.rules), *told_of_images(made, images_per_prompt)])
     return evaluate_models(model, options, made, out, limit, batch_size, budget)
 
 

@@ -144,6 +144,14 @@ def told_of_rules(benchmarks: Sequence[Benchmark], rules: Rules) -> list[str]:
     return [f"{', '.join(others)}: no {rules} rules, so answers are read by the official ones"] if others else []
 
 
+def told_of_images(benchmarks: Sequence[Benchmark], images_per_prompt: int | None) -> list[str]:
+    """A line that names the benchmarks that draw one image per prompt whatever is asked for; none without any."""
+    others = [one.name for one in benchmarks if one.images_per_prompt is None and one.drawings()]
+    if images_per_prompt in (None, 1) or not others:
+        return []
+    return [f"{', '.join(others)}: one image per prompt, whatever --images_per_prompt says"]
+
+
 def check_names(names: Sequence[str]) -> None:
     """SettingsError for the first name that is no benchmark's, nor `all`."""
     for name in names:

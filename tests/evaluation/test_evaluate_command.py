@@ -87,6 +87,15 @@ def test_all_with_rules_that_some_lack(model, data, tmp_path, capsys):
     assert told & used.keys() == {"mmmu", "mm_vet"}
 
 
+def test_benchmarks_with_their_own_number_of_images_say_so(model, data, tmp_path, capsys):
+    names = ("geneval", "geneval++", "scenes32", "pope")
+    command = ["evaluate", "--model", model, "--benchmark", *names, "--limit", "1", "--data", data, "--out", tmp_path]
+    for number, said in (("4", ["geneval++, scenes32: one image per prompt"]), ("1", [])):
+        assert main([*map(str, command[:-1]), str(tmp_path / number), "--images_per_prompt", number]) == 0
+        lines = [line for line in capsys.readouterr().err.splitlines() if "--images_per_prompt" in line]
+        assert [line.partition(", whatever")[0] for line in lines] == said
+
+
 def test_models_stand_side_by_side(model, tmp_path, capsys):
     other = tmp_path / "elsewhere" / "tiny"
     other.parent.mkdir()
