@@ -69,9 +69,9 @@ class Launcher:
             return record
         if record.state == "damaged":
             self.say(f"damaged  {cell.label}: {record.reason}")
-        elif record.state in ("running", "interrupted") and not what_is_missing(self.study, cell):
-            # Whoever started it was killed, and it went on alone to its end.
-            record.state = "finished"
+        elif record.state in ("running", "interrupted", "failed") and not what_is_missing(self.study, cell):
+            # Whoever started it was killed and it went on alone to its end, or what it lacked is no longer asked for.
+            record.state, record.reason = "finished", ""
             record.write(cell.folder)
         if record.state != "finished":
             # A checkpoint that was cut off while it was written is none.

@@ -15,6 +15,7 @@ from study.studies import METRICS, start, states, wait_until
 from infotok_lit.errors import SettingsError
 from infotok_lit.study import store
 from infotok_lit.study.cells import row_cells
+from infotok_lit.study.config import Metric
 from infotok_lit.study.record import LOG_FILE, read_record, try_lock
 
 
@@ -63,6 +64,14 @@ def test_a_run_that_ends_well_without_its_metrics_has_failed(bench, values) -> N
     bench.prepare("a", 0, values)
     assert not bench.run(study)
     assert "answers/overall" in read_record(row_cells(study)[0].folder).reason
+
+
+def test_a_run_that_failed_by_a_misspelt_metric_is_taken_when_that_is_mended(bench) -> None:
+    study = bench.study(["a"], seeds=(0,))
+    misspelt = METRICS | {"answers": Metric("val/understanding/answer/overall")}
+    assert not bench.run(replace(study, metrics=misspelt)) and states(study) == {("a", 0): "failed"}
+    assert bench.run(study) and bench.starts() == {("a", 0): 1}
+    assert read_record(row_cells(study)[0].folder).reason == ""
 
 
 def test_killed_with_its_runs_a_study_goes_on_where_it_was(bench) -> None:
