@@ -15,6 +15,7 @@ from pathlib import Path
 from threading import Event
 
 from infotok_lit.errors import SettingsError
+from infotok_lit.sharded_checkpoints import is_sharded_checkpoint
 from infotok_lit.study.cells import Cell
 from infotok_lit.study.config import Study
 from infotok_lit.study.record import LOG_FILE, Attempt, Record, read_record, try_lock, what_is_missing
@@ -75,7 +76,8 @@ class Launcher:
             record.write(cell.folder)
         if record.state != "finished":
             # A checkpoint that was cut off while it was written is none.
-            whole = any(zipfile.is_zipfile(path) for path in cell.run_folder.rglob("*.ckpt"))
+            found = cell.run_folder.rglob("*.ckpt")
+            whole = any(zipfile.is_zipfile(path) or is_sharded_checkpoint(path) for path in found)
             resumes = whole and record.state not in ("waiting", "damaged")
             record = self._attempt(cell, lock, record.attempts, resumes)
             if record.state == "failed" and resumes and record.attempts[-1].outcome == "exit status 0":

@@ -13,10 +13,11 @@ import pytest
 from study.studies import METRICS, start, states, wait_until
 
 from infotok_lit.errors import SettingsError
+from infotok_lit.sharded_checkpoints import INDEX, META
 from infotok_lit.study import store
 from infotok_lit.study.cells import row_cells
 from infotok_lit.study.config import Metric
-from infotok_lit.study.record import LOG_FILE, read_record, try_lock
+from infotok_lit.study.record import LOG_FILE, Record, read_record, try_lock
 
 
 def test_every_cell_runs_once_and_a_second_call_runs_nothing(bench) -> None:
@@ -135,11 +136,27 @@ def test_a_resumed_run_that_has_nothing_left_to_validate_is_begun_anew(bench) ->
 def test_a_checkpoint_that_was_cut_off_is_not_resumed_from(bench) -> None:
     study = bench.study(["waits"], seeds=(0,))
     (bench.home / "gate").touch()
-    checkpoints = row_cells(study)[0].run_folder / "checkpoints"
+    cell = row_cells(study)[0]
+    checkpoints = cell.run_folder / "checkpoints"
     checkpoints.mkdir(parents=True)
     (checkpoints / "last.ckpt").write_bytes(b"PK\x03\x04 and no more")
+    Record(state="interrupted").write(cell.folder)
     assert bench.run(study)
     assert bench.notes()[0][3] == "fresh"
+
+
+@pytest.mark.parametrize(("whole", "begun"), [(True, "resumed"), (False, "fresh")])
+def test_a_sharded_checkpoint_is_resumed_from_if_it_was_written_to_its_end(bench, whole, begun) -> None:
+    study = bench.study(["waits"], seeds=(0,))
+    cell = row_cells(study)[0]
+    checkpoint = cell.run_folder / "checkpoints" / "last.ckpt"
+    checkpoint.mkdir(parents=True)
+    for name in (INDEX, META)[: 1 + whole]:
+        (checkpoint / name).touch()
+    Record(state="interrupted").write(cell.folder)
+    (bench.home / "gate").touch()
+    assert bench.run(study)
+    assert bench.notes()[0][3] == begun
 
 
 def test_a_run_that_finished_after_its_killed_study_is_not_run_again(bench) -> None:
