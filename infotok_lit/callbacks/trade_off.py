@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from infotok_lit.callbacks.history import RunResult
 from infotok_lit.callbacks.throughput import not_training
+from infotok_lit.callbacks.weight_average import as_validated
 from infotok_lit.errors import SettingsError
 from infotok_lit.evaluation.benchmark import Benchmark, Grader, Rules
 from infotok_lit.evaluation.catalogue import Options, check_names, make_benchmarks, told_of_rules
@@ -53,7 +54,8 @@ class TradeOff(pl.Callback):
     Logged: `benchmark/<name>/<score>`, for every score of `evaluate`, and `benchmark/<name>/<score>_change` since step
     0. A headline score that has fallen by more than `errors` standard errors of the change is warned about in words,
     with what has risen meanwhile: fine-tuning easily trades one task for the other. The same prompts, seeds and
-    questions are used each time, so that the error is that of the change, not of two scores.
+    questions are used each time, so that the error is that of the change, not of two scores. Beside a WeightAverage the
+    average is measured, as in validation; listed before it, the one before the step's update.
 
     What was made stays below the run folder, in `benchmarks/step_*`, or is thrown away where a run has none. `ablate`
     takes the logged names as metrics.
@@ -148,7 +150,7 @@ class TradeOff(pl.Callback):
     def _measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._measured = trainer.global_step
         root = run_folder(trainer)
-        with not_training(trainer), tempfile.TemporaryDirectory() as unwanted:
+        with not_training(trainer), as_validated(trainer, pl_module), tempfile.TemporaryDirectory() as unwanted:
             folder = Path(trainer.strategy.broadcast(unwanted) if root is None else root)
             folder = folder / "benchmarks" / f"step_{trainer.global_step:07d}"
             if trainer.is_global_zero:

@@ -1,6 +1,7 @@
 """A moving average of the trained weights: kept with them, and measured and exported in their place."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -124,6 +125,20 @@ class WeightAverage(ModelCallback):
             state[own], state[other] = state[other], state[own]
         for name, first in self.tied.items():
             state[f"{prefix}{name}"] = state[f"{prefix}{first}"]
+
+
+@contextmanager
+def as_validated(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Iterator[None]:
+    """Inside, the module computes with what validation is about: beside a WeightAverage, usually the average."""
+    averages = [callback for callback in trainer.callbacks if isinstance(callback, WeightAverage)]
+    before = [average.shown for average in averages]
+    for average in averages:
+        average.show(pl_module, average.validate)
+    try:
+        yield
+    finally:
+        for average, shown in zip(averages, before, strict=True):
+            average.show(pl_module, shown)
 
 
 def _tree_of_buffers(tensors: Mapping[str, Tensor]) -> nn.Module:

@@ -11,12 +11,13 @@ from evaluation.judge_server import Server, fails, says
 from fit_with import events, fit
 from tiny import TinyModule, scenes_data
 
-from infotok_lit.callbacks import TradeOff
+from infotok_lit.callbacks import TradeOff, WeightAverage
 from infotok_lit.callbacks.history import RunResult
 from infotok_lit.errors import ExplainedError, SettingsError
 from infotok_lit.evaluation.catalogue import Options, make_benchmarks
 from infotok_lit.evaluation.models import OwnModel
 from infotok_lit.evaluation.results import change
+from infotok_lit.modules.base_model import AVERAGE
 from infotok_lit.study.record import read_curves
 
 
@@ -71,6 +72,46 @@ def test_training_is_not_disturbed_and_a_resumed_run_compares_with_step_0(tmp_pa
     with pytest.warns(UserWarning, match="step 4: a task has become worse since step 0"):
         fit(tmp_path / "resumed", [callback], TinyModule(), steps=4, checkpoint=checkpoint)
     assert callback.before["scenes32"] == json.loads(json.dumps(callback.before["scenes32"]))
+
+
+class Averages(pl.Callback):
+    """Notes the average where TradeOff measures."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_train_start(self, trainer, pl_module):
+        averages = pl_module.get_submodule(AVERAGE).named_buffers()
+        self.seen.append({name: average.clone() for name, average in averages})
+
+    def on_train_batch_end(self, trainer, pl_module, *_):
+        self.on_train_start(trainer, pl_module)
+
+
+class Weights(TradeOff):
+    """Notes the weights that it is to measure."""
+
+    def __init__(self):
+        super().__init__(every_n_steps=1)
+        self.seen = []
+
+    def _rows(self, trainer, pl_module, *_):
+        self.seen.append({name: weight.detach().clone() for name, weight in pl_module.named_parameters()})
+        return []
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["before", "after"])
+def test_the_average_is_measured_and_training_goes_on_with_the_weights(tmp_path, monkeypatch, last):
+    """Wherever it stands in the list of callbacks."""
+    monkeypatch.setattr("infotok_lit.callbacks.trade_off.change", lambda *_: {})
+    notes, states = (Averages(), Weights()), []
+    for note in notes:
+        callbacks = [WeightAverage(0.6, 4), note]
+        trainer = fit(tmp_path, callbacks if last else callbacks[::-1], TinyModule(lr=0.01), steps=3)
+        states.append(trainer.lightning_module.state_dict())
+    for averages, weights in zip(*(note.seen for note in notes), strict=True):
+        assert all(torch.equal(weights[name], average) for name, average in averages.items())
+    assert all(torch.equal(states[1][name], value) for name, value in states[0].items())
 
 
 def test_answers_of_an_earlier_run_in_the_same_folder_are_not_taken_for_this_ones(tmp_path):
