@@ -6,7 +6,7 @@ is another variant, and runs of different configurations are never mixed.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,13 +72,12 @@ class Job:
 
 def row_cells(study: Study) -> list[Cell]:
     """The cells of the rows, seed by seed, so that an early look compares rows and not one row's seeds."""
-    keys = {name: f"rows/{name}-{digest(study, row)}" for name, row in study.rows.items()}
-    return [
-        make_cell(study, keys[name], name, row, seed)
-        for seed in study.all_seeds
+    cells = [
+        cell
         for name, row in study.rows.items()
-        if seed in study.seeds_of(name)
+        for cell in make_cells(study, f"rows/{name}-{digest(study, row)}", name, row, study.seeds_of(name))
     ]
+    return sorted(cells, key=lambda cell: study.all_seeds.index(cell.seed))
 
 
 def point_job(study: Study, params: Mapping[str, Any]) -> Job:
@@ -86,8 +85,7 @@ def point_job(study: Study, params: Mapping[str, Any]) -> Job:
     row = point_row(study, params)
     name = digest(study, row)
     key = f"points/{name}"
-    cells = tuple(make_cell(study, key, f"point {name}", row, seed) for seed in study.seeds)
-    return Job(key, cells, params)
+    return Job(key, make_cells(study, key, f"point {name}", row, study.seeds), params)
 
 
 def point_row(study: Study, params: Mapping[str, Any]) -> Row:
@@ -100,12 +98,15 @@ def point_row(study: Study, params: Mapping[str, Any]) -> Row:
     return Row([*start.configs, *configs], {**start.overrides, **overrides}, start.train)
 
 
-def make_cell(study: Study, variant_key: str, variant: str, row: Row, seed: int) -> Cell:
-    """The cell of a variant and a seed."""
-    key = f"{variant_key}/seed_{seed}"
-    folder = Path(study.out, key)
-    arguments = (*_common_arguments(study, row), *(_option(name, seed) for name in study.seeded), _logger(folder))
-    return Cell(key, variant, seed, folder, arguments, last_step=study.steps if row.train else 0)
+def make_cells(study: Study, variant_key: str, variant: str, row: Row, seeds: Sequence[int]) -> tuple[Cell, ...]:
+    """The cells of a variant, one per seed."""
+    common, cells = _common_arguments(study, row), []
+    for seed in seeds:
+        key = f"{variant_key}/seed_{seed}"
+        folder = Path(study.out, key)
+        arguments = (*common, *(_option(name, seed) for name in study.seeded), _logger(folder))
+        cells.append(Cell(key, variant, seed, folder, arguments, last_step=study.steps if row.train else 0))
+    return tuple(cells)
 
 
 def digest(study: Study, row: Row) -> str:
@@ -126,10 +127,23 @@ def _common_arguments(study: Study, row: Row) -> list[str]:
     configs = [part for path in _configs(study, row) for part in ("--config", path)]
     budget = {
         "trainer.max_steps": study.steps,
-        "trainer.val_check_interval": study.validation_interval,
+        # Lightning counts batches here, and steps there.
+        "trainer.val_check_interval": study.validation_interval * _batches_per_step(study, row),
     }
     overrides = budget | study.overrides | row.overrides
     return ["fit" if row.train else "validate", *configs, *(_option(*item) for item in overrides.items())]
+
+
+def _batches_per_step(study: Study, row: Row) -> int:
+    """How many batches a step accumulates; 1 for what is no number, which `fit` refuses."""
+    found: Any = 1
+    for path in config_chain(_configs(study, row)):
+        content = _read(path)
+        trainer = content.get("trainer") if isinstance(content, dict) else None
+        if isinstance(trainer, dict):
+            found = trainer.get("accumulate_grad_batches", found)
+    found = (study.overrides | row.overrides).get("trainer.accumulate_grad_batches", found)
+    return found if isinstance(found, int) else 1
 
 
 def _configs(study: Study, row: Row) -> list[str]:

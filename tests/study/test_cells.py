@@ -61,6 +61,32 @@ def test_a_command_names_files_in_order_then_the_budget_then_what_the_row_overri
     assert base.arguments[1:5] == ("--config", str(tmp_path / "base.yaml"), *cell.arguments[5:7])
 
 
+def test_steps_between_validations_are_counted_in_batches_for_lightning(study, tmp_path) -> None:
+    """By what the row says, else the study, else the last configuration, also one that is laid under another."""
+    (tmp_path / "eight.yaml").write_text(yaml.safe_dump({"trainer": {"accumulate_grad_batches": 8}}))
+    (tmp_path / "over.yaml").write_text(yaml.safe_dump({"over": "eight.yaml", "trainer": {"precision": "32"}}))
+    (tmp_path / "two.yaml").write_text(yaml.safe_dump({"trainer": {"accumulate_grad_batches": 2}}))
+    rows = {
+        "under": Row(),
+        "last": Row([str(tmp_path / "two.yaml")]),
+        "overridden": Row([str(tmp_path / "two.yaml")], {"trainer.accumulate_grad_batches": 3}),
+    }
+    accumulating = replace(study, configs=[*study.configs, str(tmp_path / "over.yaml")], rows=rows, seeds=[0])
+    assert intervals(accumulating) == {"under": 80, "last": 20, "overridden": 30}
+    overrides = study.overrides | {"trainer.accumulate_grad_batches": 5}
+    assert intervals(replace(accumulating, overrides=overrides)) == {"under": 50, "last": 50, "overridden": 30}
+
+
+def intervals(study: Study) -> dict[str, int]:
+    name = "--trainer.val_check_interval="
+    return {
+        cell.variant: int(argument.removeprefix(name))
+        for cell in row_cells(study)
+        for argument in cell.arguments
+        if argument.startswith(name)
+    }
+
+
 def test_seeds_take_turns_so_that_an_early_look_compares_rows(study) -> None:
     assert [(cell.seed, cell.variant) for cell in row_cells(study)] == [(4, "base"), (4, "c"), (7, "base"), (7, "c")]
 
