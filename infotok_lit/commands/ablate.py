@@ -20,7 +20,7 @@ def ablate(study: Study, resources: Resources, report_only: bool = False) -> int
         report_only: Run nothing, report what there is.
 
     Returns:
-        0; 1 if something did not finish; 130 if it was interrupted.
+        0; 1 if something did not finish, or lacks a metric; 130 if it was interrupted.
     """
     from infotok_lit.study.report import write_report
     from infotok_lit.study.run import run_study

@@ -145,6 +145,12 @@ def what_is_missing(study: Study, cell: Cell) -> str:
     return f"it measured no finite {', '.join(lacking)} at step {cell.last_step}" if lacking else ""
 
 
+def what_was_not_asked(study: Study, cell: Cell) -> str:
+    """What a finished cell lacks of what the study asks for by now, in words; "" for nothing, or one not finished."""
+    missing = what_is_missing(study, cell) if is_finished(cell.folder) else ""
+    return f"{missing}; it ran when the study had other metrics" if missing else ""
+
+
 def try_lock(folder: Path) -> int | None:
     """Take a cell's lock; its file descriptor, or None if somebody runs the cell.
 

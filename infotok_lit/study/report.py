@@ -19,7 +19,7 @@ from infotok_lit.study.figures import (
     short_name,
     tables_figure,
 )
-from infotok_lit.study.record import LOG_FILE, CellResult, log_tail, read_results
+from infotok_lit.study.record import LOG_FILE, CellResult, log_tail, read_results, what_was_not_asked
 from infotok_lit.study.search import Point, estimates, known_points, measured_points
 from infotok_lit.study.table import (
     Summary,
@@ -50,7 +50,7 @@ def write_report(study: Study) -> Path:
         parts += _write_rows(summary, results, out)
     if study.search is not None:
         parts += _write_sweep(summary, points, out)
-    parts += [_unfinished(results), _versions(results)]
+    parts += [_unfinished(study, results), _versions(results)]
     _write_csv(out / "cells.csv", cells_table(study, results))
     write_whole(out / "commands.sh", _commands(results).encode())
     write_whole(out / REPORT_FILE, ("\n\n".join(part for part in parts if part) + "\n").encode())
@@ -160,10 +160,14 @@ def _write_sweep(summary: Summary, jobs: Sequence[Job], out: Path) -> list[str]:
     return [head, "### Pareto front", table.markdown(), *pictures]
 
 
-def _unfinished(results: Sequence[CellResult]) -> str:
+def _unfinished(study: Study, results: Sequence[CellResult]) -> str:
     lines = []
-    for cell, record in ((result.cell, result.record) for result in results if result.record.state != "finished"):
-        line = f"- {cell.label}: {record.state}" + (f"; {record.reason}" if record.reason else "")
+    for cell, record in ((result.cell, result.record) for result in results):
+        lacking = what_was_not_asked(study, cell)
+        if record.state == "finished" and not lacking:
+            continue
+        reason = lacking or record.reason
+        line = f"- {cell.label}: {record.state}" + (f"; {reason}" if reason else "")
         if record.state == "failed":
             tail = "\n".join(f"      {line}" for line in log_tail(cell.folder))
             line += f". The end of {cell.folder / LOG_FILE}:\n\n{tail}\n"

@@ -24,7 +24,7 @@ from infotok_lit.progress import ProgressBar, progress_bar
 from infotok_lit.study.cells import Cell, Job, point_job, row_cells
 from infotok_lit.study.config import Study
 from infotok_lit.study.launch import FIT, Launcher, Resources
-from infotok_lit.study.record import LOG_FILE, Record, is_finished, log_tail, read_results
+from infotok_lit.study.record import LOG_FILE, Record, is_finished, log_tail, read_results, what_was_not_asked
 from infotok_lit.study.search import (
     DIRECTIONS,
     POINT_FILE,
@@ -198,7 +198,7 @@ class Worker:
 
 
 def run_study(study: Study, resources: Resources, prefix: Sequence[str] = FIT) -> bool:
-    """Run what is not finished yet; whether everything is, now.
+    """Run what is not finished yet; whether everything is, now, and measured what the study asks for.
 
     Args:
         prefix: The command that runs a cell, before the cell's arguments.
@@ -220,7 +220,11 @@ def run_study(study: Study, resources: Resources, prefix: Sequence[str] = FIT) -
             _work_off(study, rows_part, launchers, shown)
         if searched:
             _work_off(study, search_part, launchers, shown)
-    return all(is_finished(cell.folder) for cell in _known_cells(study))
+        cells = _known_cells(study)
+        lacking = {cell.label: why for cell in cells if (why := what_was_not_asked(study, cell))}
+        for label, why in lacking.items():
+            shown.say(f"lacking  {label}: {why}")
+    return not lacking and all(is_finished(cell.folder) for cell in cells)
 
 
 def _work_off(study: Study, make_part: Callable[[Study], Part], launchers: Sequence[Launcher], shown: Display) -> None:

@@ -92,7 +92,7 @@ def test_a_metric_that_is_added_later_is_missing_where_it_was_not_measured(bench
     study = bench.study(["a"], seeds=(0,))
     bench.run(study)
     later = replace(study, metrics=METRICS | {"new": Metric("val/new")})
-    assert bench.run(later) and bench.starts() == {("a", 0): 1}
+    assert not bench.run(later) and bench.starts() == {("a", 0): 1}
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[1]", '{"state": "finished"}'])

@@ -156,6 +156,18 @@ def test_an_unfinished_study_reports_what_there_is(bench, undrawn) -> None:
     assert "a, seed 2: waiting" in text
 
 
+def test_a_finished_cell_that_lacks_a_new_metric_is_named_and_nothing_is_complete(bench, undrawn, capsys) -> None:
+    study = bench.study(["a"], seeds=(0,))
+    assert bench.run(study)
+    optional = replace(study, metrics=METRICS | {"new": Metric("val/none", optional=True)})
+    assert bench.run(optional) and "Not finished" not in write_report(optional).read_text()
+    required = replace(study, metrics=METRICS | {"new": Metric("val/none")})
+    assert not bench.run(required) and bench.starts() == {("a", 0): 1}
+    why = f"it measured no finite val/none at step {STEPS}; it ran when the study had other metrics"
+    assert f"lacking  a, seed 0: {why}" in capsys.readouterr().err.replace("\n", "")
+    assert f"- a, seed 0: finished; {why}" in write_report(required).read_text()
+
+
 def test_cells_of_different_versions_are_pointed_out(bench, undrawn) -> None:
     study = bench.study(["a", "b"], seeds=(0,))
     bench.run(study)
