@@ -48,10 +48,10 @@ class OperationCounter(pl.Callback):
 class Throughput(OperationCounter):
     """Logs images/s and tokens/s of all processes, and of this one its peak memory, its TFLOP/s and its MFU.
 
-    A number is the mean since the last step that logged; time in validation is not counted, nor is what a callback does
-    in `not_training`. A GPU is waited for only where a step logs. The MFU (model FLOPs utilisation, Chowdhery et al.
-    2022, appendix B) is the share of the device's dense peak that training reaches; unlike there, activations that are
-    computed again count again.
+    A number is the mean since the last step that logged; time from a validation to the next batch is not counted, nor
+    is what a callback does in `not_training`. A GPU is waited for only where a step logs. The MFU (model FLOPs
+    utilisation, Chowdhery et al. 2022, appendix B) is the share of the device's dense peak that training reaches;
+    unlike there, activations that are computed again count again.
 
     Args:
         peak_tflops: what a device can compute in a second, in 10^12 operations; default: by its maker's word, where it
@@ -79,7 +79,10 @@ class Throughput(OperationCounter):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Count the operations of the first batch."""
+        """Let the clock go on after a validation, and count the operations of the first batch."""
+        if self._stopped is not None:
+            self._start += perf_counter() - self._stopped
+            self._stopped = None
         if self._slots is None:
             self._slots = bool((batch["generation"].input_ids == IMAGE_TOKEN_ID).any())
             self.begin_counting()
@@ -103,12 +106,8 @@ class Throughput(OperationCounter):
             self._reset(trainer.global_step)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The clock stands."""
+        """The clock stands until the next batch is there: callbacks after this one may draw when validation ends."""
         self._stopped = perf_counter()
-
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The clock goes on."""
-        self._start += perf_counter() - self._stopped
 
     def leave_out(self, seconds: float) -> None:
         """Do not count so much of the time since the last step that logged."""
@@ -116,7 +115,7 @@ class Throughput(OperationCounter):
 
     def _reset(self, step: int) -> None:
         self._since = step
-        self._start = self._stopped = perf_counter()
+        self._start, self._stopped = perf_counter(), None
         self._images = self._tokens = self._batches = 0
 
     def _positions(self, batch: Batch, pl_module: pl.LightningModule) -> int:

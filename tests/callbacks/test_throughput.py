@@ -1,5 +1,6 @@
 """How fast a run is: against clocks of our own, shapes, and torch's own counter."""
 
+import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
@@ -54,17 +55,25 @@ def test_a_second_fit_counts_its_own_batches(tmp_path, monkeypatch) -> None:
     assert 1.7 < rates[1] / rates[0] < 2.3
 
 
-def test_validation_is_not_counted(monkeypatch) -> None:
+@pytest.mark.parametrize("last", [False, True], ids=["before", "after"])
+def test_validation_and_what_is_drawn_after_it_are_not_counted(tmp_path, monkeypatch, last) -> None:
+    """Wherever what draws stands in the list of callbacks: it takes 1,000 seconds, and a training batch one."""
     clock = [0.0]
     monkeypatch.setattr(throughput, "perf_counter", lambda: clock[0])
-    callback = Throughput()
-    clock[0] = 3.0
-    callback.on_validation_start(None, None)
-    clock[0] = 50.0
-    callback.on_validation_end(None, None)
-    clock[0] = 51.0
-    callback._images = 8
-    assert callback._found(2, torch.device("cpu"))[IMAGES] == 2 * 8 / 4
+
+    class Slow(pl.Callback):
+        def on_before_backward(self, *_):
+            clock[0] += 1.0
+
+        def on_validation_batch_end(self, *_):
+            clock[0] += 10.0
+
+        def on_validation_end(self, *_):
+            clock[0] += 1000.0
+
+    callbacks = [Throughput(), Slow()]
+    trainer = fit(tmp_path, callbacks if last else callbacks[::-1], val_check_interval=1)
+    assert [event.value for event in events(trainer).Scalars(IMAGES)] == [8.0, 8.0]
 
 
 @pytest.mark.parametrize("last", [False, True], ids=["before", "after"])
