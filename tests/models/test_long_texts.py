@@ -25,7 +25,7 @@ def name(request) -> str:
     return request.param
 
 
-def make(name: str, **settings: int) -> ChatProcessor:
+def make(name: str, **settings: object) -> ChatProcessor:
     config = replace(TINY_CONFIGS[name](0.0), **settings)
     return family_called(name).build(config, str(SCENES_TOKENIZER)).processor
 
@@ -119,6 +119,23 @@ def test_captions_have_a_limit_of_their_own_where_the_official_code_has_one(name
     short = processor.generation([GenerationSample(IMAGE, "a", "x")])
     assert 0 < len(row(batch)) - len(row(short)) <= 10
     assert row(batch)[-3:] == row(short)[-3:] and len(batch.cut) == 1
+
+
+def test_prompts_of_openuni_are_not_cut_as_its_captions_are() -> None:
+    """As in the official scripts, which cut captions in training alone."""
+    processor = make("openuni", max_caption=10)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ids, _ = processor.generation_prompts([LONG])
+    assert ids.shape[1] > len(processor.encode(LONG.strip())) > 100
+
+
+@pytest.mark.filterwarnings("ignore:.*too long")
+def test_prompts_of_showo2_are_cut_as_its_captions_are() -> None:
+    config = TINY_CONFIGS["showo2"](0.0)
+    processor = make("showo2", prompts=replace(config.prompts, max_caption=10))
+    ids, _ = processor.generation_prompts([LONG])
+    assert ids[0].tolist() == row(processor.generation([GenerationSample(IMAGE, LONG, "x")]))
 
 
 def test_the_limit_is_a_setting_of_every_family(name) -> None:

@@ -63,6 +63,8 @@ class ChatProcessor(ABC):
     """What follows an answer in training and is not predicted."""
     max_caption: int | None = None
     """Longest caption in tokens; None for as much as `max_length` leaves."""
+    max_prompt: int | None = None
+    """The same for prompts to generate from at inference."""
 
     def __init__(self, config: ModelConfig, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
@@ -128,7 +130,8 @@ class ChatProcessor(ABC):
         cut: list[str] = []
         prompts = ["" if sample.drop_prompt else sample.caption for sample in samples]
         slots = self.num_image_tokens
-        rows = [self._caption_ids(text, slots, s.name, cut) for text, s in zip(prompts, samples, strict=True)]
+        longest = self.max_caption
+        rows = [self._caption_ids(text, slots, s.name, longest, cut) for text, s in zip(prompts, samples, strict=True)]
         ids, mask = pad(rows, self.pad_id)
         # What an image shows does not depend on whether the model was told: a dropped prompt keeps its paired text.
         captions = [sample.caption.strip() for sample in samples]
@@ -186,7 +189,7 @@ class ChatProcessor(ABC):
         """
         slots = self.num_image_tokens if num_image_tokens is None else num_image_tokens
         texts = [*prompts, *([] if negative is None else [negative] * len(prompts))]
-        return pad([self._caption_ids(text, slots, _shown(text)) for text in texts], self.pad_id)
+        return pad([self._caption_ids(text, slots, _shown(text), self.max_prompt) for text in texts], self.pad_id)
 
     def decode(self, ids: Tensor) -> list[str]:
         """Answers of generated ids (B, T), without anything from the end of the turn on."""
@@ -261,8 +264,10 @@ class ChatProcessor(ABC):
             limits += f", max_caption {self.max_caption}" if self.max_caption is not None else ""
             warnings.warn(f"{message} (model.settings: {limits}); this is said once", stacklevel=4)
 
-    def _caption_ids(self, caption: str, slots: int, name: str, cut: list[str] | None = None) -> list[int]:
-        return self.fit(self.caption(caption.strip(), slots), name, longest=self.max_caption, cut=cut)
+    def _caption_ids(
+        self, caption: str, slots: int, name: str, longest: int | None, cut: list[str] | None = None
+    ) -> list[int]:
+        return self.fit(self.caption(caption.strip(), slots), name, longest=longest, cut=cut)
 
     def _exchange(self, question: str, answer: str) -> Text:
         return self.encode(question.strip()), self.answer(answer)

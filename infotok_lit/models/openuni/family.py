@@ -136,8 +136,9 @@ class OpenUniConfig(ModelConfig):
     max_length: int = 2048
     """Longest sequence in tokens, image included: longer questions and captions lose their end."""
     max_caption: int = 128
-    """Longest request to generate an image, in tokens. The official code cuts behind the end of the turn instead, so
-    that a long caption loses the marker that tells the model to answer."""
+    """Longest request to generate an image in training, in tokens; prompts at inference may be as long as `max_length`
+    says. The official code cuts behind the end of the turn instead, so that a long caption loses the marker that tells
+    the model to answer."""
     system: str = (
         "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。"
     )

@@ -117,7 +117,7 @@ class PromptConfig:
     """Inference: as the official script, which differs from all training layouts, or as `reading`."""
     system: str = "You are a helpful assistant."
     max_caption: int = 290
-    """Longest caption to generate from, in tokens."""
+    """Longest caption to generate from, in tokens, in training and at inference."""
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ class Showo2Processor(ChatProcessor):
     def __init__(self, config: Showo2Config, tokenizer: Tokenizer) -> None:
         super().__init__(config, tokenizer)
         self.prompts = config.prompts
-        self.max_caption = self.prompts.max_caption
+        self.max_caption = self.max_prompt = self.prompts.max_caption
         markers = (START, IMAGE_START, IMAGE_END)
         self.start, self.image_start, self.image_end = (self.marker_id(marker) for marker in markers)
         self.system = self.encode(f"system\n{self.prompts.system}{END}")
