@@ -47,7 +47,7 @@ class KeyMap:
 
     renames: tuple[tuple[str, str], ...]
     tied: tuple[tuple[str, str], ...] = ()
-    """Pairs of official names that hold one tensor; a file may lack either."""
+    """Pairs of official names that hold one tensor; a file may lack either, and the second counts where they differ."""
     pointwise: str | None = None
     """Official names (a regular expression) that store a linear map as a 1x1 convolution."""
 
@@ -84,6 +84,7 @@ class KeyMap:
         }
         if any(problems.values()):
             raise CheckpointError(_describe_problems(problems, source))
+        official |= {first: official[second] for first, second in self.tied}
         return {ours: official[name].reshape(own[ours].shape) for name, ours in expected.items()}
 
     def _to_official_shape(self, name: str, tensor: Tensor) -> Tensor:
@@ -93,10 +94,9 @@ class KeyMap:
 
     def _complete_tied(self, official: Mapping[str, Tensor]) -> State:
         completed = dict(official)
-        for first, second in self.tied:
-            if first in completed or second in completed:
-                completed.setdefault(first, completed.get(second))
-                completed.setdefault(second, completed[first])
+        for there, absent in (*self.tied, *(pair[::-1] for pair in self.tied)):
+            if there in completed:
+                completed.setdefault(absent, completed[there])
         return completed
 
 

@@ -104,3 +104,30 @@ def test_a_head_that_differs_from_its_tied_table_is_warned_about(tmp_path) -> No
         showo2.read_official(tmp_path, {}, showo2.config_of_size("scenes32"))
     with pytest.raises(ValueError, match=r"holds no image autoencoder: set `autoencoder` to Wan2\.1_VAE\.pth"):
         showo2.read_official(tmp_path, {}, showo2.config_of_size("1.5b"))
+
+
+@pytest.mark.parametrize("family", TIED)
+def test_where_a_head_and_its_tied_table_differ_the_table_counts(family) -> None:
+    head, table = TIED[family]
+    model = tiny_model(family)
+    weights = {name: value.clone() for name, value in model.official_weights()[family].items()}
+    expected = weights[table].clone()
+    weights[head] += 1
+    model.load_official_weights(family, weights, "file")
+    assert model.llm.lm_head.weight is model.text_embedding.weight
+    assert torch.equal(model.text_embedding.weight, expected)
+
+
+@pytest.mark.parametrize("family", TIED)
+def test_a_head_that_is_not_tied_is_loaded_and_missed(family) -> None:
+    head, table = TIED[family]
+    settings = {"llm": {"tie_word_embeddings": False}}
+    source, target = (family_called(family).fresh("scenes32", settings=settings) for _ in range(2))
+    weights = source.official_weights()[family]
+    target.load_official_weights(family, weights, "file")
+    assert torch.equal(target.llm.lm_head.weight, source.llm.lm_head.weight)
+    assert torch.equal(target.text_embedding.weight, source.text_embedding.weight)
+    for absent in (head, table):
+        less = {name: value for name, value in weights.items() if name != absent}
+        with pytest.raises(CheckpointError, match=f"1 missing: {absent}"):
+            target.load_official_weights(family, less, "file")

@@ -6,6 +6,7 @@ E decoder width, H language-model width.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -266,10 +267,10 @@ class Harmon(UnifiedModel):
     @property
     def official_parts(self) -> Mapping[str, OfficialPart]:
         """`harmon`: everything but the autoencoder; `kl16`: that, whose official file may hold a discriminator."""
-        keys = kl16_keys(self.config.autoencoder.num_levels)
+        keys = KEYS if self.config.llm.tie_word_embeddings else replace(KEYS, tied=())
         return {
-            "harmon": OfficialPart((*(f"{name}." for name in PARTS), "class_table"), KEYS),
-            "kl16": OfficialPart(("autoencoder.",), keys, may_hold_more=True),
+            "harmon": OfficialPart((*(f"{name}." for name in PARTS), "class_table"), keys),
+            "kl16": OfficialPart(("autoencoder.",), kl16_keys(self.config.autoencoder.num_levels), may_hold_more=True),
         }
 
     def _add_correction(self, tokens: Tensor, hidden: Tensor) -> Tensor:
