@@ -112,6 +112,17 @@ def test_prompts_at_inference_follow_the_same_rule(processor) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*too long")
+def test_an_image_of_another_size_leaves_its_prompt_as_much_room() -> None:
+    """Also one that has more positions than `max_length`."""
+    processor = make("showo2", max_length=LIMIT)
+    own, _ = processor.generation_prompts([LONG])
+    for slots in (2, 2 * LIMIT):
+        ids, _ = processor.generation_prompts([LONG], num_image_tokens=slots)
+        assert int((ids == IMAGE_TOKEN_ID).sum()) == slots
+        assert ids[ids != IMAGE_TOKEN_ID].tolist() == own[own != IMAGE_TOKEN_ID].tolist()
+
+
+@pytest.mark.filterwarnings("ignore:.*too long")
 def test_captions_have_a_limit_of_their_own_where_the_official_code_has_one(name) -> None:
     processor = make(name)
     processor.max_caption = 10

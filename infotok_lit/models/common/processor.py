@@ -186,6 +186,7 @@ class ChatProcessor(ABC):
 
         Args:
             negative: follows as many times as there are prompts; "" is the unconditional prompt, None for none.
+            num_image_tokens: of an image in a prompt; default: that of the processor's size.
         """
         slots = self.num_image_tokens if num_image_tokens is None else num_image_tokens
         texts = [*prompts, *([] if negative is None else [negative] * len(prompts))]
@@ -267,7 +268,9 @@ class ChatProcessor(ABC):
     def _caption_ids(
         self, caption: str, slots: int, name: str, longest: int | None, cut: list[str] | None = None
     ) -> list[int]:
-        return self.fit(self.caption(caption.strip(), slots), name, longest=longest, cut=cut)
+        # `max_length` is meant for images of the processor's size: others leave the words as much room.
+        reserved = self.num_image_tokens - slots
+        return self.fit(self.caption(caption.strip(), slots), name, reserved=reserved, longest=longest, cut=cut)
 
     def _exchange(self, question: str, answer: str) -> Text:
         return self.encode(question.strip()), self.answer(answer)
