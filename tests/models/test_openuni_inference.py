@@ -7,8 +7,8 @@ import torch
 from loud import CAPTIONS, NEW_TOKENS, PROMPTS, loud_model
 
 from infotok_lit.errors import SettingsError
-from infotok_lit.models.openuni.diffusion import RandomNumbers
-from infotok_lit.models.openuni.family import FAMILY
+from infotok_lit.models.openuni.diffusion import RandomNumbers, walk
+from infotok_lit.models.openuni.family import FAMILY, SamplingConfig
 from infotok_lit.models.openuni.model import OpenUni
 from infotok_lit.models.openuni.processor import KEEP_PROMPT
 from infotok_lit.scenes import Scenes
@@ -41,6 +41,21 @@ def test_a_redrawn_picture_is_its_source_its_instruction_and_its_seed(model, ima
         alone = model.edit(images[i : i + 1], [instruction], seed=2 + i)
         torch.testing.assert_close(together[i : i + 1], alone, rtol=0, atol=2e-4)
     assert (together - model.edit(images.flip(0), instructions, seed=2)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(("iterations", "time_shift"), [(600, 3.0), (20, 60.0)])
+def test_the_walk_begins_at_its_start_where_timesteps_repeat(iterations, time_shift) -> None:
+    """Along the straight line from noise to an image the velocity is the same everywhere, and so it leads there."""
+    image, start, steps = torch.rand(1, 2, 3, 3), torch.randn(1, 2, 3, 3), []
+    sampling = SamplingConfig(iterations=iterations, guidance=1.0, time_shift=time_shift)
+
+    def velocity(latents, timestep):
+        steps.append(int(timestep))
+        return start - image
+
+    found = walk(velocity, start, sampling)
+    assert len(steps) == iterations and steps[0] == steps[1] == 999
+    torch.testing.assert_close(found, image, rtol=0, atol=5e-3)
 
 
 @torch.no_grad()

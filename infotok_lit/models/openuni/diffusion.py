@@ -115,6 +115,8 @@ def build_scheduler(sampling: SamplingConfig) -> "DPMSolverMultistepScheduler":
         prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=sampling.time_shift
     )
     scheduler.set_timesteps(sampling.iterations)
+    # Timesteps are whole numbers: where the first two are equal, it would take the second for the first.
+    scheduler.set_begin_index(0)
     return scheduler
 
 
