@@ -178,3 +178,19 @@ def test_a_family_is_described_without_importing_anything_heavy() -> None:
 def test_a_family_that_there_is_not_is_refused() -> None:
     with pytest.raises(SettingsError, match="family 'other'; this version knows harmon, openuni, showo2"):
         family_called("other")
+
+
+@pytest.mark.parametrize(
+    ("family", "settings", "differing"),
+    [
+        ("harmon", {"mar": {"mask_ratio_min": 0.5, "mask_ratio_std": 0.1, "noise_draws": 8}}, []),
+        ("harmon", {"mar": {"dropout": 0.2, "sampling_steps": "50"}}, []),
+        ("harmon", {"mar": {"noise_draws": 8, "num_buffers": 8}}, ["mar"]),
+        ("showo2", {"autoencoder": {"posterior": "mean"}}, []),
+        ("showo2", {"autoencoder": {"posterior": "mean", "kept": 1}}, ["autoencoder"]),
+    ],
+)
+def test_weights_fit_whatever_no_weight_depends_on(family, settings, differing) -> None:
+    """So a run or an export can be trained on with another masking, or another reading of the latents."""
+    found = family_called(family).config_of_size("scenes32")
+    assert family_called(family).differing_parts(found, found.with_settings(settings)) == differing

@@ -182,8 +182,9 @@ class HarmonFamily(Family):
     encoded_branches = BRANCHES
 
     def differing_parts(self, found: HarmonConfig, wanted: HarmonConfig) -> list[str]:
-        """As for all families, but no weights depend on dropout, nor on how tokens are sampled."""
-        mar = replace(found.mar, dropout=wanted.mar.dropout, sampling_steps=wanted.mar.sampling_steps)
+        """As for all families, but no weights depend on how MAR is trained, nor on how tokens are sampled."""
+        free = ("dropout", "mask_ratio_min", "mask_ratio_std", "noise_draws", "sampling_steps")
+        mar = replace(found.mar, **{name: getattr(wanted.mar, name) for name in free})
         return super().differing_parts(replace(found, mar=mar), wanted)
 
 

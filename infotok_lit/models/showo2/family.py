@@ -228,9 +228,10 @@ class Showo2Family(Family):
         return tokenizer
 
     def differing_parts(self, found: Showo2Config, wanted: Showo2Config) -> list[str]:
-        """As for all families, but a quantiser may be added to a model without one."""
-        added = found.quantiser.kind == "none"
-        return super().differing_parts(replace(found, quantiser=wanted.quantiser) if added else found, wanted)
+        """As for all families, but a quantiser may be added to a model without one, and a posterior be read anyhow."""
+        autoencoder = replace(found.autoencoder, posterior=wanted.autoencoder.posterior)
+        quantiser = wanted.quantiser if found.quantiser.kind == "none" else found.quantiser
+        return super().differing_parts(replace(found, autoencoder=autoencoder, quantiser=quantiser), wanted)
 
     def read_exported(self, folder: Path) -> tuple[Showo2Config, OfficialWeights]:
         """As for all families, with the quantiser, which no official file has."""
