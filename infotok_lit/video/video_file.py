@@ -334,6 +334,10 @@ def _encode(path: Path, frames: Iterable[np.ndarray], frame_rate: Fraction) -> N
             stream.width, stream.height = width, height
             # Halved colour needs even sides.
             stream.pix_fmt = "yuv444p" if pixel_format == "yuv420p" and (width % 2 or height % 2) else pixel_format
+            if pixel_format == "yuv420p":
+                # What pixels are converted to. A file that does not say so is taken for BT.709 by players, if it is HD.
+                stream.codec_context.colorspace = av.video.reformatter.Colorspace.ITU601
+                stream.codec_context.color_range = av.video.reformatter.ColorRange.MPEG
             for frame in chain([first], remaining):
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
             container.mux(stream.encode())

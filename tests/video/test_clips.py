@@ -218,6 +218,20 @@ def test_a_video_is_turned_as_its_file_asks(tmp_path) -> None:
         assert np.array_equal(read_part(path, 0.0, 1, name)[0], np.rot90(lying, turned))
 
 
+@pytest.mark.parametrize(("name", "height"), [("x.mp4", 24), ("odd.mov", 23)])
+def test_a_written_file_says_what_its_colours_are(tmp_path, name: str, height: int) -> None:
+    """Players take a large video that does not say so for BT.709, and show other colours."""
+    av = pytest.importorskip("av", reason="needs the extra `video`")
+    red = np.tile(np.array((200, 40, 60), dtype=np.uint8), (3, height, 32, 1))
+    write_video(tmp_path / name, red, Fraction(25))
+    with av.open(str(tmp_path / name)) as container:
+        frame = next(container.decode(video=0))
+    assert (frame.colorspace, frame.color_range) == (5, 1), "BT.601, limited range"
+    # Its matrix, worked out by hand.
+    assert [bytes(plane)[0] for plane in frame.planes] == pytest.approx([93, 113, 198], abs=1)
+    assert np.abs(np.stack(list(read_video(tmp_path / name).frames)).astype(int) - red).max() <= 3
+
+
 def test_a_video_that_was_cut_off_is_read_with_a_warning(tmp_path) -> None:
     av = pytest.importorskip("av", reason="needs the extra `video`")
     write_video(tmp_path / "whole.mp4", SMOOTH, Fraction(25))
