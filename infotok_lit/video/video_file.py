@@ -88,7 +88,7 @@ def read_video(path: Path, frame_rate: Fraction = Fraction(25)) -> OpenVideo:
     except (av.FFmpegError, ValueError, OSError) as error:
         raise DataError(f"{path} is not a video that can be read ({error})") from error
     found = stream.average_rate or stream.guessed_rate or frame_rate
-    return OpenVideo(_decode(av, container, stream, str(path)), Fraction(found), stream.frames or None)
+    return OpenVideo(_decode(av, container, stream, str(path)), Fraction(found), _told(stream) or None)
 
 
 def check_videos(paths: Iterable[Path]) -> None:
@@ -137,8 +137,8 @@ def _read_frames(files: Iterable[Path]) -> Iterator[np.ndarray]:
 
 def _decode(av: ModuleType, container: Any, stream: Any, name: str) -> Iterator[np.ndarray]:
     """All frames, upright; a stream that changes its size is scaled to that of its first frame."""
-    count, end = 0, 0.0
-    lasts = 0.0 if stream.frames else (container.duration or 0) / 1_000_000
+    count, end, told = 0, 0.0, _told(stream)
+    lasts = 0.0 if told else (container.duration or 0) / 1_000_000
 
     def counted() -> Iterator[Any]:
         nonlocal count, end
@@ -151,14 +151,18 @@ def _decode(av: ModuleType, container: Any, stream: Any, name: str) -> Iterator[
             yield from _pixels(counted())
         except av.FFmpegError as error:
             raise DataError(f"{name} is damaged: {error}") from error
-    if count < stream.frames:
-        warnings.warn(
-            f"{name} says that it has {stream.frames} frames, but holds {count}: is it cut off?", stacklevel=2
-        )
+    if count < told:
+        warnings.warn(f"{name} says that it has {told} frames, but holds {count}: is it cut off?", stacklevel=2)
     if end + LATE < lasts:
         warnings.warn(
             f"{name} says that it lasts {lasts:.2f} s, but its frames end at {end:.2f} s: is it cut off?", stacklevel=2
         )
+
+
+def _told(stream: Any) -> int:
+    """How many frames a file says that it shows, fewer than it holds if it was only marked as trimmed; 0 if nothing."""
+    shown = (stream.container.duration or 0) / 1_000_000 * float(stream.average_rate or 0)
+    return min(stream.frames, round(shown) or stream.frames)
 
 
 def _pixels(frames: Iterable[Any]) -> Iterator[np.ndarray]:
@@ -220,8 +224,8 @@ def _stream(av: ModuleType, source: Path | bytes) -> Iterator[Any]:
 
 def _length(av: ModuleType, stream: Any) -> int:
     """How many frames there are, as the file says, or as its times do; 0 if it says nothing."""
-    if stream.frames:
-        return stream.frames
+    if told := _told(stream):
+        return told
     container, rate = stream.container, stream.average_rate or 0
     duration = stream.duration * stream.time_base if stream.duration else (container.duration or 0) / 1_000_000
     if container.format.name == "mpeg" and rate:

@@ -4,6 +4,7 @@ import io
 import struct
 import sys
 import tarfile
+import warnings
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -255,6 +256,28 @@ def test_a_video_that_was_cut_off_is_read_with_a_warning(tmp_path) -> None:
     (tmp_path / "y.mkv").write_bytes(content[: len(content) // 2])
     with pytest.warns(UserWarning, match=r"y\.mkv says that it lasts 1\.60 s, but its frames end at 0\.\d+ s: is it"):
         list(read_video(tmp_path / "y.mkv").frames)
+
+
+def test_a_video_that_was_trimmed_is_whole(tmp_path) -> None:
+    """A telephone trims a video by a list of what is shown, and leaves all frames in the file."""
+    av = pytest.importorskip("av", reason="needs the extra `video`")
+    write_video(tmp_path / "whole.mp4", SMOOTH, Fraction(25))
+    with (
+        av.open(str(tmp_path / "whole.mp4")) as whole,
+        av.open(str(tmp_path / "x.mp4"), "w", options={"avoid_negative_ts": "disabled"}) as trimmed,
+    ):
+        stream = trimmed.add_stream_from_template(whole.streams.video[0])
+        for packet in whole.demux(video=0):
+            if packet.size:
+                packet.pts, packet.dts = (time - round(0.4 / packet.time_base) for time in (packet.pts, packet.dts))
+                packet.stream = stream
+                trimmed.mux(packet)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        opened = read_video(tmp_path / "x.mp4")
+        frames = np.stack(list(opened.frames))
+    assert len(frames) == opened.count == 30
+    assert np.array_equal(read_part(tmp_path / "x.mp4", 0.7, 1, "x.mp4")[0], frames[21])
 
 
 def test_names_with_colons_and_titles_in_other_encodings_are_no_matter(tmp_path, monkeypatch) -> None:
