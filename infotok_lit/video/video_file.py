@@ -65,7 +65,7 @@ def read_video(path: Path, frame_rate: Fraction = Fraction(25)) -> OpenVideo:
     """A video file, or a folder of image files in the order of their names.
 
     A file that holds fewer frames than it says, or ends sooner, as one does that was cut off, is read with a warning;
-    .mpg and .ts files do not say.
+    .mpg and .ts files do not say. So is one whose pixels are not square.
 
     Args:
         frame_rate: of a folder of frames, and of a file that does not say.
@@ -87,6 +87,9 @@ def read_video(path: Path, frame_rate: Fraction = Fraction(25)) -> OpenVideo:
         container, stream = _open(av, path)
     except (av.FFmpegError, ValueError, OSError) as error:
         raise DataError(f"{path} is not a video that can be read ({error})") from error
+    if (aspect := stream.sample_aspect_ratio or 1) != 1:
+        told = f"its pixels {float(aspect):.3g} times as wide as high, which is not kept: scale it to square ones first"
+        warnings.warn(f"{path} shows {told}", stacklevel=2)
     found = stream.average_rate or stream.guessed_rate or frame_rate
     return OpenVideo(_decode(av, container, stream, str(path)), Fraction(found), _told(stream) or None)
 

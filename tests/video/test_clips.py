@@ -258,6 +258,18 @@ def test_a_video_that_was_cut_off_is_read_with_a_warning(tmp_path) -> None:
         list(read_video(tmp_path / "y.mkv").frames)
 
 
+def test_a_video_whose_pixels_are_not_square_is_read_with_a_warning(tmp_path) -> None:
+    av = pytest.importorskip("av", reason="needs the extra `video`")
+    with av.open(str(tmp_path / "disc.mpg"), "w") as container:
+        stream = container.add_stream("mpeg2video", rate=25)
+        stream.height, stream.width, stream.pix_fmt = 576, 720, "yuv420p"
+        stream.codec_context.sample_aspect_ratio = Fraction(64, 45)
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(noise(1, 576, 720)[0], format="rgb24")))
+        container.mux(stream.encode())
+    with pytest.warns(UserWarning, match=r"disc\.mpg shows its pixels 1\.42 times as wide as high, which is not kept"):
+        assert next(read_video(tmp_path / "disc.mpg").frames).shape == (576, 720, 3)
+
+
 def test_a_video_that_was_trimmed_is_whole(tmp_path) -> None:
     """A telephone trims a video by a list of what is shown, and leaves all frames in the file."""
     av = pytest.importorskip("av", reason="needs the extra `video`")
