@@ -16,6 +16,7 @@ from infotok_lit.modules.base_model import module_weights, refuse_lost_average, 
 from infotok_lit.modules.finite import FiniteGuard
 from infotok_lit.modules.optimiser import MaskedAdamW, OptimiserConfig, build_optimiser, clip_apart, warmup_cosine
 from infotok_lit.modules.run_callbacks import callbacks_of_every_run, run_folder, tell_model_is_built
+from infotok_lit.seeding import isolated_rng
 from infotok_lit.video import FAMILY
 from infotok_lit.video.datamodule import ClipBatch
 from infotok_lit.video.losses import LossConfig, Vgg16Features, psnr, reconstruction_losses
@@ -135,11 +136,13 @@ class VideoTokenizerModule(pl.LightningModule):
         for mean_rate in self.val_rates:
             rates = self.rates.at_mean(errors, mean_rate)[mine].cpu().split([len(part[0]) for part in self._validated])
             quality, kept = [], []
-            for (clips, codes, token_map), rate in zip(self._validated, rates, strict=True):
-                mask = keep_clipwide(token_map, rate, self.rates.mask)
-                frames = to_frames(self.tokenizer.decode((codes * mask[:, None]).to(self.device)))
-                quality.append(psnr(clips, frames.cpu()))
-                kept.append(mask.float().flatten(1).mean(1))
+            # Random masks are the same in each validation, and take none of training's random numbers.
+            with isolated_rng(self.global_rank, self.device):
+                for (clips, codes, token_map), rate in zip(self._validated, rates, strict=True):
+                    mask = keep_clipwide(token_map, rate, self.rates.mask)
+                    frames = to_frames(self.tokenizer.decode((codes * mask[:, None]).to(self.device)))
+                    quality.append(psnr(clips, frames.cpu()))
+                    kept.append(mask.float().flatten(1).mean(1))
             self.log(f"val/psnr_{mean_rate:g}", torch.cat(quality).mean().to(self.device), sync_dist=True)
             self.log(f"val/kept_{mean_rate:g}", torch.cat(kept).mean().to(self.device), sync_dist=True)
         self.log("val/error", errors.mean())

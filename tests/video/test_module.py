@@ -145,6 +145,17 @@ def test_validation_reports_quality_at_each_rate(whole) -> None:
     assert all(math.isfinite(metrics[f"val/psnr_{rate}"]) for rate in ("1", "0.5"))
 
 
+def test_random_masks_of_validation_are_always_the_same_and_none_of_trainings(tmp_path) -> None:
+    trainer, _ = fit(tmp_path, steps=2, rates=RateConfig(mask="random"))
+    found = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        before = torch.get_rng_state()
+        found += trainer.validate(trainer.lightning_module, trainer.datamodule, verbose=False)
+        assert torch.equal(torch.get_rng_state(), before)
+    assert found[0] == found[1]
+
+
 def test_the_run_leaves_its_moving_average(whole) -> None:
     _, trainer, _ = whole
     exported = load_tokenizer(Path(trainer.log_dir, "export"))
