@@ -78,8 +78,11 @@ class ShardedStrategy(ModelParallelStrategy):
         model, optimisers = self.lightning_module, list(self.optimizers)
         if not is_sharded_checkpoint(path):
             content = read_pickle(path, checked=False)
+            # A copy: into its own, the module puts what the file leaves out, which is here already.
+            state = dict(content["state_dict"])
             model.on_load_checkpoint(content)
-            _load_whole(_awaited(model, content), content.pop("state_dict"), path)
+            del content["state_dict"]
+            _load_whole(_awaited(model, content), state, path)
             for optimiser, state in zip(optimisers, content.pop("optimizer_states", []), strict=False):
                 _load_optimiser(optimiser, state)
             return content

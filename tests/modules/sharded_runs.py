@@ -1,4 +1,4 @@
-"""What processes do for test_sharding.py, as a script: python sharded_runs.py FOLDER PORT RANK, or four.
+"""What processes do for test_sharding.py, as a script: sharded_runs.py FOLDER PORT RANK, or four, or alone.
 
 Each family is trained under DDP and under FSDP2 with everything else equal, and leaves what it was in a file per rank.
 """
@@ -8,6 +8,7 @@ import os
 import sys
 import warnings
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from lightning.pytorch.strategies import DDPStrategy, Strategy
 from tiny import FAMILIES, TinyModule, scenes_data
 
 from infotok_lit.callbacks.export import ExportInference
+from infotok_lit.modules import HarmonModule
 from infotok_lit.modules.lora import LoraConfig
 from infotok_lit.modules.losses import TaskWeights
 from infotok_lit.modules.run_checkpoint import WholeCheckpoints
@@ -180,6 +182,14 @@ def one_of_four(folder: Path, rank: int, port: str) -> None:
         fit(folder / name, module("harmon"), strategy, devices=4, steps=2)
 
 
+def alone(folder: Path, port: str) -> None:
+    """In one process, a run whose checkpoints leave frozen weights out, and which goes on under FSDP2."""
+    frozen = partial(HarmonModule, init_from="embedded", freeze=("llm.",))
+    fit(folder / "plain", frozen(), "auto", devices=1, keeps=True)
+    join(0, 1, port)
+    fit(folder / "sharded", frozen(), ShardedStrategy(), 1, checkpoint=folder / "plain" / CHECKPOINT)
+
+
 def four(folder: Path, port: str) -> int:
     """Fork all of `one_of_four`, as most of what a fresh process does is to import torch; returns how many failed."""
     forking = multiprocessing.get_context("fork")
@@ -204,5 +214,7 @@ if __name__ == "__main__":
     path, port, who = sys.argv[1:]
     if who == "four":
         sys.exit(four(Path(path), port))
+    if who == "alone":
+        sys.exit(alone(Path(path), port))
     join(int(who), 2, port)
     main(Path(path))

@@ -133,6 +133,15 @@ def test_copies_that_are_shared_out_give_the_same_numbers(tmp_path) -> None:
         assert copies["bytes"] <= 0.55 * plain["bytes"]
 
 
+def test_a_file_without_frozen_weights_goes_on(tmp_path) -> None:
+    """As the files of all runs are that begin with weights from somewhere."""
+    run_script(tmp_path, ("alone",))
+    ((sharded,), (plain,)) = records(tmp_path / "sharded", 1), records(tmp_path / "plain", 1)
+    assert read_run(tmp_path / "plain" / CHECKPOINT)["infotok_lit"]["frozen"]
+    assert sharded["names"] == plain["names"][2:]
+    assert_equal_steps(sharded["steps"], plain["steps"][2:])
+
+
 def test_one_process_goes_on_with_what_two_left(runs, tmp_path) -> None:
     """With the same global batch: the samples that both together would have seen, from the state that they left."""
     trainer = fit(tmp_path, module("harmon"), "auto", devices=1, checkpoint=runs / "harmon" / "fsdp" / CHECKPOINT)
