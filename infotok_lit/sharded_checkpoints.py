@@ -115,6 +115,18 @@ def read_index(path: Path) -> Metadata:
         raise unreadable(path / INDEX, DAMAGED) from error
 
 
+def names_and_shapes(path: Path) -> dict[str, dict[str, Any]]:
+    """`state_dict` -> the shapes of weights by name; `optimizer_0` -> None by the names of parameters with states."""
+    index = read_index(path)
+    found: dict[str, dict[str, Any]] = {WEIGHTS: {}}
+    for name, (kind, *keys) in index.planner_data.items():
+        if kind == WEIGHTS:
+            found[kind][keys[0]] = getattr(index.state_dict_metadata[name], "size", None)
+        elif keys[0] == "state":
+            found.setdefault(kind, {})[keys[1]] = None
+    return found
+
+
 class _IndexReader(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if name not in DESCRIPTIONS.get(module, ()):

@@ -1,6 +1,7 @@
 """How a run whose processes share the model out is started, saved and resumed."""
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,18 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
-from infotok_lit.checkpoints import CHECKPOINT_KEY, CheckpointError, read_pickle
+from infotok_lit.checkpoints import CHECKPOINT_KEY, SHOWN, CheckpointError, read_pickle
 from infotok_lit.files import PART, staging_path
 from infotok_lit.modules.run_checkpoint import BASE_PREFIX
 from infotok_lit.modules.sharding import own_share
-from infotok_lit.sharded_checkpoints import META, is_sharded_checkpoint, plain_planner, read_sharded_meta, safe_reader
+from infotok_lit.sharded_checkpoints import (
+    META,
+    is_sharded_checkpoint,
+    names_and_shapes,
+    plain_planner,
+    read_sharded_meta,
+    safe_reader,
+)
 
 
 class ShardedStrategy(ModelParallelStrategy):
@@ -86,14 +94,17 @@ class ShardedStrategy(ModelParallelStrategy):
             for optimiser, state in zip(optimisers, content.pop("optimizer_states", []), strict=False):
                 _load_optimiser(optimiser, state)
             return content
-        content = read_sharded_meta(path)
+        content, held = read_sharded_meta(path), names_and_shapes(path)
+        model.on_load_checkpoint({**content, "state_dict": dict(held["state_dict"])})
         state = {"state_dict": _awaited(model, content)}
+        _refuse_misfit({name: tensor.shape for name, tensor in state["state_dict"].items()}, held["state_dict"], path)
         # The tensors are the model's own, so they are loaded in place.
         dcp.load(state, storage_reader=safe_reader(path), planner=plain_planner())
         for number, optimiser in enumerate(optimisers):
-            named = {f"optimizer_{number}": get_optimizer_state_dict(model, optimiser)}
-            dcp.load(named, storage_reader=safe_reader(path), planner=plain_planner())
-            set_optimizer_state_dict(model, optimiser, named[f"optimizer_{number}"])
+            own = get_optimizer_state_dict(model, optimiser)
+            _refuse_misfit(dict.fromkeys(own["state"]), held.get(f"optimizer_{number}", {}), path)
+            dcp.load({f"optimizer_{number}": own}, storage_reader=safe_reader(path), planner=plain_planner())
+            set_optimizer_state_dict(model, optimiser, own)
         return content
 
 
@@ -104,12 +115,23 @@ def _awaited(model: nn.Module, content: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def _load_whole(own: dict[str, Tensor], state: dict[str, Tensor], path: Path) -> None:
-    wrong = sorted(own.keys() ^ state.keys()) or [name for name in own if own[name].shape != state[name].shape]
-    if wrong:
-        raise CheckpointError(f"{path} does not fit this model: missing, unexpected or mis-shaped: {', '.join(wrong)}")
+    shapes, held = ({name: tensor.shape for name, tensor in one.items()} for one in (own, state))
+    _refuse_misfit(shapes, held, path)
     with torch.no_grad():
         for name, tensor in own.items():
             own_share(tensor).copy_(own_share(_share_like(state[name], tensor)))
+
+
+def _refuse_misfit(own: Mapping[str, Any], held: Mapping[str, Any], path: Path) -> None:
+    """CheckpointError unless a checkpoint holds what is awaited, by name and shape, and nothing else.
+
+    torch.distributed.checkpoint leaves alone what is not asked for, and raises no Exception for what is missing.
+    """
+    wrong = sorted(own.keys() ^ held.keys()) or [name for name in own if own[name] != held[name]]
+    if wrong:
+        more = f" and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
+        names = f"{', '.join(wrong[:SHOWN])}{more}"
+        raise CheckpointError(f"{path} does not fit this model: missing, unexpected or mis-shaped: {names}")
 
 
 def _load_optimiser(optimiser: Optimizer, state: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import sys
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,8 @@ from lightning.pytorch.strategies import DDPStrategy, Strategy
 from tiny import FAMILIES, TinyModule, scenes_data
 
 from infotok_lit.callbacks.export import ExportInference
+from infotok_lit.callbacks.weight_average import WeightAverage
+from infotok_lit.checkpoints import CheckpointError
 from infotok_lit.modules import HarmonModule
 from infotok_lit.modules.lora import LoraConfig
 from infotok_lit.modules.losses import TaskWeights
@@ -68,6 +71,7 @@ def fit(
     checkpoint: Path | None = None,
     keeps: bool = False,
     steps: int = STEPS,
+    callbacks: Sequence[pl.Callback] = (),
 ) -> pl.Trainer:
     """A run of a few steps with validation, which goes on from a checkpoint; with checkpoints and an export of its own.
 
@@ -99,7 +103,7 @@ def fit(
         enable_progress_bar=False,
         enable_model_summary=False,
         plugins=[WholeCheckpoints()],
-        callbacks=[record, *(kept if keeps else ())],
+        callbacks=[record, *callbacks, *(kept if keeps else ())],
         enable_checkpointing=keeps,
     )
     trainer.fit(module, data, ckpt_path=checkpoint)
@@ -188,6 +192,17 @@ def alone(folder: Path, port: str) -> None:
     fit(folder / "plain", frozen(), "auto", devices=1, keeps=True)
     join(0, 1, port)
     fit(folder / "sharded", frozen(), ShardedStrategy(), 1, checkpoint=folder / "plain" / CHECKPOINT)
+    fit(folder / "left", TinyModule(), ShardedStrategy(), 1, keeps=True, steps=2, callbacks=[WeightAverage()])
+    for name, other, callbacks in (
+        ("fewer_terms", TinyModule(("alignment",)), [WeightAverage()]),
+        ("other_terms", TinyModule(("self_alignment",)), [WeightAverage()]),
+        ("more_frozen", TinyModule(freeze=("llm.",)), [WeightAverage()]),
+        ("no_average", TinyModule(), []),
+    ):
+        try:
+            fit(folder / name, other, ShardedStrategy(), 1, folder / "left" / CHECKPOINT, callbacks=callbacks)
+        except CheckpointError as error:
+            (folder / f"{name}.txt").write_text(str(error))
 
 
 def four(folder: Path, port: str) -> int:

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pickle
+import re
 import shutil
 import signal
 import socket
@@ -133,13 +134,34 @@ def test_copies_that_are_shared_out_give_the_same_numbers(tmp_path) -> None:
         assert copies["bytes"] <= 0.55 * plain["bytes"]
 
 
-def test_a_file_without_frozen_weights_goes_on(tmp_path) -> None:
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> Path:
+    """The folder of what one process does."""
+    folder = tmp_path_factory.mktemp("alone")
+    run_script(folder, ("alone",))
+    return folder
+
+
+def test_a_file_without_frozen_weights_goes_on(alone) -> None:
     """As the files of all runs are that begin with weights from somewhere."""
-    run_script(tmp_path, ("alone",))
-    ((sharded,), (plain,)) = records(tmp_path / "sharded", 1), records(tmp_path / "plain", 1)
-    assert read_run(tmp_path / "plain" / CHECKPOINT)["infotok_lit"]["frozen"]
+    ((sharded,), (plain,)) = records(alone / "sharded", 1), records(alone / "plain", 1)
+    assert read_run(alone / "plain" / CHECKPOINT)["infotok_lit"]["frozen"]
     assert sharded["names"] == plain["names"][2:]
     assert_equal_steps(sharded["steps"], plain["steps"][2:])
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("fewer_terms", "does not fit this model.*infotok.heads.*more"),
+        ("other_terms", "does not fit this model.*infotok.heads.*more"),
+        ("more_frozen", r"does not fit this model.*base\.llm"),
+        ("no_average", "holds a moving average.*add --config trainer/weight_average"),
+    ],
+)
+def test_a_folder_that_does_not_fit_is_refused(alone, name, words) -> None:
+    """torch would leave what is not asked for where it is, and the run would go on without it."""
+    assert re.search(words, (alone / f"{name}.txt").read_text())
 
 
 def test_one_process_goes_on_with_what_two_left(runs, tmp_path) -> None:
