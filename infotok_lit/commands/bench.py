@@ -114,8 +114,8 @@ def chosen_sets(terms: Sequence[str], variants: Sequence[str] | None) -> list[Se
 
 
 def name_of(terms: Sequence[str]) -> str:
-    """The paper's short name of a set of terms, such as C&S; "plain" for none."""
-    return "&".join(term[0].upper() for term in terms) or "plain"
+    """The paper's short name of a set of terms, such as C&S, with other terms spelled out; "plain" for none."""
+    return "&".join(term[0].upper() if term in TERM_SETS[-1] else term for term in terms) or "plain"
 
 
 def summarise(own: Sequence[Result], plain: Sequence[Result], most_flops: float | None = None) -> Result:

@@ -154,6 +154,14 @@ def test_a_configuration_of_the_papers_terms_has_no_fifth_variant() -> None:
     assert [name_of(terms) for terms in sets] == NAMES
 
 
+@pytest.mark.parametrize("terms", [("captioning",), ("compactness", "self_alignment"), ("captioning", "sufficiency")])
+def test_rivals_are_not_taken_for_terms_of_the_paper(terms) -> None:
+    """Rounds are kept by name, and those of two variants of one name were one list."""
+    names = [name_of(one) for one in chosen_sets(terms, None)]
+    assert names[:-1] == NAMES
+    assert names[-1] not in NAMES
+
+
 def test_ratios_are_taken_round_by_round() -> None:
     """The second round is twice as slow; the variant costs 10 % in each, and one slow step does not show."""
 
