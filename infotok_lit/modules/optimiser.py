@@ -160,7 +160,12 @@ def build_optimiser(
 
 
 def warmup_cosine(optimiser: Optimizer, config: OptimiserConfig, max_steps: int) -> LambdaLR:
-    """Linear warm-up, then a cosine that ends at step `max_steps`."""
+    """Linear warm-up, then a cosine that ends at step `max_steps`; SettingsError where that is -1, and there is no end.
+
+    The cosine would be over as soon as the warm-up is, and the learning rate 0 from there.
+    """
+    if max_steps < 0:
+        raise SettingsError("the learning rate's schedule ends at trainer.max_steps: set it, also beside max_epochs")
 
     def factor(step: int) -> float:
         if step < config.warmup_steps:

@@ -1,10 +1,11 @@
 """Which parameters the optimiser moves, and how fast."""
 
 import pytest
+import torch
 from tiny import FAMILIES, TinyModule
 
 from infotok_lit.errors import SettingsError
-from infotok_lit.modules.optimiser import OptimiserConfig, build_optimiser
+from infotok_lit.modules.optimiser import OptimiserConfig, build_optimiser, warmup_cosine
 
 TERMS = ("compactness", "sufficiency", "alignment")
 LANGUAGE_MODELS = {"harmon": "llm.", "showo2": "llm.", "openuni": "vlm.model.language_model."}
@@ -24,6 +25,15 @@ def test_optimiser_groups_partition_the_trainable_parameters(family) -> None:
     rates = {id(parameter): group["lr"] for group in optimiser.param_groups for parameter in group["params"]}
     assert {rates[id(p)] for p in module.infotok.parameters()} == {1e-2}
     assert {rates[id(p)] for p in module.base.parameters() if p.requires_grad} == {1e-4}
+
+
+def test_a_schedule_without_an_end_is_refused() -> None:
+    """As of a Trainer with max_epochs alone, on data loaders of one's own: the learning rate would be 0 soon."""
+    optimiser = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    with pytest.raises(SettingsError, match=r"ends at trainer\.max_steps: set it"):
+        warmup_cosine(optimiser, OptimiserConfig(warmup_steps=10), max_steps=-1)
+    factor = warmup_cosine(optimiser, OptimiserConfig(warmup_steps=10), max_steps=30).lr_lambdas[0]
+    assert [factor(step) for step in (9, 20, 30)] == pytest.approx([1.0, 0.5, 0.0])
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.02])
