@@ -5,7 +5,7 @@ it is needed.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -80,7 +80,7 @@ def _fetch_folder(repository: str, inside: str) -> Path:
     )
 
 
-def push(folder: Path, repository: str, replaced: Sequence[str], private: bool = False) -> str:
+def push(folder: Path, repository: str, replaced: Collection[str], private: bool = False) -> str:
     """Publish an exported folder as a repository, which is made if there is none; returns its address.
 
     Args:
@@ -99,7 +99,7 @@ def push(folder: Path, repository: str, replaced: Sequence[str], private: bool =
                 repo_id=repository,
                 folder_path=folder,
                 commit_message="Upload with infotok_lit",
-                delete_patterns=list(replaced),
+                delete_patterns=sorted(replaced),
             )
     except MissingFileError as error:
         raise CheckpointError(f"{folder} was not published: {error}") from error

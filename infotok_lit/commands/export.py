@@ -45,8 +45,7 @@ def export(
         weights: Of a run that averages its weights, the average or those of the last step.
         with_budget: Also write the small file that `describe --budget` needs, of a run with objective.token_budget.
         force: Replace an earlier export; anything else is never replaced.
-        push_to_hub: OWNER/NAME of a repository on the Hugging Face hub to publish the folder in, in the place of an
-            earlier export.
+        push_to_hub: OWNER/NAME of a repository on the Hugging Face hub; an earlier export's weights there are replaced.
         private: Make that repository private, if it is new.
 
     Raises:
@@ -74,8 +73,7 @@ def export(
             also=TokenSelector.of_run(checkpoint, base, weights).write if with_budget else None,
         )
     sys.stdout.write(f"wrote {out}\n")
-    if push_to_hub is not None:
-        sys.stdout.write(f"published {push(out, push_to_hub, sorted(weight_files()), private)}\n")
+    sys.stdout.write("" if push_to_hub is None else f"published {push(out, push_to_hub, weight_files(), private)}\n")
 
 
 def _checkpoint(ckpt: str) -> tuple[Path, dict[str, Any]]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from infotok_lit.commands.compress import CuttingOptions, open_tokenizer
-from infotok_lit.errors import SettingsError
+from infotok_lit.errors import DataError, SettingsError
 from infotok_lit.files import check_target, replacing, write_whole
 from infotok_lit.progress import progress_bar
 
@@ -53,7 +53,6 @@ def rate_distortion(
     """
     from infotok_lit.video.fvd import I3d, video_distance
     from infotok_lit.video.quality import Lpips, means_by_rate
-    from infotok_lit.video.video_file import check_videos
 
     each = [cutting.at(rate) for rate in rates or (1.0, 0.75, 0.5, 0.25)]
     if (vgg_weights is None) != (lpips_weights is None):
@@ -62,7 +61,7 @@ def rate_distortion(
         raise SettingsError("there is no video to compress: name one or more with --video")
     for name in (TABLE, PICTURE, PART):
         check_target(out / name, force)
-    check_videos(video)
+    _check_videos(video)
     tokenizer = open_tokenizer(model, device)
     lpips = None
     if vgg_weights is not None and lpips_weights is not None:
@@ -76,6 +75,15 @@ def rate_distortion(
     if i3d is not None and all(row.fvd is None for row in means):
         sys.stdout.write("no FVD: it needs two clips of 16 frames or more, and should have hundreds\n")
     sys.stdout.write(f"wrote {out / TABLE} and {PICTURE}\n")
+
+
+def _check_videos(paths: Sequence[Path]) -> None:
+    """See that each video has a first frame, one open at a time; errors as for `read_video`."""
+    from infotok_lit.video.video_file import read_video
+
+    for path in paths:
+        if next(read_video(path).frames, None) is None:
+            raise DataError(f"{path} holds no frames")
 
 
 def _measured(

@@ -94,13 +94,6 @@ def read_video(path: Path, frame_rate: Fraction = Fraction(25)) -> OpenVideo:
     return OpenVideo(_decode(av, container, stream, str(path)), Fraction(found), _told(stream) or None)
 
 
-def check_videos(paths: Iterable[Path]) -> None:
-    """See that each video has a first frame, one open at a time; errors as for `read_video`."""
-    for path in paths:
-        if next(read_video(path).frames, None) is None:
-            raise DataError(f"{path} holds no frames")
-
-
 def _open(av: ModuleType, source: Path | bytes) -> tuple[Any, Any]:
     """A container and its video stream; ValueError if it has none, and what PyAV raises if it is no container."""
     # An absolute path is a path: the name `10:30.mp4` alone would ask for a protocol 10.

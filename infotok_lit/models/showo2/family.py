@@ -183,7 +183,7 @@ SIZES: dict[str, Showo2Config] = {
         image_size=32,
     ),
     "1.5b": _BASE,
-    "1.5b-hq": replace(_BASE, image_size=512),
+    "1.5b-hq": replace(_BASE, image_size=512, prompts=replace(_BASE.prompts, max_caption=251)),
     "7b": replace(_BASE, llm=replace(QWEN25["7b"], vocab_size=_BASE.llm.vocab_size)),
 }
 
