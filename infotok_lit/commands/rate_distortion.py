@@ -121,6 +121,7 @@ def _write(out: Path, rows: "Sequence[Quality]", means: "Sequence[Quality]") -> 
     with replacing(out / PICTURE) as file:
         plot_quality(means, file)
     _write_table(out / TABLE, [*rows, *means])
+    (out / PART).unlink(missing_ok=True)  # of an earlier call that failed, and is done now
 
 
 def _write_table(path: Path, rows: "Sequence[Quality]") -> None:

@@ -194,3 +194,10 @@ def test_weights_fit_whatever_no_weight_depends_on(family, settings, differing) 
     """So a run or an export can be trained on with another masking, or another reading of the latents."""
     found = family_called(family).config_of_size("scenes32")
     assert family_called(family).differing_parts(found, found.with_settings(settings)) == differing
+
+
+@pytest.mark.parametrize(("size", "longest", "side"), [("1.5b", 1024, 27), ("1.5b-hq", 1280, 32), ("7b", 1024, 27)])
+def test_captions_of_showo2_leave_room_for_the_image_in_the_official_sequence(size, longest, side) -> None:
+    """The image's places and its time slot, its two markers, and the two of the sequence."""
+    config = family_called("showo2").config_of_size(size)
+    assert config.prompts.max_caption == longest - (side**2 + 1) - 4

@@ -13,6 +13,7 @@ import pytest
 import torch
 from tiny_video import TINY, noise, tiny_tokenizer
 
+from infotok_lit.cli import main as command_line
 from infotok_lit.errors import DataError, SettingsError
 from infotok_lit.video.bitstream import Header, Record, index_bytes, pack_indices, unpack_indices
 from infotok_lit.video.codec import (
@@ -306,3 +307,16 @@ def test_windows_that_the_tokenizer_cannot_take_are_refused(tokenizer: VideoToke
             CodecConfig(**settings)
     with pytest.raises(DataError, match="no frames"):
         compress(tokenizer, iter(()), RATE, io.BytesIO())
+
+
+def test_what_is_read_is_never_replaced(tmp_path, capsys) -> None:
+    source = tmp_path / "x.mp4"
+    source.write_bytes(b"precious")
+    (tmp_path / "soft.mp4").symlink_to(source)
+    (tmp_path / "hard.mp4").hardlink_to(source)
+    for command, option in (("compress", "--video"), ("decompress", "--stream")):
+        for out in (source, tmp_path / "soft.mp4", tmp_path / "hard.mp4"):
+            arguments = [command, "--model", "embedded", option, str(source), "--out", str(out), "--force"]
+            assert command_line(arguments) == 2
+            assert f"{out} is what is read" in capsys.readouterr().err
+    assert source.read_bytes() == b"precious"

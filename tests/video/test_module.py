@@ -320,19 +320,6 @@ def test_compress_and_decompress_from_the_command_line(whole, tmp_path, capsys) 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["back", "frames", "x.itk"]
 
 
-def test_what_is_read_is_never_replaced(tmp_path, capsys) -> None:
-    source = tmp_path / "x.mp4"
-    source.write_bytes(b"precious")
-    (tmp_path / "soft.mp4").symlink_to(source)
-    (tmp_path / "hard.mp4").hardlink_to(source)
-    for command, option in (("compress", "--video"), ("decompress", "--stream")):
-        for out in (source, tmp_path / "soft.mp4", tmp_path / "hard.mp4"):
-            arguments = [command, "--model", "embedded", option, str(source), "--out", str(out), "--force"]
-            assert command_line(arguments) == 2
-            assert f"{out} is what is read" in capsys.readouterr().err
-    assert source.read_bytes() == b"precious"
-
-
 def test_every_process_asks_for_the_run_folder(whole) -> None:
     """Lightning settles it between all processes, so one that asked alone would wait for the others."""
     _, trainer, _ = whole

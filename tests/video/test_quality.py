@@ -1,6 +1,7 @@
 """Rate and distortion against their definitions, on streams that were really written."""
 
 import csv
+import shutil
 from fractions import Fraction
 from types import SimpleNamespace
 
@@ -94,7 +95,7 @@ def test_a_video_that_cannot_be_read_is_said_before_anything_is_measured(tmp_pat
     assert not (tmp_path / "out").exists()
 
 
-def test_what_was_measured_before_a_damaged_frame_is_kept(tmp_path, capsys) -> None:
+def test_what_was_measured_before_a_damaged_frame_is_kept_until_all_is_measured(tmp_path, capsys) -> None:
     for name in ("a", "b"):
         write_video(tmp_path / name, noise(3, 16, 16), Fraction(25))
     (tmp_path / "b" / "000002.png").write_bytes(b"no picture")
@@ -106,6 +107,12 @@ def test_what_was_measured_before_a_damaged_frame_is_kept(tmp_path, capsys) -> N
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["rate_distortion_part.csv"]
     rows = list(csv.DictReader((tmp_path / "out" / "rate_distortion_part.csv").open()))
     assert [(row["video"], row["rate"]) for row in rows] == [(str(tmp_path / "a"), rate) for rate in ("1.0", "0.5")]
+    shutil.copy(tmp_path / "b" / "000001.png", tmp_path / "b" / "000002.png")
+    assert command_line([*arguments, "--out", str(tmp_path / "out")]) == 2
+    assert "rate_distortion_part.csv exists" in capsys.readouterr().err, "it may have taken hours"
+    assert command_line([*arguments, "--out", str(tmp_path / "out"), "--force"]) == 0
+    left = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert left == ["rate_distortion.csv", "rate_distortion.png"], "all of it is in the table now"
 
 
 def test_the_command_leaves_a_table_and_a_plot(tmp_path, capsys) -> None:
