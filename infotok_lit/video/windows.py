@@ -94,7 +94,7 @@ def blend(earlier: Tensor, later: Tensor) -> Tensor:
     weight = torch.arange(overlap, 0, -1, device=earlier.device) / (overlap + 1)
     weight = weight[:, None, None, None]
     mixed = earlier.float() * weight + later.float() * (1 - weight)
-    return mixed.clamp(0, 255).to(torch.uint8)
+    return (mixed + 0.5).clamp(0, 255).to(torch.uint8)
 
 
 def tile_starts(length: int, tile: int, overlap: int) -> list[int]:

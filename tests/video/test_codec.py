@@ -155,6 +155,19 @@ def test_overlapping_windows_fade_into_each_other() -> None:
     assert blend(black, white)[:, 0, 0, 0].tolist() == [50, 100, 150]
 
 
+@pytest.mark.parametrize("overlap", [1, 2, 8])
+def test_blended_frames_are_rounded(overlap: int) -> None:
+    """To the nearest level, reckoned in fractions; and what does not move stays as it is."""
+    pairs = torch.cartesian_prod(torch.arange(256), torch.arange(256)).to(torch.uint8)
+    earlier, later = (part.reshape(1, 256, 256, 1).expand(overlap, -1, -1, -1) for part in pairs.T)
+    first, second, whole = earlier.long(), later.long(), overlap + 1
+    share = torch.arange(overlap, 0, -1)[:, None, None, None]
+    # |found - exact| <= 1/2, times the number of steps and two.
+    off = 2 * (blend(earlier, later).long() * whole - (first * share + second * (whole - share)))
+    assert off.abs().max() <= whole
+    assert torch.equal(blend(earlier, earlier), earlier)
+
+
 @pytest.mark.parametrize("size", [(16, 16), (20, 90), (100, 40), (64, 64)])
 def test_tiles_join_to_the_frame_that_was_cut(size: tuple[int, int]) -> None:
     clip = torch.from_numpy(noise(3, *size))
