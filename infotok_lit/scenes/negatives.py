@@ -26,8 +26,7 @@ def false_captions(scene: Scene, caption: str, spec: SceneSpec, split: Split) ->
 
     A full description has no false neighbour but those in which one word for an attribute of an object is another.
 
-    Outside "held_out" none names a held-out combination or placement: that it is only ever named in vain would be
-    learned.
+    Outside "held_out" none says what only "held_out" shows: that it is only ever said in vain would be learned.
     """
     if caption == describe_scene(scene, spec):
         return [text for text in _one_word_changed(caption) if _may_be_named(text, spec, split)]
@@ -48,7 +47,7 @@ def false_exchanges(scene: Scene, question: str, answer: str, spec: SceneSpec, s
             found.append((asked, answered))
     if question_kind(question) == "place":
         found += [(question, place) for place in _neighbouring_places(answer, spec)]
-    return [(asked, answered) for asked, answered in found if _may_be_named(f"{asked} {answered}", spec, split)]
+    return [(asked, answered) for asked, answered in found if _may_be_named(_said(asked, answered), spec, split)]
 
 
 def is_shown(scene: Scene, caption: str, spec: SceneSpec) -> bool:
@@ -122,9 +121,26 @@ def _neighbouring_places(place: str, spec: SceneSpec) -> list[str]:
     return [name for name in alike if sum(a != b for a, b in zip(name.split(), place.split(), strict=True)) == 1]
 
 
+def _said(question: str, answer: str) -> str:
+    """What a question and its answer say, with the two words side by side that they give one kind."""
+    if match := re.fullmatch(rf"(?:what colour is the|how many) ({_KIND}|{_PLURAL})(?: are there)?\?", question):
+        return f"{answer} {match[1]}"
+    if match := re.fullmatch(rf"what (?:{_NOUN}) is the ({_COLOUR}) object\?", question):
+        return f"{match[1]} {answer}"
+    return f"{question} {answer}".replace("?", "")
+
+
 def _may_be_named(text: str, spec: SceneSpec, split: Split) -> bool:
-    words = text.replace("?", "")
-    return split == "held_out" or not any(f"{first} {second}" in words for first, second in spec.vocabulary.held_out)
+    unseen = (*spec.vocabulary.held_out, *_more_than_places(spec))
+    return split == "held_out" or not any(f"{first} {second}" in text for first, second in unseen)
+
+
+def _more_than_places(spec: SceneSpec) -> Iterator[tuple[str, str]]:
+    """Numbers of a kind of which one would have to lie where the kind is held out."""
+    cells = [(row, column) for row in range(spec.cells) for column in range(spec.cells)]
+    for kind in spec.vocabulary.kinds:
+        room = sum((kind, place_name(cell, spec.cells)) not in spec.vocabulary.held_out_placements for cell in cells)
+        yield from ((number, spec.vocabulary.plural(kind)) for number in NUMBERS[room:])
 
 
 def _only(values: list[str]) -> str | None:
