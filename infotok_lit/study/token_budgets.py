@@ -5,7 +5,7 @@ Shapes: B images, N tokens, L of them with a place in the grid.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import isqrt
+from math import gcd, isqrt
 
 import numpy as np
 import torch
@@ -199,7 +199,8 @@ class Evidence:
             yield image, self.questions[number]
             for budget in self.options.budgets:
                 kept = self.selector.budget.kept(shown.rates, budget)[number, extras:].view(side, side).cpu().numpy()
-                lit = np.kron(kept, np.ones((image.shape[0] // side, image.shape[1] // side), bool))
+                place = np.arange(len(image)) * side // len(image)
+                lit = kept[place][:, place]
                 dark = (0.15 * image).astype(np.uint8)
                 words = f"budget {budget:g}: {kept.sum()} of {kept.size} places"
                 yield np.where(lit[..., None], image, dark), words
@@ -245,11 +246,11 @@ class Evidence:
         scene = self.drawn[number]
         image, bare = (render(one, self.scenes.spec).astype(float) for one in (scene, replace(scene, objects=())))
         covered = (image != bare).any(-1)
-        tiles = (side, image.shape[0] // side, side, image.shape[1] // side)
-        return (
-            covered.reshape(tiles).mean((1, 3)).flatten(),
-            bare.mean(-1).reshape(tiles).std((1, 3)).flatten(),
-        )
+        # Where a place is no whole number of pixels, each pixel is divided until it is.
+        parts = side // gcd(side, len(image))
+        tiles = (side, parts * len(image) // side) * 2
+        covered, grey = (part.repeat(parts, 0).repeat(parts, 1).reshape(tiles) for part in (covered, bare.mean(-1)))
+        return covered.mean((1, 3)).flatten(), grey.std((1, 3)).flatten()
 
 
 def _rank_correlation(one: np.ndarray, other: np.ndarray) -> float:

@@ -1,6 +1,7 @@
 """The evidence compares like with like, and its controls are what they are called."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from infotok_lit.commands.budget_evidence import report
 from infotok_lit.modules.token_budget import TokenSelector
 from infotok_lit.objective.compactness import Projection, ProjectionConfig
 from infotok_lit.objective.token_budget import TokenBudget
+from infotok_lit.scenes.render import render
 from infotok_lit.study.token_budgets import (
     ALL,
     NO_PLACES,
@@ -24,6 +26,7 @@ from infotok_lit.study.token_budgets import (
     Answers,
     Evidence,
     EvidenceOptions,
+    Shown,
     attention_received,
     pixel_error,
 )
@@ -105,6 +108,31 @@ def test_places_of_objects_are_known(evidence) -> None:
         assert all(covered.reshape(4, 4)[centre] > 0 for centre in centres)
         assert (texture > 0).all()
         assert 0 < (covered > 0).sum() <= 9 * len(evidence.drawn[number].objects)
+
+
+def test_places_need_no_whole_number_of_pixels(evidence) -> None:
+    """As with Show-o2's 27 on a side: a pixel belongs to two of them by its parts."""
+    edges = np.arange(4) * 32 / 3
+    pixel = np.arange(32)
+    parts = np.clip(np.minimum(edges[1:, None], pixel + 1) - np.maximum(edges[:-1, None], pixel), 0, None) * 3 / 32
+    scene, spec = evidence.drawn[0], evidence.scenes.spec
+    bare = render(replace(scene, objects=()), spec).astype(float)
+    grey, touched = bare.mean(-1), (render(scene, spec) != bare).any(-1)
+    covered, texture = evidence._truth_of_places(0, 3)
+    assert covered == pytest.approx((parts @ touched @ parts.T).flatten())
+    strength = np.sqrt(parts @ grey**2 @ parts.T - (parts @ grey @ parts.T) ** 2)
+    assert texture == pytest.approx(strength.flatten())
+
+
+def test_kept_places_are_lit_where_they_lie(evidence, monkeypatch) -> None:
+    monkeypatch.setattr(Shown, "side", 3)
+    three = torch.zeros(7, 9 + evidence.base.num_extras["understanding"], dtype=torch.bool)
+    three[:, -5] = True  # the middle of nine
+    monkeypatch.setattr(evidence.selector.budget, "kept", lambda rates, keep: three)
+    (whole, _), (dark, words) = evidence.examples(1)
+    lit = (dark == whole).all(-1)
+    assert lit[11:21, 11:21].all() and not lit[:10].any() and not lit[:, 22:].any()
+    assert words == "budget 0.5: 1 of 9 places"
 
 
 def test_differences_are_paired_and_by_kind() -> None:
