@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 Measured = "Mapping[str, Mapping[str, Answers]]"
 CONFIDENCE = 0.95
-TABLE = "table.md"
+TABLE, NUMBERS, ANSWERS, KEPT = "table.md", "numbers.json", "answers.png", "kept.png"
 
 
 def budget_evidence(
@@ -56,9 +56,11 @@ def budget_evidence(
     from infotok_lit.modules.token_budget import checked_share
     from infotok_lit.study.token_budgets import Evidence, EvidenceOptions
 
-    check_target(out / TABLE, force)
-    shares, measured, follow = tuple(checked_share(share) for share in budgets or (0.75, 0.5, 0.25)), [], []
+    for name in (TABLE, NUMBERS, ANSWERS, *([KEPT] if examples else [])):
+        check_target(out / name, force)
+    shares = tuple(checked_share(share) for share in budgets or (0.75, 0.5, 0.25))
     options = EvidenceOptions(questions, shares, scenes, batch_size, seed)
+    measured, follow = [], []
     for source in model:
         choice = choose(source, ModelOptions(device=device))
         base = choice.load()
@@ -68,7 +70,7 @@ def budget_evidence(
         follow.append(evidence.what_rates_follow())
     text = report(measured, follow, evidence.kinds)
     numbers = {"models": model, **asdict(options), "rates": follow, "answers": [_means(one) for one in measured]}
-    write_json(out / "numbers.json", numbers)
+    write_json(out / NUMBERS, numbers)
     write_whole(out / TABLE, text.encode())
     _draw(out, measured, evidence, examples)
     sys.stdout.write(text)
@@ -137,10 +139,10 @@ def _means(measured: "Measured") -> dict[str, dict[str, dict[str, float]]]:
 def _draw(out: Path, measured: "Sequence[Measured]", evidence: "Evidence", examples: int) -> None:
     from infotok_lit.pictures import captioned_grid
 
-    pictures = {"answers.png": partial(answers_figure([_means(one) for one in measured]).savefig, dpi=120)}
+    pictures = {ANSWERS: partial(answers_figure([_means(one) for one in measured]).savefig, dpi=120)}
     if examples:
         images, words = zip(*evidence.examples(examples), strict=True)
-        pictures["kept.png"] = captioned_grid(images, words, columns=1 + len(evidence.options.budgets)).save
+        pictures[KEPT] = captioned_grid(images, words, columns=1 + len(evidence.options.budgets)).save
     for name, save in pictures.items():
         with replacing(out / name) as file:
             save(file, format="png")

@@ -11,7 +11,8 @@ from tiny import tiny_model
 
 from infotok_lit.batch import IMAGE_TOKEN_ID
 from infotok_lit.commands.bench_reading import at_budget, before_language_model, image_tokens, shapes_of
-from infotok_lit.commands.budget_evidence import report
+from infotok_lit.commands.budget_evidence import budget_evidence, report
+from infotok_lit.errors import MissingFileError, SettingsError
 from infotok_lit.modules.token_budget import TokenSelector
 from infotok_lit.objective.compactness import Projection, ProjectionConfig
 from infotok_lit.objective.token_budget import TokenBudget
@@ -184,6 +185,15 @@ def test_operations_of_prefill_follow_from_the_shapes() -> None:
 def test_the_time_of_an_image_is_always_read() -> None:
     model = shapes_of("showo2", "1.5b")
     assert [image_tokens(model, share) for share in (1.0, 0.5)] == [1 + 27 * 27, 1 + 364]
+
+
+@pytest.mark.parametrize("name", ["table.md", "numbers.json", "answers.png", "kept.png"])
+def test_no_file_that_is_there_is_replaced(tmp_path, name) -> None:
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(SettingsError, match=f"{name} exists; choose another name"):
+        budget_evidence(["no model"], tmp_path)
+    with pytest.raises(MissingFileError, match="there is no model at no model"):
+        budget_evidence(["no model"], tmp_path, force=True)
 
 
 def test_the_numbers_are_written(evidence, tmp_path) -> None:
