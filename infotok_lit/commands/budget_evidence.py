@@ -58,7 +58,7 @@ def budget_evidence(
 
     for name in (TABLE, NUMBERS, ANSWERS, *([KEPT] if examples else [])):
         check_target(out / name, force)
-    shares = tuple(checked_share(share) for share in budgets or (0.75, 0.5, 0.25))
+    shares = tuple(dict.fromkeys(checked_share(share) for share in budgets or (0.75, 0.5, 0.25)))
     options = EvidenceOptions(questions, shares, scenes, batch_size, seed)
     measured, follow = [], []
     for source in model:

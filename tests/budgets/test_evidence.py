@@ -196,6 +196,17 @@ def test_no_file_that_is_there_is_replaced(tmp_path, name) -> None:
         budget_evidence(["no model"], tmp_path, force=True)
 
 
+def test_a_budget_that_is_given_twice_is_measured_once(evidence, tmp_path, monkeypatch) -> None:
+    class Choice:
+        load = staticmethod(lambda: evidence.base)
+        token_selector = staticmethod(lambda base, keep: evidence.selector)
+
+    monkeypatch.setattr("infotok_lit.commands.budget_evidence.choose", lambda source, options: Choice)
+    budget_evidence(["a"], tmp_path / "out", questions=3, budgets=[0.5, 0.25, 0.5], examples=1)
+    numbers = json.loads((tmp_path / "out" / "numbers.json").read_text())
+    assert numbers["budgets"] == list(map(float, numbers["answers"][0][RATE])) == [0.5, 0.25]
+
+
 def test_the_numbers_are_written(evidence, tmp_path) -> None:
     from infotok_lit.commands.budget_evidence import _draw, _means
 
