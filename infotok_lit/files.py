@@ -33,6 +33,8 @@ def check_target(path: Path | None, force: bool = True, source: Path | None = No
         raise SettingsError(f"{path} is what is read, and would be lost; choose another name to write to")
     if path.is_dir():
         raise SettingsError(f"{path} exists; choose another name")
+    if path.exists() and not path.is_file():
+        raise SettingsError(f"{path} is a device or a pipe, and a file would take its place; choose another name")
     if path.exists() and not force:
         raise SettingsError(f"{path} exists; choose another name, or replace it with --force")
     above = next(folder for folder in path.absolute().parents if folder.exists())

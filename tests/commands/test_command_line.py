@@ -4,11 +4,14 @@ import os
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import pytest
 
 from infotok_lit import cli
 from infotok_lit.commands import describe
+from infotok_lit.errors import SettingsError
+from infotok_lit.files import check_target
 
 
 def test_what_nobody_reads_is_no_error() -> None:
@@ -71,6 +74,15 @@ def test_a_place_that_cannot_be_written_is_refused_before_any_work(command, file
         assert cli.main([*command.split(), "--out", str(tmp_path / out)]) == 2
         lines = capsys.readouterr().err.splitlines()
         assert len(lines) == 1 and said in lines[0]
+
+
+@pytest.mark.parametrize("force", [True, False])
+def test_no_device_or_pipe_is_replaced_by_a_file(force, tmp_path) -> None:
+    """The superuser of a container could replace even /dev/null."""
+    os.mkfifo(tmp_path / "pipe")
+    for place in (tmp_path / "pipe", Path(os.devnull)):
+        with pytest.raises(SettingsError, match=f"{place} is a device or a pipe"):
+            check_target(place, force)
 
 
 def test_our_warnings_are_one_line_and_those_of_libraries_name_their_place() -> None:
