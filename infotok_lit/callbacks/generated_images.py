@@ -139,3 +139,11 @@ def scenes_of(trainer: pl.Trainer, branch: Branch) -> str | None:
         return None
     source = trainer.datamodule.validation_sources[branch]
     return source.name if isinstance(source, Scenes) else None
+
+
+def training_scenes(trainer: pl.Trainer) -> Scenes | None:
+    """What understanding is trained on, if that is Scenes alone."""
+    if not isinstance(trainer.datamodule, UnifiedDataModule):
+        return None
+    source = trainer.datamodule.training_sources["understanding"]
+    return source if isinstance(source, Scenes) else None

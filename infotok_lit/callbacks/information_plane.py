@@ -14,11 +14,12 @@ from PIL.Image import Image
 
 from infotok_lit.batch import BRANCHES, Batch, Branch, UnderstandingBatch
 from infotok_lit.callbacks.figures import BRANCH_COLOURS, GREY, log_axis, panels, publish, rendered
-from infotok_lit.callbacks.generated_images import scenes_of
+from infotok_lit.callbacks.generated_images import scenes_of, training_scenes
 from infotok_lit.callbacks.history import MetricHistory, is_partial
 from infotok_lit.errors import SettingsError
 from infotok_lit.modules.run_callbacks import logs_now
 from infotok_lit.objective.distributed import global_sum
+from infotok_lit.scenes import Scenes
 from infotok_lit.scenes.prior import answer_bits, answer_entropy_bits
 from infotok_lit.scenes.spec import SPECS, SpecName
 
@@ -71,19 +72,23 @@ class InformationPlane(pl.Callback):
         self.scenes = None if scenes == "auto" else scenes
         self.training = MetricHistory()
         self.validation = MetricHistory()
+        self._trained_on: Scenes | None = None
         self._answers: list[float | None] = []
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Find out whose answers' entropy is known."""
         if self.asked == "auto":
             self.scenes = scenes_of(trainer, "understanding")
+        self._trained_on = training_scenes(trainer)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Remember what the step logged."""
         if logs_now(trainer):
-            known = None if self.scenes is None else answer_entropy_bits(SPECS[self.scenes])
+            source = None if self.scenes is None else self._trained_on
+            # Those of the family as it is, for texture and jitter change no answer.
+            known = None if source is None else answer_entropy_bits(SPECS[source.name], source.question_kinds)
             self._record(self.training, trainer, "train", known)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -14,6 +14,9 @@ from infotok_lit.batch import BRANCHES
 from infotok_lit.callbacks import InformationPlane
 from infotok_lit.callbacks.history import MOST_ROWS, MetricHistory
 from infotok_lit.callbacks.information_plane import ALIGNMENT, OWN_LOSS, SUFFICIENCY
+from infotok_lit.data import Mixture
+from infotok_lit.data.datamodule import UnifiedDataModule
+from infotok_lit.scenes import Scenes
 from infotok_lit.scenes.prior import answer_bits
 from infotok_lit.scenes.spec import SPECS
 
@@ -102,6 +105,21 @@ def test_a_run_draws_what_it_logged_and_a_resumed_one_goes_on(tmp_path):
     # The checkpoint of step 2 is older than its validation, and Lightning does not repeat that.
     assert resumed.validation.rows == [row for row in whole.validation.rows if row["step"] != 2]
     assert resumed.draw().size == whole.draw().size
+
+
+def test_training_has_the_entropy_of_the_questions_that_it_asks(tmp_path):
+    """Of descriptions alone, 16.4 bits, where all kinds have 3.5; of other data none is known, so nothing is added."""
+    val, few = Scenes(split="val"), {"val_samples": 4, "val_batch_size": 4}
+    known = UnifiedDataModule(train=Scenes(num_samples=99, question_kinds=("description",)), val=val, **few)
+    unknown = UnifiedDataModule(train=Mixture([Scenes(num_samples=99), Scenes("garments32")]), val=val, **few)
+    for name, data, bits in (("known", known, 16.444676), ("unknown", unknown, None)):
+        plane = InformationPlane()
+        fit(tmp_path / name, [plane], steps=2, data=data)
+        (row,) = plane.training.rows
+        assert row.get("answer_entropy_bits") == (None if bits is None else pytest.approx(bits, abs=1e-5))
+        drawn = plane.points(plane.training, "train", "understanding", SUFFICIENCY)
+        nats = row["train/understanding/sufficiency_nats_per_image"]
+        assert drawn[2].tolist() == ([] if bits is None else pytest.approx([bits - nats / math.log(2)]))
 
 
 def test_gradient_accumulation_adds_no_rows(tmp_path):
