@@ -1,6 +1,5 @@
 """Generates the validation captions: a grid to look at and, for Scenes, a score."""
 
-from functools import cached_property
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -16,6 +15,7 @@ from infotok_lit.data.datamodule import UnifiedDataModule
 from infotok_lit.errors import SettingsError
 from infotok_lit.pictures import captioned_grid, to_uint8
 from infotok_lit.scenes import Scenes
+from infotok_lit.scenes.grammar import CATEGORIES, Category
 from infotok_lit.scenes.metrics import RoundTrip, SceneScore, drawing_chance, parser_accuracy
 from infotok_lit.scenes.spec import SpecName
 
@@ -57,6 +57,7 @@ class GeneratedImages(pl.Callback):
         self._targets: list[np.ndarray] = []
         self._captions: list[str] = []
         self._parser_accuracy: float | None = None
+        self._chances: dict[tuple[Category, ...], float] = {}
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Find out what there is to score."""
@@ -65,10 +66,12 @@ class GeneratedImages(pl.Callback):
         if self.num_images is None:
             self.num_images = 8 if family is None else 96
 
-    @cached_property
-    def _chance(self) -> float:
-        """What perfect images that ignore their captions would score."""
-        return drawing_chance(self.metric.spec, CHANCE_SCENES)["overall"]
+    def _chance(self, categories: tuple[Category, ...]) -> float:
+        """What perfect images for captions of these categories would score if they ignored their own."""
+        if categories not in self._chances:
+            found = drawing_chance(self.metric.spec, CHANCE_SCENES, categories=categories)
+            self._chances[categories] = found["overall"]
+        return self._chances[categories]
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Forget the last validation's images."""
@@ -111,7 +114,8 @@ class GeneratedImages(pl.Callback):
             if not torch.isnan(scores["overall"]):
                 if self._parser_accuracy is None:
                     self._parser_accuracy = parser_accuracy(self.metric.spec, _round_trip(pl_module), JUDGED_SCENES)
-                scores |= {"chance": self._chance, "parser_accuracy": self._parser_accuracy}
+                asked = tuple(name for name in CATEGORIES if name in scores)
+                scores |= {"chance": self._chance(asked), "parser_accuracy": self._parser_accuracy}
                 pl_module.log_dict({f"val/generation/score/{name}": value for name, value in scores.items()})
         if self._images:
             publish(trainer, "val/drawings", self._grid)

@@ -13,7 +13,7 @@ from torchmetrics import Metric
 
 from infotok_lit.errors import SettingsError
 from infotok_lit.scenes.generator import Slot, draw_scene
-from infotok_lit.scenes.grammar import CATEGORIES, Prompt, draw_captioned_scene, parse_caption, write_caption
+from infotok_lit.scenes.grammar import CATEGORIES, Category, Prompt, draw_captioned_scene, parse_caption, write_caption
 from infotok_lit.scenes.parser import parse_image, score
 from infotok_lit.scenes.questions import QUESTION_KINDS, question_kind
 from infotok_lit.scenes.render import render
@@ -127,13 +127,22 @@ class QAExactMatch(Metric):
         return scores
 
 
-def drawing_chance(spec: str | SceneSpec = "scenes32", num_scenes: int = 1000, seed: int = 0) -> dict[str, float]:
-    """What SceneScore gives perfect images that ignore their captions: each is scored against another's caption."""
+def drawing_chance(
+    spec: str | SceneSpec = "scenes32",
+    num_scenes: int = 1000,
+    seed: int = 0,
+    categories: Sequence[Category] = CATEGORIES,
+) -> dict[str, float]:
+    """What SceneScore gives perfect images that ignore their captions: each is scored against another's caption.
+
+    Args:
+        categories: of the captions, in turn.
+    """
     metric = SceneScore(spec)
     rng = np.random.default_rng(seed)
     images, captions = [], []
     for number in range(num_scenes):
-        category = CATEGORIES[number % len(CATEGORIES)]
+        category = categories[number % len(categories)]
         prompt, scene = draw_captioned_scene(rng, metric.spec, "train", category)
         images.append(render(scene, metric.spec))
         captions.append(write_caption(prompt))

@@ -1,13 +1,16 @@
 import math
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from infotok_lit.scenes import Scenes
-from infotok_lit.scenes.grammar import parse_caption
+from infotok_lit.callbacks import GeneratedImages
+from infotok_lit.scenes import SPECS, Scenes
+from infotok_lit.scenes.grammar import draw_captioned_scene, parse_caption, write_caption
 from infotok_lit.scenes.metrics import QAExactMatch, SceneScore, drawing_chance
+from infotok_lit.scenes.negatives import is_shown
 
 
 def batch(indices: range, **arguments) -> tuple[torch.Tensor, list[str]]:
@@ -110,6 +113,23 @@ def test_all_states_add_up_across_processes():
     assert summed.compute() == whole.compute()
     for metric in (whole, SceneScore()):
         assert all(reduce is not None and reduce.__name__ == "dim_zero_sum" for reduce in metric._reductions.values())
+
+
+@pytest.mark.parametrize("categories", [("position",), ("single_object", "colors", "two_objects")])
+def test_chance_is_that_of_the_categories_that_are_asked_for(categories):
+    """Against the truth of all pairs of scenes and captions, which takes no picture."""
+    rng, spec = np.random.default_rng(1), SPECS["scenes32"]
+    drawn = [draw_captioned_scene(rng, spec, "val", name) for name in categories for _ in range(100)]
+    shown = [is_shown(scene, write_caption(prompt), spec) for prompt, _ in drawn for _, scene in drawn]
+    # Each shows its own.
+    wanted = (sum(shown) - len(drawn)) / (len(shown) - len(drawn))
+
+    callback, logged = GeneratedImages(score="scenes32"), {}
+    callback.metric = SceneScore("scenes32")
+    callback.metric.update(*batch(range(20), categories=categories))
+    callback.on_validation_epoch_end(None, SimpleNamespace(base=None, log_dict=logged.update))
+    assert logged["val/generation/score/overall"] == 1
+    assert logged["val/generation/score/chance"] == pytest.approx(wanted, abs=0.04)
 
 
 def test_chance_of_drawing_lies_where_counting_puts_it():
