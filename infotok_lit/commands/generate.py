@@ -187,6 +187,7 @@ def check_suits(pictures: Sequence[Picture], out: Path, force: bool, models: int
         raise SettingsError(f"images are written as PNG: call the file {out.with_suffix(PNG)}")
     if out.exists() and not out.is_dir():
         raise SettingsError(f"{out} is a file, not a folder; name a .png file for one image, or another folder")
+    check_target(out / MANIFEST)
     if not out.is_dir():
         return
     if any(out.iterdir()) and not force:

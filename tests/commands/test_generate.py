@@ -12,6 +12,7 @@ from PIL import Image
 
 from infotok_lit.cli import main
 from infotok_lit.commands import generate as command
+from infotok_lit.errors import SettingsError
 from infotok_lit.inference import InferenceModel, sampling_options
 
 PROMPTS = ("a red circle", "a small blue square to the left of a large green triangle", "two circles")
@@ -131,6 +132,14 @@ def test_a_place_that_cannot_be_written_is_one_message(exported, tmp_path, capsy
     (tmp_path / "file").write_text("mine")
     out = tmp_path / "file" / "x.png"
     assert f"{out} cannot be written" in refusal(capsys, "--model", exported, "--prompt", "a", "--out", out)
+
+
+@pytest.mark.parametrize("name", ["there", "there/new"])
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_drawn(tmp_path, monkeypatch, name) -> None:
+    (tmp_path / "there").mkdir()
+    monkeypatch.setattr("os.access", lambda path, mode: path != tmp_path / "there")
+    with pytest.raises(SettingsError, match=f"there is no permission to write into {tmp_path / 'there'}$"):
+        command.check_suits(command.plan(["a", "b"], 1, seed=0), tmp_path / name, force=False)
 
 
 def test_a_target_that_does_not_suit_is_refused(exported, tmp_path, capsys) -> None:
