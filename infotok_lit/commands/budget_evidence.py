@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from infotok_lit.commands.parsing import Seed
+from infotok_lit.errors import SettingsError
 from infotok_lit.files import check_target, replacing, write_json, write_whole
-from infotok_lit.model_choice import ModelOptions, choose
+from infotok_lit.model_choice import ModelChoice, ModelOptions, choose
 from infotok_lit.progress import progress_bar
 from infotok_lit.tables import Table
 
@@ -61,8 +62,7 @@ def budget_evidence(
     shares = tuple(dict.fromkeys(checked_share(share) for share in budgets or (0.75, 0.5, 0.25)))
     options = EvidenceOptions(questions, shares, scenes, batch_size, seed)
     measured, follow = [], []
-    for source in model:
-        choice = choose(source, ModelOptions(device=device))
+    for choice in _choices(model, device):
         base = choice.load()
         evidence = Evidence(base, choice.token_selector(base, 1.0), options)
         with progress_bar(questions) as bar:
@@ -74,6 +74,15 @@ def budget_evidence(
     write_whole(out / TABLE, text.encode())
     _draw(out, measured, evidence, examples)
     sys.stdout.write(text)
+
+
+def _choices(model: Sequence[str], device: Literal["auto", "cpu", "cuda"]) -> list[ModelChoice]:
+    """All models, before the first is measured; SettingsError for several families."""
+    choices = [choose(source, ModelOptions(device=device)) for source in model]
+    families = sorted({choice.family for choice in choices})
+    if len(families) > 1:
+        raise SettingsError(f"models that differ in their seeds are averaged, not families: {', '.join(families)}")
+    return choices
 
 
 def report(measured: "Sequence[Measured]", follow: Sequence[Mapping[str, float]], kinds: Any) -> str:

@@ -12,7 +12,7 @@ from tiny import tiny_model
 from infotok_lit.batch import IMAGE_TOKEN_ID
 from infotok_lit.commands.bench_reading import at_budget, before_language_model, image_tokens, shapes_of
 from infotok_lit.commands.budget_evidence import budget_evidence, report
-from infotok_lit.errors import MissingFileError, SettingsError
+from infotok_lit.errors import ExplainedError, MissingFileError, SettingsError
 from infotok_lit.modules.token_budget import TokenSelector
 from infotok_lit.objective.compactness import Projection, ProjectionConfig
 from infotok_lit.objective.token_budget import TokenBudget
@@ -196,8 +196,19 @@ def test_no_file_that_is_there_is_replaced(tmp_path, name) -> None:
         budget_evidence(["no model"], tmp_path, force=True)
 
 
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [("no model", "there is no model at no model"), ("showo2_scenes32", "not families: harmon, showo2")],
+)
+def test_all_models_are_looked_at_before_the_first_is_measured(tmp_path, monkeypatch, model, said) -> None:
+    monkeypatch.setattr("infotok_lit.model_choice.ModelChoice.load", lambda self: pytest.fail("it is measured"))
+    with pytest.raises(ExplainedError, match=said):
+        budget_evidence(["harmon_scenes32", model], tmp_path / "out")
+
+
 def test_a_budget_that_is_given_twice_is_measured_once(evidence, tmp_path, monkeypatch) -> None:
     class Choice:
+        family = evidence.base.family
         load = staticmethod(lambda: evidence.base)
         token_selector = staticmethod(lambda base, keep: evidence.selector)
 
