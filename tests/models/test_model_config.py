@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 
 import pytest
+import torch
 
 from infotok_lit.cli import main
 from infotok_lit.errors import SettingsError
@@ -117,7 +118,35 @@ def test_heads_that_do_not_fit_a_width_are_refused_before_anything_is_built(modu
         module(size="scenes32", settings=settings)
 
 
-@pytest.mark.parametrize("steps", ["fast", "ddim", "10,", "1.5", "ddim999", "2000"])
+@pytest.mark.parametrize(
+    ("family", "settings", "said"),
+    [
+        ("harmon", {"repetition_penalty": 0}, "repetition_penalty is 0.0; set it above 0"),
+        ("harmon", {"mar": {"encoder_width": 0}}, "mar.encoder_width is 0; set it to 1 or more"),
+        ("harmon", {"mar": {"num_buffers": 0}}, "mar.num_buffers is 0; set it to 1 or more"),
+        ("harmon", {"mar": {"noise_draws": 0}}, "mar.noise_draws is 0; set it to 1 or more"),
+        ("harmon", {"mar": {"patch_size": 0}}, "mar.patch_size is 0; set it to 1 or more"),
+        ("harmon", {"mar": {"diffusion_depth": -1}}, "mar.diffusion_depth is -1; set it to 0 or more"),
+        ("harmon", {"mar": {"mlp_ratio": 0}}, "mar.mlp_ratio is 0.0; set it above 0"),
+        ("harmon", {"mar": {"mask_ratio_std": 0.0}}, "mar.mask_ratio_std is 0.0; set it above 0"),
+        ("harmon", {"mar": {"mask_ratio_min": 1.5}}, "mar.mask_ratio_min is 1.5; set it to a share, 0 to 1"),
+        ("harmon", {"mar": {"dropout": 1.0}}, "mar.dropout is 1.0; set it to 0 or more, and below 1"),
+        ("harmon", {"mar": {"default_grid": [0, 4]}}, "a side of mar.default_grid is 0; set it to 1 or more"),
+        ("showo2", {"quantiser": {"kind": "fsq", "levels": [2, 5]}}, r"quantiser.levels is \[2, 5\]; set it to 3 or"),
+        ("showo2", {"quantiser": {"kind": "fsq", "levels": []}}, r"quantiser.levels is \[\]; set it to 3 or more each"),
+        ("showo2", {"quantiser": {"kind": "fsq", "levels": [4097] * 2}}, "3 or more each, and 16777216 codes at most"),
+        ("showo2", {"quantiser": {"kind": "lfq", "codebook_size": 1000}}, "codebook_size is 1000; set it to a power"),
+        ("showo2", {"quantiser": {"kind": "vq", "codebook_size": 0}}, "codebook_size is 0; set it to 2 or more"),
+        ("showo2", {"quantiser": {"kind": "vq", "codebook_width": 0}}, "codebook_width is 0; set it to 1 or more"),
+    ],
+)
+def test_a_number_out_of_bounds_is_refused(family, settings, said) -> None:
+    """They ended in tracebacks, or trained on nothing and drew NaN."""
+    with pytest.raises(SettingsError, match=said):
+        family_called(family).config_of_size("scenes32").with_settings(settings)
+
+
+@pytest.mark.parametrize("steps", ["fast", "ddim", "10,", "1.5", "ddim999", "2000", "1"])
 def test_steps_that_are_none_are_refused_before_training(steps) -> None:
     with pytest.raises(SettingsError, match=r"sampling_steps is '|no integer stride gives|cannot keep 2000"):
         family_called("harmon").fresh("scenes32", settings={"mar": {"sampling_steps": steps}})
@@ -126,6 +155,12 @@ def test_steps_that_are_none_are_refused_before_training(steps) -> None:
 def test_whole_numbers_are_numbers() -> None:
     changed = family_called("harmon").config_of_size("scenes32").with_settings({"latent_scale": 1, "grad_scale": None})
     assert (changed.latent_scale, changed.grad_scale) == (1, None)
+
+
+def test_a_whole_number_where_any_number_may_stand_is_taken_by_the_libraries() -> None:
+    """transformers refuses a penalty, and an epsilon, that is 1 and not 1.0."""
+    model = family_called("harmon").fresh("scenes32", settings={"repetition_penalty": 1, "llm": {"rms_norm_eps": 1}})
+    assert model.describe(torch.zeros(1, 3, 32, 32), ["what?"], max_new_tokens=1)
 
 
 def test_what_is_missing_is_named() -> None:

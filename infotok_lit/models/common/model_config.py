@@ -77,6 +77,18 @@ class ModelConfig:
         return self.from_dict(_merged(self.to_dict(), settings))
 
 
+def check_least(name: str, value: float, least: int) -> None:
+    """SettingsError for a number below the least that makes sense."""
+    if not value >= least:
+        raise SettingsError(f"{name} is {value}; set it to {least} or more")
+
+
+def check_positive(name: str, value: float) -> None:
+    """SettingsError for a number that is not above 0."""
+    if not value > 0:
+        raise SettingsError(f"{name} is {value}; set it above 0")
+
+
 def check_heads(name: str, heads: int, shared: str, number: int) -> None:
     """SettingsError unless heads of attention divide what they share out, such as a width."""
     if heads < 1 or number % heads:
@@ -150,8 +162,7 @@ class Sampling:
     guidance: float
 
     def __post_init__(self) -> None:
-        if self.iterations < self.fewest_iterations:
-            raise SettingsError(f"iterations is {self.iterations}; set it to {self.fewest_iterations} or more")
+        check_least("iterations", self.iterations, self.fewest_iterations)
 
 
 @dataclass(frozen=True)
@@ -277,6 +288,9 @@ def _build(kind: type, values: Mapping[str, Any], group: str = "") -> Any:
         else:
             built[name] = tuple(value) if isinstance(value, list) else value
             check_type(f"{group}{name}", built[name], hint)
+            if type(value) is int and float in (hint, *get_args(hint)) and int not in get_args(hint):
+                # Libraries that are handed it tell 1 from 1.0.
+                built[name] = float(value)
     return kind(**built)
 
 

@@ -144,6 +144,8 @@ def respaced_timesteps(respacing: str) -> list[int]:
             kept.append(start + round(position))
             position += stride
         start += length
+    if len(kept) < 2:
+        raise SettingsError(f"sampling_steps is {respacing!r}; set it to 2 steps or more")
     return kept
 
 

@@ -15,6 +15,8 @@ from infotok_lit.models.common.model_config import (
     ModelConfig,
     Sampling,
     check_heads,
+    check_least,
+    check_positive,
 )
 from infotok_lit.models.family import Family, Part
 
@@ -51,6 +53,18 @@ class MARConfig:
     def __post_init__(self) -> None:
         check_heads("mar.encoder_heads", self.encoder_heads, "mar.encoder_width", self.encoder_width)
         check_heads("mar.decoder_heads", self.decoder_heads, "mar.decoder_width", self.decoder_width)
+        for name in ("encoder_width", "decoder_width", "diffusion_width", "patch_size", "num_buffers", "noise_draws"):
+            check_least(f"mar.{name}", getattr(self, name), 1)
+        for name in ("encoder_depth", "decoder_depth", "diffusion_depth", "num_classes"):
+            check_least(f"mar.{name}", getattr(self, name), 0)
+        for name in ("mlp_ratio", "mask_ratio_std"):
+            check_positive(f"mar.{name}", getattr(self, name))
+        for side in self.default_grid:
+            check_least("a side of mar.default_grid", side, 1)
+        if not 0 <= self.dropout < 1:
+            raise SettingsError(f"mar.dropout is {self.dropout}; set it to 0 or more, and below 1")
+        if not 0 <= self.mask_ratio_min <= 1:
+            raise SettingsError(f"mar.mask_ratio_min is {self.mask_ratio_min}; set it to a share, 0 to 1")
 
 
 @dataclass(frozen=True)
@@ -66,8 +80,7 @@ class SamplingConfig(Sampling):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.solver_steps < 0:
-            raise SettingsError(f"solver_steps is {self.solver_steps}; set it to 0 or more")
+        check_least("solver_steps", self.solver_steps, 0)
         if self.solver_steps and self.temperature != 1:
             raise SettingsError(
                 f"temperature is {self.temperature}, but DPM-Solver++ has no noise to scale: set solver_steps to 0, or "
@@ -97,6 +110,9 @@ class HarmonConfig(ModelConfig):
     """Applied to already generated tokens when describing."""
     max_length: int = 2048
     """Longest sequence in tokens, image included: longer questions and captions lose their end."""
+
+    def __post_init__(self) -> None:
+        check_positive("repetition_penalty", self.repetition_penalty)
 
     @property
     def token_pixels(self) -> int:

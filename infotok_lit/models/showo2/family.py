@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from infotok_lit.assets import embedded_base
 from infotok_lit.batch import BRANCHES
 from infotok_lit.checkpoints import first_existing, read_weights
+from infotok_lit.errors import SettingsError
 from infotok_lit.models.common.model_config import (
     QWEN25,
     SCENES_LLM,
@@ -18,6 +19,7 @@ from infotok_lit.models.common.model_config import (
     ModelConfig,
     WanConfig,
     check_heads,
+    check_least,
     check_rotary,
 )
 from infotok_lit.models.family import Family, OfficialWeights, Part
@@ -29,6 +31,8 @@ LM_HEAD, EMBEDDINGS = "showo.lm_head.weight", "showo.model.embed_tokens.weight"
 """Official names of the language model's output head and embedding table."""
 PATCH_SIZE = 2
 """Latent pixels per side of a token."""
+MAX_CODES = 1 << 24
+"""Finite scalar quantisation computes the number of a code in float32, which is exact up to here."""
 IMAGE_START, IMAGE_END = "<|vision_start|>", "<|vision_end|>"
 PAD = "[PAD]"
 ADDED_TOKENS = ("<image>", "<|vid_start|>", "<|vid_end|>")
@@ -63,6 +67,19 @@ class QuantiserConfig:
     """Lookup-free (a power of 2) and vector quantisation: how many codes there are."""
     codebook_width: int = 32
     """Vector quantisation: the width in which distances are measured."""
+
+    def __post_init__(self) -> None:
+        """SettingsError for codes that the kind cannot have."""
+        if self.kind == "fsq" and (not self.levels or min(self.levels) < 3 or self.num_codes > MAX_CODES):
+            raise SettingsError(
+                f"quantiser.levels is {list(self.levels)}; set it to 3 or more each, and {MAX_CODES} codes at most"
+            )
+        if self.kind in ("lfq", "vq"):
+            check_least("quantiser.codebook_size", self.codebook_size, 2)
+        if self.kind == "lfq" and self.codebook_size.bit_count() != 1:
+            raise SettingsError(f"quantiser.codebook_size is {self.codebook_size}; set it to a power of 2")
+        if self.kind == "vq":
+            check_least("quantiser.codebook_width", self.codebook_width, 1)
 
     @property
     def num_codes(self) -> int:
