@@ -40,7 +40,8 @@ class SamplingOptions:
     """How to draw, where it is to differ from the model's own way; not every family has every option.
 
     Args:
-        guidance: Scale of classifier-free guidance; 1 draws without.
+        guidance: Scale of classifier-free guidance; 1 draws without. Below 1, Harmon and Show-o2 follow the prompt less
+            (Harmon at 0 not at all); OpenUni, and Show-o2 at 0, draw without guidance.
         guidance_schedule: `linear` goes from 1 up to the scale while drawing.
         iterations: Steps from noise to image.
         negative_prompt: What guidance leads away from.

@@ -280,7 +280,7 @@ def test_drawing(golden: Golden, model: OpenUni, case: str) -> None:
         timesteps = sana_timestep(timestep, len(condition), latents.device)
         found = model.velocity(latents.repeat(copies, 1, 1, 1), condition, timesteps)
         path.append(latents)
-        steps.append(guide(found, drawing.guidance))
+        steps.append(guide(found, drawing.scale))
         return found
 
     path.append(walk(velocity, start, drawing))

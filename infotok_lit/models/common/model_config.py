@@ -164,6 +164,11 @@ class Sampling:
     def __post_init__(self) -> None:
         check_least("iterations", self.iterations, self.fewest_iterations)
 
+    @property
+    def scale(self) -> float:
+        """The scale of guidance that the official code follows; 1 where it draws from the prompts alone."""
+        return self.guidance
+
 
 @dataclass(frozen=True)
 class FlowSampling(Sampling):

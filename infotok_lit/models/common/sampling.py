@@ -57,8 +57,8 @@ class ImageNoise:
 
 
 def is_guided(guidance: float) -> bool:
-    """Whether a scale asks for guidance: at 1 or less, only the prompts themselves are followed."""
-    return guidance > 1
+    """Whether a scale asks for guidance: at 1 the prompts alone are followed."""
+    return guidance != 1
 
 
 def guide(predictions: Tensor, guidance: float) -> Tensor:

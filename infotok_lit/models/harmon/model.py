@@ -222,7 +222,7 @@ class Harmon(UnifiedModel):
 
     def sample(self, prompts: Sequence[str], noise: ImageNoise, options: DrawingOptions) -> Tensor:
         """Images of prompts by the MAR loop."""
-        ids, mask = self.processor.generation_prompts(prompts, "" if is_guided(options.sampling.guidance) else None)
+        ids, mask = self.processor.generation_prompts(prompts, "" if is_guided(options.sampling.scale) else None)
         tokens = self.sample_latents(ids.to(noise.device), mask.to(noise.device), noise, options)
         return self.decode_images(from_tokens(tokens, options.grid, self.config.mar.patch_size))
 

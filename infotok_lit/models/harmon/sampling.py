@@ -91,7 +91,7 @@ def sample_image_tokens(
         (B, L, C).
     """
     places = grid[0] * grid[1]
-    copies = 2 if is_guided(config.guidance) else 1
+    copies = 2 if is_guided(config.scale) else 1
     # The places that are hidden longest come first; places are counted on the host, so that no mask is read back.
     orders = noise.orders(places)
     tokens = torch.zeros(len(orders), places, channels, device=orders.device)
@@ -126,8 +126,8 @@ def hidden_after(iteration: int, iterations: int, places: int, num_hidden: int) 
 
 def _guidance_scale(config: SamplingConfig, places: int, num_hidden: int) -> float:
     if config.guidance_schedule == "constant":
-        return config.guidance
-    return 1 + (config.guidance - 1) * (places - num_hidden) / places
+        return config.scale
+    return 1 + (config.scale - 1) * (places - num_hidden) / places
 
 
 @torch.no_grad()
@@ -139,7 +139,7 @@ def sample_tokens(
     guidance: float = 1.0,
     watch: Callable[[Tensor], None] | None = None,
 ) -> Tensor:
-    """Ancestral sampling of M tokens, with classifier-free guidance if `guidance` is above 1.
+    """Ancestral sampling of M tokens, with classifier-free guidance unless `guidance` is 1.
 
     Args:
         network: the denoiser, with its condition bound; under guidance it is given every token twice, and the second

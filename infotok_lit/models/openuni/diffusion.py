@@ -129,7 +129,7 @@ def walk(
     """
     scheduler, latents = build_scheduler(sampling), start
     for i, timestep in enumerate(scheduler.timesteps):
-        step = guide(velocity(latents, timestep), sampling.guidance)
+        step = guide(velocity(latents, timestep), sampling.scale)
         latents = scheduler.step(step, timestep, latents, return_dict=False)[0]
         if progress is not None:
             progress(i + 1, len(scheduler.timesteps))

@@ -108,6 +108,11 @@ class SamplingConfig(FlowSampling):
     negative_prompt: str = ""
     """What guidance leads away from; "" for the unconditional prompt."""
 
+    @property
+    def scale(self) -> float:
+        """As for all families, but what is below 1 is without guidance."""
+        return max(self.guidance, 1.0)
+
 
 @dataclass(frozen=True)
 class OpenUniConfig(ModelConfig):

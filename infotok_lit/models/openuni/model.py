@@ -164,7 +164,7 @@ class OpenUni(UnifiedModel):
 
     def sample(self, prompts: Sequence[str], noise: ImageNoise, options: DrawingOptions) -> Tensor:
         """Images of prompts; a prompt is read once in any case, so `use_cache` changes nothing here."""
-        negative = options.sampling.negative_prompt if is_guided(options.sampling.guidance) else None
+        negative = options.sampling.negative_prompt if is_guided(options.sampling.scale) else None
         ids, mask = self.processor.generation_prompts(prompts, negative)
         _, condition = self.condition_on(self.text_embedding(ids.to(noise.device)), mask.to(noise.device))
         return self._sample(condition, noise, options)
@@ -225,7 +225,7 @@ class OpenUni(UnifiedModel):
         Image i depends on its source and instruction and on seed + i alone.
         """
         sampling = self.config.sampling if sampling is None else sampling
-        guided = is_guided(sampling.guidance)
+        guided = is_guided(sampling.scale)
         ids, mask = self.processor.editing_prompts([*instructions, *[KEEP_PROMPT] * (len(instructions) * guided)])
         tokens = self.understood_tokens(sources)
         tokens = torch.cat([tokens, tokens]) if guided else tokens

@@ -115,6 +115,11 @@ class SamplingConfig(FlowSampling):
     """Points of the time grid; the network is called once for each but the last."""
     guidance: float = 5.0
 
+    @property
+    def scale(self) -> float:
+        """As for all families, but 0 is without guidance."""
+        return self.guidance if self.guidance > 0 else 1.0
+
 
 @dataclass(frozen=True)
 class TrainingTimeConfig:

@@ -83,7 +83,7 @@ def walk(
     """Where noise (b, C, h, w) leads: one step less than there are points of the time grid."""
     times, latents = sampling_times(sampling.iterations, sampling.time_shift).to(start.device), start
     for i in range(len(times) - 1):
-        step = guide(velocity(latents, times[i].expand(len(start))), sampling.guidance)
+        step = guide(velocity(latents, times[i].expand(len(start))), sampling.scale)
         latents = latents + (times[i + 1] - times[i]) * step
         if progress is not None:
             progress(i + 1, len(times) - 1)

@@ -204,7 +204,7 @@ class Showo2(Showo2Network):
     def sample(self, prompts: Sequence[str], noise: ImageNoise, options: DrawingOptions) -> Tensor:
         """Images of prompts by an Euler walk along the velocity."""
         sampling, grid, progress, use_cache = options
-        negative = "" if is_guided(sampling.guidance) else None
+        negative = "" if is_guided(sampling.scale) else None
         ids, _ = self.processor.generation_prompts(prompts, negative, 1 + grid[0] * grid[1])
         start = noise.normal(self.config.autoencoder.channels, PATCH_SIZE * grid[0], PATCH_SIZE * grid[1])
         velocity = (cached_velocity if use_cache else full_velocity)(self, ids.to(noise.device))
