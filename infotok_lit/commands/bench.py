@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from infotok_lit.callbacks.throughput import StepTime, StepTiming
     from infotok_lit.commands.fit import InfoTokCLI
+    from infotok_lit.objective.config import ObjectiveConfig
 
 TERM_SETS = (
     (),
@@ -75,8 +76,9 @@ def bench(
     from infotok_lit.modules.two_steps import quiet_lightning
 
     configured = ["--trainer.logger=false", "--trainer.devices=1"]
-    terms = InfoTokCLI(["fit", *fit_arguments, *configured], run=False).model.objective_config.terms
-    sets = chosen_sets(terms, variants)
+    objective = InfoTokCLI(["fit", *fit_arguments, *configured], run=False).model.objective_config
+    refuse_what_needs_terms(objective)
+    sets = chosen_sets(objective.terms, variants)
     rounds_of: dict[str, list[Result]] = {name_of(terms): [] for terms in sets}
     circumstances: Result = {}
     with progress_bar(rounds * len(sets)) as bar, quiet_lightning(), TemporaryDirectory() as folder:
@@ -96,6 +98,16 @@ def bench(
 
 
 # Training
+
+
+def refuse_what_needs_terms(objective: "ObjectiveConfig") -> None:
+    """SettingsError for settings of an objective that cannot stay where its terms are taken out, saying the mend."""
+    bound = {"token_budget": (objective.token_budget, "null"), "shuffled_texts": (objective.shuffled_texts, "false")}
+    if found := {name: off for name, (value, off) in bound.items() if value}:
+        mend = " ".join(f"--model.init_args.objective.{name} {off}" for name, off in found.items())
+        raise SettingsError(
+            f"bench also times training without terms, where {' and '.join(found)} cannot be: add {mend}"
+        )
 
 
 def chosen_sets(terms: Sequence[str], variants: Sequence[str] | None) -> list[Sequence[str]]:

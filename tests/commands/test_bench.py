@@ -18,6 +18,7 @@ from infotok_lit.callbacks.throughput import PHASES, StepTime, StepTiming
 from infotok_lit.commands import bench_inference as inference_command
 from infotok_lit.commands.bench import chosen_sets, main, name_of, summarise, table, typical
 from infotok_lit.commands.bench_inference import bench_inference, compare_caches, drawing, never_ending
+from infotok_lit.commands.fit import InfoTokCLI
 from infotok_lit.errors import SettingsError
 from infotok_lit.objective.config import ObjectiveConfig
 
@@ -160,6 +161,17 @@ def test_rivals_are_not_taken_for_terms_of_the_paper(terms) -> None:
     names = [name_of(one) for one in chosen_sets(terms, None)]
     assert names[:-1] == NAMES
     assert names[-1] not in NAMES
+
+
+@pytest.mark.parametrize("overlay", ["token_budget", "a_shuffled"])
+def test_a_setting_that_cannot_be_without_terms_is_refused_with_the_mend(overlay, capsys) -> None:
+    given = ["--config", "harmon/scenes32", "--config", f"objective/{overlay}"]
+    assert cli.main(["bench", *given]) == 2
+    said, mend = capsys.readouterr().err.strip().splitlines()[-1].split(": add ")
+    assert said.startswith("infotok_lit: bench also times training without terms, where ")
+    # What was refused is not with it.
+    plain = ["--trainer.logger=false", "--model.init_args.objective.terms=[]"]
+    assert InfoTokCLI(["fit", *given, *mend.split(), *plain], run=False).model.objective_config.terms == ()
 
 
 def test_ratios_are_taken_round_by_round() -> None:
