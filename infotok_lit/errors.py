@@ -10,6 +10,8 @@ from collections.abc import Iterable
 
 INTERRUPTED = 130
 """The exit status of a program that the user stopped: 128 + the number of SIGINT."""
+TERMINATED = 143
+"""That of one that SIGTERM ended: 128 + 15."""
 
 
 class ExplainedError(Exception):

@@ -3,15 +3,17 @@
 import json
 import os
 import shutil
+import signal
 import socket
 import tempfile
+import threading
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from infotok_lit.errors import SettingsError
+from infotok_lit.errors import TERMINATED, SettingsError
 
 PART = ".part"
 
@@ -47,6 +49,31 @@ def check_target(path: Path | None, force: bool = True, source: Path | None = No
 def staging_path(path: Path) -> Path:
     """Where this process writes what is to stand at `path`: .NAME.HOST.PROCESS.part beside it."""
     return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}{PART}")
+
+
+@contextmanager
+def undone_by_sigterm() -> Iterator[None]:
+    """Have SIGTERM end the process by SystemExit in the body, so that what was begun there is removed.
+
+    Only where nobody else has a handler, as training has. Children that the body forks die of it as usual.
+    """
+    ours = threading.current_thread() is threading.main_thread()
+    if not ours or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+    process = os.getpid()
+
+    def end(number: int, _frame: object) -> None:
+        if os.getpid() == process:
+            raise SystemExit(TERMINATED)
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 @contextmanager
@@ -89,7 +116,7 @@ def write_json(path: Path | None, content: Any) -> None:
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """As `replacing`, for what opens a path itself and goes by its suffix: a path to write to."""
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as staging:
+    with undone_by_sigterm(), tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as staging:
         target = Path(staging) / path.name
         yield target
         target.replace(path)
@@ -106,19 +133,20 @@ def whole_folder(path: Path, replaced: Collection[str] | None = None) -> Iterato
         replaced: the names of the files in the folder that stands at `path` and is to go. They alone are deleted: what
             else is found there in the end stays, in a hidden folder beside. None where nothing stands there.
     """
-    staging = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-    try:
-        yield staging
-        # Temporary folders, and the files that some libraries write, are for their owner alone.
-        staging.chmod(0o755)
-        for file in staging.iterdir():
-            file.chmod(0o644)
-        if replaced is None:
-            staging.rename(path)
-        else:
-            _swap(staging, path, replaced)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    with undone_by_sigterm():
+        staging = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+        try:
+            yield staging
+            # Temporary folders, and the files that some libraries write, are for their owner alone.
+            staging.chmod(0o755)
+            for file in staging.iterdir():
+                file.chmod(0o644)
+            if replaced is None:
+                staging.rename(path)
+            else:
+                _swap(staging, path, replaced)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
 
 
 def _swap(new: Path, path: Path, replaced: Collection[str]) -> None:

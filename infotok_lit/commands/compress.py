@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from infotok_lit.assets import ASSETS, EMBEDDED
 from infotok_lit.errors import MissingFileError, SettingsError
-from infotok_lit.files import check_target, replacing
+from infotok_lit.files import check_target, replacing, undone_by_sigterm
 from infotok_lit.model_choice import chosen_device
 from infotok_lit.progress import progress_bar
 
@@ -75,7 +75,7 @@ def compress(
     tokenizer = open_tokenizer(model, device)
     opened = read_video(video, Fraction(fps).limit_denominator(1001))
     out.parent.mkdir(parents=True, exist_ok=True)
-    with progress_bar(opened.count or 0) as bar, replacing(out) as file:
+    with progress_bar(opened.count or 0) as bar, undone_by_sigterm(), replacing(out) as file:
 
         def show(done: int) -> None:
             bar.show(done, f"frames: {done}/{opened.count or '?'}")

@@ -32,12 +32,9 @@ from infotok_lit.commands.fit_checks import (
 from infotok_lit.commands.fit_resume import chosen_checkpoint, explain_misfit, run_folders, shaping_settings
 from infotok_lit.commands.mistakes import check_config, one_sentence
 from infotok_lit.commands.parsing import PROGRAM, normalised
-from infotok_lit.errors import ExplainedError, SettingsError
+from infotok_lit.errors import TERMINATED, ExplainedError, SettingsError
 from infotok_lit.modules.run_callbacks import run_folder
 from infotok_lit.modules.run_checkpoint import WholeCheckpoints, names_in, remove_leftovers, remove_start
-
-TERMINATED = 143
-"""The exit status of a process that SIGTERM ended: 128 + 15."""
 
 LOST = re.compile("Connection (closed|reset) by peer|remote worker|Socket closed")
 """What backends of torch.distributed say where a process is gone."""
