@@ -20,14 +20,14 @@ def ablate(study: Study, resources: Resources, report_only: bool = False) -> int
         report_only: Run nothing, report what there is.
 
     Returns:
-        0; 1 if something did not finish, or lacks a metric; 130 if it was interrupted.
+        0; 1 if something has not finished, or lacks a metric; 130 if it was interrupted.
     """
     from infotok_lit.study.report import write_report
-    from infotok_lit.study.run import run_study
+    from infotok_lit.study.run import is_complete, run_study
 
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        complete = report_only or run_study(study, resources)
+        complete = is_complete(study) if report_only else run_study(study, resources)
         report = write_report(study)
     except ExplainedError:
         raise

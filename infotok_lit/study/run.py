@@ -220,11 +220,15 @@ def run_study(study: Study, resources: Resources, prefix: Sequence[str] = FIT) -
             _work_off(study, rows_part, launchers, shown)
         if searched:
             _work_off(study, search_part, launchers, shown)
-        cells = _known_cells(study)
-        lacking = {cell.label: why for cell in cells if (why := what_was_not_asked(study, cell))}
-        for label, why in lacking.items():
-            shown.say(f"lacking  {label}: {why}")
-    return not lacking and all(is_finished(cell.folder) for cell in cells)
+        for cell in _known_cells(study):
+            if why := what_was_not_asked(study, cell):
+                shown.say(f"lacking  {cell.label}: {why}")
+    return is_complete(study)
+
+
+def is_complete(study: Study) -> bool:
+    """Whether all that the rows ask for, and all points that were begun, finished and measured what the study asks."""
+    return all(is_finished(cell.folder) and not what_was_not_asked(study, cell) for cell in _known_cells(study))
 
 
 def _work_off(study: Study, make_part: Callable[[Study], Part], launchers: Sequence[Launcher], shown: Display) -> None:

@@ -206,7 +206,8 @@ def test_a_planned_study_is_one_file(tmp_path, monkeypatch) -> None:
     found = shipped(tmp_path / "study.yaml")
     assert found.analysis.contrasts == [("CSA", "plain")] and found.analysis.margin == 0.02
     assert len(row_cells(found)) == 8 + 8 + 1
-    assert main(["ablate", "--config", str(tmp_path / "study.yaml"), "--report_only"]) == 0
+    # Nothing has run.
+    assert main(["ablate", "--config", str(tmp_path / "study.yaml"), "--report_only"]) == 1
     assert (tmp_path / "out" / "decisions.csv").read_text().startswith("contrast,n,mean")
 
 

@@ -18,6 +18,7 @@ from infotok_lit.study import store
 from infotok_lit.study.cells import row_cells
 from infotok_lit.study.config import Metric
 from infotok_lit.study.record import LOG_FILE, Record, read_record, try_lock
+from infotok_lit.study.run import is_complete
 
 
 def test_every_cell_runs_once_and_a_second_call_runs_nothing(bench) -> None:
@@ -51,10 +52,11 @@ def test_a_failing_cell_is_reported_and_stops_nothing_and_is_tried_by_the_next_c
     assert states(study) == {("fails", 0): "failed", ("a", 0): "finished", ("fails", 1): "failed", ("a", 1): "finished"}
     shown = capsys.readouterr().err
     failed = row_cells(study)[0].folder
+    assert not is_complete(study)
     assert "something broke" in shown and "fit ended with exit status 3" in shown
     assert str(failed / LOG_FILE) in shown.replace("\n", "")
     (bench.home / "mended").touch()
-    assert bench.run(study)
+    assert bench.run(study) and is_complete(study)
     assert bench.starts() == {("fails", 0): 2, ("a", 0): 1, ("fails", 1): 2, ("a", 1): 1}
     assert [attempt.outcome for attempt in read_record(failed).attempts] == ["exit status 3", "exit status 0"]
 
