@@ -7,7 +7,7 @@ the one instance as `FAMILY`, and a `model.py`, which holds its model and is imp
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
@@ -112,6 +112,9 @@ class Family(ABC):
 
     def differing_parts(self, found: Any, wanted: Any) -> list[str]:
         """The entries in which two configurations differ so that weights of one do not fit the other."""
+        # Positions are computed without a table, and the spread of fresh weights is none of trained ones.
+        free = {name: getattr(wanted.llm, name) for name in ("max_position_embeddings", "initializer_range")}
+        found = replace(found, llm=replace(found.llm, **free))
         return [name for name in self.weighted if getattr(found, name) != getattr(wanted, name)]
 
     # What all families share

@@ -221,6 +221,11 @@ def test_a_family_that_there_is_not_is_refused() -> None:
         ("harmon", {"mar": {"mask_ratio_min": 0.5, "mask_ratio_std": 0.1, "noise_draws": 8}}, []),
         ("harmon", {"mar": {"dropout": 0.2, "sampling_steps": "50"}}, []),
         ("harmon", {"mar": {"noise_draws": 8, "num_buffers": 8}}, ["mar"]),
+        ("harmon", {"llm": {"max_position_embeddings": 512, "initializer_range": 0.02}}, []),
+        ("harmon", {"llm": {"max_position_embeddings": 512, "rope_theta": 100.0}}, ["llm"]),
+        ("showo2", {"llm": {"max_position_embeddings": 512}}, []),
+        ("openuni", {"llm": {"max_position_embeddings": 512}, "transformer": {"sample_size": 8}}, []),
+        ("openuni", {"transformer": {"sample_size": 8, "mlp_ratio": 2.0}}, ["transformer"]),
         ("showo2", {"autoencoder": {"posterior": "mean"}}, []),
         ("showo2", {"autoencoder": {"posterior": "mean", "kept": 1}}, ["autoencoder"]),
     ],
@@ -229,6 +234,18 @@ def test_weights_fit_whatever_no_weight_depends_on(family, settings, differing) 
     """So a run or an export can be trained on with another masking, or another reading of the latents."""
     found = family_called(family).config_of_size("scenes32")
     assert family_called(family).differing_parts(found, found.with_settings(settings)) == differing
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@torch.no_grad()
+def test_what_is_called_free_changes_no_weight_and_no_image() -> None:
+    """The weights of one load into the other, which then draws the same, also beyond the positions that it names."""
+    family = family_called("openuni")
+    changed = {"llm": {"max_position_embeddings": 8}, "transformer": {"sample_size": 8}}
+    one, other = family.fresh("scenes32"), family.fresh("scenes32", settings=changed)
+    other.load_state_dict(one.state_dict())
+    images = [model.eval().generate(["a red circle"], sampling=one.config.sampling) for model in (one, other)]
+    assert torch.equal(*images)
 
 
 @pytest.mark.parametrize(("size", "longest", "side"), [("1.5b", 1024, 27), ("1.5b-hq", 1280, 32), ("7b", 1024, 27)])

@@ -250,9 +250,10 @@ class OpenUniFamily(Family):
         return parts.get("vlm")
 
     def differing_parts(self, found: OpenUniConfig, wanted: OpenUniConfig) -> list[str]:
-        """As for all families, but one position table serves every input size."""
+        """As for all families, but one position table serves every input size, and SANA has none."""
         same_input = replace(found.vision, input_size=wanted.vision.input_size)
-        return super().differing_parts(replace(found, vision=same_input), wanted)
+        same_size = replace(found.transformer, sample_size=wanted.transformer.sample_size)
+        return super().differing_parts(replace(found, vision=same_input, transformer=same_size), wanted)
 
 
 FAMILY = OpenUniFamily()
