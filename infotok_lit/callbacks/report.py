@@ -110,6 +110,9 @@ class FinalReport(pl.Callback):
         if not self.after and self.before_step:  # the only validation came after training had begun
             self.before, self.after, self.after_step = {}, self.before, self.before_step
         self._print(console)
+        if not self.after and trainer.enable_validation:
+            interval = f"trainer.val_check_interval is {trainer.val_check_interval}"
+            console.print(f"No table of both tasks: {interval}, so no validation came after training.", soft_wrap=True)
         if hasattr(pl_module, "infotok"):
             heads = sum(parameter.numel() for parameter in pl_module.infotok.parameters())
             console.print(f"Stripped: {heads:,} parameters of heads that only training needs.")

@@ -58,6 +58,14 @@ def test_the_only_validation_is_shown_too(tmp_path, capsys) -> None:
     assert f"{float(trainer.callback_metrics['val/generation/loss']):.3f}" in shown
 
 
+def test_a_run_that_is_shorter_than_the_interval_of_validation_says_why_it_shows_no_table(tmp_path, capsys) -> None:
+    fit(tmp_path, [FinalReport()], steps=2, val_check_interval=3)
+    assert "No table of both tasks: trainer.val_check_interval is 3, so" in capsys.readouterr().out
+    fit(tmp_path, [FinalReport()], steps=2, limit_val_batches=0)
+    shown = capsys.readouterr().out
+    assert "Run:" in shown and "table" not in shown, "nobody asked for a validation"
+
+
 def test_a_dry_run_leaves_nothing_and_can_be_repeated(tmp_path, capsys, recwarn) -> None:
     for _ in range(2):
         callbacks = [TokenSimilarity(drift=True), FinalReport(), ExportInference()]
