@@ -199,6 +199,10 @@ def refusal(capsys, *arguments: str) -> str:
             "there is no setting model.init_args.objective.temprature; did you mean "
             "model.init_args.objective.temperature?",
         ),
+        (
+            "model.init_args.lr=1e-3",
+            "there is no setting model.init_args.lr; did you mean model.init_args.optimiser.lr?",
+        ),
         ("model.init_args.sise=0.5b", "there is no setting model.init_args.sise; did you mean model.init_args.size?"),
         (
             "data.init_args.train.init_args.splitt=val",

@@ -76,19 +76,25 @@ def explain(error: Exception, parser: ArgumentParser, arguments: Sequence[str] =
 
 
 def closest_key(key: str, known: Iterable[str]) -> str | None:
-    """The dotted key that was meant: the first part that is not known, mended; or the same name elsewhere."""
+    """The dotted key that was meant: the first part that is not known, mended; or the same name elsewhere.
+
+    Where only the name itself is not known there, the same name elsewhere is nearer than one that is spelt alike.
+    """
     paths = [name.split(".") for name in known]
     parts = key.removesuffix("+").split(".")
+    elsewhere = next((".".join(path) for path in paths if len(path) > 1 and path[-1] == parts[-1]), None)
     candidates = paths
     for depth, part in enumerate(parts):
         names = {path[depth] for path in candidates if len(path) > depth}
         if part not in names:
+            if elsewhere and depth == len(parts) - 1:
+                return elsewhere
             close = difflib.get_close_matches(part, names, n=1)
             if close:
                 return ".".join([*parts[:depth], *close])
             break
         candidates = [path for path in candidates if len(path) > depth and path[depth] == part]
-    return next((".".join(path) for path in paths if len(path) > 1 and path[-1] == parts[-1]), None)
+    return elsewhere
 
 
 def config_files(arguments: Sequence[str]) -> list[Path]:
