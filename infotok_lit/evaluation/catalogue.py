@@ -128,13 +128,14 @@ def make_benchmarks(
             made.append(benchmark)
         except MissingFileError as error:
             missing.append(str(error))
+    missing = list(dict.fromkeys(missing))
     if missing and options.data is None:
         raise ExplainedError(
             f"{', '.join(missing)}: the files do not ship with this package. Name the folder that has them by --data "
             "(docs/evaluation.md), or see what to fetch with --data NEW_FOLDER"
         )
     if missing:
-        raise ExplainedError("\n".join(dict.fromkeys(missing)))
+        raise ExplainedError("\n".join(missing))
     return made
 
 

@@ -144,7 +144,9 @@ def table(results: Sequence[Result]) -> str:
         values = [row.scores.get(column) if column else None for column in columns]
         cells = [printed(column, value) for column, value in zip(columns, values, strict=True)]
         marked |= any(cell.endswith("†") for cell in cells)
-        lines.append(_line([f"{row.model}{f' {row.size}' if row.size else ''}, {row.variant} (paper)", *cells]))
+        # The rows of Table 5 are called after their terms alone, alike for each base.
+        model = row.model if row.base in row.model else row.base
+        lines.append(_line([f"{model}{f' {row.size}' if row.size else ''}, {row.variant} (paper)", *cells]))
     lines += ["", *_notes(results, marked)]
     return "\n".join(lines) + "\n"
 
@@ -163,7 +165,9 @@ def _notes(results: Sequence[Result], marked: bool) -> list[str]:
         content = result.content
         if not content["complete"]:
             made, graded = content["rows"], content["graded"]
-            notes.append(f"{result.model}: {graded} graded of {made} made; not the whole benchmark.")
+            unjudged = not graded and content["grader"] is None
+            why = "name what judges them (docs/evaluation.md)" if unjudged else "not the whole benchmark"
+            notes.append(f"{result.model}: {graded} graded of {made} made; {why}.")
         if content["unparsed"] is not None:
             share = f"{content['unparsed']:.1%}"
             notes.append(f"{result.model}: {share} of the answers could not be read ({benchmark.rules} rules).")

@@ -60,6 +60,9 @@ def test_everything_runs_and_runs_again_for_nothing(model, data, tmp_path, capsy
     assert "The files hold 12 questions, the benchmark has 2374" in table
     assert table == first.out
     assert "| Harmon 1.5B, baseline (paper) |" in table and "0.74" in table and "† cannot come from 40 prompts" in table
+    assert "| Harmon, finetune (paper) | 0.72 |" in table and "| Show-o2, finetune (paper) | 0.6 |" in table
+    assert "tiny: 0 graded of 8 made; name what judges them" in table
+    assert "tiny: 4 graded of 4 made; not the whole benchmark" in table
 
     def no_work(*arguments, **options):
         raise AssertionError("drawn or asked again")
@@ -201,6 +204,7 @@ def test_an_official_run_is_added_up(tmp_path, capsys):
     [
         (["--benchmark", "genevall"], "no benchmark 'genevall'; did you mean geneval?"),
         (["--benchmark", "mme", "gqa"], "mme, gqa: the files do not ship"),
+        (["--benchmark", "seed", "seed_likelihood"], "infotok_lit: seed: the files do not ship"),
         (["--benchmark", "mme", "--data", "nowhere"], "hf download lmms-lab/MME"),
         (["--benchmark", "pope", "--data", "nowhere"], "val2014.zip"),
         (["--benchmark", "pope", "--data", "x", "--rules", "mine"], "rules"),
