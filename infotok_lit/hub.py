@@ -18,6 +18,8 @@ REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
 DESCRIPTIONS = ("*.json", "*.txt", "*.jinja", "README.md")
 """What says what a repository is, and its tokenizer."""
+TOKENIZER = "tokenizer_config.json"
+"""What a folder with a tokenizer holds."""
 
 
 def is_on_hub(source: str | Path) -> bool:
@@ -45,11 +47,7 @@ def fetch(source: str | Path) -> Path:
     """
     if not is_on_hub(source):
         return local_checkpoint(source)
-    owner, _, rest = str(source).removeprefix(SCHEME).partition("/")
-    name, _, inside = rest.partition("/")
-    repository = f"{owner}/{name}"
-    if not REPOSITORY.fullmatch(repository) or ".." in inside.split("/"):
-        raise CheckpointError(f"{source} is no name on the hub: write {SCHEME}OWNER/NAME or {SCHEME}OWNER/NAME/FILE")
+    repository, inside = _split(source)
     from huggingface_hub import hf_hub_download
 
     with _explained(str(source)):
@@ -58,12 +56,46 @@ def fetch(source: str | Path) -> Path:
         return _fetch_folder(repository, inside)
 
 
+def tokenizer_beside(source: str | Path) -> str | None:
+    """What names the tokenizer that lies beside a model's weights, of which none is fetched; None if there is none.
+
+    Of a repository it is the name, which outlives the cache of this machine. Raises as `fetch`.
+    """
+    if not is_on_hub(source):
+        return str(source) if (local_checkpoint(source) / TOKENIZER).exists() else None
+    repository, inside = _split(source)
+    if Path(inside).suffix in SUFFIXES:
+        return None
+    with _explained(str(source)):
+        folder = _fetch_descriptions(repository, inside)
+    # No name leads to a folder in a repository.
+    return (str(folder) if inside else repository) if (folder / TOKENIZER).exists() else None
+
+
+def _split(source: str | Path) -> tuple[str, str]:
+    """OWNER/NAME, and the file or folder in it or nothing."""
+    owner, _, rest = str(source).removeprefix(SCHEME).partition("/")
+    name, _, inside = rest.partition("/")
+    repository = f"{owner}/{name}"
+    if not REPOSITORY.fullmatch(repository) or ".." in inside.split("/"):
+        raise CheckpointError(f"{source} is no name on the hub: write {SCHEME}OWNER/NAME or {SCHEME}OWNER/NAME/FILE")
+    return repository, inside
+
+
+def _fetch_descriptions(repository: str, inside: str) -> Path:
+    """The folder `inside` a repository, or all of it, without weights."""
+    from huggingface_hub import snapshot_download
+
+    patterns = [f"{inside}/{pattern}" if inside else pattern for pattern in DESCRIPTIONS]
+    return Path(snapshot_download(repository, allow_patterns=patterns)) / inside
+
+
 def _fetch_folder(repository: str, inside: str) -> Path:
     """The folder `inside` a repository, or all of it, with the weights that read_weights reads from a folder."""
     from huggingface_hub import HfApi, snapshot_download
 
     prefix = f"{inside}/" if inside else ""
-    folder = Path(snapshot_download(repository, allow_patterns=[prefix + pattern for pattern in DESCRIPTIONS])) / inside
+    folder = _fetch_descriptions(repository, inside)
     if exported_family(folder) is not None:
         snapshot_download(repository, allow_patterns=[f"{prefix}*{suffix}" for suffix in SUFFIXES])
         return folder

@@ -151,9 +151,7 @@ class InitialModel:
             return self.tokenizer
         if self.init_from in (None, EMBEDDED):
             return self.size
-        brought = (self._source / "tokenizer_config.json").exists()
-        # A name on the hub outlives the cache of this machine.
-        return self.init_from.removeprefix(hub.SCHEME) if brought else self.size
+        return hub.tokenizer_beside(self.init_from) or self.size
 
     def _check_same(self, found: Any, wanted: Any, source: Path) -> None:
         differing = self._family.differing_parts(found, wanted)

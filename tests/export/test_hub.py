@@ -117,6 +117,30 @@ def test_a_second_export_takes_the_place_of_the_first_one(hub, tmp_path) -> None
     assert hub.repositories["me/mine"] == files(out) | {"figure.png": b"mine"}
 
 
+LOOK = """
+from infotok_lit.commands.check import processor_of
+from infotok_lit.modules import HarmonModule
+
+for init_from in ("me/mine", "hf://me/official/model.pth", "hf://me/several/base"):
+    processor = processor_of(HarmonModule(init_from=init_from).initial_model)
+    print(processor.tokenizer.name_or_path.split("/")[-1], len(processor.tokenizer))
+"""
+
+
+def test_looking_at_data_fetches_no_weights(hub) -> None:
+    """`check` is for the time before gigabytes are fetched: of a model it needs the tokenizer alone."""
+    export = files(BASE)
+    hub.repositories |= {
+        "me/mine": export,
+        "me/official": {"model.pth": b"large"},
+        "me/several": {f"base/{name}": content for name, content in export.items()} | {"other/harmon.pth": b"large"},
+    }
+    done = python(hub, LOOK)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert len(done.stdout.splitlines()) == 3 and hub.fetched()
+    assert not [name for name in hub.fetched() if name.endswith((".safetensors", ".pth"))]
+
+
 def test_only_what_is_read_is_fetched(hub, tmp_path) -> None:
     pytorch = {"pytorch_model-1.bin": b"1", "pytorch_model.bin.index.json": b"{}", "evil.py": b"import os"}
     hub.repositories |= {
