@@ -152,8 +152,10 @@ class FinalReport(pl.Callback):
     def _tasks(self, others: Mapping[str, float]) -> Table:
         first = "before training and " if self.before_step == 0 else f"at step {self.before_step} and "
         table = Table(title=f"Validation, {first if self.before else ''}at step {self.after_step}")
-        for column in ("", *(("before", "after") if self.before else ("measured",)), "standard error", "chance"):
-            table.add_column(column, justify="left" if not column else "right")
+        # Names that begin alike would be cut to the same.
+        table.add_column("", overflow="fold")
+        for column in (*(("before", "after") if self.before else ("measured",)), "standard error", "chance"):
+            table.add_column(column, justify="right")
         for label, name in TASK_ROWS:
             if name in self.after and (name not in OPEN or self._has_scores()):
                 before = [self.before.get(name)] if self.before else []

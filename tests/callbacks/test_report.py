@@ -2,9 +2,11 @@
 
 import shlex
 
+import lightning.pytorch as pl
 import pytest
 from fit_with import fit
 from lightning.pytorch.demos.boring_classes import BoringDataModule, BoringModel
+from tiny import TinyModule, scenes_data
 
 from infotok_lit.callbacks import ExportInference, FinalReport, TokenSimilarity
 from infotok_lit.data import UnifiedDataModule
@@ -73,6 +75,24 @@ def test_a_dry_run_leaves_nothing_and_can_be_repeated(tmp_path, capsys, recwarn)
     assert not list(tmp_path.iterdir()) and not [one for one in recwarn if "drift" in str(one.message)]
     shown = capsys.readouterr().out
     assert "Validation, at step 1" in shown and "generate --model" not in shown
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_validate_cuts_no_name_in_a_narrow_terminal(tmp_path, capsys, monkeypatch) -> None:
+    names = [f"val/cka_drift/understanding/top_channel_{when}" for when in ("before", "now")]
+
+    class LogsMore(pl.Callback):
+        def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+            pl_module.log_dict(dict.fromkeys(names, 0.5))
+
+    monkeypatch.setenv("COLUMNS", "80")
+    callbacks = [LogsMore(), FinalReport()]
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = pl.Trainer(accelerator="cpu", default_root_dir=tmp_path, callbacks=callbacks, **quiet)
+    trainer.validate(TinyModule(), scenes_data(val_samples=8), verbose=False)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
+    shown = "".join(line.split("│")[1].strip() for line in lines)
+    assert all(name in shown for name in names) and max(map(len, lines)) <= 80
 
 
 @pytest.mark.filterwarnings("ignore")
