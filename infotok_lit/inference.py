@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from infotok_lit.batch import BrokenSampleError
 from infotok_lit.errors import SettingsError
@@ -61,6 +61,8 @@ def load(
     unknown = sorted(set(parts or {}) - set(PARTS))
     if unknown:
         raise SettingsError(f"parts: there is no {', '.join(unknown)}; there are {', '.join(PARTS)}")
+    if dtype not in get_args(DType):
+        raise SettingsError(f"dtype is {dtype!r}; choose one of {', '.join(get_args(DType))}")
     files = {name: str(path) for name, path in (parts or {}).items()}
     options = ModelOptions(family, model_size, tokenizer=tokenizer, device=device, dtype=dtype, **files)
     return InferenceModel.of(choose(source, options), budget)

@@ -134,6 +134,9 @@ def test_what_cannot_be_loaded_is_one_message(tmp_path) -> None:
         infotok_lit.load(tmp_path / "gone")
     with pytest.raises(SettingsError, match="parts: there is no vae; there are autoencoder, vlm, transformer"):
         infotok_lit.load(tmp_path, parts={"vae": "x"})
+    for dtype in ("fp16", torch.float16):
+        with pytest.raises(SettingsError, match=r"dtype is .*16.*; choose one of float32, bfloat16, float16"):
+            infotok_lit.load(BASE, dtype=dtype)
     with pytest.raises(AttributeError, match="no attribute 'lod'"):
         infotok_lit.lod("x")
 
