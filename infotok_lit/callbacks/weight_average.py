@@ -60,7 +60,7 @@ class WeightAverage(ModelCallback):
         # Equal weights have equal averages: nothing is to be sent before each forward pass.
         names = [f"{AVERAGE}.{name}" for name in trained]
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(pl_module, names)
-        pl_module.register_load_state_dict_pre_hook(_begin_where_absent)
+        pl_module.register_load_state_dict_pre_hook(partial(self._make_way))
         pl_module.register_state_dict_post_hook(partial(self._undo_in_state_dict))
 
     def show(self, pl_module: pl.LightningModule, average: bool) -> None:
@@ -115,6 +115,11 @@ class WeightAverage(ModelCallback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on counting."""
         self.updates = state_dict["updates"]
+
+    def _make_way(self, pl_module: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+        """Weights and averages come under their own names, also where a fit or a validation left the average shown."""
+        self.show(pl_module, average=False)
+        _begin_where_absent(pl_module, state, prefix)
 
     def _undo_in_state_dict(self, pl_module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
         """A checkpoint has the weights under their own names, also one that is written while the average is shown."""
@@ -174,7 +179,7 @@ def _local_pairs(pl_module: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
     return [own_share(weight) for weight in weights], [own_share(average) for average in averages]
 
 
-def _begin_where_absent(pl_module: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+def _begin_where_absent(pl_module: nn.Module, state: dict[str, Tensor], prefix: str) -> None:
     """The average of a run that had none begins as the weights that it is resumed from."""
     absent = [name for name in _names(pl_module) if f"{prefix}{AVERAGE}.{name}" not in state]
     if absent:

@@ -158,6 +158,19 @@ def test_what_is_saved_while_the_average_is_shown_has_weights_under_their_names(
         assert torch.equal(found["llm.lm_head.weight"], found["llm.model.embed_tokens.weight"])
 
 
+def test_what_is_loaded_while_the_average_is_shown_goes_where_it_belongs(tmp_path) -> None:
+    """A trainer that has fitted validates an earlier checkpoint, and then trains on from it."""
+    trainer, average, watch = train(tmp_path)
+    module, data, earlier = trainer.lightning_module, trainer.datamodule, checkpoint_of(trainer, 2)
+    wanted = {name: value.clone() for name, value in module.state_dict().items()}
+    assert average.shown
+    trainer.validate(module, data, ckpt_path=earlier, verbose=False)
+    assert_near(watch.validated[-1], closed_form(watch.steps[:3]))
+    trainer.fit(module, data, ckpt_path=earlier)
+    found = module.state_dict()
+    assert all(torch.equal(found[name], value) for name, value in wanted.items())
+
+
 def test_a_run_without_an_average_goes_on_with_one_that_begins_there(tmp_path) -> None:
     first = fit(tmp_path / "plain", [], TinyModule(lr=0.01), 2)
     with pytest.warns(UserWarning, match="begins as the weights there"):
