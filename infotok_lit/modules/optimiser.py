@@ -178,7 +178,7 @@ def warmup_cosine(optimiser: Optimizer, config: OptimiserConfig, max_steps: int)
 
 
 def refuse_trainer(precision: str, strategy: Strategy) -> None:
-    """SettingsError for what would train wrongly without a word: weights of 16 bits, and sharded ones.
+    """SettingsError for what would train wrongly without a word, weights of 16 bits and sharded ones; and for 64 bits.
 
     Heads need 32 bits, and fine-tuning moves weights by less than 16 resolve.
     """
@@ -192,6 +192,11 @@ def refuse_trainer(precision: str, strategy: Strategy) -> None:
             f"trainer.precision: {precision} keeps the weights themselves in 16 bits, where updates of a "
             "fine-tuning's size are rounded away: set it to bf16-mixed. To save memory, use model.lora, "
             "model.freeze or model.activation_checkpointing"
+        )
+    if precision == "64-true":
+        raise SettingsError(
+            "trainer.precision: 64-true keeps the weights in 64 bits, but losses and terms are computed in 32, and the "
+            "two do not meet: set it to 32-true"
         )
 
 

@@ -52,6 +52,7 @@ BUILT = [
     ),
     (["--trainer.max_steps=-1"], "say when to stop with trainer.max_steps"),
     (["--trainer.precision=bf16-true"], "set it to bf16-mixed"),
+    (["--trainer.precision=64"], "set it to 32-true"),
     (["--trainer.logger.init_args.save_dir=a_file"], "Not a directory"),
     (
         ["--trainer.callbacks=[{class_path: infotok_lit.callbacks.ExportInference, init_args: {folder: a_folder}}]"],
