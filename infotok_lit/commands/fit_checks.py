@@ -103,11 +103,8 @@ def check_batches(config: Namespace, trainer: Trainer) -> None:
             continue
         images = size * trainer.world_size
         where = f"data.init_args.{branch}_batch_size is {size} on {trainer.world_size} process(es)"
-        if objective.estimator == "hsic" and objective.terms and objective.hsic.unbiased and images < HSIC_IMAGES:
-            raise SettingsError(
-                f"{where}: estimator hsic needs {HSIC_IMAGES} images at a time; raise it, or set "
-                "objective.hsic.unbiased to false"
-            )
+        if objective.estimator == "hsic" and objective.terms and images < HSIC_IMAGES:
+            raise SettingsError(f"{where}: estimator hsic needs {HSIC_IMAGES} images at a time; raise it")
         aligned = objective.estimator == "variational" and "alignment" in objective.active_terms(branch)
         if aligned and images == 1 and not objective.negatives.queue_size and not objective.negatives.from_data:
             raise SettingsError(

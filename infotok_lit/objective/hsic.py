@@ -30,8 +30,8 @@ class HSICConfig:
     """Settings of `estimator: hsic`.
 
     Args:
-        unbiased: Use the unbiased form, whose value does not depend on the batch size (at least 4 images). The biased
-            form is smoother and never negative, but far from 0 for small batches of independent samples.
+        unbiased: Use the unbiased form, whose value does not depend on the batch size. The biased form is smoother and
+            never negative, but far from 0 for small batches of independent samples. Both need at least 4 images.
     """
 
     unbiased: bool = True

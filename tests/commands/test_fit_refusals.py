@@ -88,7 +88,16 @@ PARSED = [
     (["--data.init_args.generation_batch_size=1"], "alignment has no other text to tell its own from"),
     (
         ["--config=harmon/scenes32", "--config=objective/hsic", "--data.init_args.understanding_batch_size=3"],
-        "estimator hsic needs 4 images at a time",
+        "estimator hsic needs 4 images at a time; raise it",
+    ),
+    (
+        [
+            "--config=harmon/scenes32",
+            "--config=objective/hsic",
+            "--data.init_args.generation_batch_size=3",
+            "--model.init_args.objective.hsic.unbiased=false",
+        ],
+        "estimator hsic needs 4 images at a time; raise it",
     ),
 ]
 """Refused before anything is built."""
