@@ -95,7 +95,12 @@ class InitialModel:
             return self._family.with_weights(official, wanted, self._tokenizer_source)
         checkpoint = find_checkpoint(source)
         if checkpoint is not None:
-            state = base_weights(read_run(checkpoint))
+            run = read_run(checkpoint)
+            saved = run[CHECKPOINT_KEY]
+            # Of another family, no name fits.
+            if saved["family"] == self.family:
+                self._check_same(self._family.config_class.from_dict(saved["config"]), wanted, checkpoint)
+            state = base_weights(run)
             with without_initial_weights():
                 base = self._fresh()
             adopt_state(base, state, str(checkpoint))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from infotok_lit.assets import embedded_base
-from infotok_lit.checkpoints import CheckpointError
+from infotok_lit.checkpoints import CHECKPOINT_KEY, CheckpointError
 from infotok_lit.cli import main as command_line
 from infotok_lit.models.export import export_model
 from infotok_lit.models.family import load_folder
@@ -50,6 +50,24 @@ def test_an_exported_folder_brings_its_tokenizer(tmp_path) -> None:
         HarmonModule(init_from=str(tmp_path / "out"), tokenizer="scenes32").initial_model.reference()["tokenizer"]
         == "scenes32"
     )
+
+
+@pytest.mark.parametrize("source", ["run", "export"])
+def test_settings_that_give_the_same_weights_another_meaning_are_refused(tmp_path, source) -> None:
+    """Every shape fits with half of the heads, and with other frequencies of positions."""
+    settings = {"mar": {"encoder_heads": 2}, "llm": {"rope_theta": 1000.0}}
+    module = HarmonModule(init_from=None, settings=settings)
+    module.configure_model()
+    recipe = module.initial_model.rebuilding(module.base, module.infotok, None)
+    checkpoint = {"state_dict": module.state_dict(), CHECKPOINT_KEY: recipe}
+    torch.save(checkpoint, tmp_path / "run.ckpt")
+    export_model(module.base, tmp_path / "export", {})
+    found = tmp_path / ("run.ckpt" if source == "run" else "export")
+    with pytest.raises(CheckpointError, match="than model.size and model.settings ask for: mar, llm differ"):
+        HarmonModule(init_from=str(found)).configure_model()
+    free = {**settings, "mar": {**settings["mar"], "noise_draws": 2}}
+    loaded = weights(HarmonModule(init_from=str(found), settings=free))
+    assert all(torch.equal(loaded[name], value) for name, value in module.base.state_dict().items())
 
 
 def test_another_size_is_refused_before_anything_large_is_built() -> None:
