@@ -13,7 +13,14 @@ from torch import nn
 from infotok_lit import hub
 from infotok_lit.assets import EMBEDDED, embedded_base
 from infotok_lit.batch import Encoding
-from infotok_lit.checkpoints import CHECKPOINT_KEY, CheckpointError, exported_family, find_checkpoint, read_run
+from infotok_lit.checkpoints import (
+    CHECKPOINT_KEY,
+    CheckpointError,
+    exported_family,
+    find_checkpoint,
+    read_run,
+    read_settings,
+)
 from infotok_lit.errors import ExplainedError, SettingsError
 from infotok_lit.models.common.autoencoders import autoencoder_digest
 from infotok_lit.models.common.loading import adopt_state, without_initial_weights
@@ -93,17 +100,16 @@ class InitialModel:
             if self.init_from == EMBEDDED:
                 return official.load_into(self._fresh())
             return self._family.with_weights(official, wanted, self._tokenizer_source)
-        checkpoint = find_checkpoint(source)
-        if checkpoint is not None:
-            run = read_run(checkpoint)
+        if self._checkpoint is not None:
+            run = read_run(self._checkpoint)
             saved = run[CHECKPOINT_KEY]
             # Of another family, no name fits.
             if saved["family"] == self.family:
-                self._check_same(self._family.config_class.from_dict(saved["config"]), wanted, checkpoint)
+                self._check_same(self._family.config_class.from_dict(saved["config"]), wanted, self._checkpoint)
             state = base_weights(run)
             with without_initial_weights():
                 base = self._fresh()
-            adopt_state(base, state, str(checkpoint))
+            adopt_state(base, state, str(self._checkpoint))
             return base
         parts = {name: hub.fetch(path) for name, path in self.parts.items()}
         official = self._family.read_official(source, parts, wanted)
@@ -121,7 +127,7 @@ class InitialModel:
             "size": self.size,
             "init_from": None if self.init_from is None else _lasting(self.init_from),
             "parts": {name: _lasting(path) for name, path in self.parts.items()},
-            "tokenizer": self.tokenizer,
+            "tokenizer": None if self.tokenizer is None else self._tokenizer_source,
             "settings": dict(self.settings),
         }
 
@@ -142,6 +148,11 @@ class InitialModel:
         """Where the initial weights lie; fetched once, not again at each checkpoint."""
         return embedded_base(self.family, self.size) if self.init_from == EMBEDDED else hub.fetch(self.init_from)
 
+    @cached_property
+    def _checkpoint(self) -> Path | None:
+        """That of the run whose weights these are, if they are a run's; all of it is read to look for it."""
+        return find_checkpoint(self._source)
+
     @property
     def _family(self) -> Family:
         return family(self.family)
@@ -153,10 +164,16 @@ class InitialModel:
     def _tokenizer_source(self) -> str:
         """The configured tokenizer, or the one that the initial weights bring, or the size, which names its own."""
         if self.tokenizer is not None:
-            return self.tokenizer
+            return self.tokenizer if self.tokenizer in self._family.tokenizers else _anywhere(self.tokenizer)
         if self.init_from in (None, EMBEDDED):
             return self.size
-        return hub.tokenizer_beside(self.init_from) or self.size
+        beside = hub.tokenizer_beside(self.init_from)
+        if beside is not None:
+            return beside if hub.is_on_hub(self.init_from) else _anywhere(beside)
+        # Of a repository no weights are fetched for this, unless they may be a run's.
+        is_run = not hub.is_on_hub(self.init_from) or self.init_from.endswith(".ckpt")
+        run = read_settings(self._checkpoint)[CHECKPOINT_KEY] if is_run and self._checkpoint is not None else {}
+        return run["tokenizer"] if run.get("family") == self.family else self.size
 
     def _check_same(self, found: Any, wanted: Any, source: Path) -> None:
         differing = self._family.differing_parts(found, wanted)
@@ -228,6 +245,11 @@ def _lasting(source: str) -> str:
     if source == EMBEDDED or hub.is_on_hub(source):
         return hub.full_name(source) if source != EMBEDDED else source
     return str(Path(source).absolute())
+
+
+def _anywhere(source: str) -> str:
+    """The path of what lies here, so that it is found from another folder; anything else as it is."""
+    return str(Path(source).absolute()) if Path(source).exists() else source
 
 
 def average_updates(checkpoint: Mapping[str, Any]) -> int | None:

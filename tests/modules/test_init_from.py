@@ -2,13 +2,15 @@
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
-from infotok_lit.assets import embedded_base
+from infotok_lit.assets import SCENES_TOKENIZER, embedded_base
 from infotok_lit.checkpoints import CHECKPOINT_KEY, CheckpointError
 from infotok_lit.cli import main as command_line
 from infotok_lit.models.export import export_model
 from infotok_lit.models.family import load_folder
 from infotok_lit.modules import HarmonModule
+from infotok_lit.modules.base_model import InitialModel
 
 BASE = embedded_base("harmon", "scenes32")
 
@@ -49,6 +51,29 @@ def test_an_exported_folder_brings_its_tokenizer(tmp_path) -> None:
     assert (
         HarmonModule(init_from=str(tmp_path / "out"), tokenizer="scenes32").initial_model.reference()["tokenizer"]
         == "scenes32"
+    )
+
+
+def test_a_run_brings_its_tokenizer_wherever_it_is_read(tmp_path, monkeypatch) -> None:
+    """Whose words have other ids than those of the size's own; it was named from the folder of the run's start."""
+    monkeypatch.chdir(tmp_path)
+    other = AutoTokenizer.from_pretrained(str(SCENES_TOKENIZER))
+    other.add_tokens(["purple circle"])
+    other.save_pretrained("words")
+    module = HarmonModule(init_from=None, tokenizer="words")
+    module.configure_model()
+    recipe = module.initial_model.rebuilding(module.base, module.infotok, None)
+    torch.save({"state_dict": module.state_dict(), CHECKPOINT_KEY: recipe}, "run.ckpt")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    following = HarmonModule(init_from="../run.ckpt")
+    following.configure_model()
+    wanted = [len(other) - 1]
+    assert following.base.processor.encode("purple circle") == wanted
+    again = InitialModel(**recipe["initial"]).build()
+    assert again.processor.encode("purple circle") == wanted
+    assert (
+        HarmonModule(init_from="../run.ckpt", tokenizer="scenes32").initial_model.reference()["tokenizer"] == "scenes32"
     )
 
 
