@@ -1,6 +1,7 @@
 """Strips the heads at the end of training and leaves an inference folder in the run."""
 
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -84,8 +85,13 @@ class ExportInference(pl.Callback):
         # The folder of a run can only hold an earlier export of the same run; that of all runs without one, any.
         force = self.force or (own is not None and self.folder is None)
         average = next((callback for callback in trainer.callbacks if isinstance(callback, WeightAverage)), None)
-        if average:
-            average.show(pl_module, self.weights == "averaged")
+        # What the run leaves in memory is the average's own setting.
+        with nullcontext() if average is None else average.showing(pl_module, self.weights == "averaged"):
+            self._export(trainer, pl_module, average, run, force)
+
+    def _export(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, average: WeightAverage | None, run: Path, force: bool
+    ) -> None:
         if not trainer.is_global_zero:
             with pl_module.plain_base():
                 return

@@ -1,7 +1,7 @@
 """A moving average of the trained weights: kept with them, and measured and exported in their place."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -74,6 +74,16 @@ class WeightAverage(ModelCallback):
                 other.copy_(kept)
         self.shown = average
 
+    @contextmanager
+    def showing(self, pl_module: pl.LightningModule, average: bool) -> Iterator[None]:
+        """`show` for as long as the context lasts."""
+        before = self.shown
+        self.show(pl_module, average)
+        try:
+            yield
+        finally:
+            self.show(pl_module, before)
+
     def decay_at(self, update: int) -> float:
         """The decay of an update, which are counted from 0."""
         return min(self.decay, (1 + update) / (self.warmup + update))
@@ -135,15 +145,11 @@ class WeightAverage(ModelCallback):
 @contextmanager
 def as_validated(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Iterator[None]:
     """Inside, the module computes with what validation is about: beside a WeightAverage, usually the average."""
-    averages = [callback for callback in trainer.callbacks if isinstance(callback, WeightAverage)]
-    before = [average.shown for average in averages]
-    for average in averages:
-        average.show(pl_module, average.validate)
-    try:
+    with ExitStack() as stack:
+        for callback in trainer.callbacks:
+            if isinstance(callback, WeightAverage):
+                stack.enter_context(callback.showing(pl_module, callback.validate))
         yield
-    finally:
-        for average, shown in zip(averages, before, strict=True):
-            average.show(pl_module, shown)
 
 
 def _tree_of_buffers(tensors: Mapping[str, Tensor]) -> nn.Module:

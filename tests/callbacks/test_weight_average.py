@@ -11,9 +11,10 @@ from fit_with import fit
 from lightning.pytorch.demos.boring_classes import BoringDataModule, BoringModel
 from tiny import TinyModule
 
-from infotok_lit.callbacks import WeightAverage
+from infotok_lit.callbacks import ExportInference, WeightAverage
 from infotok_lit.checkpoints import CheckpointError, read_run
 from infotok_lit.errors import SettingsError
+from infotok_lit.models.family import load_folder
 from infotok_lit.modules.base_model import AVERAGE, base_weights, rebuild_base
 from infotok_lit.modules.lora import LoraConfig
 
@@ -108,6 +109,19 @@ def test_the_run_leaves_the_average_unless_validation_is_about_the_weights(run, 
     trainer, _, watch = train(tmp_path, steps=2, validate=False)
     assert_near(trained(trainer.lightning_module), watch.steps[-1])
     assert_near(watch.validated[-1], watch.steps[-1])
+
+
+@pytest.mark.parametrize("weights", ["averaged", "raw"])
+def test_an_export_of_either_does_not_change_what_the_run_leaves(tmp_path, weights) -> None:
+    for validate in (True, False):
+        watch = Watch()
+        export = ExportInference(folder=str(tmp_path / f"export_{validate}"), weights=weights)
+        callbacks = [WeightAverage(DECAY, WARMUP, validate=validate), export, watch]
+        trainer = fit(tmp_path / str(validate), callbacks, TinyModule(lr=0.01), 2)
+        wanted = {True: closed_form(watch.steps), False: watch.steps[-1]}
+        assert_near(trained(trainer.lightning_module), wanted[validate])
+        exported, own = load_folder(export.written), wanted[weights == "averaged"]
+        assert_near(trained(exported), {name: own[f"base.{name}"] for name in trained(exported)})
 
 
 def test_resuming_is_exact(run, tmp_path) -> None:
