@@ -50,7 +50,8 @@ class WeightAverage(ModelCallback):
         self._seen_step = 0
 
     def on_model_built(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Begin as the initial weights; a resumed run then overwrites both."""
+        """Begin as the initial weights, also for a second module; a resumed run then overwrites both."""
+        self.updates, self.tied, self.shown = 0, {}, False
         trained = {name: weight for name, weight in pl_module.named_parameters() if weight.requires_grad}
         first_names = {id(weight): name for name, weight in trained.items()}
         for name, weight in pl_module.named_parameters(remove_duplicate=False):

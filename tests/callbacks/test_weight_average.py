@@ -140,6 +140,16 @@ def test_batches_that_only_accumulate_update_nothing(tmp_path) -> None:
     assert_near(watch.validated[-1], closed_form(watch.steps))
 
 
+def test_a_second_module_has_an_average_of_its_own(tmp_path) -> None:
+    """The callback of an earlier fit, which left its average shown."""
+    average = WeightAverage(DECAY, WARMUP)
+    fit(tmp_path / "first", [average], TinyModule(lr=0.01, family="showo2"), 2)
+    watch = Watch()
+    trainer = fit(tmp_path / "second", [average, watch], TinyModule(lr=0.01), 2)
+    assert average.updates == 2
+    assert_near(trained(trainer.lightning_module), closed_form(watch.steps))
+
+
 def test_updates_may_be_rare(tmp_path) -> None:
     _, average, watch = train(tmp_path, every_n_steps=2)
     assert average.updates == 2
