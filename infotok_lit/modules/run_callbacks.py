@@ -55,6 +55,7 @@ class WholeSteps(pl.Callback):
         """The numbers of SIGTERM and of the signal to requeue, once they came."""
         self._held: dict[ModelCheckpoint, tuple[float | None, int]] = {}
         """Checkpoint callbacks that wait for the end of the step -> when they looked at the clock, and saved a step."""
+        self._seen_step = 0
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Put notes in the place of handlers, which Lightning registers after this."""
@@ -68,6 +69,7 @@ class WholeSteps(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Do not save the step that a run goes on from again after the first batch of the next one."""
+        self._seen_step = trainer.global_step
         for callback in trainer.checkpoint_callbacks if trainer.global_step else ():
             if isinstance(callback, ModelCheckpoint):
                 callback._last_global_step_saved = trainer.global_step
@@ -76,7 +78,9 @@ class WholeSteps(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """After each step: a collective call, which reads from the device where there are several processes."""
-        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+        # Not by the number of the batch: the last step of an epoch may have fewer.
+        stepped, self._seen_step = trainer.global_step > self._seen_step, trainer.global_step
+        if not stepped:
             self._hold(trainer)
             return
         terminated, requeued = self._agreed(trainer)

@@ -95,3 +95,19 @@ def test_a_checkpoint_that_is_due_by_time_waits_for_the_end_of_the_step(tmp_path
     monkeypatch.setattr(run, "save_checkpoint", lambda path, _: saved.append((run.global_step, batches.processed)))
     run.fit(TinyModule(()), scenes_data())
     assert saved == [(2, 6), (4, 12)]
+
+
+def test_the_last_step_of_an_epoch_is_whole_with_fewer_batches_too(tmp_path) -> None:
+    """Three batches an epoch, two a step: steps 2 and 4 have one."""
+    run = pl.Trainer(
+        accelerator="cpu",
+        devices=1,
+        max_steps=4,
+        limit_train_batches=3,
+        limit_val_batches=0,
+        accumulate_grad_batches=2,
+        callbacks=[ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1)],
+        **dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary"), False),
+    )
+    run.fit(TinyModule(()), scenes_data())
+    assert sorted(path.name for path in tmp_path.glob("*.ckpt")) == [f"step={step}.ckpt" for step in (1, 2, 3, 4)]
