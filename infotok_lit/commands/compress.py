@@ -136,4 +136,10 @@ def open_tokenizer(model: str, device: str) -> "VideoTokenizer":
     from infotok_lit.video.official import load_tokenizer
 
     place = chosen_device(device)
-    return load_tokenizer(ASSETS / "videotok_scenes" if model == EMBEDDED else Path(model)).to(place)
+    folder = ASSETS / "videotok_scenes" if model == EMBEDDED else Path(model)
+    if not folder.is_dir():
+        raise MissingFileError(
+            f"there is no video tokenizer at {folder}: name a folder to which one was exported, or {EMBEDDED} for the "
+            "small one that ships"
+        )
+    return load_tokenizer(folder).to(place)

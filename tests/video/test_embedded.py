@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from infotok_lit.assets import ASSETS
+from infotok_lit.commands.compress import open_tokenizer
+from infotok_lit.errors import MissingFileError
 from infotok_lit.video.moving_scenes import MovingScenes
 from infotok_lit.video.official import load_tokenizer
 from infotok_lit.video.tokenizer import SIZES, VideoTokenizer, keep_clipwide
@@ -41,3 +43,8 @@ def test_unseen_clips_come_back_better_than_their_mean_colour(tokenizer: VideoTo
     guess = quality(clips, to_frames(pixels.mean((2, 3, 4), keepdim=True).expand_as(pixels)))
     assert whole > part > guess
     assert whole > guess + 1.5
+
+
+def test_a_name_that_is_no_folder_is_told_what_is_wanted() -> None:
+    with pytest.raises(MissingFileError, match="harmon_scenes32: name a folder .* or embedded"):
+        open_tokenizer("harmon_scenes32", "cpu")
