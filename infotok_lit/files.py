@@ -151,11 +151,12 @@ def whole_folder(path: Path, replaced: Collection[str] | None = None) -> Iterato
 
 def _swap(new: Path, path: Path, replaced: Collection[str]) -> None:
     old = Path(tempfile.mkdtemp(prefix=f".{path.name}-old-", dir=path.parent))
-    path.rename(old)
     try:
+        path.rename(old)
         new.rename(path)
-    except OSError:
-        old.rename(path)
+    except BaseException:  # SIGTERM among them: what stood there comes back
+        if not path.exists():
+            old.rename(path)
         raise
     for name in replaced:
         (old / name).unlink(missing_ok=True)
