@@ -45,6 +45,16 @@ def test_what_does_not_exist_is_refused_by_name(family, settings, said) -> None:
         config.with_settings(settings)
 
 
+@pytest.mark.parametrize("family", families())
+@pytest.mark.parametrize("value", [None, 3, "x", [1]])
+def test_a_value_in_the_place_of_a_group_is_refused(family, value) -> None:
+    """Where older versions had an entry in the group, it was a traceback."""
+    config = family_called(family).config_of_size("scenes32")
+    for group in (name for name, held in config.to_dict().items() if isinstance(held, dict)):
+        with pytest.raises(SettingsError, match=f"{group} is .*, where entries with values are expected"):
+            config.with_settings({group: value})
+
+
 @pytest.mark.parametrize(
     ("family", "settings", "said"),
     [

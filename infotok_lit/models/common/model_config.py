@@ -72,7 +72,8 @@ class ModelConfig:
             raise SettingsError(f"model.settings: `{old}` is now called `{self.renamed[old]}`")
         for old, mend in self.dropped.items():
             group, _, entry = old.rpartition(".")
-            if entry in (settings.get(group, {}) if group else settings):
+            inner = settings.get(group) if group else settings
+            if isinstance(inner, Mapping) and entry in inner:
                 raise SettingsError(f"model.settings: there is no `{old}` any more: {mend}")
         return self.from_dict(_merged(self.to_dict(), settings))
 
