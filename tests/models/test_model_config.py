@@ -17,6 +17,15 @@ from infotok_lit.modules import HarmonModule, OpenUniModule, Showo2Module
 SIZES = [(family, size) for family in families() for size in family_called(family).sizes]
 
 
+OUT_OF_BOUNDS = [
+    ({"latent_scale": 0}, "latent_scale is 0.0; set it above 0"),
+    ({"autoencoder": {"block_size": 0}}, "autoencoder.block_size is 0; set it to 1 or more"),
+    ({"llm": {"rope_theta": 0}}, "llm.rope_theta is 0.0; set it above 0"),
+    ({"llm": {"num_hidden_layers": 0}}, "llm.num_hidden_layers is 0; set it to 1 or more"),
+]
+"""Settings of every family."""
+
+
 @pytest.mark.parametrize(("family", "size"), SIZES)
 def test_every_size_survives_a_config_json(family, size) -> None:
     config = family_called(family).config_of_size(size)
@@ -148,6 +157,16 @@ def test_heads_that_do_not_fit_a_width_are_refused_before_anything_is_built(modu
         ("showo2", {"quantiser": {"kind": "lfq", "codebook_size": 1000}}, "codebook_size is 1000; set it to a power"),
         ("showo2", {"quantiser": {"kind": "vq", "codebook_size": 0}}, "codebook_size is 0; set it to 2 or more"),
         ("showo2", {"quantiser": {"kind": "vq", "codebook_width": 0}}, "codebook_width is 0; set it to 1 or more"),
+        ("showo2", {"semantic": {"table_side": 0}}, "semantic.table_side is 0; set it to 1 or more"),
+        ("showo2", {"semantic": {"width": 0}}, "semantic.width is 0; set it to 1 or more"),
+        ("showo2", {"diffusion_head": {"width": 0}}, "diffusion_head.width is 0; set it to 1 or more"),
+        ("showo2", {"prompts": {"max_caption": -1}}, "prompts.max_caption is -1; set it to 1 or more"),
+        ("openuni", {"vision": {"patch_size": 0}}, "vision.patch_size is 0; set it to 1 or more"),
+        ("openuni", {"vision": {"input_size": 0}}, "vision.input_size is 0; set it to 1 or more"),
+        ("openuni", {"connector": {"width": 0}}, "connector.width is 0; set it to 1 or more"),
+        ("openuni", {"num_queries": 0}, "num_queries is 0; set it to 1 or more"),
+        ("openuni", {"max_caption": 0}, "max_caption is 0; set it to 1 or more"),
+        *((family, settings, said) for family in families() for settings, said in OUT_OF_BOUNDS),
     ],
 )
 def test_a_number_out_of_bounds_is_refused(family, settings, said) -> None:

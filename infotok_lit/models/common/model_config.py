@@ -125,6 +125,8 @@ class LanguageModelConfig:
             "llm.num_key_value_heads", self.num_key_value_heads, "llm.num_attention_heads", self.num_attention_heads
         )
         check_rotary("llm.hidden_size / llm.num_attention_heads", self.hidden_size // self.num_attention_heads)
+        check_least("llm.num_hidden_layers", self.num_hidden_layers, 1)
+        check_positive("llm.rope_theta", self.rope_theta)
 
 
 QWEN25 = {
@@ -195,6 +197,9 @@ class AutoencoderConfig:
     """Block transform: pixels per side of a block."""
     kept: int
     """Block transform: how many of the lowest frequencies per axis are kept; block_size keeps everything."""
+
+    def __post_init__(self) -> None:
+        check_least("autoencoder.block_size", self.block_size, 1)
 
     @property
     def num_levels(self) -> int:

@@ -113,6 +113,7 @@ class HarmonConfig(ModelConfig):
 
     def __post_init__(self) -> None:
         check_positive("repetition_penalty", self.repetition_penalty)
+        check_positive("latent_scale", self.latent_scale)
 
     @property
     def token_pixels(self) -> int:

@@ -15,6 +15,8 @@ from infotok_lit.models.common.model_config import (
     LanguageModelConfig,
     ModelConfig,
     check_heads,
+    check_least,
+    check_positive,
 )
 from infotok_lit.models.family import Family, Part
 
@@ -43,6 +45,8 @@ class VisionConfig:
 
     def __post_init__(self) -> None:
         check_heads("vision.heads", self.heads, "vision.width", self.width)
+        for name in ("patch_size", "image_size", "input_side"):
+            check_least(f"vision.{name.replace('side', 'size')}", getattr(self, name), 1)
         if self.input_side % (self.patch_size * DOWNSAMPLE):
             raise SettingsError(
                 f"vision.input_size: {self.input_side} is not a multiple of {self.patch_size * DOWNSAMPLE} pixels, "
@@ -73,6 +77,7 @@ class ConnectorConfig:
 
     def __post_init__(self) -> None:
         check_heads("connector.heads", self.heads, "connector.width", self.width)
+        check_least("connector.width", self.width, 1)
 
 
 @dataclass(frozen=True)
@@ -150,9 +155,12 @@ class OpenUniConfig(ModelConfig):
     """System prompt of conversations about images: InternVL3's own."""
 
     def __post_init__(self) -> None:
-        """SettingsError for times that are no times."""
+        """SettingsError for numbers out of bounds."""
         if not self.training_time_shift > 0:
             raise SettingsError(f"training_time_shift must be positive, not {self.training_time_shift} (1 for none)")
+        check_positive("latent_scale", self.latent_scale)
+        for name in ("num_queries", "max_caption"):
+            check_least(name, getattr(self, name), 1)
 
     @property
     def token_pixels(self) -> int:

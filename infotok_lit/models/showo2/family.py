@@ -20,6 +20,7 @@ from infotok_lit.models.common.model_config import (
     WanConfig,
     check_heads,
     check_least,
+    check_positive,
     check_rotary,
 )
 from infotok_lit.models.family import Family, OfficialWeights, Part
@@ -53,6 +54,8 @@ class SemanticConfig:
 
     def __post_init__(self) -> None:
         check_heads("semantic.heads", self.heads, "semantic.width", self.width)
+        for name in ("width", "table_side"):
+            check_least(f"semantic.{name}", getattr(self, name), 1)
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,7 @@ class DiffusionHeadConfig:
 
     def __post_init__(self) -> None:
         check_heads("diffusion_head.heads", self.heads, "diffusion_head.width", self.width)
+        check_least("diffusion_head.width", self.width, 1)
         check_heads("diffusion_head.kv_heads", self.kv_heads, "diffusion_head.heads", self.heads)
         check_rotary("diffusion_head.head_dim", self.head_dim)
 
@@ -141,6 +145,9 @@ class PromptConfig:
     max_caption: int = 290
     """Longest caption to generate from, in tokens, in training and at inference."""
 
+    def __post_init__(self) -> None:
+        check_least("prompts.max_caption", self.max_caption, 1)
+
 
 @dataclass(frozen=True)
 class Showo2Config(ModelConfig):
@@ -172,6 +179,9 @@ class Showo2Config(ModelConfig):
     """Side of the square images that the processor makes, in pixels."""
     max_length: int = 2048
     """Longest sequence in tokens, image included: longer questions and captions lose their end."""
+
+    def __post_init__(self) -> None:
+        check_positive("latent_scale", self.latent_scale)
 
     @property
     def token_pixels(self) -> int:
