@@ -1,7 +1,11 @@
 """The settings of reconstruction alignment: which copy of an image is understood, and what is asked of it."""
 
+import math
+from pathlib import Path
+
 import pytest
 import torch
+import yaml
 
 from infotok_lit.models.common.reconstruction import (
     DESCRIBE_TEMPLATES,
@@ -78,3 +82,13 @@ def test_draws_choose_templates() -> None:
     chosen = choose_templates(random_templates(4000), config)
     for text, share in {"": 0.1, "a": 0.225, "b": 0.225, "c": 0.225, "d": 0.225}.items():
         assert abs(chosen.count(text) / 4000 - share) < 4 * (share * (1 - share) / 4000) ** 0.5
+
+
+def test_the_published_rate_of_harmon_ends_where_its_schedule_stands_after_a_tenth() -> None:
+    """50,000 batches, 500 of them warm-up and the others a cosine to 0; four make an update, and 5,000 were taken."""
+    configs = Path(__file__).parents[2] / "configs" / "harmon"
+    config = yaml.safe_load((configs / "reca_official.yaml").read_text())
+    optimiser, updates = config["model"]["init_args"]["optimiser"], config["trainer"]["max_steps"]
+    assert (updates, optimiser["warmup_steps"]) == (5_000 // 4, 500 // 4)
+    reached = 0.5 * (1 + math.cos(math.pi * (5_000 - 500) / (50_000 - 500)))
+    assert optimiser["final_factor"] == pytest.approx(reached, abs=5e-4)
