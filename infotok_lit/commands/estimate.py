@@ -10,6 +10,7 @@ from jsonargparse import Namespace
 from jsonargparse.typing import PositiveFloat, PositiveInt
 
 from infotok_lit.commands.stand_in_fit import Plan, build_data, build_module, plan_of, read_settings, shaping
+from infotok_lit.errors import SettingsError
 from infotok_lit.files import check_target, write_json
 from infotok_lit.tables import Table
 
@@ -77,6 +78,8 @@ def estimate(
         out: Also write the numbers to this JSON file.
     """
     check_target(out)
+    if mfu > 1:
+        raise SettingsError(f"mfu is {mfu}; give a share of the card's peak, above 0 and up to 1, such as 0.4")
     import torch
 
     settings = read_settings(fit_arguments)

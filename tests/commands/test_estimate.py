@@ -130,6 +130,7 @@ def test_stand_ins_have_as_many_tokens_as_was_asked() -> None:
     ("arguments", "said"),
     [
         (["--cards", "0"], "cards"),
+        (["--tflops", "989", "--mfu", "40"], "mfu is 40.0; give a share"),
         (["--trainer.max_stepss", "3"], "max_stepss"),
         (["--config", "video_tokenizer/scenes"], "unified models"),
     ],
