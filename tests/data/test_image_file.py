@@ -101,6 +101,15 @@ def test_exif_rotation_against_hand_rotated_pixels(orientation):
     assert (np.asarray(read_image(data, "turned")) == upright).all()
 
 
+def test_odd_exif_tags_lose_no_photograph():
+    """A number where the maker's name belongs, as some editors leave it, cannot be written again by Pillow."""
+    orientation, maker = struct.pack(">HHIHH", 0x0112, 3, 1, 6, 0), struct.pack(">HHII", 0x010F, 5, 1, 38)
+    exif = b"Exif\0\0MM\0*" + struct.pack(">IH", 8, 2) + maker + orientation + struct.pack(">III", 0, 1, 1)
+    upright = np.random.default_rng(0).integers(0, 256, (12, 17, 3), dtype=np.uint8)
+    data = encode(Image.fromarray(np.rot90(upright, 1).copy()), "PNG", exif=exif)
+    assert (np.asarray(read_image(data, "turned")) == upright).all()
+
+
 def png_header(width: int, height: int) -> bytes:
     """A PNG that claims a size and holds nothing."""
     chunks = b"\x89PNG\r\n\x1a\n"
