@@ -5,6 +5,7 @@ A sample is the members of a tar that share a name up to its first dot: an image
 names go on up to their last dot, so that `IMG_1.2.jpg` and `IMG_1.2.json` are a sample too.
 """
 
+import codecs
 import contextlib
 import hashlib
 import json
@@ -185,13 +186,21 @@ def _entry(file: BinaryIO, size: int, key: str, members: dict[str, tarfile.TarIn
 
 
 def read_text(json_member: bytes | None, txt_member: bytes | None, options: SampleOptions) -> RowText:
-    """The text of a sample from its .json and .txt members; ValueError if the .json is malformed."""
+    """The text of a sample from its .json and .txt members; ValueError if one of them is malformed."""
     row = {} if json_member is None else read_json(json_member)
     if not isinstance(row, dict):
         raise ValueError("its .json member must be a JSON object")
     annotated = options.read_text(row)
-    plain = options.read_text({options.caption_key: (txt_member or b"").decode("utf-8-sig", errors="replace")})
+    plain = options.read_text({options.caption_key: _decoded(txt_member or b"")})
     return RowText(tuple(dict.fromkeys(annotated.captions + plain.captions)), annotated.questions)
+
+
+def _decoded(txt_member: bytes) -> str:
+    marks = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+    try:
+        return txt_member.decode("utf-16" if txt_member.startswith(marks) else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"its .txt member is no text in UTF-8 ({error.reason}): save it as UTF-8") from error
 
 
 def read_member(file: BinaryIO, place: Sequence[int] | None) -> bytes | None:

@@ -119,6 +119,21 @@ def test_text_members_and_other_members(tmp_path):
         source.sample("generation", 1, RNG())
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be"])
+def test_captions_as_editors_on_windows_save_them(encoding, tmp_path):
+    mark = "\ufeff" if encoding == "utf-16-be" else ""
+    members = [("a.jpg", photo(0)), ("a.txt", f"{mark}ein grüner Käfer\r\n".encode(encoding))]
+    source = shards(str(write_shard(tmp_path / "a.tar", members)), tmp_path)
+    assert source.sample("generation", 0, RNG()).caption == "ein grüner Käfer"
+
+
+def test_a_caption_in_another_encoding_is_not_trained_on(tmp_path):
+    members = [("a.jpg", photo(0)), ("a.txt", "ein grüner Käfer".encode("cp1252"))]
+    source = shards(str(write_shard(tmp_path / "a.tar", members)), tmp_path)
+    with pytest.raises(BrokenSampleError, match=r"a.tar: a: its .txt member is no text in UTF-8 .*: save it as UTF-8"):
+        source.sample("generation", 0, RNG())
+
+
 def test_pipe_is_run_once_for_a_shard_that_is_read(photo_shards, tmp_path):
     log = tmp_path / "runs"
     pattern = f"pipe:echo run >> {log}; cat {photo_shards}"
