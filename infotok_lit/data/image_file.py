@@ -14,6 +14,8 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 """What Pillow may open: some of its other formats start programs, as EPS starts Ghostscript."""
 MAX_PIXELS = 89_478_485
 """A quarter of a GiB as RGB: a file that unpacks to more is refused before it is decoded."""
+MOST_PIXELS = 178_956_970
+"""What Pillow decodes at most, whatever limit is set here."""
 
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -98,12 +100,16 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """An opened image as `read_image` gives it: upright, opaque, in 8 bits.
 
     Raises:
-        BrokenSampleError: for pixels that are floating-point numbers.
+        BrokenSampleError: for pixels that are floating-point numbers, negative or of more than 16 bits.
     """
     image = _upright(image)
     if image.mode in _SIXTEEN_BIT_MODES:
         # "I" is how 16-bit PGM and older PNG readers arrive: 32-bit storage, 16-bit range.
-        values = np.asarray(image).astype(np.float32).clip(0, 65535)
+        values = np.asarray(image).astype(np.float32)
+        if values.min() < 0 or values.max() > 65535:
+            raise BrokenSampleError(
+                "integers below 0 or of more than 16 bits have no agreed range; save the image with 8 or 16 bits"
+            )
         return Image.fromarray(np.round(values / 257).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
         raise BrokenSampleError("floating-point pixels have no agreed range; save the image with 8 or 16 bits")

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from infotok_lit.batch import BRANCHES, Branch, BrokenSampleError, GenerationSample, Sample, Source, UnderstandingSample
-from infotok_lit.data.image_file import MAX_PIXELS, read_image
+from infotok_lit.data.image_file import MAX_PIXELS, MOST_PIXELS, read_image
 from infotok_lit.data.rows import PackedRows, RowText, UnreadableRow, read_object, read_row_text, read_rows
 from infotok_lit.errors import DataError, SettingsError
 
@@ -41,7 +41,7 @@ class SampleOptions:
         describe_questions: What is asked where the answer is a caption; default: a few paraphrases.
         min_side: Images with a smaller side, in pixels, are broken samples.
         max_aspect: Images whose long side is this many short sides or more are broken samples.
-        max_pixels: Images with more pixels are broken samples; they are not decoded.
+        max_pixels: Images with more pixels are broken samples; they are not decoded. At most 178,956,970.
         random_crop: A square to generate is cut at another place in each epoch, if the base model leaves it open;
             false takes the middle.
         jpeg_draft: JPEGs are decoded to a half, a quarter or an eighth of their sides if these keep so many pixels:
@@ -62,6 +62,8 @@ class SampleOptions:
             raise SettingsError("describe_questions is empty: give at least one question, or leave it out")
         if self.min_side < 1 or self.max_pixels < 1 or self.max_aspect <= 1:
             raise SettingsError("min_side and max_pixels must be at least 1, and max_aspect above 1")
+        if self.max_pixels > MOST_PIXELS:
+            raise SettingsError(f"max_pixels is {self.max_pixels}, and Pillow decodes no more than {MOST_PIXELS}")
         if self.jpeg_draft is not None and self.jpeg_draft < 1:
             raise SettingsError("jpeg_draft must be at least 1, or null to decode every image whole")
 

@@ -10,7 +10,9 @@ import pytest
 from PIL import Image
 
 from infotok_lit.batch import BrokenSampleError
-from infotok_lit.data.image_file import read_image, to_rgb
+from infotok_lit.data.image_file import MOST_PIXELS, read_image, to_rgb
+from infotok_lit.data.image_text import SampleOptions
+from infotok_lit.errors import SettingsError
 
 PHOTOS = Path(__file__).parents[1] / "fixtures" / "photos"
 
@@ -155,6 +157,22 @@ def test_limits_are_arguments():
     assert read_image(encode(Image.new("L", (1, 1), 9)), min_side=1).getpixel((0, 0)) == (9, 9, 9)
     assert read_image(encode(Image.new("L", (100, 10))), max_aspect=10.1).size == (100, 10)
     assert read_image(encode(Image.new("L", (99, 10)))).size == (99, 10)
+
+
+def test_integers_beyond_sixteen_bits_have_no_agreed_range():
+    for values in ((0, 2**31 - 1), (-5, 5)):
+        image = Image.fromarray(np.tile(np.array(values, np.int32), (20, 10)))
+        with pytest.raises(BrokenSampleError, match="of more than 16 bits have no agreed range"):
+            read_image(encode(image, "TIFF"))
+
+
+def test_more_pixels_than_pillow_decodes_are_refused_as_a_limit():
+    SampleOptions(max_pixels=MOST_PIXELS)
+    with pytest.raises(SettingsError, match="max_pixels is 178956971, and Pillow decodes no more than 178956970"):
+        SampleOptions(max_pixels=MOST_PIXELS + 1)
+    side = 13378  # 178,970,884 pixels
+    with pytest.raises(Image.DecompressionBombError):
+        Image.open(io.BytesIO(png_header(side, side)))
 
 
 def test_photographs_are_read_as_pillow_reads_them():
