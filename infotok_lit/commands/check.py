@@ -54,14 +54,26 @@ def check(fit_arguments: list[str], limit: PositiveInt = 10_000) -> int:
     overview(findings).show()
     for line in remarks(findings, cli.model.answer_tokens):
         console.print(line, soft_wrap=True, highlight=False, markup=False)
-    stops = [found for found in findings[: len(BRANCHES)] if found.broken_share > data.max_broken_share]
-    for found in stops:
+    share = drawn_broken_share(findings[: len(BRANCHES)], [data.batch_sizes[branch] for branch in BRANCHES])
+    stops = share > data.max_broken_share
+    if stops:
         console.print(
-            f"{found.name}: {found.broken_share:.1%} of the samples are broken, so training would stop; mend or remove "
-            f"them, or raise max_broken_share above {data.max_broken_share:.1%}.",
+            f"train: {share:.1%} of the samples are broken, so training would stop; mend or remove them, or raise "
+            f"max_broken_share above {data.max_broken_share:.1%}.",
             soft_wrap=True,
         )
     return 1 if stops else 0
+
+
+def drawn_broken_share(training: Sequence["Findings"], batch_sizes: Sequence[int]) -> float:
+    """The share of broken samples among all that training draws, of both branches together, as it is judged there.
+
+    A broken sample is replaced by another until one is whole, so a branch draws more of them than its batch holds.
+    """
+    if any(found.broken_share == 1 for found in training):
+        return 1.0
+    drawn = [size / (1 - found.broken_share) for found, size in zip(training, batch_sizes, strict=True)]
+    return 1 - sum(batch_sizes) / sum(drawn)
 
 
 def processor_of(model: "InitialModel") -> Processor:

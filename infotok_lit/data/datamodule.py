@@ -161,6 +161,11 @@ class UnifiedDataModule(LightningDataModule):
         return dict(self._train)
 
     @property
+    def batch_sizes(self) -> dict[Branch, int]:
+        """How many samples of each branch a process trains on in a step."""
+        return dict(self._batch_sizes)
+
+    @property
     def broken_samples(self) -> int:
         """How many broken samples training has skipped so far, in this process."""
         return self._tally.broken

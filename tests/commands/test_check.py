@@ -4,10 +4,13 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from infotok_lit.cli import main
+from infotok_lit.commands.check import Findings, drawn_broken_share
+from infotok_lit.data.stream import BrokenSampleTally
 
 PHOTOS = Path(__file__).parents[1] / "fixtures" / "photos"
 FAMILIES = ("harmon", "showo2", "openuni")
@@ -90,6 +93,20 @@ def test_so_much_broken_that_training_would_stop(photos, capsys) -> None:
     said = capsys.readouterr().out
     assert "of the samples are broken, so training would stop" in said and "above 20.0%" in said
     assert "broken: 10 more" in said, "twenty are named"
+
+
+@pytest.mark.parametrize(("broken", "sizes"), [((0.3, 0.0), (8, 24)), ((0.1, 0.4), (5, 5)), ((0.2, 0.2), (1, 9))])
+def test_training_would_stop_where_it_does(broken, sizes) -> None:
+    """Both branches are judged together, as in training: against its tally of draws that are made."""
+    rng, tally = np.random.default_rng(0), BrokenSampleTally(max_share=1, source_size=1)
+    for _ in range(2000):
+        for share, size in zip(broken, sizes, strict=True):
+            tally.count(size, ["broken"] * int((rng.geometric(1 - share, size) - 1).sum()))
+    findings = [Findings("", 1000, looked_at=1000, broken=[""] * round(1000 * share)) for share in broken]
+    assert drawn_broken_share(findings, sizes) == pytest.approx(tally.broken / (tally.broken + tally.good), abs=0.01)
+    findings[0].broken *= 10
+    findings[0].looked_at = len(findings[0].broken)
+    assert drawn_broken_share(findings, sizes) == 1, "no sample is whole"
 
 
 def test_long_answers_and_a_limit(capsys, monkeypatch) -> None:
