@@ -15,6 +15,8 @@ from infotok_lit.files import write_json
 
 FILE = "geneval2_data.jsonl"
 PATHS = "image_paths.json"
+ROUNDING = 1e-3
+"""How far above 1 a score may lie: the scorer adds up the probabilities of several spellings of an answer."""
 
 
 class GenEval2(Benchmark):
@@ -84,4 +86,4 @@ class GenEval2(Benchmark):
 
 
 def _is_share(value: object) -> bool:
-    return isinstance(value, int | float) and 0 <= value <= 1
+    return isinstance(value, int | float) and 0 <= value <= 1 + ROUNDING

@@ -316,6 +316,17 @@ def test_geneval_2_maps_prompts_to_files(data, tmp_path):
         benchmark.aggregate([file])
 
 
+def test_geneval_2_takes_scores_that_float32_rounds_above_one(data, tmp_path):
+    """As lists of the official scorer have them: probabilities of "Yes", "yes" and more are added up."""
+    benchmark, file = GenEval2(data / "geneval2"), tmp_path / "score_lists.json"
+    file.write_text("[[1.0000000118760255, 0.9999984523358844], [1.0000001256242361]]")
+    found = scores(benchmark, benchmark.aggregate([file]))
+    assert found["soft_tifa_gm"] == pytest.approx(((1.0000000118760255 * 0.9999984523358844) ** 0.5 + 1.0000001256) / 2)
+    file.write_text("[[1.01, 1.0], [1.0]]")
+    with pytest.raises(DataError, match="score list 1"):
+        benchmark.aggregate([file])
+
+
 def test_shipped_files_are_what_their_authors_publish():
     """Sizes in bytes, as published; every folder with its licence."""
     sizes = {
