@@ -115,7 +115,7 @@ class UniBench(Benchmark):
         write_json(folder / "records.json", records)
 
     def aggregate(self, files: Sequence[Path]) -> list[Row]:
-        """From such records."""
+        """From such records; the official run's own call an unread letter "None"."""
         places = {str(entry["QA_id"]): str(case["prompt_id"]) for case in self.cases for entry in case["QAs"]}
         rows = []
         records = [record for file in files for record in read_list(file)]
@@ -124,7 +124,7 @@ class UniBench(Benchmark):
                 raise DataError(f"record {number + 1} is {record!r:.60}, not [QA_id, 1, 0 or -1, letter]")
             name, right, letter = record
             own = {"id": str(number), "group": places[str(name)], "tag": _tag(self.asked[str(name)])}
-            rows.append(own | {"parsed": letter or None, "score": float(right == 1)})
+            rows.append(own | {"parsed": letter if letter in tuple(LETTERS) else None, "score": float(right == 1)})
         if not rows:
             raise DataError(f"{', '.join(map(str, files))}: there are no records")
         return rows

@@ -170,6 +170,18 @@ def test_unibench_asks_about_its_own_images(data, tmp_path):
         name: score.value for name, score in benchmark.scores(benchmark.aggregate([tmp_path / "records.json"])).items()
     }
     assert again == scores
+    # The official run writes "None" where nothing was read.
+    (tmp_path / "official.json").write_text(
+        json.dumps([[name, right, letter or "None"] for name, right, letter in records])
+    )
+    assert [row["parsed"] for row in benchmark.aggregate([tmp_path / "official.json"])] == [
+        "A",
+        "D",
+        None,
+        None,
+        "B",
+        "B",
+    ]
 
 
 def test_unibench_lets_an_answer_explain_before_its_letter(data, tmp_path):
