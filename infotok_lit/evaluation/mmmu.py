@@ -175,7 +175,8 @@ def parse_choice(reply: str, options: dict[str, str], style: Style = "official")
 
 
 def parse_open(reply: str) -> list[str | float]:
-    """What a reply to an open question may mean: the ends of its sentences, and every number in them, normalised."""
+    """What a reply to an open question may mean: the ends of its sentences, and every number in them, normalised;
+    nothing for an empty one."""
     # The official pattern would also split before capital letters, of which there are none once letters are small.
     lines = reply.strip().strip(".").lower().split("\n")
     ends = []
@@ -189,7 +190,7 @@ def parse_open(reply: str) -> list[str | float]:
             ends.append(shortest)
     ends = ends or [reply.strip().strip(".").lower()]
     found = ends + [match for end in ends for pattern in NUMBERS for match in re.findall(pattern, end)]
-    return list(dict.fromkeys(form for text in found for form in normalised(text)))
+    return list(dict.fromkeys(form for text in found for form in normalised(text) if form != ""))
 
 
 def open_is_right(parsed: Sequence[str | float], truths: Sequence[str], style: Style = "official") -> bool:

@@ -123,6 +123,8 @@ def test_mmmu_joins_images_and_reads_both_kinds(data, tmp_path):
     (first, second) = json.loads((tmp_path / "parse_and_eval" / "Art" / "output.json").read_text())
     assert first["index2ans"] == {"A": "Ann", "B": "Bob"} and first["all_choices"] == ["A", "B"]
     assert second["answer"] == ["3.5", "three and a half"] and second["question_type"] == "open"
+    silent = Mmmu(data / "mmmu").grade([{"id": row["id"], "answer": ""} for row in rows])
+    assert [row["parsed"] for row in silent] == [None] * 3
 
 
 def test_mm_vet_answers_wait_for_a_judge(data, tmp_path):
