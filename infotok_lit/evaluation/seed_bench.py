@@ -18,7 +18,7 @@ from infotok_lit.evaluation.benchmark import (
     rule_named,
     scores_by,
 )
-from infotok_lit.evaluation.records import Row, by_name, checked, read_json, to_lines
+from infotok_lit.evaluation.records import Row, checked, read_json, to_lines
 from infotok_lit.evaluation.tables import Table, TableImage
 from infotok_lit.files import write_whole
 
@@ -83,7 +83,7 @@ class SeedBench(Benchmark):
             self.sources = self.table.files
             rows = self.table.rows
         placed = [row | {"place": number} for number, row in enumerate(rows) if row["data_type"] == "image"]
-        self.records = by_name(placed, "question_id", self.sources[0])
+        self.records = _by_id(placed)
         self.image_places = {str(record["data_id"]): record["place"] for record in self.records.values()}
 
     def questions(self) -> Sequence[Question]:
@@ -117,7 +117,10 @@ class SeedBench(Benchmark):
 
     def write_official(self, folder: Path, rows: Sequence[Row]) -> None:
         """One line per question, as the leaderboard wants them."""
-        lines = [{"question_id": row["id"], "prediction": row["parsed"] or ""} for row in rows]
+        lines = [
+            {"question_id": str(self.records[row["id"]]["question_id"]), "prediction": row["parsed"] or ""}
+            for row in rows
+        ]
         write_whole(folder / "results.jsonl", to_lines(lines).encode())
 
     def _choice(self, row: Row, options: Sequence[str]) -> str | None:
@@ -140,6 +143,17 @@ class SeedBenchLikelihood(SeedBench):
     def _choice(self, row: Row, options: Sequence[str]) -> str | None:
         values = row["likelihoods"]
         return LETTERS[values.index(max(values))]
+
+
+def _by_id(rows: Sequence[Row]) -> dict[str, Row]:
+    """The rows by their question_id; ID#2 where it is another's already. Each row is a question that counts."""
+    found: dict[str, Row] = {}
+    for row in rows:
+        name, number = str(row["question_id"]), 1
+        while (key := name if number == 1 else f"{name}#{number}") in found:
+            number += 1
+        found[key] = row
+    return found
 
 
 def _options(record: Row) -> tuple[str, ...]:

@@ -50,7 +50,6 @@ def becomes(text: str) -> Edit:
         ("gqa", "testdev_balanced_questions.json", becomes("\x1f\x8b\x08"), "FILE is not JSON"),
         ("seed", "SEED-Bench.json", swap('"choice_c"', '"c"'), "row 1 of FILE has no choice_c"),
         ("seed", "SEED-Bench.json", swap('"answer": "A"', '"answer": "E"'), "row 2 of FILE: answer cannot be 'E'"),
-        ("seed", "SEED-Bench.json", swap('"8"', '"7"'), "two rows of FILE have the question_id 7"),
         ("seed", "SEED-Bench.json", becomes("{}"), "FILE holds no rows"),
         ("mmmu", "validation.jsonl", swap("'Bob']", "'Bob'"), "row 1 of FILE: options or answer is no list"),
         ("mmmu", "validation.jsonl", swap("['Ann', 'Bob']", "__import__('os')"), "row 1 of FILE: options or answer"),

@@ -1,6 +1,7 @@
 """The understanding benchmarks: what is asked, how often, and scores worked out by hand."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +104,20 @@ def test_seed_by_letter_and_by_likelihood(data, tmp_path):
     # The fake finds the longest option likeliest: "Twenty", which is B.
     assert [row["parsed"] for row in rows] == ["B", "B"] and scores["accuracy"] == 0.5
     assert model.asked == ["How many?", "And now?"]
+
+
+def test_seed_asks_each_row_of_a_repeated_id(data, tmp_path):
+    """The official scripts count rows. GPT-4V's published answers to 17,990 of them have 17,989 ids."""
+    shutil.copytree(data / "seed", tmp_path / "seed")
+    file = tmp_path / "seed" / "SEED-Bench.json"
+    file.write_text(file.read_text().replace('"8"', '"7"'))
+    model = FakeModel(lambda image, question: "B")
+    rows, scores = evaluated(SeedBench(tmp_path / "seed"), model, tmp_path / "out")
+    assert len(model.asked) == 2 and [row["score"] for row in rows] == [1, 0] and scores["accuracy"] == 0.5
+    lines = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
+    assert lines == [{"question_id": "7", "prediction": "B"}] * 2
+    # Nothing is asked again.
+    assert evaluated(SeedBench(tmp_path / "seed"), model, tmp_path / "out")[0] == rows and len(model.asked) == 2
 
 
 def test_mmmu_joins_images_and_reads_both_kinds(data, tmp_path):
