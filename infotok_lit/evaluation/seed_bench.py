@@ -28,6 +28,8 @@ FIELDS = {
     "question_type_id": str | int,
 } | {f"choice_{letter.lower()}": str | int | float for letter in LETTERS}  # fmt: skip
 SUFFIX = "\nAnswer with the option's letter from the given choices directly."
+MARKS = ".()[],:;!*#{}"
+"""What VLMEvalKit reads as white space between words."""
 QUESTIONS = "SEED-Bench.json"
 IMAGES = "SEED-Bench-image"
 
@@ -44,12 +46,17 @@ def lmms_eval(reply: str, options: Sequence[str]) -> str | None:
 
 
 def vlmevalkit(reply: str, options: Sequence[str]) -> str | None:
-    """The only letter that stands alone, else the only option whose text occurs."""
-    alone = set(re.findall(r"\b[A-D]\b", reply))
-    if len(alone) == 1:
-        return alone.pop()
+    """The only letter that is a word, if it is among the last four; else the first one after "answer is"; else, unless
+    the reply is more than twice as long as all options together, the only option whose text occurs."""
+    words = reply.translate(str.maketrans(dict.fromkeys(MARKS, " "))).split()
+    alone = [letter for letter in LETTERS if letter in words]
+    if len(alone) == 1 and words.index(alone[0]) >= len(words) - 4:
+        return alone[0]
+    said = re.search(r"answer\s+is\s+\**([A-D])", reply, re.IGNORECASE)
+    if said:
+        return said[1].upper()
     named = [letter for letter, text in zip(LETTERS, options, strict=True) if text.lower() in reply.lower()]
-    return named[0] if not alone and len(named) == 1 else None
+    return named[0] if len(named) == 1 and len(reply) <= 2 * sum(map(len, options)) else None
 
 
 class SeedBench(Benchmark):

@@ -7,6 +7,8 @@ import re
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
+MARKS = ';/[]"{}()=+\\_-><@`,?!'
+"""What VLMEvalKit takes out of a reply, beside full stops."""
 YesNo = Literal["yes", "no", "other"]
 
 
@@ -62,8 +64,13 @@ def mme_lmms_eval(reply: str) -> Reading:
 
 
 def vlmevalkit(reply: str) -> Reading:
-    """One of the words yes and no, without the other."""
-    words = set(re.findall(r"[^\W_]+", reply.lower()))
+    """One of the words yes and no, without the other. Full stops are left out. So are some marks that stand beside a
+    space somewhere in the reply; otherwise they part words. Others, such as * and :, belong to their word."""
+    text = words = reply.lower()
+    numbers = re.search(r"\d,\d", text) is not None
+    for mark in MARKS:
+        words = words.replace(mark, "" if numbers or f"{mark} " in text or f" {mark}" in text else " ")
+    words = re.sub(r"\.(?!\d)", "", words).split()
     if ("yes" in words) == ("no" in words):
         return _reading("other")
     return _reading("yes" if "yes" in words else "no")

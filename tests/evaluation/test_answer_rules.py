@@ -31,6 +31,19 @@ def test_yes_and_no(reply, pope, pope_lmms, vlmevalkit, mme, mme_lmms):
     assert yes_no.mme_lmms_eval(reply).value == mme_lmms
 
 
+@pytest.mark.parametrize(
+    ("reply", "value"),
+    [
+        ("Yes, it is", "yes"), ("Yes,it is", "yes"), ("no-one", "no"), ("(No)", "no"), ("Yes! There are 1,200", "yes"),
+        ("**Yes**", "other"), ("No: none", "other"), ("yes.it is", "other"), ("yes/no", "other"), ("Yes.", "yes"),
+        ("no -no", "no"), ("there are 1,200,no more", "other"),
+    ],
+)  # fmt: skip
+def test_yes_and_no_in_the_words_of_vlmevalkit(reply, value):
+    """Worked out by hand from what it does to marks."""
+    assert yes_no.vlmevalkit(reply).value == value
+
+
 @pytest.mark.parametrize("reply", ["", "Nothing", "N"])
 def test_a_yes_that_nobody_said_is_unparsed(reply):
     reading = yes_no.pope_official(reply)
@@ -64,6 +77,12 @@ def test_gqa(answer, official, lmms_eval, vlmevalkit):
         ("dog", None, "D", None),
         ("there are three", None, None, "C"),
         ("A or B", None, "A", None),
+        ("A or B: two", None, "A", "B"),
+        ("A man shows two fingers", None, "A", "B"),
+        ("A man who stands there shows two of his fingers", None, "A", None),
+        ("The answer is **b**, since the others cannot be true here", None, None, "B"),
+        ("I see the letter D, and much else in this image", None, None, None),
+        ("D-day", None, "D", None),
         ("", None, None, None),
     ],
 )
