@@ -24,6 +24,8 @@ from infotok_lit.pictures import to_uint8
 from infotok_lit.weight_files import DAMAGE_ERRORS
 
 WEIGHTS = (".safetensors", ".pth", ".ckpt", ".bin", ".pt", ".distcp")
+SETTINGS = ("*.json", "*.jinja")
+"""Files of a folder of transformers or diffusers that say how it answers or draws."""
 EDGE = 1 << 16
 """Bytes at either end of a weight file that tell it from another."""
 BEGINNING = 1 << 12
@@ -147,7 +149,8 @@ class TransformersModel(EvaluatedModel):
         self.model = self.model.to(device).eval()
 
     def description(self) -> dict[str, Any]:
-        return super().description() | {"family": self.model.config.model_type, "dtype": self.dtype}
+        own = {"family": self.model.config.model_type, "dtype": self.dtype, "settings": settings_digest(self.path)}
+        return super().description() | own
 
     @torch.inference_mode()
     def answer(self, images: Sequence[Image.Image], questions: Sequence[str], max_new_tokens: int) -> list[str]:
@@ -215,7 +218,8 @@ class DiffusersModel(EvaluatedModel):
         self.pipeline.set_progress_bar_config(disable=True)
 
     def description(self) -> dict[str, Any]:
-        return super().description() | {"family": type(self.pipeline).__name__, "dtype": self.dtype}
+        own = {"family": type(self.pipeline).__name__, "dtype": self.dtype, "settings": settings_digest(self.path)}
+        return super().description() | own
 
     def generate(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
         # Random numbers are drawn on the CPU, so that a seed means one image on every device.
@@ -230,6 +234,15 @@ def kind_of(path: Path) -> str | None:
     if (path / "config.json").is_file() and '"model_type"' in (path / "config.json").read_text(errors="replace"):
         return "transformers"
     return None
+
+
+def settings_digest(path: Path) -> str:
+    """What tells a folder's settings from others: scheduler, chat template, the size of images, and the like."""
+    total = hashlib.sha256()
+    for file in sorted(file for pattern in SETTINGS for file in path.rglob(pattern) if file.is_file()):
+        content = file.read_bytes()
+        total.update(f"{file.relative_to(path)} {len(content)}\n".encode() + content)
+    return total.hexdigest()[:16]
 
 
 def fingerprint(path: Path) -> str:

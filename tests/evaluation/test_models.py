@@ -194,6 +194,22 @@ def test_a_pipeline_draws_by_the_seed_of_each_prompt(pipeline):
         model.answer(IMAGES[:1], ["what?"], 3)
 
 
+@pytest.mark.parametrize(
+    ("kind", "changed", "said"),
+    [("pipeline", "scheduler/scheduler_config.json", "clip_sample"), ("llava", "generation_config.json", "use_cache")],
+)
+def test_settings_beside_the_weights_tell_models_apart(kind, changed, said, tmp_path, request):
+    """Another sampler, or another way to generate, would go on with the images or answers of this one."""
+    folder = tmp_path / "model"
+    shutil.copytree(request.getfixturevalue(kind), folder)
+    model = (DiffusersModel if kind == "pipeline" else TransformersModel)(folder, "m", "cpu", "float32")
+    before, file = model.description(), folder / changed
+    assert model.description() == before
+    file.write_text(json.dumps(json.loads(file.read_text()) | {said: "other"}))
+    after = model.description()
+    assert before.pop("settings") != after.pop("settings") and before == after
+
+
 def test_other_weights_have_another_fingerprint(tmp_path):
     (tmp_path / "a.safetensors").write_bytes(b"1" * 200_000)
     before = fingerprint(tmp_path)
