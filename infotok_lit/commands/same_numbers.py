@@ -1,5 +1,6 @@
 """The losses of an embedded model on two devices, from the same weights, samples and random numbers."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -53,7 +54,9 @@ def largest_difference(family: str, device: str) -> float:
         )
         module.configure_model()
         wanted, found = (all_losses(module, torch.device(place)) for place in ("cpu", device))
-    return max(abs(found[name] - value) / max(1.0, abs(value)) for name, value in wanted.items())
+    differences = [abs(found[name] - value) / max(1.0, abs(value)) for name, value in wanted.items()]
+    # max() overlooks a NaN that is not its first.
+    return math.nan if any(map(math.isnan, differences)) else max(differences)
 
 
 def all_losses(module: InfoTokModule, device: torch.device) -> dict[str, float]:

@@ -65,6 +65,8 @@ def test_losses_that_differ_are_found(place, monkeypatch) -> None:
     assert not check.passed
     found["cuda"]["b"] = 0.50001
     assert next(losses(Place("gpu", place.folder, place.deadline), "harmon")).passed
+    found["cuda"]["b"] = float("nan")
+    assert not next(losses(Place("gpu", place.folder, place.deadline), "harmon")).passed
 
 
 def test_random_numbers_are_the_cpus_whatever_device_they_are_for() -> None:
