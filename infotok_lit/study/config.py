@@ -1,6 +1,6 @@
 """What a study is made of, in primitives: the signature of these classes is the command line and its help."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -239,6 +239,7 @@ class Study:
         if not self.objectives:
             raise SettingsError("every metric is optional; a finished run needs one that it must have measured")
         self._check_names()
+        self._check_overrides()
 
     def _check_names(self) -> None:
         """Refuse names of rows and metrics that nothing has, and metrics that cannot be what they are used for."""
@@ -246,6 +247,8 @@ class Study:
             if set(name) - NAME_CHARACTERS or not name.strip("."):
                 raise SettingsError(f"row {name!r}: a name becomes a folder; use letters, digits, and any of _ . -")
             _check_known(f"rows.{name}.control_of", [row.control_of] if row.control_of else [], self.rows)
+            if row.control_of == name:
+                raise SettingsError(f"rows.{name}.control_of: a row always equals itself; name another row")
         _check_known("references", self.references or [], self.rows)
         if self.search is not None:
             self._check_judged("search.objectives", self.search.objectives)
@@ -256,6 +259,30 @@ class Study:
             _check_known("analysis.contrasts", [row for pair in self.analysis.contrasts for row in pair], self.rows)
             if len({self.metrics[name].better for name in self.analysis.endpoint}) > 1:
                 raise SettingsError("analysis.endpoint: a mean needs metrics that are all better higher, or all lower")
+
+    def _check_overrides(self) -> None:
+        """Refuse settings that the study itself sets: they would change what is measured, or nothing at all."""
+        for what, names in self._overridden():
+            if "trainer.max_steps" in names:
+                raise SettingsError(
+                    f"{what}: trainer.max_steps cannot be set there, as all runs are measured after `steps` of the "
+                    "study; set that, or make it another study"
+                )
+            for name in self.seeded:
+                if name in names:
+                    raise SettingsError(f"{what}: {name} takes the seed of each run; take it out of `seeded` to set it")
+
+    def _overridden(self) -> Iterator[tuple[str, Collection[str]]]:
+        """Where the study sets dotted names of `fit`, and which."""
+        yield "overrides", self.overrides
+        for name, row in self.rows.items():
+            yield f"rows.{name}.overrides", row.overrides
+        if self.search is not None:
+            yield "search.row.overrides", self.search.row.overrides
+            yield "search.space", [name for name, one in self.search.space.items() if one.variants is None]
+            for name, dimension in self.search.space.items():
+                for variant, row in (dimension.variants or {}).items():
+                    yield f"search.space.{name}.variants.{variant}.overrides", row.overrides
 
     def _check_judged(self, what: str, names: list[str]) -> None:
         _check_known(what, names, self.metrics)

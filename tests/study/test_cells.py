@@ -132,6 +132,22 @@ def test_a_missing_file_is_named(study) -> None:
         ({"search": Search({"x": Dimension(low=0, high=1)}, ["speed"], trials=2)}, "search.objectives: speed"),
         ({"metrics": {"rate": METRICS["rate"]}}, "every metric is optional"),
         ({"rows": {"a": Row(control_of="b")}}, "rows.a.control_of: b is not one of a"),
+        ({"rows": {"a": Row(control_of="a")}}, "rows.a.control_of: a row always equals itself"),
+        ({"overrides": {"trainer.max_steps": 60}}, "^overrides: trainer.max_steps cannot be set there"),
+        ({"rows": {"a": Row(overrides={"trainer.max_steps": 60})}}, "^rows.a.overrides: trainer.max_steps cannot"),
+        (
+            {"search": Search({"trainer.max_steps": Dimension(choices=[30, 60])}, ["answers"], sampler="grid")},
+            "^search.space: trainer.max_steps cannot",
+        ),
+        (
+            {
+                "search": Search(
+                    {"x": Dimension(variants={"y": Row(overrides={"seed_everything": 3})})}, ["answers"], sampler="grid"
+                )
+            },
+            "^search.space.x.variants.y.overrides: seed_everything takes the seed of each run",
+        ),
+        ({"overrides": {"data.init_args.seed": 3}}, "^overrides: data.init_args.seed takes the seed of each run"),
         ({"storage": "studies/journal.log"}, "journal files are not used any more"),
         ({"analysis": Analysis(["speed"], [("base", "c")])}, "analysis.endpoint: speed is not one of"),
         ({"analysis": Analysis(["rate"], [("base", "c")])}, "rate must be better higher or lower"),
