@@ -114,7 +114,8 @@ def decide(comparisons: Sequence[Comparison | None], margin: float, level: float
         elif equivalence is not None and equivalence < level:
             verdict = "equivalent"
         needed = None
-        if verdict == "undecided" and difference.sd:
+        # Differences that do not vary have no p-value, and a spread that is rounding alone.
+        if verdict == "undecided" and comparison.p_value is not None:
             # Holm's first step, as if this were the clearest of all differences: the strictest that it can meet.
             needed = seeds_needed(difference.mean, difference.sd, margin, level / len(comparisons), level, power)
         decisions.append(Decision(comparison, p_value, equivalence, verdict, needed))

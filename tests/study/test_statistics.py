@@ -75,6 +75,16 @@ def test_differences_that_do_not_vary_have_no_test(shift) -> None:
     assert found.p_value is None
 
 
+@pytest.mark.parametrize("shift", [0.25, 0.3])
+def test_of_differences_that_do_not_vary_no_number_of_seeds_is_known_to_decide(shift) -> None:
+    """What is left of their spread is rounding, by which two seeds would do; three have not decided."""
+    reference = {0: 0.1, 1: 0.7, 2: 0.3}
+    found = compare({seed: value + shift for seed, value in reference.items()}, reference, 0.95)
+    assert 0 < found.difference.sd < 1e-15
+    (decision,) = decide([found], margin=0.02, level=0.05, power=0.8)
+    assert (decision.verdict, decision.seeds_needed) == ("undecided", None)
+
+
 def test_without_an_effect_few_comparisons_are_significant() -> None:
     rng = np.random.default_rng(4)
     draws = rng.normal(size=(3000, 2, 3))
