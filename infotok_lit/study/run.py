@@ -4,6 +4,7 @@ Rows and points of a search are trials alike: they are queued, and Optuna's stor
 that dies leaves a trial whose heartbeat stops; another one marks it as failed, and Optuna's callback queues it again.
 """
 
+import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -192,7 +193,7 @@ class Worker:
                     raise CellFailed(record.reason)
         study = self.launcher.study
         values = [result.values for result in read_results(study, job.cells)]
-        if any(name not in own for own in values for name in study.objectives):
+        if not all(math.isfinite(own.get(name, math.nan)) for own in values for name in study.objectives):
             raise CellFailed("it ran when the study had other metrics")
         return [fmean(own[name] for own in values) for name in study.objectives]
 

@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import json
+import math
 import random
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
@@ -106,7 +107,8 @@ def measured_points(study: Study, jobs: Sequence[Job]) -> list[Point]:
     for job in jobs:
         results = read_results(study, job.cells)
         known = estimates(study, results)
-        if all(result.record.state == "finished" for result in results) and set(objectives) <= set(known):
+        whole = all(name in known and known[name].count == len(results) for name in objectives)
+        if whole and all(result.record.state == "finished" for result in results):
             measured.append((job, known))
     values = [[estimates[name].mean for name in objectives] for _, estimates in measured]
     on_front = pareto_front(values, [DIRECTIONS[study.metrics[name].better] for name in objectives])
@@ -116,8 +118,11 @@ def measured_points(study: Study, jobs: Sequence[Job]) -> list[Point]:
 
 
 def estimates(study: Study, results: Collection[CellResult]) -> dict[str, Estimate]:
-    """Over some results: the metrics that one of them has, by name."""
-    values = {name: {r.cell.seed: r.values[name] for r in results if name in r.values} for name in study.metrics}
+    """Over some results: the metrics of which one of them has a finite value, by name."""
+    values = {
+        name: {r.cell.seed: r.values[name] for r in results if math.isfinite(r.values.get(name, math.nan))}
+        for name in study.metrics
+    }
     return {name: estimate(by_seed, study.confidence) for name, by_seed in values.items() if by_seed}
 
 

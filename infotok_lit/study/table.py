@@ -40,15 +40,16 @@ class Summary:
 
     def endpoint(self, row: str) -> Seeds:
         """Seed -> the mean of the metrics that the study is to decide about."""
-        names = self.study.analysis.endpoint
-        whole = {seed: of for seed, of in self.results[row].items() if set(names) <= set(of.values)}
-        return {seed: fmean(of.values[name] for name in names) for seed, of in whole.items()}
+        metrics = [self.seeds(row, name) for name in self.study.analysis.endpoint]
+        whole = [seed for seed in self.results[row] if all(seed in values for values in metrics)]
+        return {seed: fmean(values[seed] for values in metrics) for seed in whole}
 
     def endpoint_curve(self, row: str, seed: int) -> Curve:
         """Step -> the endpoint, where the run has measured all of it."""
         tags = [self.study.metrics[name].tag for name in self.study.analysis.endpoint]
         curves = [self.results[row][seed].curves[tag] for tag in tags]
-        return {step: fmean(curve[step] for curve in curves) for step in set.intersection(*map(set, curves))}
+        means = {step: fmean(curve[step] for curve in curves) for step in set.intersection(*map(set, curves))}
+        return {step: mean for step, mean in means.items() if math.isfinite(mean)}
 
     def estimate(self, row: str, metric: str) -> Estimate | None:
         """A metric over the seeds of a row."""
@@ -198,7 +199,9 @@ def controls(summary: Summary) -> list[str]:
             for metric in judged(summary.study)
             if metric in own.values and metric in summary.results[row.control_of][seed].values
         ]
-        largest = max((abs(own - other) for own, other in pairs), default=math.nan)
+        # As both may be NaN, and max() overlooks one that is not its first.
+        apart = [abs(own - other) for own, other in pairs if not (math.isnan(own) and math.isnan(other))]
+        largest = max((math.inf if math.isnan(each) else each for each in apart), default=0.0)
         verdict = "has nothing to be compared with yet" if not pairs else f"differs by up to {largest:.3g}"
         said.append(f"Control: {name} {f'equals {row.control_of}' if pairs and largest == 0 else verdict}.")
     return said
