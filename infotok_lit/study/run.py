@@ -228,8 +228,10 @@ def run_study(study: Study, resources: Resources, prefix: Sequence[str] = FIT) -
 
 
 def is_complete(study: Study) -> bool:
-    """Whether all that the rows ask for, and all points that were begun, finished and measured what the study asks."""
-    return all(is_finished(cell.folder) and not what_was_not_asked(study, cell) for cell in _known_cells(study))
+    """Whether all that the rows ask for, and all points that were planned or begun, finished and have all metrics."""
+    planned = planned_points(study) if study.search is not None else []
+    cells = [*_known_cells(study), *(cell for job in planned for cell in job.cells)]
+    return all(is_finished(cell.folder) and not what_was_not_asked(study, cell) for cell in cells)
 
 
 def _work_off(study: Study, make_part: Callable[[Study], Part], launchers: Sequence[Launcher], shown: Display) -> None:

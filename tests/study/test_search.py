@@ -18,6 +18,7 @@ from infotok_lit.study import store
 from infotok_lit.study.config import Dimension, Row, Search, Study
 from infotok_lit.study.record import read_record
 from infotok_lit.study.report import write_report
+from infotok_lit.study.run import is_complete
 from infotok_lit.study.search import known_points, pareto_front, planned_points, search_name
 
 SPACE = {
@@ -123,6 +124,14 @@ def test_a_failed_point_is_tried_by_the_next_call(bench, sampler) -> None:
     assert bench.run(study)
     assert {job.key for job in known_points(study)} == points
     assert all(read_record(cell.folder).state == "finished" for job in known_points(study) for cell in job.cells)
+
+
+@pytest.mark.parametrize(("sampler", "space"), [("grid", CHOICES), ("random", SPACE)])
+def test_a_planned_search_is_complete_with_all_of_its_points(bench, sampler, space) -> None:
+    study = swept(bench, space, seeds=(0,), sampler=sampler, trials=4)
+    assert not is_complete(study), "nothing was begun"
+    assert bench.run(study) and is_complete(study)
+    assert not is_complete(swept(bench, space, seeds=(0,), sampler=sampler, trials=6))
 
 
 def test_a_sampler_that_knows_only_few_points_comes_to_an_end(bench) -> None:
