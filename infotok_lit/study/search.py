@@ -93,10 +93,14 @@ def make_sampler(search: Search, offset: int) -> BaseSampler:
 
 
 def search_name(study: Study) -> str:
-    """The search's name in Optuna's storage: another space, configuration or objective is another search."""
+    """The search's name in Optuna's storage: another space, configuration or objective is another search.
+
+    An objective is also another where its name alone has stayed: what the old one measured would mislead the sampler.
+    """
     search = study.search
+    objectives = [(name, study.metrics[name].tag, study.metrics[name].better) for name in search.objectives]
     space = {name: _contents(study, dimension) for name, dimension in search.space.items()}
-    what = json.dumps([digest(study, search.row), space, search.objectives, search.sampler, study.seeds], default=str)
+    what = json.dumps([digest(study, search.row), space, objectives, search.sampler, study.seeds], default=str)
     return f"{study.name} search {hashlib.sha256(what.encode()).hexdigest()[:DIGEST_LENGTH]}"
 
 

@@ -7,12 +7,13 @@ import logging
 import multiprocessing
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import optuna
 import pytest
-from study.studies import METRICS, Bench
+from study.studies import METRICS, Bench, known_values
 
 from infotok_lit.study import store
 from infotok_lit.study.config import Dimension, Row, Search, Study
@@ -132,6 +133,22 @@ def test_a_planned_search_is_complete_with_all_of_its_points(bench, sampler, spa
     assert not is_complete(study), "nothing was begun"
     assert bench.run(study) and is_complete(study)
     assert not is_complete(swept(bench, space, seeds=(0,), sampler=sampler, trials=6))
+
+
+@pytest.mark.parametrize("change", [{"better": "lower"}, {"tag": METRICS["loss"].tag}])
+def test_an_objective_that_is_another_under_its_name_is_another_search(bench, change) -> None:
+    """Optuna keeps the direction that it began with, and what it was told."""
+    study = swept(bench, CHOICES, seeds=(0,), sampler="tpe", trials=2)
+    assert bench.run(study)
+    edited = replace(study, metrics=METRICS | {"answers": replace(METRICS["answers"], **change)})
+    assert bench.run(edited)
+    values = known_values("x", 0)
+    told = optuna.load_study(study_name=search_name(edited), storage=f"sqlite:///{study.out}/study.db")
+    assert told.directions[0].name == ("MINIMIZE" if "better" in change else "MAXIMIZE")
+    wanted = [values[edited.metrics[name].tag] for name in ("answers", "loss")]
+    assert told.trials and all(trial.values == wanted for trial in told.trials)
+    assert {job.key for job in known_points(study)} == {job.key for job in known_points(edited)}
+    assert set(bench.starts().values()) == {1}
 
 
 def test_a_sampler_that_knows_only_few_points_comes_to_an_end(bench) -> None:
