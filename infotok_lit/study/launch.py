@@ -18,7 +18,15 @@ from infotok_lit.errors import SettingsError
 from infotok_lit.sharded_checkpoints import is_sharded_checkpoint
 from infotok_lit.study.cells import Cell
 from infotok_lit.study.config import Study
-from infotok_lit.study.record import LOG_FILE, Attempt, Record, read_record, try_lock, what_is_missing
+from infotok_lit.study.record import (
+    LOG_FILE,
+    Attempt,
+    Record,
+    is_measured,
+    read_record,
+    try_lock,
+    what_is_missing,
+)
 
 FIT = (sys.executable, "-m", "infotok_lit")
 POLL_SECONDS = 0.2
@@ -74,6 +82,11 @@ class Launcher:
             # Whoever started it was killed and it went on alone to its end, or what it lacked is no longer asked for.
             record.state, record.reason = "finished", ""
             record.write(cell.folder)
+        elif record.state == "failed" and is_measured(cell):
+            missing = what_is_missing(self.study, cell)
+            record.reason = f"{missing}; mend the metric, or delete {cell.folder} to have it run again"
+            record.write(cell.folder)
+            return record
         if record.state != "finished":
             # A checkpoint that was cut off while it was written is none.
             found = cell.run_folder.rglob("*.ckpt")

@@ -145,6 +145,13 @@ def what_is_missing(study: Study, cell: Cell) -> str:
     return f"it measured no finite {', '.join(lacking)} at step {cell.last_step}" if lacking else ""
 
 
+def is_measured(cell: Cell) -> bool:
+    """Whether a run trained and validated to its end: what it lacks then, the same run would lack again."""
+    result = _read_run(cell.run_folder)
+    whole = bool(result) and result["state"] == "finished"
+    return whole and any(row["step"] == cell.last_step for row in result["validation"])
+
+
 def what_was_not_asked(study: Study, cell: Cell) -> str:
     """What a finished cell lacks of what the study asks for by now, in words; "" for nothing, or one not finished."""
     missing = what_is_missing(study, cell) if is_finished(cell.folder) else ""

@@ -88,6 +88,16 @@ def test_a_finished_cell_whose_result_is_damaged_or_gone_runs_again(bench, capsy
     assert f"{path} is gone or damaged" in capsys.readouterr().err
 
 
+def test_a_run_that_lacks_a_metric_at_its_end_is_not_run_again_in_vain(bench) -> None:
+    study = bench.study(["a"], seeds=(0,))
+    misspelt = replace(study, metrics=METRICS | {"answers": Metric("val/understanding/answer/overall")})
+    assert not bench.run(misspelt) and not bench.run(misspelt)
+    assert bench.starts() == {("a", 0): 1}
+    (cell,) = row_cells(study)
+    assert read_record(cell.folder).reason.endswith(f"or delete {cell.folder} to have it run again")
+    assert bench.run(study) and bench.starts() == {("a", 0): 1}
+
+
 def test_a_metric_that_is_added_later_is_missing_where_it_was_not_measured(bench) -> None:
     study = bench.study(["a"], seeds=(0,))
     bench.run(study)
