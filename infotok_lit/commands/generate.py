@@ -155,7 +155,8 @@ def read_prompts(given: Sequence[str] | None, file: Path | None) -> list[str]:
     prompts = list(given or [])
     if file is not None:
         try:
-            lines = file.read_text(encoding="utf-8-sig").splitlines()
+            # Not splitlines(): that also breaks a prompt at U+2028, U+0085 and form feeds, which web texts hold.
+            lines = file.read_text(encoding="utf-8-sig").split("\n")
         except FileNotFoundError as error:
             raise MissingFileError(f"there are no prompts at {file}") from error
         except (OSError, UnicodeDecodeError) as error:

@@ -161,7 +161,7 @@ def read_option(reply: str, options: dict[str, str]) -> str | None:
 
 def options_of(question: str) -> dict[str, str]:
     """Letter -> text of the options that a question spells out as "(A) ..., (B) ..."."""
-    line = next((line for line in question.splitlines() if line.startswith("Options:")), "")
+    line = next((line for line in question.split("\n") if line.startswith("Options:")), "")
     parts = re.split(r"\(([A-E])\)", line)
     return {letter: text.strip().rstrip(",").strip() for letter, text in zip(parts[1::2], parts[2::2], strict=True)}
 

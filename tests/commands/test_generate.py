@@ -89,6 +89,8 @@ def test_prompts_of_a_file_come_after_those_of_the_command_line(tmp_path) -> Non
     assert command.read_prompts(["zeroth"], file) == ["zeroth", "first", "second"]
     file.write_text("first\nsecond", encoding="utf-8-sig")  # as editors on Windows do
     assert command.read_prompts(None, file) == ["first", "second"]
+    file.write_bytes("a red\u2028circle\r\na\x85blue\x0csquare\rtwo circles".encode())
+    assert command.read_prompts(None, file) == ["a red\u2028circle", "a\x85blue\x0csquare", "two circles"]
     file.write_text("\n \n")
     with pytest.raises(ValueError, match="no prompt in"):
         command.read_prompts(None, file)

@@ -147,3 +147,7 @@ def test_unibench_letters(reply, letter):
     options = options_of(question)
     assert options == {"A": "red", "B": "blue, dark", "C": "green", "D": "4/7", "E": "N/A or Unknown"}
     assert read_option(reply, options) == letter
+
+
+def test_an_option_of_unibench_may_hold_what_is_no_line_end():
+    assert options_of("Which?\nOptions: (A) a red\u2028circle, (B) none\n") == {"A": "a red\u2028circle", "B": "none"}
