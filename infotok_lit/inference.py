@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     from infotok_lit.modules.token_budget import TokenSelector
 
 QUESTION = "Describe the image in detail."
+NOT_FINITE = (
+    "what was drawn is no picture: its numbers are not finite. Draw with less guidance, temperature or time_shift, or "
+    "see whether the model's weights and its config.json are whole"
+)
 
 
 def load(
@@ -182,7 +186,7 @@ class InferenceModel:
             One PIL image for one prompt, else a list.
 
         Raises:
-            SettingsError: for an option or a size that the model does not have.
+            SettingsError: for an option or a size that the model does not have, or a picture that is not finite.
         """
         from PIL import Image
 
@@ -213,6 +217,8 @@ class InferenceModel:
             batch = prompts[start : start + batch_size]
             with self.running():
                 images = self.base.generate(batch, seed + start, sampling, image_size, report)
+                if not images.isfinite().all():
+                    raise SettingsError(NOT_FINITE)
             yield from to_uint8(images)
 
     @contextmanager

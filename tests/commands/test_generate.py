@@ -184,6 +184,24 @@ def test_a_value_that_an_option_cannot_have_is_refused() -> None:
         sampling_options("showo2", {"iterations": 2.5})
 
 
+@pytest.mark.parametrize(
+    ("family", "name"), [("harmon", "guidance"), ("harmon", "temperature"), ("openuni", "time_shift")]
+)
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_numbers_that_are_not_finite_are_refused(family, name, value) -> None:
+    """They drew a black picture, without a word."""
+    with pytest.raises(SettingsError, match=f"{name} is {value}; set it to a finite number"):
+        sampling_options(family, {name: value})
+
+
+def test_what_is_drawn_without_being_finite_is_no_picture(exported, tmp_path, capsys, monkeypatch) -> None:
+    spoilt = torch.full((1, 3, 32, 32), float("nan"))
+    monkeypatch.setattr("infotok_lit.models.unified.UnifiedModel.generate", lambda *args: spoilt)
+    out = tmp_path / "x.png"
+    assert "its numbers are not finite" in refusal(capsys, "--model", exported, "--prompt", "a", "--out", out)
+    assert not out.exists()
+
+
 def test_progress_counts_images_by_iterations(model) -> None:
     seen = []
     # Show-o2 counts the points of its time grid, between which it steps.

@@ -312,9 +312,11 @@ def entry_types(kind: type) -> dict[str, Any]:
 
 
 def check_type(name: str, value: Any, hint: Any) -> None:
-    """SettingsError if a primitive, or a tuple of them, is not of the type that its entry is annotated with."""
+    """SettingsError if a primitive, or a tuple, is not of the type that its entry has; or is a number without end."""
     if not _is_of(value, hint):
         raise SettingsError(f"{name} is {value!r}; set it to {_in_words(hint)}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise SettingsError(f"{name} is {value}; set it to a finite number")
 
 
 def _is_of(value: Any, hint: Any) -> bool:
