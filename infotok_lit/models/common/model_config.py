@@ -15,10 +15,8 @@ WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or f
 
 
 class ModelConfig:
-    """The base of a family's configuration: a frozen dataclass of primitives, tuples, and dataclasses of these.
-
-    Every family has `sampling`, `llm`, and what is named here.
-    """
+    """A family's configuration, a frozen dataclass of primitives, tuples, and dataclasses of these; each family has
+    `sampling`, `llm`, and what is named here."""
 
     image_size: int
     """Side of the square images that are generated, in pixels."""
@@ -65,8 +63,7 @@ class ModelConfig:
         """The same with the entries of `settings`, nested as in an exported config.json.
 
         Raises:
-            SettingsError: for an entry that there is not, or not any more, or a value of another type; the message
-                names it.
+            SettingsError: for an entry that there is not, or not any more, or a value of another type, by its name.
         """
         for old in settings.keys() & self.renamed.keys():
             raise SettingsError(f"model.settings: `{old}` is now called `{self.renamed[old]}`")
@@ -120,13 +117,15 @@ class LanguageModelConfig:
     """Standard deviation of fresh weights."""
 
     def __post_init__(self) -> None:
+        check_least("llm.num_hidden_layers", self.num_hidden_layers, 1)
+        for name in ("intermediate_size", "rms_norm_eps", "initializer_range"):
+            check_least(f"llm.{name}", getattr(self, name), 0)
+        check_positive("llm.rope_theta", self.rope_theta)
         check_heads("llm.num_attention_heads", self.num_attention_heads, "llm.hidden_size", self.hidden_size)
         check_heads(
             "llm.num_key_value_heads", self.num_key_value_heads, "llm.num_attention_heads", self.num_attention_heads
         )
         check_rotary("llm.hidden_size / llm.num_attention_heads", self.hidden_size // self.num_attention_heads)
-        check_least("llm.num_hidden_layers", self.num_hidden_layers, 1)
-        check_positive("llm.rope_theta", self.rope_theta)
 
 
 QWEN25 = {

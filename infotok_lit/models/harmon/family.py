@@ -112,8 +112,8 @@ class HarmonConfig(ModelConfig):
     """Longest sequence in tokens, image included: longer questions and captions lose their end."""
 
     def __post_init__(self) -> None:
-        check_positive("repetition_penalty", self.repetition_penalty)
         check_positive("latent_scale", self.latent_scale)
+        check_positive("repetition_penalty", self.repetition_penalty)
 
     @property
     def token_pixels(self) -> int:

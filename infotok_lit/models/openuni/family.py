@@ -44,9 +44,10 @@ class VisionConfig:
     """Side of the square that images are stretched to; null for `image_size`. Positions are interpolated."""
 
     def __post_init__(self) -> None:
+        for name, least in (("width", 1), ("image_size", 1), ("patch_size", 1), ("mlp_width", 0), ("depth", 0)):
+            check_least(f"vision.{name}", getattr(self, name), least)
         check_heads("vision.heads", self.heads, "vision.width", self.width)
-        for name in ("patch_size", "image_size", "input_side"):
-            check_least(f"vision.{name.replace('side', 'size')}", getattr(self, name), 1)
+        check_least("vision.input_size", self.input_side, 1)
         if self.input_side % (self.patch_size * DOWNSAMPLE):
             raise SettingsError(
                 f"vision.input_size: {self.input_side} is not a multiple of {self.patch_size * DOWNSAMPLE} pixels, "
@@ -76,8 +77,9 @@ class ConnectorConfig:
     """Where linear maps stand: after the connector (all released models), before it, or both."""
 
     def __post_init__(self) -> None:
+        for name, least in (("width", 1), ("mlp_width", 0), ("depth", 0)):
+            check_least(f"connector.{name}", getattr(self, name), least)
         check_heads("connector.heads", self.heads, "connector.width", self.width)
-        check_least("connector.width", self.width, 1)
 
 
 @dataclass(frozen=True)

@@ -53,9 +53,9 @@ class SemanticConfig:
     layer_norm_eps: float = 1e-6
 
     def __post_init__(self) -> None:
+        for name, least in (("width", 1), ("table_side", 1), ("mlp_width", 0), ("depth", 0), ("layer_norm_eps", 0)):
+            check_least(f"semantic.{name}", getattr(self, name), least)
         check_heads("semantic.heads", self.heads, "semantic.width", self.width)
-        for name in ("width", "table_side"):
-            check_least(f"semantic.{name}", getattr(self, name), 1)
 
 
 @dataclass(frozen=True)
@@ -102,8 +102,9 @@ class DiffusionHeadConfig:
     head_dim: int
 
     def __post_init__(self) -> None:
+        for name, least in (("width", 1), ("mlp_width", 0), ("depth", 0)):
+            check_least(f"diffusion_head.{name}", getattr(self, name), least)
         check_heads("diffusion_head.heads", self.heads, "diffusion_head.width", self.width)
-        check_least("diffusion_head.width", self.width, 1)
         check_heads("diffusion_head.kv_heads", self.kv_heads, "diffusion_head.heads", self.heads)
         check_rotary("diffusion_head.head_dim", self.head_dim)
 
