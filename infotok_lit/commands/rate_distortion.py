@@ -54,7 +54,7 @@ def rate_distortion(
     from infotok_lit.video.fvd import I3d, video_distance
     from infotok_lit.video.quality import Lpips, means_by_rate
 
-    each = [cutting.at(rate) for rate in rates or (1.0, 0.75, 0.5, 0.25)]
+    each = [cutting.at(rate) for rate in dict.fromkeys(rates or (1.0, 0.75, 0.5, 0.25))]
     if (vgg_weights is None) != (lpips_weights is None):
         raise SettingsError("LPIPS needs both vgg_weights and lpips_weights; leave out both for none")
     if not video:

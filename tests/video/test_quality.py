@@ -178,6 +178,21 @@ def test_the_command_puts_its_networks_on_the_tokenizers_device(monkeypatch, tmp
     assert caught.value.args == ({"meta"},)
 
 
+def test_a_rate_that_is_named_twice_is_measured_once(monkeypatch, tmp_path) -> None:
+    class Measured(Exception):
+        pass
+
+    def measure(tokenizer, videos, each, *rest) -> None:
+        raise Measured(at.rate for at in each)
+
+    monkeypatch.setattr("infotok_lit.commands.rate_distortion._measured", measure)
+    monkeypatch.setattr("infotok_lit.commands.rate_distortion.open_tokenizer", lambda model, device: None)
+    write_video(tmp_path / "a", noise(1, 8, 8), Fraction(25))
+    with pytest.raises(Measured) as caught:
+        rate_distortion("m", [tmp_path / "a"], tmp_path / "out", CuttingOptions(), rates=[0.5, 1.0, 0.5])
+    assert list(caught.value.args[0]) == [0.5, 1.0]
+
+
 def test_means_are_over_videos_at_each_rate() -> None:
     tokenizer = tiny_tokenizer()
 
