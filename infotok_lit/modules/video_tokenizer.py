@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
+from infotok_lit.budgets import MIN_RATE
 from infotok_lit.checkpoints import CHECKPOINT_KEY, KeyMap, exported_family, find_checkpoint, read_run
 from infotok_lit.errors import SettingsError
 from infotok_lit.models.export import Weights
@@ -39,8 +40,8 @@ class VideoTokenizerModule(pl.LightningModule):
         rates: What share of their tokens training clips keep.
         losses: What reconstruction costs.
         optimiser: AdamW and its schedule; `heads_lr` is not used.
-        val_rates: The mean rates over the validation clips at which these are reconstructed: `elboema` shares them out
-            by the clips' errors, the other strategies give each clip the same.
+        val_rates: The mean rates over the validation clips at which these are reconstructed, each from 1/16 to 1:
+            `elboema` shares them out by the clips' errors, the other strategies give each clip the same.
     """
 
     tokenizer: VideoTokenizer
@@ -63,6 +64,8 @@ class VideoTokenizerModule(pl.LightningModule):
         self.rates, self.losses = rates, losses
         self.optimiser_config = optimiser
         self.val_rates = tuple(val_rates)
+        if not all(MIN_RATE <= rate <= 1 for rate in val_rates) or len(set(val_rates)) < len(self.val_rates):
+            raise SettingsError(f"val_rates must be between 1/16 and 1, each once, got {list(val_rates)}")
         self.guard = FiniteGuard()
 
     def configure_model(self) -> None:

@@ -107,6 +107,12 @@ def whole(tmp_path_factory) -> tuple[Path, pl.Trainer, Watch]:
     return folder, *fit(folder)
 
 
+@pytest.mark.parametrize("rates", [(0.01,), (2.0,), (float("nan"),), (0.5, 0.5)])
+def test_rates_of_validation_that_are_none_are_refused(rates) -> None:
+    with pytest.raises(SettingsError, match="val_rates must be between 1/16 and 1, each once, got"):
+        VideoTokenizerModule(val_rates=rates)
+
+
 def state_of(trainer: pl.Trainer) -> dict[str, torch.Tensor]:
     return trainer.lightning_module.state_dict()
 
