@@ -174,7 +174,9 @@ def find_images(given: Sequence[str]) -> list[Path]:
         if not name:
             raise MissingFileError("--image is empty: give it a path")
         if path.is_dir():
-            matches = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+            # Not hidden ones: `._x.jpg` is what macOS notes about x.jpg on foreign disks.
+            seen = (file for file in path.iterdir() if not file.name.startswith("."))
+            matches = sorted(file for file in seen if file.suffix.lower() in IMAGE_SUFFIXES)
         elif not path.exists() and glob.has_magic(name):
             matches = sorted(file for file in map(Path, glob.glob(name, recursive=True)) if file.is_file())
         else:

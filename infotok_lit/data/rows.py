@@ -143,7 +143,8 @@ def read_rows(path: Path) -> Iterator[Mapping[str, Any] | UnreadableRow]:
         raise DataError(f"there is no annotation file or folder {path}")
     files = [path]
     if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.suffix in (".json", ".jsonl") and file.is_file())
+        seen = (file for file in path.iterdir() if not file.name.startswith(".") and file.is_file())
+        files = sorted(file for file in seen if file.suffix in (".json", ".jsonl"))
     if not files:
         raise DataError(f"the folder {path} holds no .json or .jsonl file with annotations")
     are_rows, first_fault = False, None

@@ -106,7 +106,7 @@ class VideoFolder(_VideoList):
         root = Path(folder)
         if not root.is_dir():
             raise MissingFileError(f"there is no folder {folder}")
-        inside = sorted(root.rglob("*"))
+        inside = sorted(path for path in root.rglob("*") if "/." not in f"/{path.relative_to(root).as_posix()}")
         folders = [root, *filter(Path.is_dir, inside)]
         files = (path for path in inside if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file())
         videos = [_Video(str(path), (_Piece(path),), True) for path in files]

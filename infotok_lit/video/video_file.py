@@ -109,8 +109,8 @@ def _open(av: ModuleType, source: Path | bytes) -> tuple[Any, Any]:
 
 
 def frame_files(folder: Path) -> list[Path]:
-    """The image files of a folder, in the order of the numbers in their names."""
-    return sorted((path for path in folder.iterdir() if path.suffix.lower() in FRAME_SUFFIXES), key=frame_order)
+    """The image files of a folder, in the order of the numbers in their names; hidden files are none."""
+    return sorted((path for path in folder.glob("[!.]*") if path.suffix.lower() in FRAME_SUFFIXES), key=frame_order)
 
 
 def frame_order(path: Path) -> list[str | int]:

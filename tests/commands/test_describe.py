@@ -11,9 +11,11 @@ from infotok_lit.batch import UnderstandingSample
 from infotok_lit.commands.describe import IMAGE_SUFFIXES, find_images
 from infotok_lit.commands.describe import describe as describe_command
 from infotok_lit.commands.parsing import run
+from infotok_lit.data.rows import read_rows
 from infotok_lit.data.shard_index import _IMAGES
 from infotok_lit.errors import MissingFileError, SettingsError
 from infotok_lit.inference import QUESTION
+from infotok_lit.video.video_file import frame_files
 
 PROMPTS = ("what?", "is there a red circle to the left of the small blue square?", "how many objects are there?")
 TOKENS = "6"
@@ -86,6 +88,17 @@ def test_images_are_found_in_folders_and_by_patterns(pictures, tmp_path) -> None
     odd = tmp_path / "x[1].dat"
     shutil.copy(a, odd)
     assert find_images([str(odd)]) == [odd]
+
+
+def test_hidden_files_of_a_folder_are_no_images(pictures, tmp_path) -> None:
+    """macOS writes ._a.png beside a.png on foreign disks: it was reported as a broken image, with status 1."""
+    shutil.copy(pictures / "a.png", tmp_path)
+    (tmp_path / "._a.png").write_bytes(b"\x00\x05\x16\x07")
+    assert find_images([str(tmp_path)]) == frame_files(tmp_path) == [tmp_path / "a.png"]
+    assert find_images([str(tmp_path / "._a.png")]) == [tmp_path / "._a.png"], "what is named is read"
+    (tmp_path / "a.json").write_text('[{"caption": "a"}]')
+    (tmp_path / "._a.json").write_bytes(b"\x00\x05\x16\x07")
+    assert list(read_rows(tmp_path)) == [{"caption": "a"}]
 
 
 def test_a_question_that_the_model_cannot_be_asked_is_refused_in_a_sentence(folders, pictures) -> None:
