@@ -3,6 +3,7 @@
 Nothing heavy is imported before a model is read, so that typing errors are answered at once.
 """
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -155,6 +156,13 @@ def choose(source: str | Path, options: ModelOptions = ModelOptions()) -> ModelC
     _refuse_official_options(source, "a run", options)
     family = read_settings(checkpoint)[CHECKPOINT_KEY].get("family")
     return ModelChoice(str(source), checkpoint, _known(family, checkpoint), True, options)
+
+
+def tell_what_was_found(choices: Sequence[ModelChoice]) -> None:
+    """Say on stderr which checkpoint was taken, where a folder was named: it may hold several, or several runs."""
+    for choice in choices:
+        if choice.is_run and Path(choice.source) != choice.path:
+            sys.stderr.write(f"infotok_lit: {choice.source}: taking the newest checkpoint, {choice.path}\n")
 
 
 def labels(choices: Sequence[ModelChoice]) -> list[str]:

@@ -14,7 +14,7 @@ from jsonargparse.typing import PositiveInt
 from infotok_lit.batch import BrokenSampleError
 from infotok_lit.errors import MissingFileError
 from infotok_lit.inference import QUESTION, InferenceModel
-from infotok_lit.model_choice import ModelOptions, choose, labels
+from infotok_lit.model_choice import ModelOptions, choose, labels, tell_what_was_found
 from infotok_lit.progress import ProgressBar, progress_bar
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ def describe(
         1 if an image could not be read, else 0.
     """
     choices = [choose(source, options) for source in model]
+    tell_what_was_found(choices)
     reader = Reader(find_images(image), prompt or [QUESTION])
     total = len(reader) * len(choices)
     columns = []

@@ -14,7 +14,7 @@ from infotok_lit.commands.parsing import Seed
 from infotok_lit.errors import MissingFileError, SettingsError
 from infotok_lit.files import check_target, replacing, write_whole
 from infotok_lit.inference import InferenceModel, sampling_options
-from infotok_lit.model_choice import ModelOptions, choose, labels
+from infotok_lit.model_choice import ModelOptions, choose, labels, tell_what_was_found
 from infotok_lit.progress import ProgressBar, progress_bar
 
 if TYPE_CHECKING:
@@ -92,6 +92,7 @@ def generate(
         force: Replace images that are there.
     """
     choices = [choose(source, options) for source in model]
+    tell_what_was_found(choices)
     for choice in choices:
         sampling_options(choice.family, sampling.given)
     image_size = None if size is None else height_and_width(size)

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from infotok_lit.assets import embedded_base
 from infotok_lit.errors import ExplainedError, MissingFileError
-from infotok_lit.model_choice import ModelOptions, choose
+from infotok_lit.model_choice import ModelChoice, ModelOptions, choose, tell_what_was_found
 from infotok_lit.models.family import families
 
 
@@ -47,6 +47,16 @@ def test_a_base_that_ships_goes_by_its_name_unless_a_file_has_it(
     assert_same_model(load("harmon_scenes32"), kl16_model)
     with pytest.raises(MissingFileError, match=r"no model at embedded; those that ship are harmon_scenes32, openuni_"):
         choose("embedded")
+
+
+def test_of_a_folder_the_checkpoint_that_was_taken_is_named(tmp_path, capsys) -> None:
+    """`--model .` may mean any of the runs below."""
+    newest, options = tmp_path / "version_1" / "last.ckpt", ModelOptions()
+    tell_what_was_found([ModelChoice(str(tmp_path), newest, "harmon", True, options)])
+    assert capsys.readouterr().err == f"infotok_lit: {tmp_path}: taking the newest checkpoint, {newest}\n"
+    named = ModelChoice(str(newest), newest, "harmon", True, options)
+    tell_what_was_found([named, ModelChoice("harmon_scenes32", tmp_path, "harmon", False, options)])
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.usefixtures("tiny_official_size")
