@@ -65,7 +65,7 @@ def read_video(path: Path, frame_rate: Fraction = Fraction(25)) -> OpenVideo:
     """A video file, or a folder of image files in the order of their names.
 
     A file that holds fewer frames than it says, or ends sooner, as one does that was cut off, is read with a warning;
-    .mpg and .ts files do not say. So is one whose pixels are not square.
+    one that does not say (.mpg, .ts), if its last frame is torn. So is one whose pixels are not square.
 
     Args:
         frame_rate: of a folder of frames, and of a file that does not say.
@@ -133,13 +133,14 @@ def _read_frames(files: Iterable[Path]) -> Iterator[np.ndarray]:
 
 def _decode(av: ModuleType, container: Any, stream: Any, name: str) -> Iterator[np.ndarray]:
     """All frames, upright; a stream that changes its size is scaled to that of its first frame."""
-    count, end, told = 0, 0.0, _told(stream)
+    count, end, torn, told = 0, 0.0, False, _told(stream)
     lasts = 0.0 if told else (container.duration or 0) / 1_000_000
 
     def counted() -> Iterator[Any]:
-        nonlocal count, end
+        nonlocal count, end, torn
         for frame in container.decode(stream):
-            count, end = count + 1, max(end, (frame.time or 0) + float((frame.duration or 0) * frame.time_base))
+            count, torn = count + 1, frame.is_corrupt
+            end = max(end, (frame.time or 0) + float((frame.duration or 0) * frame.time_base))
             yield frame
 
     with container:
@@ -147,12 +148,13 @@ def _decode(av: ModuleType, container: Any, stream: Any, name: str) -> Iterator[
             yield from _pixels(counted())
         except av.FFmpegError as error:
             raise DataError(f"{name} is damaged: {error}") from error
+    cut = "ends with a torn frame" if torn else ""
     if count < told:
-        warnings.warn(f"{name} says that it has {told} frames, but holds {count}: is it cut off?", stacklevel=2)
-    if end + LATE < lasts:
-        warnings.warn(
-            f"{name} says that it lasts {lasts:.2f} s, but its frames end at {end:.2f} s: is it cut off?", stacklevel=2
-        )
+        cut = f"says that it has {told} frames, but holds {count}"
+    elif end + LATE < lasts:
+        cut = f"says that it lasts {lasts:.2f} s, but its frames end at {end:.2f} s"
+    if cut:
+        warnings.warn(f"{name} {cut}: is it cut off?", stacklevel=2)
 
 
 def _told(stream: Any) -> int:

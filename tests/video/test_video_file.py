@@ -172,6 +172,25 @@ def test_a_video_whose_pixels_are_not_square_is_read_with_a_warning(tmp_path) ->
         assert next(read_video(tmp_path / "disc.mpg").frames).shape == (576, 720, 3)
 
 
+@pytest.mark.parametrize(("name", "codec"), [("x.ts", "libx264"), ("x.mpg", "mpeg2video")])
+def test_a_broadcast_that_ends_in_a_torn_frame_is_warned_of(tmp_path, name: str, codec: str) -> None:
+    """It does not say how much it holds."""
+    av = pytest.importorskip("av", reason="needs the extra `video`")
+    path = tmp_path / name
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=25)
+        stream.height, stream.width, stream.pix_fmt = 64, 96, "yuv420p"
+        for pixels in noise(40, 64, 96):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(list(read_video(path).frames)) == 40
+    path.write_bytes(path.read_bytes()[: int(0.7 * path.stat().st_size)])
+    with pytest.warns(UserWarning, match=f"{name} ends with a torn frame: is it cut off"):
+        assert 20 < len(list(read_video(path).frames)) < 40
+
+
 def test_a_video_that_was_trimmed_is_whole(tmp_path) -> None:
     """A telephone trims a video by a list of what is shown, and leaves all frames in the file."""
     pytest.importorskip("av", reason="needs the extra `video`")
