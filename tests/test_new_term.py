@@ -6,9 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny import tiny_model
 
+from infotok_lit.batch import BRANCHES
 from infotok_lit.cli import main
 from infotok_lit.commands.fit import InfoTokCLI
+from infotok_lit.errors import SettingsError
+from infotok_lit.modules.losses import TaskWeights, check_trainable, trained_branches
+from infotok_lit.objective.config import ObjectiveConfig
 
 TESTS = Path(__file__).parent
 OWN = TESTS / "own_term"
@@ -69,6 +74,13 @@ def test_its_weight_decides_how_far_it_moves_the_model(here) -> None:
     measured, strong, plain = ends
     assert torch.equal(measured, plain)
     assert not torch.equal(strong, plain)
+
+
+def test_a_branch_without_a_weight_or_a_term_is_left_out_as_the_guide_says() -> None:
+    assert trained_branches(tiny_model(), (), TaskWeights(generation=0)) == ("understanding",)
+    assert trained_branches(tiny_model(), ("generation",), TaskWeights(generation=0)) == BRANCHES
+    with pytest.raises(SettingsError, match="nothing to train: all task_weights are 0, and objective.terms is empty"):
+        check_trainable(TaskWeights(0, 0), ObjectiveConfig(terms=()))
 
 
 def test_a_wrong_weight_is_one_sentence(capsys) -> None:
