@@ -21,6 +21,7 @@ from infotok_lit.scenes.spec import SpecName
 
 GENERATION = BRANCHES.index("generation")
 CHANCE_SCENES = 300
+"""Over all their pairs, the chance of one draw of so many scenes lies within some 0.005 of another's."""
 JUDGED_SCENES = 150
 
 

@@ -13,8 +13,8 @@ from torchmetrics import Metric
 
 from infotok_lit.errors import SettingsError
 from infotok_lit.scenes.generator import Slot, draw_scene
-from infotok_lit.scenes.grammar import CATEGORIES, Category, Prompt, draw_captioned_scene, parse_caption, write_caption
-from infotok_lit.scenes.parser import parse_image, score
+from infotok_lit.scenes.grammar import CATEGORIES, Category, Prompt, draw_captioned_scene, parse_caption
+from infotok_lit.scenes.parser import parse_image, satisfies, score
 from infotok_lit.scenes.questions import QUESTION_KINDS, question_kind
 from infotok_lit.scenes.render import render
 from infotok_lit.scenes.spec import SPECS, SceneSpec
@@ -133,23 +133,24 @@ def drawing_chance(
     seed: int = 0,
     categories: Sequence[Category] = CATEGORIES,
 ) -> dict[str, float]:
-    """What SceneScore gives perfect images that ignore their captions: each is scored against another's caption.
+    """What SceneScore gives perfect images that ignore their captions: the mean over all pairs of different scenes.
 
     Args:
         categories: of the captions, in turn.
     """
-    metric = SceneScore(spec)
-    rng = np.random.default_rng(seed)
-    images, captions = [], []
+    spec, rng = SceneScore(spec).spec, np.random.default_rng(seed)
+    prompts, found = [], []
     for number in range(num_scenes):
-        category = categories[number % len(categories)]
-        prompt, scene = draw_captioned_scene(rng, metric.spec, "train", category)
-        images.append(render(scene, metric.spec))
-        captions.append(write_caption(prompt))
-    order = rng.permutation(num_scenes)
-    # A cyclic shift of a random order pairs no image with its own caption.
-    metric.update(_pixels(np.stack(images)[order]), [captions[number] for number in np.roll(order, 1)])
-    return {name: float(value) for name, value in metric.compute().items()}
+        prompt, scene = draw_captioned_scene(rng, spec, "train", categories[number % len(categories)])
+        prompts.append(prompt)
+        found.append(parse_image(render(scene, spec), spec))
+    shown = {prompt: [satisfies(objects, prompt) for objects in found] for prompt in set(prompts)}
+    shares: dict[str, list[float]] = {}
+    for number, prompt in enumerate(prompts):
+        others = sum(shown[prompt]) - shown[prompt][number]
+        shares.setdefault(prompt.category, []).append(others / (num_scenes - 1))
+    scores = {category: float(np.mean(each)) for category, each in shares.items()}
+    return scores | {"overall": float(np.mean(list(scores.values())))}
 
 
 def parser_accuracy(
