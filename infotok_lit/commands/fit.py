@@ -45,7 +45,12 @@ HELP = """Fine-tune, or measure, what a configuration describes: a model, data a
   {program} {command} --config harmon/0.5b --config data/folder      shipped configurations, laid over one another
   {program} {command} --config mine.yaml --trainer.max_steps 100     a file of your own, and a single setting
 
-Configurations are files, or names below configs/; later ones win. Below are the options of the model (HarmonModule; for
+Mostly set: --trainer.max_steps, --trainer.val_check_interval (in batches), --trainer.devices, --trainer.precision,
+--data.init_args.understanding_batch_size and generation_batch_size, --model.init_args.init_from (initial weights),
+--model.init_args.optimiser.lr, --model.init_args.objective.terms ([] for plain fine-tuning), --ckpt_path last (go on
+with an earlier run), and --trainer.logger.init_args.name (a run's folder is runs/NAME/version_N).
+
+Configurations are files, or names below configs/; later ones win. Below are all options of the model (HarmonModule; for
 another: --model.help CLASS_PATH), of the data, and of Lightning's trainer. --print_config prints what they come to."""
 
 
