@@ -115,6 +115,13 @@ def check_batches(config: Namespace, trainer: Trainer) -> None:
 
 def warn_of_odd_settings(config: Namespace) -> None:
     """Warn of what can be run and is hardly meant."""
+    batches, per_step = config.trainer.limit_train_batches, config.trainer.accumulate_grad_batches
+    if isinstance(batches, int) and batches % per_step:
+        rank_zero_warn(
+            f"trainer.accumulate_grad_batches, {per_step}, does not divide trainer.limit_train_batches, {batches}: the "
+            f"last step of each epoch has {batches % per_step} of {per_step} batches, and a gradient that is so much "
+            "smaller"
+        )
     optimiser, steps = config.get("model.init_args.optimiser"), config.trainer.max_steps
     if optimiser is None:
         return

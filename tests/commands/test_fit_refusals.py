@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from jsonargparse import Namespace
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import FSDPStrategy
 
 from infotok_lit.cli import main
 from infotok_lit.commands.fit import InfoTokCLI
+from infotok_lit.commands.fit_checks import warn_of_odd_settings
 from infotok_lit.errors import SettingsError
 from infotok_lit.modules.optimiser import refuse_trainer
 
@@ -246,3 +248,14 @@ def test_slurm_must_start_the_processes_that_the_trainer_needs(monkeypatch, slur
     assert message in str(refused.value)
     monkeypatch.setenv("SLURM_JOB_NAME", "interactive")
     assert InfoTokCLI(arguments, run=False).trainer.num_devices == devices
+
+
+@pytest.mark.parametrize(("batches", "warned"), [(5, True), (6, False), (1.0, False), (None, False)])
+def test_a_step_that_an_epoch_cuts_short_is_warned_of(batches, warned) -> None:
+    """Lightning divides its gradient by accumulate_grad_batches all the same."""
+    config = Namespace(trainer=Namespace(limit_train_batches=batches, accumulate_grad_batches=3, max_steps=9))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        warn_of_odd_settings(config)
+    said = [str(warning.message) for warning in caught]
+    assert any("the last step of each epoch has 2 of 3 batches" in text for text in said) == warned
