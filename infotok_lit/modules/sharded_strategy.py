@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 
 from infotok_lit.checkpoints import CHECKPOINT_KEY, SHOWN, CheckpointError, read_pickle
 from infotok_lit.files import PART, staging_path
+from infotok_lit.modules.base_model import AVERAGE
 from infotok_lit.modules.run_checkpoint import BASE_PREFIX
 from infotok_lit.modules.sharding import own_share
 from infotok_lit.sharded_checkpoints import (
@@ -128,6 +129,11 @@ def _refuse_misfit(own: Mapping[str, Any], held: Mapping[str, Any], path: Path) 
     torch.distributed.checkpoint leaves alone what is not asked for, and raises no Exception for what is missing.
     """
     wrong = sorted(own.keys() ^ held.keys()) or [name for name in own if own[name] != held[name]]
+    if wrong and all(name.startswith(f"{AVERAGE}.") for name in wrong):
+        raise CheckpointError(
+            f"{path} holds no moving average of these weights, and under FSDP2 none begins there: leave out --config "
+            "trainer/weight_average, or start anew from its weights with model.init_from"
+        )
     if wrong:
         more = f" and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
         names = f"{', '.join(wrong[:SHOWN])}{more}"

@@ -22,6 +22,7 @@ from tiny import FAMILIES, TinyModule, tiny_model
 from infotok_lit.checkpoints import CheckpointError, find_checkpoint, newest_checkpoint, read_run, run_checkpoint
 from infotok_lit.cli import main as command_line
 from infotok_lit.modules.base_model import rebuild_base
+from infotok_lit.modules.sharded_strategy import _refuse_misfit
 from infotok_lit.modules.sharding import repeated_blocks
 from infotok_lit.sharded_checkpoints import read_sharded
 
@@ -162,6 +163,12 @@ def test_a_file_without_frozen_weights_goes_on(alone) -> None:
 def test_a_folder_that_does_not_fit_is_refused(alone, name, words) -> None:
     """torch would leave what is not asked for where it is, and the run would go on without it."""
     assert re.search(words, (alone / f"{name}.txt").read_text())
+
+
+def test_an_average_that_the_run_did_not_keep_is_named_with_the_mend() -> None:
+    own = dict.fromkeys(("base.x", "weight_average.base.x"), torch.Size([2]))
+    with pytest.raises(CheckpointError, match="step=4 holds no moving average.*leave out --config trainer/weight_ave"):
+        _refuse_misfit(own, {"base.x": torch.Size([2])}, Path("step=4"))
 
 
 def test_one_process_goes_on_with_what_two_left(runs, tmp_path) -> None:
