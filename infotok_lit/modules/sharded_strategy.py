@@ -129,7 +129,8 @@ def _refuse_misfit(own: Mapping[str, Any], held: Mapping[str, Any], path: Path) 
     torch.distributed.checkpoint leaves alone what is not asked for, and raises no Exception for what is missing.
     """
     wrong = sorted(own.keys() ^ held.keys()) or [name for name in own if own[name] != held[name]]
-    if wrong and all(name.startswith(f"{AVERAGE}.") for name in wrong):
+    averages = {name for name in own if name.startswith(f"{AVERAGE}.")}
+    if wrong and averages == set(wrong) and not any(name.startswith(f"{AVERAGE}.") for name in held):
         raise CheckpointError(
             f"{path} holds no moving average of these weights, and under FSDP2 none begins there: leave out --config "
             "trainer/weight_average, or start anew from its weights with model.init_from"
