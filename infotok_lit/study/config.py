@@ -263,10 +263,19 @@ class Study:
     def _check_overrides(self) -> None:
         """Refuse settings that the study itself sets: they would change what is measured, or nothing at all."""
         for what, names in self._overridden():
+            if "trainer" in names:
+                raise SettingsError(
+                    f"{what}: trainer cannot be set whole; set what it holds, as trainer.precision: 16-mixed"
+                )
             if "trainer.max_steps" in names:
                 raise SettingsError(
                     f"{what}: trainer.max_steps cannot be set there, as all runs are measured after `steps` of the "
                     "study; set that, or make it another study"
+                )
+            if any(name.split(".")[:2] == ["trainer", "logger"] for name in names):
+                raise SettingsError(
+                    f"{what}: trainer.logger cannot be set there, as each run logs into its own folder below `out`, "
+                    "from where the report reads it; leave it out"
                 )
             for name in self.seeded:
                 if name in names:

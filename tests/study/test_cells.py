@@ -135,6 +135,9 @@ def test_a_missing_file_is_named(study) -> None:
         ({"rows": {"a": Row(control_of="a")}}, "rows.a.control_of: a row always equals itself"),
         ({"overrides": {"trainer.max_steps": 60}}, "^overrides: trainer.max_steps cannot be set there"),
         ({"rows": {"a": Row(overrides={"trainer.max_steps": 60})}}, "^rows.a.overrides: trainer.max_steps cannot"),
+        ({"overrides": {"trainer": {"max_steps": 60}}}, "^overrides: trainer cannot be set whole"),
+        ({"overrides": {"trainer.logger": False}}, "^overrides: trainer.logger cannot be set there"),
+        ({"overrides": {"trainer.logger.init_args.name": "x"}}, "^overrides: trainer.logger cannot be set there"),
         (
             {"search": Search({"trainer.max_steps": Dimension(choices=[30, 60])}, ["answers"], sampler="grid")},
             "^search.space: trainer.max_steps cannot",
