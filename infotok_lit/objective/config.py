@@ -95,7 +95,7 @@ class ObjectiveConfig:
         estimator: `variational` (the paper) bounds the three informations in nats with heads of their own; `hsic`
             measures the same three dependencies by normalised HSIC with Gaussian kernels, each dimensionless in [0, 1],
             on the mean token and without any head. It reads `terms`, `branches`, `balance`, the weights, `placebo`,
-            `warmup_steps` and `hsic`; the rest belongs to `variational`.
+            `warmup_steps`, `compactness_warmup_steps` and `hsic`; the rest belongs to `variational`.
         hsic: Settings of the estimator `hsic`.
         bottleneck: `projected` (the paper) puts the noise on a projection that only training sees; `inline` puts it on
             the tokens that the model itself consumes, whose own losses then are the sufficiency term.

@@ -28,7 +28,7 @@ class RateConfig:
     Args:
         strategy: `elboema` is the paper's rule: a base rate times the clip's error over the running mean of errors.
             `elbo`, of the released configuration, comes down to the base rate alone, whatever the clip. `uniform` draws
-            from [1/16, 1). `static` keeps everything.
+            from [0, 1), and takes 1/16 at least. `static` keeps everything.
         bases: the base rates that are drawn from, evenly: the paper's Flex set; a single one for a fixed budget.
         mean_factor: what the running mean keeps of itself at each step: 0.99 in the paper, 0.95 in the official code.
         bias_correction: start the running mean without bias. The official code does not, so that its first clips all
