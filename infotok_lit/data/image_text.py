@@ -91,6 +91,9 @@ class ImageTextSource(Source):
     caption; all are equally likely. Generation draws the image from one of its captions.
     """
 
+    _needed_image = "an image"
+    """What rows without one are told to have."""
+
     def __init__(self, label: str, rows: PackedRows, serves: Sequence[Collection[Branch]], options: SampleOptions):
         self._label = label
         self._rows = rows
@@ -123,8 +126,8 @@ class ImageTextSource(Source):
             if branch == "understanding":
                 fields += ', "qa", "question" with "answer", or "conversations"'
             raise DataError(
-                f"{self._label}: none of its {len(self)} rows can train {branch}, which needs an image and {fields}. "
-                f"Add them, or give {branch} another source."
+                f"{self._label}: none of its {len(self)} rows can train {branch}, which needs {self._needed_image} "
+                f"and {fields}. Add them, or give {branch} another source."
             )
         return count
 
@@ -196,6 +199,7 @@ class ImageTextFolder(SampleOptions, ImageTextSource):
     annotations: str
     images: str | None = None
     captions: str | None = None
+    _needed_image = '"image" (the path of its file)'
 
     def __post_init__(self) -> None:
         path, options = Path(self.annotations), self.sample_options()

@@ -134,6 +134,14 @@ def test_question_rows_in_jsonl_with_other_image_folder(tmp_path):
         source.branch_length("generation")
 
 
+def test_rows_that_name_their_image_by_another_key_are_told_the_right_one(tmp_path):
+    picture(tmp_path / "a.png")
+    rows = tmp_path / "metadata.jsonl"
+    rows.write_text('{"file_name": "a.png", "text": "red"}\n')
+    with pytest.raises(ValueError, match=r'generation, which needs "image" \(.*\) and "text" or'):
+        ImageTextFolder(str(rows), caption_key="text").branch_length("generation")
+
+
 def test_harmon_data_info(tmp_path):
     picture(tmp_path / "images" / "a.png", "blue")
     picture(tmp_path / "images" / "b.png", "green")
