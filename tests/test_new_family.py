@@ -105,6 +105,15 @@ def test_what_the_frame_offers_is_there(run, options) -> None:
     assert main(["fit", "--config", str(TOY / "toy.yaml"), "--trainer.callbacks", "[]", *options]) == 0
 
 
+def test_what_asks_for_more_of_a_family_is_refused_by_name(run, tmp_path, capsys) -> None:
+    for command, wanted in (
+        (["cache", "--out", str(tmp_path / "latents")], "encoded_branches"),
+        (["fit", "--config", "objective/capacity"], "capacity_bits"),
+    ):
+        assert cli.main([command[0], "--config", str(TOY / "toy.yaml"), *command[1:]]) == 2
+        assert wanted in capsys.readouterr().err
+
+
 def test_the_guide_names_every_file_of_the_example() -> None:
     text = GUIDE.read_text()
     for path in [*TOY.rglob("*.py"), *TOY.rglob("*.yaml")]:

@@ -308,7 +308,10 @@ def encoding_of(base: UnifiedModel) -> Encoding:
     """What a cache of a model's latents belongs to; SettingsError for a family that takes none."""
     branches = family(base.family).encoded_branches
     if not branches:
-        raise SettingsError(f"{base.title} takes no latents from a cache: leave out data.latents")
+        raise SettingsError(
+            f"{base.title} takes no latents from a cache, as its family has no encoded_branches: do without `cache` "
+            "and data.latents"
+        )
     config = base.config.autoencoder
     digest = autoencoder_digest(config, base.autoencoder)
     return Encoding(base.family, base.config.image_size, config.kind, digest, branches)
