@@ -191,7 +191,8 @@ class ImageTextFolder(SampleOptions, ImageTextSource):
     JSON file of its own (Harmon's data_info.json).
 
     Args:
-        annotations: A JSON list, a JSONL file, or a folder of such files. Each row names its "image".
+        annotations: A JSON list, a JSONL file, or a folder of such files. Each row names its "image", or "file_name" as
+            Hugging Face's ImageFolder has it.
         images: The folder that image paths are relative to; default: the folder of the annotations.
         captions: The folder that "annotation" paths are relative to; default: the folder of the annotations.
     """
@@ -210,7 +211,7 @@ class ImageTextFolder(SampleOptions, ImageTextSource):
         rows = [
             {"broken": row.reason}
             if isinstance(row, UnreadableRow)
-            else {key: row[key] for key in kept_keys if key in row}
+            else {key: row[key] for key in kept_keys if key in row} | _image_of(row)
             for row in read_rows(path)
         ]
         serves = [_branches(row, options) for row in rows]
@@ -242,6 +243,10 @@ class ImageTextFolder(SampleOptions, ImageTextSource):
                 found = (self._images / name).stat()
                 first[name] = files.setdefault((found.st_dev, found.st_ino), name)
         return [first.get(name, name) for name in names]
+
+
+def _image_of(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {"image": row["file_name"]} if "image" not in row and "file_name" in row else {}
 
 
 def _branches(row: Mapping[str, Any], options: SampleOptions) -> tuple[Branch, ...]:

@@ -137,9 +137,19 @@ def test_question_rows_in_jsonl_with_other_image_folder(tmp_path):
 def test_rows_that_name_their_image_by_another_key_are_told_the_right_one(tmp_path):
     picture(tmp_path / "a.png")
     rows = tmp_path / "metadata.jsonl"
-    rows.write_text('{"file_name": "a.png", "text": "red"}\n')
+    rows.write_text('{"path": "a.png", "text": "red"}\n')
     with pytest.raises(ValueError, match=r'generation, which needs "image" \(.*\) and "text" or'):
         ImageTextFolder(str(rows), caption_key="text").branch_length("generation")
+
+
+def test_metadata_of_a_hugging_face_image_folder(tmp_path):
+    picture(tmp_path / "train" / "a.png", "blue")
+    rows = tmp_path / "train" / "metadata.jsonl"
+    rows.write_text('{"file_name": "a.png", "text": "a blue square", "license": "MIT"}\n')
+    source = ImageTextFolder(str(rows), caption_key="text")
+    assert source.branch_length("understanding") == source.branch_length("generation") == 1
+    sample = source.sample("generation", 0, np.random.default_rng(0))
+    assert (sample.caption, sample.image.getpixel((0, 0))) == ("a blue square", (0, 0, 255))
 
 
 def test_harmon_data_info(tmp_path):
