@@ -20,6 +20,7 @@ from infotok_lit.batch import BrokenSampleError
 from infotok_lit.data.image_file import read_image
 from infotok_lit.errors import DataError, MissingFileError, SettingsError
 from infotok_lit.files import check_target, whole_file, whole_folder
+from infotok_lit.video.frame_pixels import upright
 
 FRAME_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".m4v", ".gif", ".mpg", ".mpeg", ".ts")
@@ -169,12 +170,6 @@ def _pixels(frames: Iterable[Any]) -> Iterator[np.ndarray]:
     for frame in frames:
         size = size or {"width": frame.width, "height": frame.height}
         yield upright(frame, size)
-
-
-def upright(frame: Any, size: dict[str, int]) -> np.ndarray:
-    """A decoded frame as uint8 (H, W, 3) RGB, turned as its file asks for."""
-    pixels = frame.to_ndarray(format="rgb24", **size)
-    return np.ascontiguousarray(np.rot90(pixels, k=round(frame.rotation / 90)))
 
 
 def read_part(source: Path | bytes, start: float, frames: int, name: str) -> np.ndarray:

@@ -113,20 +113,29 @@ def test_clips_of_broadcasts_come_from_everywhere(tmp_path, name: str, codec: st
 
 
 def test_a_video_is_turned_as_its_file_asks(tmp_path) -> None:
-    """A telephone that is held upright writes lying frames, and a matrix."""
+    """A telephone that is held upright writes lying frames, and a matrix; its front camera may mirror."""
     pytest.importorskip("av", reason="needs the extra `video`")
     write_video(tmp_path / "lying.mp4", SMOOTH, Fraction(25))
     lying = next(read_video(tmp_path / "lying.mp4").frames)
     content = bytearray((tmp_path / "lying.mp4").read_bytes())
     matrix = content.find(b"tkhd") + 44
-    for name, cos, sin, turned in (("clockwise", 0, 1, -1), ("over", -1, 0, 2), ("counter", 0, -1, 1)):
-        content[matrix : matrix + 36] = struct.pack(
-            ">9i", *(65536 * part for part in (cos, sin, 0, -sin, cos, 0, 0, 0, 16384))
-        )
+    across = lying.swapaxes(0, 1)
+    for name, (a, b, c, d), wanted in (
+        ("clockwise", (0, 1, -1, 0), np.rot90(lying, -1)),
+        ("over", (-1, 0, 0, -1), np.rot90(lying, 2)),
+        ("counter", (0, -1, 1, 0), np.rot90(lying, 1)),
+        ("mirrored", (-1, 0, 0, 1), lying[:, ::-1]),
+        ("upside down", (1, 0, 0, -1), lying[::-1]),
+        ("transposed", (0, 1, 1, 0), across),
+        ("the other way", (0, -1, -1, 0), across[::-1, ::-1]),
+        ("turned a little", (0.94, 0.34, -0.34, 0.94), lying),
+    ):
+        parts = (int(65536 * part) for part in (a, b, 0, c, d, 0, 0, 0, 16384))
+        content[matrix : matrix + 36] = struct.pack(">9i", *parts)
         path = tmp_path / f"{name}.mp4"
         path.write_bytes(content)
-        assert np.array_equal(next(read_video(path).frames), np.rot90(lying, turned))
-        assert np.array_equal(read_part(path, 0.0, 1, name)[0], np.rot90(lying, turned))
+        assert np.array_equal(next(read_video(path).frames), wanted), name
+        assert np.array_equal(read_part(path, 0.0, 1, name)[0], wanted)
 
 
 @pytest.mark.parametrize(("name", "height"), [("x.mp4", 24), ("odd.mov", 23)])

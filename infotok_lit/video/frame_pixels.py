@@ -1,0 +1,31 @@
+"""The pixels of a decoded frame, turned as its file asks."""
+
+from typing import Any
+
+import numpy as np
+
+MATRIX = "DISPLAYMATRIX"
+"""Under which name a frame keeps its display matrix: 3 x 3 integers; x' = m0 x + m3 y and y' = m1 x + m4 y."""
+
+
+def upright(frame: Any, size: dict[str, int]) -> np.ndarray:
+    """A decoded frame as uint8 (H, W, 3) RGB, turned and mirrored as its file asks.
+
+    Args:
+        frame: PyAV's.
+        size: the width and height to scale it to, before it is turned.
+    """
+    pixels = frame.to_ndarray(format="rgb24", **size)
+    matrix = frame.side_data.get(MATRIX)
+    return pixels if matrix is None else np.ascontiguousarray(turned(pixels, bytes(matrix)))
+
+
+def turned(pixels: np.ndarray, matrix: bytes) -> np.ndarray:
+    """(H, W, C) turned and mirrored by a display matrix, or by the quarter turn that is nearest to it."""
+    x_from_x, y_from_x, _, x_from_y, y_from_y = np.frombuffer(matrix, dtype=np.int32)[:5].tolist()
+    if abs(x_from_x) >= abs(y_from_x):
+        right, down = x_from_x, y_from_y
+    else:  # rows become columns
+        pixels = pixels.swapaxes(0, 1)
+        right, down = x_from_y, y_from_x
+    return pixels[:: -1 if down < 0 else 1, :: -1 if right < 0 else 1]
