@@ -1,21 +1,27 @@
-"""The pixels of a decoded frame, turned as its file asks."""
+"""The pixels of a decoded frame: opaque, and turned as its file asks."""
 
 from typing import Any
 
 import numpy as np
+from PIL import Image
+
+from infotok_lit.data.image_file import to_rgb
 
 MATRIX = "DISPLAYMATRIX"
 """Under which name a frame keeps its display matrix: 3 x 3 integers; x' = m0 x + m3 y and y' = m1 x + m4 y."""
 
 
 def upright(frame: Any, size: dict[str, int]) -> np.ndarray:
-    """A decoded frame as uint8 (H, W, 3) RGB, turned and mirrored as its file asks.
+    """A decoded frame as uint8 (H, W, 3) RGB, turned and mirrored as its file asks; what it lets through is white.
 
     Args:
         frame: PyAV's.
         size: the width and height to scale it to, before it is turned.
     """
-    pixels = frame.to_ndarray(format="rgb24", **size)
+    if any(component.is_alpha for component in frame.format.components):
+        pixels = np.asarray(to_rgb(Image.fromarray(frame.to_ndarray(format="rgba", **size))))
+    else:
+        pixels = frame.to_ndarray(format="rgb24", **size)
     matrix = frame.side_data.get(MATRIX)
     return pixels if matrix is None else np.ascontiguousarray(turned(pixels, bytes(matrix)))
 

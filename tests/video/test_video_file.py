@@ -138,6 +138,23 @@ def test_a_video_is_turned_as_its_file_asks(tmp_path) -> None:
         assert np.array_equal(read_part(path, 0.0, 1, name)[0], wanted)
 
 
+@pytest.mark.parametrize(("name", "codec", "pixel_format"), [("x.mov", "qtrle", "argb"), ("x.mkv", "ffv1", "bgra")])
+def test_a_video_with_transparency_lies_on_white_as_images_do(tmp_path, name, codec, pixel_format) -> None:
+    av = pytest.importorskip("av", reason="needs the extra `video`")
+    layers = np.zeros((3, 16, 32, 4), dtype=np.uint8)
+    layers[..., 0], layers[:, :, 8:16, 3], layers[:, :, 16:, 3] = 200, 51, 255
+    with av.open(str(tmp_path / name), "w") as container:
+        stream = container.add_stream(codec, rate=25)
+        stream.height, stream.width, stream.pix_fmt = 16, 32, pixel_format
+        for layer in layers:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(layer, format="rgba")))
+        container.mux(stream.encode())
+    share = layers[..., 3:] / 255
+    wanted = share * layers[..., :3] + (1 - share) * 255
+    assert np.abs(np.stack(list(read_video(tmp_path / name).frames)) - wanted).max() <= 1
+    assert np.abs(read_part(tmp_path / name, 0.0, 3, name) - wanted).max() <= 1
+
+
 @pytest.mark.parametrize(("name", "height"), [("x.mp4", 24), ("odd.mov", 23)])
 def test_a_written_file_says_what_its_colours_are(tmp_path, name: str, height: int) -> None:
     """Players take a large video that does not say so for BT.709, and show other colours."""
