@@ -35,6 +35,7 @@ from infotok_lit.video.windows import (
     FrameCutter,
     blend,
     in_windows,
+    steps_for,
     to_frames,
     to_pixels,
     window_count,
@@ -79,8 +80,8 @@ class CodecConfig:
 
     def window_for(self, tokenizer: VideoTokenizer) -> int:
         """Frames per window; SettingsError if the tokenizer takes fewer."""
-        # A window is padded to 8 k + 1 frames.
-        longest = (tokenizer.config.max_frames - 1) // 8 * 8 + 1
+        step, _ = steps_for(tokenizer.config)  # a window is padded to step k + 1 frames
+        longest = (tokenizer.config.max_frames - 1) // step * step + 1
         window = min(33, longest) if self.window is None else self.window
         if not self.overlap < window <= longest:
             raise SettingsError(
@@ -242,7 +243,7 @@ def compress(
     with tempfile.TemporaryFile() as file:
         spool, cutter = WindowSpool(file), None
         for clip in in_windows(counted(), *cut[:2]):
-            cutter = FrameCutter(header.height, header.width, config.tile) if cutter is None else cutter
+            cutter = cutter or FrameCutter(header.height, header.width, config.tile, steps_for(tokenizer.config))
             spool.add(encode_window(tokenizer, clip, cutter))
             progress(header.frames)
         if header is None:
@@ -302,7 +303,7 @@ class CompressedVideo:
         self.header = header
         self._tokenizer, self._file, self._name = tokenizer, file, name
         self._start = file.tell()
-        self._cutter = FrameCutter(header.height, header.width, header.tile)
+        self._cutter = FrameCutter(header.height, header.width, header.tile, steps_for(tokenizer.config))
         self._bits = code_bits(tokenizer)
         self._windows = window_count(header.frames, header.window, header.overlap)
 

@@ -12,9 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from infotok_lit.video.tokenizer import VideoTokenizerConfig
+
 TIME_STEP = 8
 SPACE_STEP = 16
-"""Windows are padded to a multiple of 8 and 1 frames, and to sides of multiples of 16, whatever the tokenizer."""
+"""Windows are padded to a multiple of 8 and 1 frames, and to sides of multiples of 16; larger tokens need more."""
 TILE_OVERLAP = 16
 """Pixels over which neighbouring tiles are mixed, at least."""
 
@@ -38,9 +40,19 @@ def in_windows(frames: Iterable[np.ndarray], size: int, overlap: int) -> Iterato
         yield torch.stack(held)
 
 
-def padded_shape(frames: int, height: int, width: int) -> tuple[int, int, int]:
+Steps = tuple[int, int]
+STEPS: Steps = (TIME_STEP, SPACE_STEP)
+
+
+def steps_for(tokenizer: VideoTokenizerConfig) -> Steps:
+    """What the windows of a tokenizer are padded to multiples of; all of these are powers of two."""
+    return max(TIME_STEP, tokenizer.temporal_compression), max(SPACE_STEP, tokenizer.spatial_compression)
+
+
+def padded_shape(frames: int, height: int, width: int, steps: Steps = STEPS) -> tuple[int, int, int]:
     """What `frames` frames of so many pixels are padded to."""
-    return frames + (1 - frames) % TIME_STEP, height + -height % SPACE_STEP, width + -width % SPACE_STEP
+    time, side = steps
+    return frames + (1 - frames) % time, height + -height % side, width + -width % side
 
 
 @dataclass(frozen=True)
@@ -52,10 +64,10 @@ class Padding:
     columns: tuple[int, int]
 
     @classmethod
-    def of(cls, frames: int, height: int, width: int) -> "Padding":
+    def of(cls, frames: int, height: int, width: int, steps: Steps = STEPS) -> "Padding":
         """Split evenly; what is left over goes to the end, the bottom and the right."""
         given = (frames, height, width)
-        missing = (padded - size for padded, size in zip(padded_shape(*given), given, strict=True))
+        missing = (padded - size for padded, size in zip(padded_shape(*given, steps), given, strict=True))
         return cls(*((count // 2, count - count // 2) for count in missing))
 
     def pad(self, clip: Tensor) -> Tensor:
@@ -114,8 +126,8 @@ def tile_weights(tile: int, overlap: int) -> Tensor:
 class FrameCutter:
     """Cuts frames of one size into tiles of one size that a tokenizer takes, and joins them again."""
 
-    def __init__(self, height: int, width: int, tile: int) -> None:
-        self._size = (height, width)
+    def __init__(self, height: int, width: int, tile: int, steps: Steps = STEPS) -> None:
+        self._size, self._steps = (height, width), steps
         self._tile = (min(height, tile), min(width, tile))
         rows, columns = (
             tile_starts(length, tile, TILE_OVERLAP) for length, tile in zip(self._size, self._tile, strict=True)
@@ -124,19 +136,19 @@ class FrameCutter:
 
     def padded_shape(self, frames: int) -> tuple[int, int, int, int]:
         """(tiles, T', h, w): the tiles of a window of `frames` frames, once they are padded."""
-        return (len(self._places), *padded_shape(frames, *self._tile))
+        return (len(self._places), *padded_shape(frames, *self._tile, self._steps))
 
     def cut(self, clip: Tensor) -> Iterator[Tensor]:
         """uint8 (T, H, W, 3) -> padded tiles (1, T', h, w, 3)."""
         height, width = self._tile
-        padding = Padding.of(len(clip), height, width)
+        padding = Padding.of(len(clip), height, width, self._steps)
         for row, column in self._places:
             yield padding.pad(clip[None, :, row : row + height, column : column + width])
 
     def join(self, tiles: Iterable[Tensor], frames: int) -> Tensor:
         """The inverse of `cut`; where tiles overlap, they are mixed."""
         height, width = self._tile
-        padding = Padding.of(frames, height, width)
+        padding = Padding.of(frames, height, width, self._steps)
         if len(self._places) == 1:
             return padding.crop(next(iter(tiles)))[0]
         weight = torch.outer(tile_weights(height, TILE_OVERLAP), tile_weights(width, TILE_OVERLAP))[..., None]

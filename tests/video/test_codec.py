@@ -71,6 +71,12 @@ def test_any_length_and_size_comes_back(tokenizer: VideoTokenizer, shape: tuple,
     assert report.frames == shape[0] and report.pixels == math.prod(shape)
 
 
+def test_tokens_may_be_larger_than_the_steps_of_padding() -> None:
+    wide = replace(TINY, temporal_compression=16, spatial_compression=32, channel_multipliers=(1,) * 6)
+    tokenizer, frames = tiny_tokenizer(wide), noise(20, 20, 70)
+    assert decoded(tokenizer, compressed(tokenizer, frames, overlap=0)).shape == frames.shape
+
+
 def test_the_file_has_the_bits_that_are_claimed(tokenizer: VideoTokenizer) -> None:
     frames = noise(25, 32, 48)
     file = io.BytesIO()
