@@ -1,5 +1,6 @@
 """Clips to train on: folders and tar shards of video files or of frames, cropped and turned at random."""
 
+import re
 import tarfile
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -145,9 +146,11 @@ def _videos_in_tar(path: Path, address: str) -> list[_Video]:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
                 place, piece = Path(member.name), _Piece(path, member.offset_data, member.size)
-                if member.isfile() and place.suffix.lower() in VIDEO_SUFFIXES:
+                if not member.isfile() or any(re.match(r"\.[^.]", part) for part in place.parts):
+                    continue  # hidden: macOS writes `._x.mp4` beside `x.mp4`
+                if place.suffix.lower() in VIDEO_SUFFIXES:
                     videos.append(_Video(f"{address}: {member.name}", (piece,), True))
-                elif member.isfile() and place.suffix.lower() in FRAME_SUFFIXES:
+                elif place.suffix.lower() in FRAME_SUFFIXES:
                     frames.setdefault(place.parent, []).append((place, piece))
     except (tarfile.ReadError, OSError) as error:
         raise DataError(f"{address} is not an uncompressed tar file ({error}); unpack or fetch it again") from error

@@ -62,10 +62,12 @@ def test_shards_hold_folders_of_frames(tmp_path) -> None:
     with tarfile.open(tmp_path / "clips-0.tar", "w") as tar:
         for name, frames in videos.items():
             for number, frame in enumerate(frames):
-                content = png(frame)
-                member = tarfile.TarInfo(f"{name}/frame{number}.png")
-                member.size = len(content)
-                tar.addfile(member, io.BytesIO(content))
+                # Beside each file, macOS's tar puts a hidden one, which is no image.
+                hidden, content = b"\0\5\x16\7 Mac OS X", png(frame)
+                for start, what in (("._", hidden), ("", content)):
+                    member = tarfile.TarInfo(f"./{name}/{start}frame{number}.png")
+                    member.size = len(what)
+                    tar.addfile(member, io.BytesIO(what))
     source = VideoShards(str(tmp_path / "clips-{0..0}.tar"), cache=str(tmp_path / "cache"))
     assert len(source) == 2
     for index, frames in enumerate(videos.values()):
