@@ -1,5 +1,6 @@
 """The pixels of a decoded frame: opaque, and turned as its file asks."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,18 @@ from infotok_lit.data.image_file import to_rgb
 
 MATRIX = "DISPLAYMATRIX"
 """Under which name a frame keeps its display matrix: 3 x 3 integers; x' = m0 x + m3 y and y' = m1 x + m4 y."""
+
+HDR = {16: "PQ", 18: "HLG"}
+"""Transfer functions of HDR, by their numbers in ITU-T H.273."""
+
+
+def not_kept(stream: Any) -> Iterator[str]:
+    """In words, what of a video's look is lost in frames of square pixels with 8 bits."""
+    if (aspect := stream.sample_aspect_ratio or 1) != 1:
+        shape = f"{float(aspect):.3g} times as wide as high"
+        yield f"shows its pixels {shape}, which is not kept: scale it to square ones first"
+    if curve := HDR.get(stream.codec_context.color_trc):
+        yield f"has HDR colours ({curve}), which are not kept, and look pale: convert it to SDR first"
 
 
 def upright(frame: Any, size: dict[str, int]) -> np.ndarray:

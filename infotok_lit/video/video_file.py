@@ -20,7 +20,7 @@ from infotok_lit.batch import BrokenSampleError
 from infotok_lit.data.image_file import read_image
 from infotok_lit.errors import DataError, MissingFileError, SettingsError
 from infotok_lit.files import check_target, whole_file, whole_folder
-from infotok_lit.video.frame_pixels import upright
+from infotok_lit.video.frame_pixels import not_kept, upright
 
 FRAME_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".m4v", ".gif", ".mpg", ".mpeg", ".ts")
@@ -66,7 +66,7 @@ def read_video(path: Path, frame_rate: Fraction = Fraction(25)) -> OpenVideo:
     """A video file, or a folder of image files in the order of their names.
 
     A file that holds fewer frames than it says, or ends sooner, as one does that was cut off, is read with a warning;
-    one that does not say (.mpg, .ts), if its last frame is torn. So is one whose pixels are not square.
+    one that does not say (.mpg, .ts), if its last frame is torn. So is one with pixels that are not square, or HDR.
 
     Args:
         frame_rate: of a folder of frames, and of a file that does not say.
@@ -88,9 +88,8 @@ def read_video(path: Path, frame_rate: Fraction = Fraction(25)) -> OpenVideo:
         container, stream = _open(av, path)
     except (av.FFmpegError, ValueError, OSError) as error:
         raise DataError(f"{path} is not a video that can be read ({error})") from error
-    if (aspect := stream.sample_aspect_ratio or 1) != 1:
-        told = f"its pixels {float(aspect):.3g} times as wide as high, which is not kept: scale it to square ones first"
-        warnings.warn(f"{path} shows {told}", stacklevel=2)
+    for told in not_kept(stream):
+        warnings.warn(f"{path} {told}", stacklevel=2)
     found = stream.average_rate or stream.guessed_rate or frame_rate
     return OpenVideo(_decode(av, container, stream, str(path)), Fraction(found), _told(stream) or None)
 

@@ -198,6 +198,25 @@ def test_a_video_whose_pixels_are_not_square_is_read_with_a_warning(tmp_path) ->
         assert next(read_video(tmp_path / "disc.mpg").frames).shape == (576, 720, 3)
 
 
+def test_a_video_with_hdr_colours_is_read_with_a_warning(tmp_path) -> None:
+    """Telephones film so by default."""
+    av = pytest.importorskip("av", reason="needs the extra `video`")
+    for number, curve in ((1, None), (16, "PQ"), (18, "HLG")):
+        path = tmp_path / f"{number}.mp4"
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream("libx264", rate=25)
+            stream.height, stream.width, stream.pix_fmt = 32, 48, "yuv420p10le"
+            stream.codec_context.color_trc = number
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(SMOOTH[0], format="rgb24")))
+            container.mux(stream.encode())
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            assert len(list(read_video(path).frames)) == 1
+        assert [f"{number}.mp4 has HDR colours ({curve})" in str(warning.message) for warning in caught] == (
+            [] if curve is None else [True]
+        )
+
+
 @pytest.mark.parametrize(("name", "codec"), [("x.ts", "libx264"), ("x.mpg", "mpeg2video")])
 def test_a_broadcast_that_ends_in_a_torn_frame_is_warned_of(tmp_path, name: str, codec: str) -> None:
     """It does not say how much it holds."""
