@@ -140,7 +140,7 @@ class VideoTokenizerModule(pl.LightningModule):
             rates = self.rates.at_mean(errors, mean_rate)[mine].cpu().split([len(part[0]) for part in self._validated])
             quality, kept = [], []
             # Random masks are the same in each validation, and take none of training's random numbers.
-            with isolated_rng(self.global_rank, self.device):
+            with isolated_rng(self.global_rank, self.device), self.trainer.precision_plugin.val_step_context():
                 for (clips, codes, token_map), rate in zip(self._validated, rates, strict=True):
                     mask = keep_clipwide(token_map, rate, self.rates.mask)
                     frames = to_frames(self.tokenizer.decode((codes * mask[:, None]).to(self.device)))

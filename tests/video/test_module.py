@@ -27,7 +27,6 @@ from infotok_lit.errors import SettingsError
 from infotok_lit.modules.optimiser import OptimiserConfig
 from infotok_lit.modules.video_tokenizer import ExportTokenizer, VideoTokenizerModule, rebuild_tokenizer
 from infotok_lit.video.datamodule import ClipDataModule
-from infotok_lit.video.losses import psnr
 from infotok_lit.video.moving_scenes import MovingScenes
 from infotok_lit.video.official import load_tokenizer
 from infotok_lit.video.rates import RateConfig
@@ -63,6 +62,7 @@ def fit(
     rates: RateConfig = RateConfig(),  # noqa: B008 - frozen
     init_from: str | None = None,
     lr: float = 1e-3,
+    precision: str = "32-true",
 ) -> tuple[pl.Trainer, Watch]:
     pl.seed_everything(0, verbose=False)
     watch = Watch(crash_at)
@@ -71,6 +71,7 @@ def fit(
         devices=1,
         max_steps=steps,
         max_epochs=1,
+        precision=precision,
         val_check_interval=3,
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
@@ -149,6 +150,13 @@ def test_validation_reports_quality_at_each_rate(whole) -> None:
     assert 0.5 - 2 / 32 < metrics["val/kept_0.5"] < 0.53
     assert metrics["val/kept_1"] == pytest.approx(31 / 32)
     assert all(math.isfinite(metrics[f"val/psnr_{rate}"]) for rate in ("1", "0.5"))
+
+
+def test_mixed_precision_trains_and_validates_to_about_the_same(whole, tmp_path) -> None:
+    _, trainer, _ = whole
+    mixed, _ = fit(tmp_path, precision="bf16-mixed")
+    for name in ("val/psnr_1", "val/psnr_0.5"):
+        assert float(mixed.callback_metrics[name]) == pytest.approx(float(trainer.callback_metrics[name]), abs=0.3)
 
 
 def test_random_masks_of_validation_are_always_the_same_and_none_of_trainings(tmp_path) -> None:
@@ -266,13 +274,6 @@ def test_two_processes_are_one_with_the_whole_batch(tmp_path) -> None:
 def test_settings_that_cannot_be_are_refused(arguments: dict, said: str) -> None:
     with pytest.raises((SettingsError, CheckpointError), match=said):
         VideoTokenizerModule(**arguments)
-
-
-def test_psnr_is_its_definition() -> None:
-    a = torch.zeros(2, 1, 2, 2, 3, dtype=torch.uint8)
-    b = a.clone()
-    b[0] = 10
-    assert psnr(a, b).tolist() == pytest.approx([20 * math.log10(255 / 10), 100.0])
 
 
 def test_the_configuration_that_ships_takes_a_step(tmp_path, monkeypatch) -> None:

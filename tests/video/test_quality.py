@@ -1,6 +1,7 @@
 """Rate and distortion against their definitions, on streams that were really written."""
 
 import csv
+import math
 import shutil
 from fractions import Fraction
 from types import SimpleNamespace
@@ -16,7 +17,7 @@ from infotok_lit.cli import main as command_line
 from infotok_lit.commands.compress import CuttingOptions
 from infotok_lit.commands.rate_distortion import rate_distortion
 from infotok_lit.video.codec import CodecConfig, compress, read_stream
-from infotok_lit.video.losses import SCALE, SHIFT, Vgg16Features
+from infotok_lit.video.losses import SCALE, SHIFT, Vgg16Features, psnr
 from infotok_lit.video.official import export_tokenizer
 from infotok_lit.video.quality import Lpips, means_by_rate, measure_quality
 from infotok_lit.video.video_file import OpenVideo, write_video
@@ -37,6 +38,13 @@ def test_quality_is_that_of_the_decoded_stream(tmp_path) -> None:
     assert 0 < row.ssim < 0.5 and row.lpips is None
     small = measure_quality(tokenizer, "x", lambda: OpenVideo(iter(noise(1, 8, 8)), Fraction(25), 1), CodecConfig())
     assert small.ssim is None
+
+
+def test_psnr_is_its_definition() -> None:
+    a = torch.zeros(2, 1, 2, 2, 3, dtype=torch.uint8)
+    b = a.clone()
+    b[0] = 10
+    assert psnr(a, b).tolist() == pytest.approx([20 * math.log10(255 / 10), 100.0])
 
 
 def test_lpips_is_its_definition(tmp_path) -> None:
