@@ -192,6 +192,15 @@ class ObjectiveConfig:
             raise SettingsError("branches is empty while terms are on; name a branch, or set terms to [].")
         if self.bottleneck == "inline" and "compactness" not in self.terms:
             raise SettingsError("bottleneck inline is noise priced by its rate; add compactness to terms.")
+        for branch in self.branches if self.bottleneck == "inline" else ():
+            acting = self.active_terms(branch)
+            if acting and "compactness" not in acting:
+                raise SettingsError(
+                    f"{branch}: bottleneck inline is noise priced by its rate, and compactness is off in this branch; "
+                    f"raise balance.{branch}.compactness, or take {branch} out of branches."
+                )
+        if {*self.terms} <= {*RIVALS} and "generation" not in self.branches:
+            raise SettingsError(f"{', '.join(self.terms)}: this acts in generation only; add generation to branches.")
         if not any(self.active_terms(branch) for branch in self.branches):
             raise SettingsError(
                 "every term that is on has weight 0; raise lambda_, alpha, beta or a share of balance, or set terms "

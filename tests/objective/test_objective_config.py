@@ -3,6 +3,7 @@
 import pytest
 
 from infotok_lit.objective.alignment import NegativesConfig
+from infotok_lit.objective.balance import BalanceConfig, Shares
 from infotok_lit.objective.compactness import ProjectionConfig
 from infotok_lit.objective.config import BranchWeights, ObjectiveConfig
 from infotok_lit.objective.constraint import DualConfig
@@ -20,6 +21,18 @@ REFUSED = {
     "inline without its price": (
         lambda: ObjectiveConfig(terms=("alignment",), bottleneck="inline"),
         "add compactness to terms",
+    ),
+    "inline without its price in a branch": (
+        lambda: ObjectiveConfig(
+            terms=("compactness", "alignment"),
+            bottleneck="inline",
+            balance=BalanceConfig(generation=Shares(compactness=0.0, alignment=0.3)),
+        ),
+        "generation: .* compactness is off in this branch; raise balance.generation.compactness",
+    ),
+    "a rival where it does not act": (
+        lambda: ObjectiveConfig(terms=("captioning",), branches=("understanding",)),
+        "captioning: this acts in generation only; add generation to branches",
     ),
     "negative lambda": (lambda: BranchWeights(lambda_=-1.0), "lambda_ is -1.0"),
     "terms without weight": (
