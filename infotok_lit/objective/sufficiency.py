@@ -214,7 +214,10 @@ def other_images(branch: Branch, output: BranchOutput) -> tuple[Tensor, Tensor]:
     Another answer for understanding, another caption for generation; the next such row, so that all take part.
     """
     if branch == "understanding":
-        answers = torch.where(answer_words(output), output.text.ids, -1)
+        words = answer_words(output)
+        # Answers side by side, whatever the length of the question before each.
+        order = words.int().argsort(dim=1, descending=True, stable=True)
+        answers = torch.where(words, output.text.ids, -1).gather(1, order)
         same = (answers[:, None] == answers).all(-1)
     else:
         same = output.text.key[:, None] == output.text.key

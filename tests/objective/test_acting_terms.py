@@ -71,6 +71,18 @@ def test_another_image_has_another_answer(make_inputs):
     assert rows.tolist() == [2, 2, 3, 2] and differs.all()
 
 
+def test_the_same_answer_to_a_longer_question_is_no_other_answer(make_inputs):
+    text_ids = torch.tensor([[3, 7, 9, 0, 0], [3, 4, 7, 9, 0], [4, 4, 4, 7, 0], [5, 7, 9, 0, 0]])
+    position, questions, answers = torch.arange(5), torch.tensor([1, 2, 3, 1]), torch.tensor([2, 2, 1, 2])
+    text_mask = position < (questions + answers)[:, None]
+    target_mask = text_mask & (position >= questions[:, None])
+    inputs = changed(make_inputs(batch=4), text_ids=text_ids, text_mask=text_mask, target_mask=target_mask)
+    spoken = [tuple(row[mask].tolist()) for row, mask in zip(text_ids, target_mask, strict=True)]
+    rows, differs = other_images("understanding", inputs)
+    assert differs.all()
+    assert all(spoken[row] != spoken[image] for image, row in enumerate(rows.tolist())), (spoken, rows)
+
+
 def test_inertness_is_said_in_words():
     assert inert_message("understanding", 0.2, 0.01) is None
     assert inert_message("generation", 0.004, 0.001) is None
