@@ -125,12 +125,14 @@ def weight_report(terms: Mapping[Term, Tensor]) -> dict[str, Tensor]:
 def balance_report(balance: Balance, weights: Mapping[Term, Tensor | float], lambda_: float) -> dict[str, Tensor]:
     """The measured pulls, and the lambda, alpha and beta that amount to the weights which balance has found.
 
-    rho is what a term pulls now, weight included, as a share of the task's pull.
+    rho is what a term pulls now, weight included, as a share of the task's pull; NaN where the task pulls on nothing.
     """
     task, *pulls = balance.pulls()
     report = {"pull_task": task}
     for term, pull in zip(balance.shares, pulls, strict=True):
-        report[f"rho_{term}"] = weights[term] * pull / task.clamp(min=torch.finfo(task.dtype).tiny)
+        rho = weights[term] * pull / task.clamp(min=torch.finfo(task.dtype).tiny)
+        # Of a task that pulls on nothing there is no share; of what was never measured it is 0.
+        report[f"rho_{term}"] = torch.where((task == 0) & (pull > 0), torch.nan, rho)
     # Numbers are written on the device: to copy one there would wait for it.
     values = {
         term: weight if isinstance(weight, Tensor) else torch.full_like(task, weight)

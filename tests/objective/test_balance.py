@@ -178,9 +178,12 @@ def test_a_task_that_pulls_on_nothing_is_said(make_infotok, make_inputs):
     infotok, inputs = make_infotok(CONFIG), make_inputs()
     balance = infotok.balances["generation"]
     assert balance.silent_task_message("generation") is None
-    path = infotok.path("generation", 0)
-    infotok("generation", inputs, step=0, path=path, noise=NOISE).loss.backward()
-    infotok.finish_step()
+    for step in range(2):
+        path = infotok.path("generation", step)
+        objective = infotok("generation", inputs, step=step, path=path, noise=NOISE)
+        objective.loss.backward()
+        infotok.finish_step()
+    assert all(objective.report[f"rho_{term}"].isnan() for term in RHO), "a share of nothing is no number"
     assert "generation: the task sends no gradient into the shared tokens" in balance.silent_task_message("generation")
 
 
