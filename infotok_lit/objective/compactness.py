@@ -115,17 +115,20 @@ class InlineBottleneck:
 
     Attributes:
         posterior: that of the tokens it was called with; None before.
+        tokens: these in float32, from which terms are computed; None before.
     """
 
     def __init__(self, projection: Projection, noise: Tensor | None = None) -> None:
         self.projection = projection
         self.noise = noise
         self.posterior: Posterior | None = None
+        self.tokens: Tensor | None = None
 
     def __call__(self, tokens: Tensor) -> Tensor:
         """(B, N, D) -> (B, N, D), same dtype."""
         with torch.autocast(tokens.device.type, enabled=False):
-            self.posterior = self.projection(tokens)
+            self.tokens = tokens.float()
+            self.posterior = self.projection(self.tokens)
             return self.posterior.rsample(self.noise).to(tokens.dtype)
 
 

@@ -132,11 +132,11 @@ class InfoTok(nn.Module):
         if branch not in self.heads:
             return BranchObjective()
         _check_shapes(output, self.widths[branch])
-        tokens = output.tokens
+        tokens = _in_float32(output, path)
         if self.config.placebo:
             tokens = tokens.detach().requires_grad_(torch.is_grad_enabled())
         # Outside the block below: the model reads at the precision that it trains with.
-        caption = self._caption(branch, tokens, read_caption)
+        caption = self._caption(branch, tokens, output.tokens.dtype, read_caption)
         with torch.autocast(tokens.device.type, enabled=False):
             measured = self._measure(branch, tokens, output, path, pixel_values, understood, caption, noise)
             weights = self._weights(branch, step)
@@ -214,12 +214,14 @@ class InfoTok(nn.Module):
             raise ValueError("The inline bottleneck draws its noise in the model; give noise to path() instead.")
         return head(tokens, _inline_posterior(branch, output, path), output, None, understood, caption)
 
-    def _caption(self, branch: Branch, tokens: Tensor, read: CaptionReader | None) -> TermNats | None:
+    def _caption(
+        self, branch: Branch, tokens: Tensor, dtype: torch.dtype, read: CaptionReader | None
+    ) -> TermNats | None:
         if "captioning" not in self.config.active_terms(branch):
             return None
         if read is None:
             raise ValueError("captioning asks the model for its captions; give read_caption.")
-        return captioning(tokens, read)
+        return captioning(tokens, lambda seen: read(seen.to(dtype)))
 
     def _weights(self, branch: Branch, step: int) -> dict[Term, Tensor | float]:
         """The factor of each active term in the total loss at a step, which may move a constraint's."""
@@ -247,6 +249,15 @@ def _constraint(branch: Branch, config: ObjectiveConfig) -> Constraint | None:
     if weights.constrained == "compactness":
         return Constraint("compactness", RATE, weights.rate_budget_bits, 1.0, config.dual)
     return Constraint("sufficiency", SUFFICIENCY, weights.sufficiency_target_nats, weights.beta, config.dual)
+
+
+def _in_float32(output: BranchOutput, path: TokenPath | None) -> Tensor:
+    """The shared tokens, of which terms are made and at which their gradients are measured.
+
+    At tokens of 16 bits these would be rounded, in float16 often to zero.
+    """
+    seen = None if path is None or path.inline is None else path.inline.tokens
+    return output.tokens.float() if seen is None else seen
 
 
 def _inline_posterior(branch: Branch, output: BranchOutput, path: TokenPath | None) -> Posterior:

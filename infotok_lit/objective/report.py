@@ -194,7 +194,7 @@ def gradient_norms(terms: Mapping[str, Tensor], tokens: Tensor) -> dict[str, Ten
 
     Args:
         terms: name -> scalar with its graph; e.g. `BranchObjective.terms`, or the loss under a name.
-        tokens: (B, N, D), the very tensor that the objective was given.
+        tokens: (B, N, D), those of the `BranchObjective`.
 
     Returns:
         name -> scalar; 0 where a term does not reach the tokens or the encoder is frozen.

@@ -75,7 +75,7 @@ class BranchObjective:
     report: dict[str, Tensor] = field(default_factory=dict)
     """Raw numbers, detached and global; docs/objective.md names their units."""
     tokens: Tensor | None = None
-    """(B, N, D): what the terms were computed from, for gradients: the shared tokens, or a placebo's copy of them."""
+    """(B, N, D) float32: what the terms were computed from, for gradients: the shared tokens, or a placebo's copy."""
     token_rates: Tensor | None = None
     """(B, N) bits per token, detached; None without a posterior."""
     unit_rates: Tensor | None = None

@@ -91,6 +91,24 @@ def test_how_the_backward_pass_is_scaled_does_not_matter(make_infotok, make_inpu
     assert shares_of(infotok, inputs, step=2) == pytest.approx(RHO, rel=1e-4)
 
 
+@pytest.mark.parametrize("bottleneck", ["projected", "inline"])
+def test_small_gradients_at_tokens_of_16_bits_are_measured_as_in_float32(bottleneck, make_infotok, make_inputs):
+    """As with the many tokens of a full size, whose gradients float16 rounds to zero without a GradScaler's factor."""
+    found, shares = [], Shares(compactness=0.03, alignment=0.3)
+    config = replace(CONFIG, bottleneck=bottleneck, terms=("compactness", "alignment"))
+    config = replace(config, balance=BalanceConfig(shares, shares, highest=1e12))
+    for dtype in (torch.float32, torch.float16):
+        infotok, inputs = make_infotok(config), make_inputs()
+        inputs.tokens = inputs.tokens.detach().half().to(dtype).requires_grad_()
+        inputs.layout = replace(inputs.layout, grid=(2**12, 2**12))
+        path = infotok.path("generation", 0, noise=torch.zeros(3, 5, 16))
+        task = 2.0**10 * task_of(path(inputs.tokens).float())
+        (task + 2.0**10 * infotok("generation", inputs, step=0, path=path).loss).backward()
+        infotok.finish_step()
+        found.append({term: value.item() for term, value in infotok.balances["generation"].factors().items()})
+    assert found[1] == pytest.approx(found[0], rel=0.01)
+
+
 def test_accumulated_passes_count_together_and_old_steps_fade(make_infotok, make_inputs):
     infotok = make_infotok(replace(CONFIG, balance=replace(CONFIG.balance, decay=0.75)))
     balance, squares = infotok.balances["generation"], []
