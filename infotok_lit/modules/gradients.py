@@ -143,11 +143,13 @@ def encoder_pulls(
         (pull,) = torch.autograd.grad(value, objective.tokens, retain_graph=True, allow_unused=True)
         if pull is None:
             continue
-        asked = _gradients(tokens, base, heads, encoder, pull.to(tokens.dtype))
+        # At tokens of 16 bits small gradients would be rounded to zero: they pass the encoder at a size of 1.
+        size = pull.new_ones(()) if tokens.dtype == pull.dtype else global_sum(pull.abs().amax()).clamp(min=TINY)
+        asked = _gradients(tokens, base, heads, encoder, (pull / size).to(tokens.dtype))
         if not asked:
             continue
         asked_norm = _inner(asked, asked).sqrt()
-        found[f"rho/{term}"] = asked_norm / wanted_norm
+        found[f"rho/{term}"] = asked_norm * size / wanted_norm
         found[f"cosine/{term}"] = _inner(asked, wanted) / (asked_norm * wanted_norm).clamp(min=TINY)
     return found
 
