@@ -166,8 +166,10 @@ def sizes_of(module: "InfoTokModule") -> Sizes:
     own = [(name, one) for name, one in module.named_parameters() if not name.startswith("base.autoencoder.")]
     weights = _bytes(parameter for _, parameter in own)
     blocks = [_bytes(block.parameters()) for block in repeated_blocks(module.base)]
-    frozen = {name for name, one in module.named_parameters() if not one.requires_grad}
-    saved = sum(tensor.nbytes for name, tensor in module.state_dict().items() if name not in frozen)
+    # Tied weights have several names, under which a checkpoint leaves them out, or holds them once.
+    frozen = {name for name, one in module.named_parameters(remove_duplicate=False) if not one.requires_grad}
+    state = module.state_dict(keep_vars=True)
+    saved = sum({id(tensor): tensor.nbytes for name, tensor in state.items() if name not in frozen}.values())
     return Sizes(
         whole=whole,
         weights=weights,

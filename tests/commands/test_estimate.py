@@ -6,10 +6,12 @@ import sys
 from collections import Counter
 
 import pytest
+import torch
 
 from infotok_lit import cli
-from infotok_lit.commands.estimate import Sizes, bytes_on_card
+from infotok_lit.commands.estimate import Sizes, bytes_on_card, sizes_of
 from infotok_lit.commands.stand_in_fit import Plan, StandIns, build_data, plan_of, read_settings
+from infotok_lit.modules import HarmonModule
 from infotok_lit.modules.dry_run import DryRun
 from infotok_lit.scenes import Scenes
 
@@ -74,6 +76,18 @@ def test_what_fit_refuses_to_shard_is_not_estimated_sharded(tmp_path, monkeypatc
     assert cli.main([*arguments, "--model.init_args.backward_per_branch", "true"]) == 0
     (plan,) = json.loads((tmp_path / "found.json").read_text())["plans"]
     assert list(plan["bytes"]) == ["1 card", "DDP, 8 cards"] and "FSDP" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("freeze", [(), ("llm.",)], ids=["trained", "frozen"])
+def test_a_checkpoint_has_tied_weights_once_or_not_at_all(freeze, tmp_path) -> None:
+    """Against a file: the language model's output head is its table of embeddings."""
+    module = HarmonModule(init_from="embedded", freeze=freeze)
+    module.configure_model()
+    state = module.state_dict()
+    module.frozen_weights.leave_out(state)
+    torch.save(state, tmp_path / "some.ckpt")
+    found = [tensor.untyped_storage() for tensor in torch.load(tmp_path / "some.ckpt").values()]
+    assert sizes_of(module).saved == sum({one.data_ptr(): one.nbytes() for one in found}.values())
 
 
 def test_texts_are_those_of_images_that_a_program_draws() -> None:
