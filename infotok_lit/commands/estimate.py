@@ -15,6 +15,7 @@ from infotok_lit.files import check_target, write_json
 from infotok_lit.tables import Table
 
 if TYPE_CHECKING:
+    import lightning.pytorch as pl
     from torch import Tensor
 
     from infotok_lit.modules.dry_run import DryRun
@@ -36,7 +37,7 @@ class Sizes:
     """Bytes of a model, by how strategies treat them."""
 
     whole: int
-    """Of the autoencoder's parameters and of all buffers, which every process holds."""
+    """Of the autoencoder's parameters and of buffers, which every process holds."""
     weights: int
     """Of all other parameters."""
     read: int
@@ -49,6 +50,8 @@ class Sizes:
     """Of the weights outside blocks, which stay gathered during a step."""
     saved: int
     """Of what a checkpoint holds of the weights: not those that are frozen."""
+    averages: int = 0
+    """Of the moving average of trained weights, which is shared out as these are."""
 
 
 def estimate(
@@ -108,9 +111,16 @@ def _measured(settings: Namespace, plan: Plan, text_tokens: int | None) -> int:
 
     trainer = shaping(settings, plan) | {"devices": 1}
     trainer["accelerator"] = "gpu" if torch.cuda.is_available() else "cpu"
-    return measured_run(
-        partial(build_module, settings, plan), partial(build_data, settings, plan, text_tokens), **trainer
-    )
+    build, data = partial(build_module, settings, plan), partial(build_data, settings, plan, text_tokens)
+    return measured_run(build, data, averaging(settings), **trainer)
+
+
+def averaging(settings: Namespace) -> "list[pl.Callback]":
+    """The callback that keeps a moving average of the weights, if it is configured: others hold nothing to speak of."""
+    from infotok_lit.callbacks import WeightAverage
+
+    names = [callback.class_path.rpartition(".")[2] for callback in settings.trainer.callbacks or ()]
+    return [WeightAverage()] if WeightAverage.__name__ in names else []
 
 
 def _estimated(
@@ -124,7 +134,7 @@ def _estimated(
     found: list[Result] = []
     for plan in plans:
         module, trainer = build_module(settings, plan), shaping(settings, plan)
-        step = dry_run(module, build_data(settings, plan, text_tokens), on_card, **trainer)
+        step = dry_run(module, build_data(settings, plan, text_tokens), on_card, averaging(settings), **trainer)
         step.flops = step.flops * plan.accumulate // trainer["accumulate_grad_batches"]
         of_plan = asdict(plan) | {"options": plan.options_after(plans[0]), "worst": step.worst}
         found.append(of_plan | account(module, step, cards, buckets))
@@ -148,7 +158,8 @@ def _process_bytes(settings: Namespace, plan: Plan, text_tokens: int | None, pea
         return None
     if peak is None:
         data = build_data(settings, plan, text_tokens)
-        peak = dry_run(build_module(settings, plan), data, on_card=False, **shaping(settings, plan)).peak
+        module, trainer = build_module(settings, plan), shaping(settings, plan)
+        peak = dry_run(module, data, False, averaging(settings), **trainer).peak
     # A process that has loaded what a fit loads, without tensors.
     return resident_memory() + int(peak / USABLE)
 
@@ -160,9 +171,11 @@ def sizes_of(module: "InfoTokModule") -> Sizes:
     """The bytes of a module's weights, by how strategies treat them."""
     import torch
 
+    from infotok_lit.modules.base_model import AVERAGE
     from infotok_lit.modules.sharding import repeated_blocks
 
-    whole = _bytes(module.base.autoencoder.parameters()) + _bytes(module.buffers())
+    averages = sum(one.nbytes for name, one in module.named_buffers() if name.startswith(f"{AVERAGE}."))
+    whole = _bytes(module.base.autoencoder.parameters()) + _bytes(module.buffers()) - averages
     own = [(name, one) for name, one in module.named_parameters() if not name.startswith("base.autoencoder.")]
     weights = _bytes(parameter for _, parameter in own)
     blocks = [_bytes(block.parameters()) for block in repeated_blocks(module.base)]
@@ -178,6 +191,7 @@ def sizes_of(module: "InfoTokModule") -> Sizes:
         block=max(blocks, default=0),
         outside=weights - sum(blocks),
         saved=saved,
+        averages=averages,
     )
 
 
@@ -202,7 +216,7 @@ def bytes_on_card(step: "DryRun", sizes: Sizes, cards: int, sharded: bool, bucke
     gathered = (sizes.outside + 2 * sizes.block) * (1 + gradients)
     most = 0.0
     for held in step.phases.values():
-        shared = held["gradients"] + held["optimiser states"] + sizes.weights
+        shared = held["gradients"] + held["optimiser states"] + sizes.weights + sizes.averages
         most = max(most, held.total() - shared + shared / cards + gathered)
     return int(most)
 

@@ -63,7 +63,11 @@ class DryRun:
 
 
 def dry_run(
-    module: pl.LightningModule, data: pl.LightningDataModule, on_card: bool = True, **trainer_settings: Any
+    module: pl.LightningModule,
+    data: pl.LightningDataModule,
+    on_card: bool = True,
+    callbacks: Sequence[pl.Callback] = (),
+    **trainer_settings: Any,
 ) -> DryRun:
     """Two optimiser steps without values: operations are those of the first, and memory that of the second, which has
     all states, and logs.
@@ -72,12 +76,14 @@ def dry_run(
         module: not yet configured; its weights are never made, and it is of no use afterwards.
         data: real samples; the text of the first batches decides the lengths of sequences.
         on_card: whether attention and norms keep what they keep on a card, or on a CPU.
+        callbacks: what else acts in a step.
         trainer_settings: what shapes a step: precision, accumulate_grad_batches, gradient_clip_val.
     """
     ledger = Ledger()
     recorder = Recorder(ledger)
     with ledger, card_kernels() if on_card else nullcontext():
-        run_two_steps(module, data, [recorder], accelerator="cpu", strategy=DryStrategy(ledger), **trainer_settings)
+        strategy = DryStrategy(ledger)
+        run_two_steps(module, data, [*callbacks, recorder], accelerator="cpu", strategy=strategy, **trainer_settings)
     return recorder.result
 
 

@@ -46,7 +46,10 @@ class LastSteps(pl.Callback):
 
 
 def measured_run(
-    build: Callable[[], pl.LightningModule], data: Callable[[], pl.LightningDataModule], **trainer_settings: Any
+    build: Callable[[], pl.LightningModule],
+    data: Callable[[], pl.LightningDataModule],
+    callbacks: list[pl.Callback],
+    **trainer_settings: Any,
 ) -> int:
     """The memory in bytes that the same two steps take in truth: on a GPU of its tensors, else of this process.
 
@@ -55,6 +58,7 @@ def measured_run(
     Args:
         build: makes a module, not yet configured.
         data: makes the data.
+        callbacks: what else acts in a step.
         trainer_settings: as for `dry_run`, and accelerator.
 
     Raises:
@@ -67,16 +71,16 @@ def measured_run(
         # Before any tensor: blocks of 64 KiB and more go back to the system when they are freed, so that what is
         # resident is what is held, and not what the allocator keeps. A fit leaves it off: steps take 1.8 times as long.
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**16)
-    run_two_steps(build(), data(), [], **trainer_settings)
+    run_two_steps(build(), data(), callbacks, **trainer_settings)
     module = build()
     if not on_cpu:
         gc.collect()
         torch.cuda.reset_peak_memory_stats()
-        run_two_steps(module, data(), [], **trainer_settings)
+        run_two_steps(module, data(), callbacks, **trainer_settings)
         return torch.cuda.max_memory_allocated()
     before = resident_memory() or 0
     Path("/proc/self/clear_refs").write_text("5")
-    run_two_steps(module, data(), [], **trainer_settings)
+    run_two_steps(module, data(), callbacks, **trainer_settings)
     return _resident("VmHWM") - before
 
 

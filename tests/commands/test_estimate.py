@@ -90,6 +90,23 @@ def test_a_checkpoint_has_tied_weights_once_or_not_at_all(freeze, tmp_path) -> N
     assert sizes_of(module).saved == sum({one.data_ptr(): one.nbytes() for one in found}.values())
 
 
+def test_a_moving_average_takes_as_much_as_what_is_trained(tmp_path, monkeypatch) -> None:
+    """On each card, or its share of it; and in a checkpoint."""
+    monkeypatch.chdir(tmp_path)
+    small = ["--config", "objective/finetune", *ONE_LAYER, "--model.init_args.freeze", '["llm."]']
+    arguments = ["estimate", "--config", "harmon/scenes32", *small, "--alternatives", "false", "--out", "found.json"]
+    found = []
+    for overlay in ([], ["--config", "trainer/weight_average"]):
+        assert cli.main([*arguments, *overlay]) == 0
+        found += json.loads((tmp_path / "found.json").read_text())["plans"]
+    trained = 4 * sum(found[0]["trained"].values())
+    more = [found[1]["bytes"][name] - size for name, size in found[0]["bytes"].items()]
+    assert found[1]["held"]["buffers"] - found[0]["held"]["buffers"] == trained
+    # To what happens to be forgotten a moment earlier or later.
+    assert more == pytest.approx([trained, trained, trained / 8], abs=trained / 40)
+    assert found[1]["checkpoint_bytes"] - found[0]["checkpoint_bytes"] == trained
+
+
 def test_texts_are_those_of_images_that_a_program_draws() -> None:
     fit = ["--config", "harmon/scenes32", "--data.init_args.train.init_args.seed", "7"]
     settings = read_settings(fit)
