@@ -23,7 +23,7 @@ from infotok_lit.models.export import (
     run_provenance,
 )
 from infotok_lit.models.unified import UnifiedModel
-from infotok_lit.modules.base_model import average_updates, weights_in_words
+from infotok_lit.modules.average import average_updates, weights_in_words
 from infotok_lit.modules.run_callbacks import run_folder
 
 DEFAULT_FOLDER = "export"

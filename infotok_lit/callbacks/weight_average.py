@@ -57,7 +57,9 @@ class WeightAverage(ModelCallback):
         for name, weight in pl_module.named_parameters(remove_duplicate=False):
             if first_names.get(id(weight), name) != name:
                 self.tied[name] = first_names[id(weight)]
-        pl_module.add_module(AVERAGE, _tree_of_buffers(trained))
+        averages = _tree_of_buffers(trained)
+        averages.record = self.state_dict
+        pl_module.add_module(AVERAGE, averages)
         # Equal weights have equal averages: nothing is to be sent before each forward pass.
         names = [f"{AVERAGE}.{name}" for name in trained]
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(pl_module, names)

@@ -52,7 +52,8 @@ def export(
         ExplainedError: saying what cannot be read, written or published, and the mend.
     """
     replaceable_files(out, force, {FAMILY})
-    from infotok_lit.modules.base_model import average_updates, rebuild_base, weights_in_words
+    from infotok_lit.modules.average import average_updates, weights_in_words
+    from infotok_lit.modules.base_model import rebuild_base
     from infotok_lit.modules.token_budget import TokenSelector
     from infotok_lit.modules.video_tokenizer import export_run
 

@@ -27,6 +27,7 @@ from infotok_lit.models.common.loading import adopt_state, without_initial_weigh
 from infotok_lit.models.export import Weights
 from infotok_lit.models.family import Family, family
 from infotok_lit.models.unified import UnifiedModel
+from infotok_lit.modules.average import AVERAGE, module_weights, record_of_average
 from infotok_lit.modules.half_linear import is_halved, with_originals
 from infotok_lit.modules.lora import LoraConfig, merged, merged_state
 from infotok_lit.modules.run_checkpoint import BASE_PREFIX, completed
@@ -40,10 +41,6 @@ HOW_TO_LOAD = (
     "new run from its weights, model.init_from"
 )
 HEADS_PREFIX = "infotok."
-AVERAGE = "weight_average"
-"""Where a module keeps the moving average of its trained weights, under their names (callbacks/weight_average.py)."""
-RAW = "current_model_state"
-"""Where Lightning's own averaging keeps the weights themselves; `state_dict` is then the average."""
 
 
 @dataclass(frozen=True)
@@ -131,16 +128,17 @@ class InitialModel:
             "settings": dict(self.settings),
         }
 
-    def rebuilding(self, base: UnifiedModel, heads: InfoTok, lora: LoraConfig | None) -> dict[str, Any]:
-        """What rebuilds the trained model and its heads from a run's checkpoint; primitives only."""
+    def rebuilding(self, module: nn.Module, lora: LoraConfig | None) -> dict[str, Any]:
+        """What rebuilds the trained model `module.base` and its heads from a run's checkpoint; primitives only."""
         return {
-            "family": base.family,
-            "config": base.config.to_dict(),
+            "family": module.base.family,
+            "config": module.base.config.to_dict(),
             **self.reference(),
             "initial": self.recipe(),
             "lora": None if lora is None else asdict(lora) | {"targets": list(lora.targets)},
-            "objective": asdict(heads.config),
-            "term_weights": heads.equivalents(),
+            "objective": asdict(module.infotok.config),
+            "term_weights": module.infotok.equivalents(),
+            AVERAGE: record_of_average(module),
         }
 
     @cached_property
@@ -182,23 +180,6 @@ class InitialModel:
                 f"{source} holds another {self.family} model than model.size and model.settings ask for: "
                 f"{', '.join(differing)} differ"
             )
-
-
-def module_weights(checkpoint: Mapping[str, Any], weights: Weights = "averaged") -> dict[str, torch.Tensor]:
-    """The state dict in a run's checkpoint, with the moving average in the place of the weights if there is one.
-
-    Args:
-        weights: `raw` for the weights themselves.
-    """
-    if RAW in checkpoint:
-        return checkpoint[RAW if weights == "raw" else "state_dict"]
-    state, prefix = checkpoint["state_dict"], f"{AVERAGE}."
-    raw = {name: value for name, value in state.items() if not name.startswith(prefix)}
-    averages = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-    if weights == "raw" or not averages:
-        return raw
-    tied = checkpoint["callbacks"]["WeightAverage"]["tied"]
-    return raw | averages | {alias: averages[name] for alias, name in tied.items()}
 
 
 def refuse_lost_average(module: nn.Module, checkpoint: Mapping[str, Any]) -> None:
@@ -250,21 +231,6 @@ def _lasting(source: str) -> str:
 def _anywhere(source: str) -> str:
     """The path of what lies here, so that it is found from another folder; anything else as it is."""
     return str(Path(source).absolute()) if Path(source).exists() else source
-
-
-def average_updates(checkpoint: Mapping[str, Any]) -> int | None:
-    """How often a run's average of its weights was updated; None for a run that has none."""
-    if RAW in checkpoint:
-        return int(checkpoint["averaging_state"]["n_averaged"])
-    return checkpoint.get("callbacks", {}).get("WeightAverage", {}).get("updates")
-
-
-def weights_in_words(checkpoint: Mapping[str, Any], weights: Weights) -> str:
-    """What a run's `averaged` or `raw` weights are, for people."""
-    updates = average_updates(checkpoint)
-    if updates is None:
-        return "raw (no moving average)"
-    return "raw (not the run's moving average)" if weights == "raw" else f"moving average ({updates} updates)"
 
 
 def rebuild_base(checkpoint: dict[str, Any], weights: Weights = "averaged") -> UnifiedModel:

@@ -336,7 +336,7 @@ class InfoTokModule(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Say what rebuilds the model without this class, and leave out what can be read again; primitives only."""
         checkpoint[CHECKPOINT_KEY] = {
-            **self.initial_model.rebuilding(self.base, self.infotok, self.lora),
+            **self.initial_model.rebuilding(self, self.lora),
             "frozen": self.frozen_weights.leave_out(checkpoint["state_dict"]),
             "step": self.global_step,
             "restored_settings": self.optimiser_config.restored(),

@@ -12,7 +12,8 @@ from infotok_lit.checkpoints import CHECKPOINT_KEY, CheckpointError, KeyMap
 from infotok_lit.errors import MissingFileError, SettingsError
 from infotok_lit.models.export import BUDGET_STEM, Weights
 from infotok_lit.models.unified import UnifiedModel
-from infotok_lit.modules.base_model import RAW, read_heads
+from infotok_lit.modules.average import RAW
+from infotok_lit.modules.base_model import read_heads
 from infotok_lit.objective.compactness import Projection, ProjectionConfig
 from infotok_lit.objective.config import ObjectiveConfig
 from infotok_lit.objective.token_budget import TokenBudget

@@ -13,7 +13,8 @@ from infotok_lit.budgets import MIN_RATE
 from infotok_lit.checkpoints import CHECKPOINT_KEY, KeyMap, exported_family, find_checkpoint, read_run
 from infotok_lit.errors import SettingsError
 from infotok_lit.models.export import Weights
-from infotok_lit.modules.base_model import module_weights, refuse_lost_average, weights_in_words
+from infotok_lit.modules.average import AVERAGE, module_weights, record_of_average, weights_in_words
+from infotok_lit.modules.base_model import refuse_lost_average
 from infotok_lit.modules.finite import FiniteGuard
 from infotok_lit.modules.optimiser import MaskedAdamW, OptimiserConfig, build_optimiser, clip_apart, warmup_cosine
 from infotok_lit.modules.run_callbacks import callbacks_of_every_run, run_folder, tell_model_is_built
@@ -165,6 +166,7 @@ class VideoTokenizerModule(pl.LightningModule):
             "init_from": self.init_from,
             "step": self.global_step,
             "rates": asdict(self.rates) | {"bases": list(self.rates.bases)},
+            AVERAGE: record_of_average(self),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

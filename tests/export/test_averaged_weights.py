@@ -32,8 +32,9 @@ class Remember(pl.Callback):
         self.weights.append(copy.deepcopy(pl_module.base.state_dict()))
 
 
-def fit(folder: Path, *callbacks: pl.Callback) -> Remember:
+def fit(folder: Path, *callbacks: pl.Callback, weights_only: bool = False) -> Remember:
     remember = Remember()
+    saving = ModelCheckpoint(folder, filename="{step}", every_n_train_steps=3, save_weights_only=weights_only)
     trainer = pl.Trainer(
         accelerator="cpu",
         max_steps=3,
@@ -43,7 +44,7 @@ def fit(folder: Path, *callbacks: pl.Callback) -> Remember:
         limit_val_batches=0,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[remember, *callbacks, ModelCheckpoint(folder, filename="{step}", every_n_train_steps=3)],
+        callbacks=[remember, *callbacks, saving],
     )
     trainer.fit(TinyModule((), lr=0.01), scenes_data())
     return remember
@@ -81,6 +82,13 @@ def test_both_weights_are_exported_under_their_names(tmp_path) -> None:
         for folder in (folders[name], out):
             assert holds(folder, truth[name]) and not holds(folder, truth[other])
             assert card_and_metadata(folder) == (words[name], name)
+
+
+def test_a_checkpoint_of_weights_alone_knows_its_average(tmp_path) -> None:
+    remember = fit(tmp_path / "run", WeightAverage(DECAY, warmup=1), weights_only=True)
+    run(export, ["export", "--ckpt", str(tmp_path / "run"), "--out", str(tmp_path / "out")])
+    assert holds(tmp_path / "out", moving_average(remember.weights))
+    assert card_and_metadata(tmp_path / "out") == ("moving average (3 updates)", "averaged")
 
 
 def test_without_an_average_the_weights_are_raw_whatever_is_asked(tmp_path) -> None:

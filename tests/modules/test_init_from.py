@@ -62,7 +62,7 @@ def test_a_run_brings_its_tokenizer_wherever_it_is_read(tmp_path, monkeypatch) -
     other.save_pretrained("words")
     module = HarmonModule(init_from=None, tokenizer="words")
     module.configure_model()
-    recipe = module.initial_model.rebuilding(module.base, module.infotok, None)
+    recipe = module.initial_model.rebuilding(module, None)
     torch.save({"state_dict": module.state_dict(), CHECKPOINT_KEY: recipe}, "run.ckpt")
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
@@ -83,7 +83,7 @@ def test_settings_that_give_the_same_weights_another_meaning_are_refused(tmp_pat
     settings = {"mar": {"encoder_heads": 2}, "llm": {"rope_theta": 1000.0}}
     module = HarmonModule(init_from=None, settings=settings)
     module.configure_model()
-    recipe = module.initial_model.rebuilding(module.base, module.infotok, None)
+    recipe = module.initial_model.rebuilding(module, None)
     checkpoint = {"state_dict": module.state_dict(), CHECKPOINT_KEY: recipe}
     torch.save(checkpoint, tmp_path / "run.ckpt")
     export_model(module.base, tmp_path / "export", {})
