@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.strategies import Strategy
 from torch import nn
 
 from infotok_lit import hub
@@ -30,7 +31,7 @@ from infotok_lit.models.unified import UnifiedModel
 from infotok_lit.modules.average import AVERAGE, module_weights, record_of_average
 from infotok_lit.modules.half_linear import is_halved, with_originals
 from infotok_lit.modules.lora import LoraConfig, merged, merged_state
-from infotok_lit.modules.run_checkpoint import BASE_PREFIX, completed
+from infotok_lit.modules.run_checkpoint import BASE_PREFIX, FrozenWeights, completed
 from infotok_lit.modules.sharding import gathered_state, is_sharded
 from infotok_lit.objective.config import ObjectiveConfig
 from infotok_lit.objective.infotok import InfoTok
@@ -127,6 +128,28 @@ class InitialModel:
             "tokenizer": None if self.tokenizer is None else self._tokenizer_source,
             "settings": dict(self.settings),
         }
+
+    def frozen_weights(self, base: UnifiedModel, strategy: Strategy | None, halved: bool) -> FrozenWeights:
+        """What the checkpoints of a run from here leave out.
+
+        Not the layers into which adapters of an earlier run were merged, whose last bits are this processor's; but they
+        are where they are kept halved, as a checkpoint would have the rounded ones.
+
+        Args:
+            base: the model as it trains.
+            strategy: what is about to shard it; None for nothing.
+            halved: whether frozen layers are about to be halved.
+        """
+        merged = () if halved else self._merged_targets
+        return FrozenWeights(base, self.init_from, strategy, halved, merged)
+
+    @property
+    def _merged_targets(self) -> tuple[str, ...]:
+        """Of the adapters that are merged into these weights: those of the run that they come from."""
+        if self.init_from in (None, EMBEDDED) or exported_family(self._source) is not None or not self._checkpoint:
+            return ()
+        lora = read_settings(self._checkpoint)[CHECKPOINT_KEY].get("lora")
+        return () if lora is None else LoraConfig(**lora).targets
 
     def rebuilding(self, module: nn.Module, lora: LoraConfig | None) -> dict[str, Any]:
         """What rebuilds the trained model `module.base` and its heads from a run's checkpoint; primitives only."""

@@ -48,7 +48,7 @@ from infotok_lit.modules.optimiser import (
     warmup_cosine,
 )
 from infotok_lit.modules.run_callbacks import callbacks_of_models, seeds_of_step, tell_model_is_built
-from infotok_lit.modules.run_checkpoint import FrozenWeights, check_resumed
+from infotok_lit.modules.run_checkpoint import check_resumed
 from infotok_lit.modules.sharding import refuse_captioning, reshard, shard
 from infotok_lit.modules.validation import Validation, finite_only
 from infotok_lit.objective.config import ObjectiveConfig
@@ -170,7 +170,7 @@ class InfoTokModule(pl.LightningModule):
         if self.compile_blocks:
             compile_blocks(self.base)
         self.infotok = build_heads(self.objective_config, self.base)
-        self.frozen_weights = FrozenWeights(self.base, self.initial_model.init_from, strategy, self.halve_frozen)
+        self.frozen_weights = self.initial_model.frozen_weights(self.base, strategy, self.halve_frozen)
         if self.halve_frozen:
             halve_frozen_layers(self.base)
         if strategy is not None:

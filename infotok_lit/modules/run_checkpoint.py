@@ -8,7 +8,8 @@ import hashlib
 import os
 import shutil
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -123,16 +124,24 @@ class FrozenWeights:
         source: where its weights came from and can be read again; None if nowhere, so that nothing is left out.
         strategy: what is about to shard the model; None for nothing.
         changing: whether they are about to be kept in another type; known by what they were, they can be read again.
+        computed: patterns of layers whose weights are not read as they are, but computed from what is read: another
+            processor rounds otherwise, so a checkpoint holds them.
     """
 
     def __init__(
-        self, base: nn.Module, source: str | None, strategy: Strategy | None = None, changing: bool = False
+        self,
+        base: nn.Module,
+        source: str | None,
+        strategy: Strategy | None = None,
+        changing: bool = False,
+        computed: Sequence[str] = (),
     ) -> None:
         # Lightning's own strategy for sharding resumes from whole checkpoints only.
         source = None if type(strategy) is ModelParallelStrategy else source
         self.base, self.source = base, source
         named = base.named_parameters(remove_duplicate=False) if source is not None else ()
         self.names = [name for name, parameter in named if not parameter.requires_grad]
+        self.held = {name for name in self.names if any(fnmatchcase(_layer_of(name), one) for one in computed)}
         if strategy is not None or changing:
             _ = self.digests
 
@@ -143,8 +152,9 @@ class FrozenWeights:
 
     def leave_out(self, state: dict[str, Tensor]) -> dict[str, str]:
         """Take them out of a run's state dict, if it holds any; their digests, by which `fill_in` knows them again."""
-        found = [name for name in self.names if state.pop(f"{BASE_PREFIX}{name}", None) is not None]
-        return self.digests if found else {}
+        names = [name for name in self.names if name not in self.held]
+        found = [name for name in names if state.pop(f"{BASE_PREFIX}{name}", None) is not None]
+        return {name: self.digests[name] for name in found}
 
     def fill_in(self, checkpoint: dict[str, Any], recorded: Mapping[str, str]) -> None:
         """Put this model's own into the state dicts of a checkpoint; CheckpointError if they are not the run's."""
@@ -157,6 +167,11 @@ class FrozenWeights:
         for state in (checkpoint.get("state_dict"), checkpoint.get("current_model_state")):
             if state:
                 state |= {f"{BASE_PREFIX}{name}": self.base.get_parameter(name).detach() for name in recorded}
+
+
+def _layer_of(name: str) -> str:
+    """The layer that a parameter belongs to, without adapters."""
+    return name.replace(BASE, ".").rpartition(".")[0]
 
 
 def digest(tensor: Tensor) -> str:

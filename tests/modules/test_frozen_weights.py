@@ -13,6 +13,7 @@ from infotok_lit.checkpoints import CheckpointError, newest_checkpoint, read_run
 from infotok_lit.cli import main as command_line
 from infotok_lit.model_choice import choose
 from infotok_lit.modules import HarmonModule
+from infotok_lit.modules import lora as lora_module
 from infotok_lit.modules.base_model import base_weights, rebuild_base
 from infotok_lit.modules.lora import LoraConfig
 
@@ -102,6 +103,29 @@ def test_what_has_changed_is_named(crashed, source, tmp_path) -> None:
         shutil.rmtree(source)
     finally:
         whole.rename(source)
+
+
+def test_what_adapters_were_merged_into_is_not_taken_for_changed_elsewhere(crashed, tmp_path, monkeypatch) -> None:
+    """A run from a run with adapters, and a processor that rounds the sum of the two to the next number."""
+    first, lora, _ = crashed
+    module = module_from(first, lora)
+    fit(tmp_path, module=module, steps=2, val_every=100)
+    expected = {name: value.clone() for name, value in module.base.state_dict().items()}
+    second = newest_checkpoint([tmp_path])
+
+    here = lora_module.merged_weight
+
+    def elsewhere(*arguments):
+        return torch.nextafter(here(*arguments), torch.tensor(torch.inf))
+
+    monkeypatch.setattr(lora_module, "merged_weight", elsewhere)
+    again, checkpoint = module_from(first, lora), read_run(second)
+    again.configure_model()
+    again.on_load_checkpoint(checkpoint)
+    again.load_state_dict(checkpoint["state_dict"])
+    for name, value in again.base.state_dict().items():
+        assert torch.equal(value, expected[name]), name
+    assert base_weights(read_run(second)).keys() == HarmonModule().build_base().state_dict().keys()
 
 
 def test_another_start_is_refused(crashed, tmp_path) -> None:
