@@ -2,10 +2,10 @@
 
 import json
 import os
+import secrets
 import shutil
 import signal
 import socket
-import tempfile
 import threading
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -113,11 +113,27 @@ def write_json(path: Path | None, content: Any) -> None:
     write_whole(path, text.encode(errors="backslashreplace"))
 
 
+def _hidden_name(path: Path, label: str = "") -> Path:
+    return path.parent / f".{path.name}-{label}{secrets.token_hex(8)}"
+
+
+@contextmanager
+def _folder_beside(path: Path) -> Iterator[Path]:
+    """A hidden folder beside a path, for its owner alone, which is gone in the end if it has not moved."""
+    # It has its name before it is made: SIGTERM may come at once.
+    folder = _hidden_name(path)
+    try:
+        folder.mkdir(mode=0o700)
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """As `replacing`, for what opens a path itself and goes by its suffix: a path to write to."""
-    with undone_by_sigterm(), tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as staging:
-        target = Path(staging) / path.name
+    with undone_by_sigterm(), _folder_beside(path) as staging:
+        target = staging / path.name
         yield target
         target.replace(path)
 
@@ -133,29 +149,25 @@ def whole_folder(path: Path, replaced: Collection[str] | None = None) -> Iterato
         replaced: the names of the files in the folder that stands at `path` and is to go. They alone are deleted: what
             else is found there in the end stays, in a hidden folder beside. None where nothing stands there.
     """
-    with undone_by_sigterm():
-        staging = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-        try:
-            yield staging
-            # Temporary folders, and the files that some libraries write, are for their owner alone.
-            staging.chmod(0o755)
-            for file in staging.iterdir():
-                file.chmod(0o644)
-            if replaced is None:
-                staging.rename(path)
-            else:
-                _swap(staging, path, replaced)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
+    with undone_by_sigterm(), _folder_beside(path) as staging:
+        yield staging
+        # Temporary folders, and the files that some libraries write, are for their owner alone.
+        staging.chmod(0o755)
+        for file in staging.iterdir():
+            file.chmod(0o644)
+        if replaced is None:
+            staging.rename(path)
+        else:
+            _swap(staging, path, replaced)
 
 
 def _swap(new: Path, path: Path, replaced: Collection[str]) -> None:
-    old = Path(tempfile.mkdtemp(prefix=f".{path.name}-old-", dir=path.parent))
+    old = _hidden_name(path, "old-")
     try:
         path.rename(old)
         new.rename(path)
     except BaseException:  # SIGTERM among them: what stood there comes back
-        if not path.exists():
+        if old.exists() and not path.exists():
             old.rename(path)
         raise
     for name in replaced:

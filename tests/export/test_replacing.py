@@ -249,10 +249,14 @@ def test_a_place_that_cannot_be_written_is_one_message(tmp_path, monkeypatch) ->
     with pytest.raises(ExportError, match="out cannot be written "):
         export_model(tiny_model(), tmp_path / "file" / "out", {})
 
-    def read_only(**_: object) -> None:
-        raise OSError(30, "Read-only file system")
+    make = Path.mkdir
 
-    monkeypatch.setattr("tempfile.mkdtemp", read_only)
+    def read_only(path: Path, *settings: object, **named: object) -> None:
+        if path.name.startswith("."):
+            raise OSError(30, "Read-only file system")
+        make(path, *settings, **named)
+
+    monkeypatch.setattr(Path, "mkdir", read_only)
     with pytest.raises(ExportError, match="out cannot be written .Read-only file system."):
         export_model(tiny_model(), tmp_path / "out", {})
 
