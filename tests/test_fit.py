@@ -112,13 +112,16 @@ def test_the_quickstart_ends_with_pictures_a_table_and_stripped_weights(
     logged = events.Tags()["scalars"]
     for branch in ("understanding", "generation"):
         assert f"train/{branch}/{report}" in logged
-    for tag in (tag for tag in logged if tag.startswith("val/") and not tag.startswith("val/cka")):
+    # A fresh denoiser's last layer is zero: in these two steps the task pulls on no token, and there is no share.
+    once = ("val/cka", "val/generation/rho_")
+    for tag in (tag for tag in logged if tag.startswith("val/") and not tag.startswith(once)):
         assert [event.step for event in events.Scalars(tag)] == [0, 1], f"{tag} before and after training"
     rates = {tag.partition("/")[2] for tag in logged if tag.startswith("lr-")}
     assert rates == {"base", "base, no decay", "heads", "heads, no decay"}
     constant = {tag for tag in logged if tag.startswith("train/") and not any(e.value for e in events.Scalars(tag))}
     # A fresh diffusion head ends in zeros, so no gradient of its task has reached the tokens after two steps.
-    assert constant <= {"train/generation/pull_task"}, "what is always 0 is not logged"
+    silent = {tag for tag in constant if tag.startswith(("train/generation/pull_task", "train/generation/rho_"))}
+    assert constant == silent, "what is always 0 is not logged"
     # Four images of which drawing sees nothing, as here, are all alike to it: then there is no CKA to log.
     assert "val/cka_drift/understanding/biased" in events.Tags()["scalars"]
     files = sorted((run / "pictures").glob("*_0000002.png"))
