@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from infotok_lit.errors import SettingsError
-from infotok_lit.modules.base_model import AVERAGE
+from infotok_lit.modules.average import AVERAGE
 from infotok_lit.modules.run_callbacks import ModelCallback
 from infotok_lit.modules.sharding import own_share, reshard
 

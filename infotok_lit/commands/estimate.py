@@ -134,7 +134,8 @@ def _estimated(
     found: list[Result] = []
     for plan in plans:
         module, trainer = build_module(settings, plan), shaping(settings, plan)
-        step = dry_run(module, build_data(settings, plan, text_tokens), on_card, averaging(settings), **trainer)
+        data = build_data(settings, plan, text_tokens)
+        step = dry_run(module, data, on_card=on_card, callbacks=averaging(settings), **trainer)
         step.flops = step.flops * plan.accumulate // trainer["accumulate_grad_batches"]
         of_plan = asdict(plan) | {"options": plan.options_after(plans[0]), "worst": step.worst}
         found.append(of_plan | account(module, step, cards, buckets))
@@ -159,7 +160,7 @@ def _process_bytes(settings: Namespace, plan: Plan, text_tokens: int | None, pea
     if peak is None:
         data = build_data(settings, plan, text_tokens)
         module, trainer = build_module(settings, plan), shaping(settings, plan)
-        peak = dry_run(module, data, False, averaging(settings), **trainer).peak
+        peak = dry_run(module, data, on_card=False, callbacks=averaging(settings), **trainer).peak
     # A process that has loaded what a fit loads, without tensors.
     return resident_memory() + int(peak / USABLE)
 
@@ -171,7 +172,7 @@ def sizes_of(module: "InfoTokModule") -> Sizes:
     """The bytes of a module's weights, by how strategies treat them."""
     import torch
 
-    from infotok_lit.modules.base_model import AVERAGE
+    from infotok_lit.modules.average import AVERAGE
     from infotok_lit.modules.sharding import repeated_blocks
 
     averages = sum(one.nbytes for name, one in module.named_buffers() if name.startswith(f"{AVERAGE}."))

@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 
 from infotok_lit.checkpoints import CHECKPOINT_KEY, SHOWN, CheckpointError, read_pickle
 from infotok_lit.files import PART, staging_path
-from infotok_lit.modules.base_model import AVERAGE
+from infotok_lit.modules.average import AVERAGE
 from infotok_lit.modules.run_checkpoint import BASE_PREFIX
 from infotok_lit.modules.sharding import own_share
 from infotok_lit.sharded_checkpoints import (

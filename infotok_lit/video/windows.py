@@ -17,6 +17,8 @@ from infotok_lit.video.tokenizer import VideoTokenizerConfig
 TIME_STEP = 8
 SPACE_STEP = 16
 """Windows are padded to a multiple of 8 and 1 frames, and to sides of multiples of 16; larger tokens need more."""
+Steps = tuple[int, int]
+STEPS: Steps = (TIME_STEP, SPACE_STEP)
 TILE_OVERLAP = 16
 """Pixels over which neighbouring tiles are mixed, at least."""
 
@@ -38,10 +40,6 @@ def in_windows(frames: Iterable[np.ndarray], size: int, overlap: int) -> Iterato
             yield window
     if len(held) > (overlap if emitted else 0):
         yield torch.stack(held)
-
-
-Steps = tuple[int, int]
-STEPS: Steps = (TIME_STEP, SPACE_STEP)
 
 
 def steps_for(tokenizer: VideoTokenizerConfig) -> Steps:

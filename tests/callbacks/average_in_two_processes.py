@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 
 from infotok_lit.callbacks import WeightAverage
-from infotok_lit.modules.base_model import AVERAGE
+from infotok_lit.modules.average import AVERAGE
 from infotok_lit.modules.run_callbacks import tell_model_is_built
 
 ROWS = torch.linspace(-1, 1, 16).view(4, 4).sin().repeat(4, 1)

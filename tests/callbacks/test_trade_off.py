@@ -17,7 +17,7 @@ from infotok_lit.errors import ExplainedError, SettingsError
 from infotok_lit.evaluation.catalogue import Options, make_benchmarks
 from infotok_lit.evaluation.models import OwnModel
 from infotok_lit.evaluation.results import change
-from infotok_lit.modules.base_model import AVERAGE
+from infotok_lit.modules.average import AVERAGE
 from infotok_lit.study.record import read_curves
 
 

@@ -15,7 +15,8 @@ from infotok_lit.callbacks import ExportInference, WeightAverage
 from infotok_lit.checkpoints import CheckpointError, read_run
 from infotok_lit.errors import SettingsError
 from infotok_lit.models.family import load_folder
-from infotok_lit.modules.base_model import AVERAGE, base_weights, rebuild_base
+from infotok_lit.modules.average import AVERAGE
+from infotok_lit.modules.base_model import base_weights, rebuild_base
 from infotok_lit.modules.lora import LoraConfig
 
 DECAY, WARMUP = 0.6, 4

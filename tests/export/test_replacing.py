@@ -249,12 +249,9 @@ def test_a_place_that_cannot_be_written_is_one_message(tmp_path, monkeypatch) ->
     with pytest.raises(ExportError, match="out cannot be written "):
         export_model(tiny_model(), tmp_path / "file" / "out", {})
 
-    make = Path.mkdir
-
-    def read_only(path: Path, *settings: object, **named: object) -> None:
+    def read_only(path: Path, *_: object, **__: object) -> None:
         if path.name.startswith("."):
             raise OSError(30, "Read-only file system")
-        make(path, *settings, **named)
 
     monkeypatch.setattr(Path, "mkdir", read_only)
     with pytest.raises(ExportError, match="out cannot be written .Read-only file system."):
