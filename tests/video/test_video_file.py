@@ -231,7 +231,11 @@ def test_a_broadcast_that_ends_in_a_torn_frame_is_warned_of(tmp_path, name: str,
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert len(list(read_video(path).frames)) == 40
-    path.write_bytes(path.read_bytes()[: int(0.7 * path.stat().st_size)])
+    with av.open(str(path)) as container:
+        sizes = [packet.size for packet in container.demux(video=0) if packet.size]
+    # Halfway through a frame: how many bytes one takes differs from run to run, as x264 encodes in threads.
+    share = (sum(sizes[:28]) + sizes[28] / 2) / sum(sizes)
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
     with pytest.warns(UserWarning, match=f"{name} ends with a torn frame: is it cut off"):
         assert 20 < len(list(read_video(path).frames)) < 40
 
