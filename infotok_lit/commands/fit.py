@@ -22,10 +22,9 @@ from infotok_lit.callbacks.history import RunResult
 from infotok_lit.callbacks.report import FinalReport
 from infotok_lit.commands.fit_checks import (
     check_batches,
-    check_checkpoint,
     check_run_folder,
+    check_settings,
     check_slurm,
-    check_trainer,
     is_off,
     warn_of_odd_settings,
 )
@@ -107,8 +106,7 @@ class InfoTokCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Refuse what the trainer would only stumble over."""
-        check_trainer(self.config.trainer, self.command)
-        check_checkpoint(self.config.checkpoint)
+        check_settings(self.config, self.command)
 
     def instantiate_classes(self) -> None:
         """Instantiate; a value that a class refuses ends like one that parsing refuses."""

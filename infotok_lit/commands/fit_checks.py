@@ -1,6 +1,8 @@
 """Settings that no run can be meant to have: refused, or warned of, before anything is built."""
 
+import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -21,7 +23,33 @@ HSIC_IMAGES = 4
 """The unbiased estimate divides by n - 3."""
 
 
-def check_trainer(trainer: Namespace, command: str) -> None:
+def check_settings(config: Namespace, command: str) -> None:
+    """Raise SettingsError for what the trainer would only stumble over."""
+    _check_numbers(config)
+    _check_trainer(config.trainer, command)
+    _check_checkpoint(config.checkpoint)
+
+
+def _check_numbers(config: Namespace) -> None:
+    """SettingsError for a setting that is not a number (`.nan` in YAML), which no bound refuses."""
+    for name, value in _leaves("", config.as_dict()):
+        if isinstance(value, float) and math.isnan(value):
+            raise SettingsError(f"{name} is nan, which is not a number; set it to one, or leave it out")
+
+
+def _leaves(name: str, value: object) -> Iterator[tuple[str, object]]:
+    """What stands at the ends of a configuration, each with its dotted name."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _leaves(f"{name}.{key}".lstrip("."), inner)
+    elif isinstance(value, list | tuple):
+        for place, inner in enumerate(value):
+            yield from _leaves(f"{name}[{place}]", inner)
+    else:
+        yield name, value
+
+
+def _check_trainer(trainer: Namespace, command: str) -> None:
     """Raise SettingsError for a trainer that has nothing to run on, or nothing to do."""
     if trainer.accelerator in GPUS and not torch.cuda.is_available():
         built = "this PyTorch is built for the CPU only" if torch.version.cuda is None else "PyTorch sees none"
@@ -58,7 +86,7 @@ def _check_strategy(strategy: str | Namespace) -> None:
         )
 
 
-def check_checkpoint(checkpoint: Namespace) -> None:
+def _check_checkpoint(checkpoint: Namespace) -> None:
     """SettingsError for a link to the last checkpoint in a place that knows no links."""
     if checkpoint.save_last == "link" and "://" in str(checkpoint.dirpath or ""):
         raise SettingsError(

@@ -73,6 +73,15 @@ PARSED = [
     (["--config=harmon/scenes32", "--config=trainer/multi_gpu", "--trainer.accelerator=gpu"], "there is no GPU here"),
     (["--trainer.devices=0"], "trainer.devices is 0; set it to 1 or more"),
     (["--trainer.accumulate_grad_batches=0"], "trainer.accumulate_grad_batches is 0; set it to 1 or more"),
+    (["--trainer.gradient_clip_val=.nan"], "trainer.gradient_clip_val is nan, which is not a number"),
+    (
+        ["--model.init_args.objective.balance.understanding.alignment=.nan"],
+        "model.init_args.objective.balance.understanding.alignment is nan, which is not a number",
+    ),
+    (
+        ["--trainer.callbacks=[{class_path: infotok_lit.callbacks.WeightAverage, init_args: {decay: .nan}}]"],
+        "trainer.callbacks[0].init_args.decay is nan",
+    ),
     (["--trainer.gradient_clip_val=-1"], "trainer.gradient_clip_val is -1; set it above 0, or to null"),
     (["--trainer.limit_train_batches=0"], "trainer.limit_train_batches is 0, so nothing would be trained"),
     (["--trainer.max_epochs=0"], "trainer.max_epochs is 0, so nothing would be trained"),
