@@ -7,7 +7,7 @@ import torch
 from loud import CAPTIONS, NEW_TOKENS, PROMPTS, loud_model
 
 from infotok_lit.errors import SettingsError
-from infotok_lit.models.openuni.diffusion import RandomNumbers, walk
+from infotok_lit.models.openuni.diffusion import RandomNumbers, random_numbers, walk
 from infotok_lit.models.openuni.family import FAMILY, SamplingConfig
 from infotok_lit.models.openuni.model import OpenUni
 from infotok_lit.models.openuni.processor import KEEP_PROMPT
@@ -69,6 +69,29 @@ def test_the_loss_is_taken_at_shifted_times(model, monkeypatch) -> None:
     torch.testing.assert_close(found, expected)
     with pytest.raises(SettingsError, match="training_time_shift must be positive, not 0"):
         replace(model.config, training_time_shift=0.0)
+
+
+@torch.no_grad()
+def test_an_image_at_several_noise_levels_counts_as_so_many_images(model, monkeypatch) -> None:
+    """The same batch with each sample three times, at the same noise."""
+    sample = Scenes().sample("generation", 0)
+    once, thrice = model.processor.generation([sample]), model.processor.generation([sample] * 3)
+    shape = torch.Size((3, model.latent_width, 4, 4))
+    random = random_numbers(shape, torch.device("cpu"), draws=3)
+    expected = model.generation(thrice, random=random)
+    monkeypatch.setattr(model, "config", replace(model.config, noise_draws=3))
+    found = model.generation(once, random=random)
+    assert found.loss_count == expected.loss_count and len(found.tokens) == len(found.latents) == 1
+    torch.testing.assert_close(found.loss_sum, expected.loss_sum)
+
+
+def test_the_noise_levels_of_an_image_are_spread_evenly_and_uniform() -> None:
+    uniform = random_numbers(torch.Size((4000, 1, 1, 1)), torch.device("cpu"), draws=4).uniform.view(1000, 4)
+    assert uniform.min() >= 0 and uniform.max() < 1
+    torch.testing.assert_close(uniform.sort(dim=1).values.diff(dim=1), torch.full((1000, 3), 0.25))
+    # Each alone is uniform: a Kolmogorov-Smirnov distance above this is seen once in a million.
+    distance = (uniform.sort(dim=0).values - torch.arange(1000).unsqueeze(1) / 1000).abs().max()
+    assert distance < 2.7 / 1000**0.5
 
 
 def test_the_input_size_is_a_setting_that_takes_the_same_weights(model) -> None:

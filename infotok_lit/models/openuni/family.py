@@ -139,6 +139,9 @@ class OpenUniConfig(ModelConfig):
     """Latents are multiplied by this, so that they have about unit variance."""
     training_time_shift: float = 1.0
     """Above 1, more of the training times are near pure noise, where it is decided what stands where."""
+    noise_draws: int = 1
+    """At how many noise levels, spread evenly, an image is trained in a step. Its caption is read once for all of them,
+    so where the diffusion transformer is small beside the language model, more cost little and say more."""
     grad_scale: float | None = None
     """Factor on the gradient that understanding sends into the vision tower; None leaves it alone."""
     capacity_bits: float | None = None
@@ -161,7 +164,7 @@ class OpenUniConfig(ModelConfig):
         if not self.training_time_shift > 0:
             raise SettingsError(f"training_time_shift must be positive, not {self.training_time_shift} (1 for none)")
         check_positive("latent_scale", self.latent_scale)
-        for name in ("num_queries", "max_caption"):
+        for name in ("num_queries", "noise_draws", "max_caption"):
             check_least(name, getattr(self, name), 1)
 
     @property

@@ -120,12 +120,13 @@ class OpenUni(UnifiedModel):
         self, batch: GenerationBatch, transform: TokenTransform | None = None, random: RandomNumbers | None = None
     ) -> BranchOutput:
         """Squared error of the velocity, summed over latent numbers."""
-        latents = self.encode_images(batch.pixel_values, batch.encoded)
+        latents, draws = self.encode_images(batch.pixel_values, batch.encoded), self.config.noise_draws
+        drawn = latents.repeat_interleave(draws, dim=0)
         # Before the tokens, so that the noise of an inline bottleneck does not shift the model's own.
-        random = random_numbers(latents.shape, latents.device) if random is None else random
+        random = random_numbers(drawn.shape, drawn.device, draws) if random is None else random
         prompt = self.text_embedding(batch.input_ids)
         tokens, condition = self.condition_on(prompt, batch.attention_mask, transform)
-        loss = self.flow_loss(latents, condition, random)
+        loss = self.flow_loss(drawn, condition.repeat_interleave(draws, dim=0), random)
         targets, grid = to_tokens(latents, 1)
         return self.branch_output("generation", loss, tokens, batch.text, (0, 0), latents=targets, latent_grid=grid)
 
