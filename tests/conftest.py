@@ -4,9 +4,9 @@ import os
 import socket
 from random import SystemRandom
 
-# Tests that run side by side share the cores: one thread each, here and in the processes that they start.
-if "PYTEST_XDIST_WORKER" in os.environ:
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+# One thread, here and in the processes that tests start: tests that run side by side share the cores, and a process
+# that has computed convolutions with more of them may hang when it is forked.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
