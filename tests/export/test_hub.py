@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -70,10 +71,13 @@ from infotok_lit.cli import main
 from infotok_lit.models.family import load_folder
 from infotok_lit.modules import HarmonModule
 
-assert main(["export", "--ckpt", {run!r}, "--out", {out!r}, "--push_to_hub", "me/mine", "--private"]) == 0
-config = json.loads((Path({out!r}) / "config.json").read_text())["config"]
+for name, more in (("mine", ["--private"]), ("older", [])):
+    out = Path({folder!r}, name)
+    assert main(["export", "--ckpt", {run!r}, "--out", str(out), "--push_to_hub", f"me/{{name}}", *more]) == 0
+out = Path({folder!r}, "mine")
+config = json.loads((out / "config.json").read_text())["config"]
 module = HarmonModule(init_from="me/mine", settings=config)
-local = load_folder(Path({out!r})).state_dict()
+local = load_folder(out).state_dict()
 for other in (infotok_lit.load("me/mine", device="cpu").base.state_dict(), module.build_base().state_dict()):
     assert other.keys() == local.keys() and all(torch.equal(local[name], other[name]) for name in local)
 print(json.dumps(module.initial_model.reference()))
@@ -84,17 +88,29 @@ print(*sorted(path.name for path in fetch("me/mine").iterdir()))
 """
 
 
-def test_an_export_is_published_and_loads_by_its_name(hub, tmp_path) -> None:
-    """From the command to the server and back; then without the server."""
-    run, out = tmp_path / "run", tmp_path / "out"
+OLD = {"harmon.pth": b"old", "budget.safetensors": b"old", "figure.png": b"mine"}
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory) -> Iterator[tuple[FakeHub, Path, list[str]]]:
+    """A hub to which a run was exported twice, to a new name and over an old export; where from, and what was said."""
+    folder = tmp_path_factory.mktemp("published")
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "limit_val_batches": 0}
-    trainer = pl.Trainer(accelerator="cpu", max_steps=1, max_epochs=1, default_root_dir=run, **quiet)
+    trainer = pl.Trainer(accelerator="cpu", max_steps=1, max_epochs=1, default_root_dir=folder / "run", **quiet)
     trainer.fit(TinyModule(()), scenes_data())
-    trainer.save_checkpoint(run / "last.ckpt")
-    done = python(hub, PUBLISH_AND_USE.format(run=str(run), out=str(out)))
-    assert done.returncode == 0, done.stderr[-2000:]
-    _, published, reference = done.stdout.splitlines()
-    assert published == f"published {hub.environment['HF_ENDPOINT']}/me/mine"
+    trainer.save_checkpoint(folder / "run" / "last.ckpt")
+    with running_hub(folder / "cache") as hub:
+        hub.repositories["me/older"] = dict(OLD)
+        done = python(hub, PUBLISH_AND_USE.format(run=str(folder / "run"), folder=str(folder)))
+        assert done.returncode == 0, done.stderr[-2000:]
+        yield hub, folder, [line for line in done.stdout.splitlines() if line.startswith(("published", "{"))]
+
+
+def test_an_export_is_published_and_loads_by_its_name(published) -> None:
+    """From the command to the server and back; then without the server."""
+    hub, folder, (said, _, reference) = published
+    out = folder / "mine"
+    assert said == f"published {hub.environment['HF_ENDPOINT']}/me/mine"
     assert json.loads(reference) == {"init_from": "hf://me/mine", "tokenizer": "me/mine"}
     assert hub.repositories["me/mine"] == files(out) and hub.private == {"me/mine"}
     assert sorted(hub.fetched()) == sorted(files(out))
@@ -105,16 +121,10 @@ def test_an_export_is_published_and_loads_by_its_name(hub, tmp_path) -> None:
     assert offline.stdout.split() == sorted(files(out)), offline.stderr[-2000:]
 
 
-def test_a_second_export_takes_the_place_of_the_first_one(hub, tmp_path) -> None:
+def test_a_second_export_takes_the_place_of_the_first_one(published) -> None:
     """Weights of the first under another name, and what read its tokens, would be taken for the second's."""
-    run, out = tmp_path / "run", tmp_path / "out"
-    hub.repositories["me/mine"] = {"harmon.pth": b"old", "budget.safetensors": b"old", "figure.png": b"mine"}
-    trainer = pl.Trainer(accelerator="cpu", max_steps=1, max_epochs=1, default_root_dir=run, logger=False)
-    trainer.fit(TinyModule(()), scenes_data())
-    trainer.save_checkpoint(run / "last.ckpt")
-    done = python(hub, PUBLISH_AND_USE.format(run=str(run), out=str(out)))
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert hub.repositories["me/mine"] == files(out) | {"figure.png": b"mine"}
+    hub, folder, _ = published
+    assert hub.repositories["me/older"] == files(folder / "older") | {"figure.png": b"mine"}
 
 
 LOOK = """
