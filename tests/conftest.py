@@ -1,5 +1,6 @@
 """Options and fixtures that every test can use."""
 
+import gc
 import os
 import socket
 from random import SystemRandom
@@ -21,6 +22,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="PATH.json",
         help="replay this golden file (its .safetensors lies beside it) instead of the ones in tests/fixtures/goldens",
     )
+
+
+def pytest_collection_finish() -> None:
+    """Leave what was imported out of Python's garbage collections: each would visit a million objects in vain."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(tryfirst=True)

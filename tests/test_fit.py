@@ -33,6 +33,8 @@ SHORT = [
     "--data.init_args.val_batch_size=4",
     "--data.init_args.val_samples=4",
 ]
+SMALL = ["--model.init_args.settings={llm: {num_hidden_layers: 1}, sampling: {iterations: 4}}"]
+"""For any family: a language model of one layer, and few steps of drawing."""
 WHOLE_OBJECTIVE = ["--config=harmon/scenes32", "--config=objective/csa"]
 MODULES = {"harmon": "HarmonModule", "showo2": "Showo2Module", "openuni": "OpenUniModule"}
 
@@ -104,7 +106,7 @@ def test_the_quickstart_ends_with_pictures_a_table_and_stripped_weights(
     tmp_path, monkeypatch, capsys, objective, pictures, report, row
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(["fit", *objective, *FRESH, *SHORT]) == 0
+    assert main(["fit", *objective, *FRESH, *SMALL, *SHORT]) == 0
     run = tmp_path / "runs" / "quickstart" / "version_0"
     events = scalars(run)
     assert sorted(events.Tags()["images"]) == [f"val/{name}" for name in pictures]
@@ -139,7 +141,7 @@ def test_the_quickstart_ends_with_pictures_a_table_and_stripped_weights(
 def test_two_processes_run_the_whole_quickstart(tmp_path, monkeypatch) -> None:
     """Also a guard against callbacks that enter a collective on one process only: those hang."""
     monkeypatch.chdir(tmp_path)
-    run_forked(fit_as_one_of_two, 2, [*WHOLE_OBJECTIVE, *FRESH, *SHORT])
+    run_forked(fit_as_one_of_two, 2, [*WHOLE_OBJECTIVE, *FRESH, *SMALL, *SHORT])
     run = tmp_path / "runs" / "quickstart" / "version_0"
     assert (run / "export" / "config.json").exists()
     assert len(list((run / "pictures").glob("val_drawings_*.png"))) == 2
@@ -154,7 +156,7 @@ def test_own_images_with_broken_files_among_them(tmp_path, monkeypatch, layout, 
     monkeypatch.chdir(tmp_path)
     train = broken_folder(tmp_path, good=13, broken=1) if layout == "folder" else shards(tmp_path)
     config = config_with(tmp_path, train, family=family, max_broken_share=0.5)
-    assert main(["fit", "--config", config, *FRESH, *SHORT, "--trainer.max_steps=4"]) == 0
+    assert main(["fit", "--config", config, *FRESH, *SMALL, *SHORT, "--trainer.max_steps=4"]) == 0
     run = tmp_path / "runs" / "quickstart" / "version_0"
     assert (run / "export" / "config.json").exists()
     tags = scalars(run).Tags()["scalars"]
@@ -172,7 +174,7 @@ def test_validate_prints_scores_and_nothing_of_heads_that_were_never_trained(tmp
 
     monkeypatch.setattr("infotok_lit.callbacks.ActiveUnits", LogsMore, raising=True)
     with warnings.catch_warnings(record=True) as warned:
-        cli = run(["validate", *WHOLE_OBJECTIVE, *FRESH, *SHORT, "--trainer.enable_progress_bar=false"])
+        cli = run(["validate", *WHOLE_OBJECTIVE, *FRESH, *SMALL, *SHORT, "--trainer.enable_progress_bar=false"])
     shown = capsys.readouterr().out
     assert "answers: exact match" in shown and "val/generation/score/overall" not in shown, "each number once"
     assert "val/understanding/probe/structure_bits" in shown and "1.250" in shown
@@ -200,14 +202,33 @@ def test_the_bar_counts_steps_and_shows_each_task(tmp_path, monkeypatch) -> None
 
 def test_lightnings_products_are_not_advertised(tmp_path, monkeypatch, capfd) -> None:
     monkeypatch.chdir(tmp_path)
-    run(["fit", *FRESH, *SHORT, "--trainer.limit_val_batches=0", "--trainer.callbacks=[]", "--config=harmon/scenes32"])
+    run(
+        [
+            "fit",
+            *FRESH,
+            *SMALL,
+            *SHORT,
+            "--trainer.limit_val_batches=0",
+            "--trainer.callbacks=[]",
+            "--config=harmon/scenes32",
+        ]
+    )
     written = capfd.readouterr()
     assert "Tip" not in written.out + written.err
 
 
 def too_many_broken(folder: Path) -> list[str]:
     config = config_with(folder, broken_folder(folder, good=4, broken=9), callbacks=[])
-    return ["fit", "--config", config, *FRESH, *SHORT, "--trainer.max_steps=20", "--trainer.limit_val_batches=0"]
+    return [
+        "fit",
+        "--config",
+        config,
+        *FRESH,
+        *SMALL,
+        *SHORT,
+        "--trainer.max_steps=20",
+        "--trainer.limit_val_batches=0",
+    ]
 
 
 @pytest.mark.parametrize(
