@@ -1,12 +1,13 @@
 """Options and fixtures that every test can use."""
 
+import gc
 import os
 import socket
 from random import SystemRandom
 
-# Tests that run side by side share the cores: one thread each, here and in the processes that they start.
-if "PYTEST_XDIST_WORKER" in os.environ:
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+# One thread, here and in the processes that tests start: tests that run side by side share the cores, and a process
+# that has computed convolutions with more of them may hang when it is forked.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
@@ -21,6 +22,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="PATH.json",
         help="replay this golden file (its .safetensors lies beside it) instead of the ones in tests/fixtures/goldens",
     )
+
+
+def pytest_collection_finish() -> None:
+    """Leave what was imported out of Python's garbage collections: each would visit a million objects in vain."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(tryfirst=True)

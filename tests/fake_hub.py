@@ -36,12 +36,12 @@ class FakeHub(ThreadingHTTPServer):
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         }
 
-    def fetched(self) -> list[str]:
-        """The files that were downloaded, in order, each once."""
+    def fetched(self, owner: str = "") -> list[str]:
+        """The files that were downloaded, of all owners or of one, in order, each once."""
         gets = (
             request.split("/resolve/")[1].split("/", 1)[1]
             for request in self.requests
-            if "GET" in request and "/resolve/" in request
+            if request.startswith(f"GET /{owner}") and "/resolve/" in request
         )
         return list(dict.fromkeys(gets))
 

@@ -13,6 +13,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 import yaml
+from forked import run_forked
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from infotok_lit.assets import QUICKSTART_CONFIG
@@ -32,6 +33,8 @@ SHORT = [
     "--data.init_args.val_batch_size=4",
     "--data.init_args.val_samples=4",
 ]
+SMALL = ["--model.init_args.settings={llm: {num_hidden_layers: 1}, sampling: {iterations: 4}}"]
+"""For any family: a language model of one layer, and few steps of drawing."""
 WHOLE_OBJECTIVE = ["--config=harmon/scenes32", "--config=objective/csa"]
 MODULES = {"harmon": "HarmonModule", "showo2": "Showo2Module", "openuni": "OpenUniModule"}
 
@@ -103,7 +106,7 @@ def test_the_quickstart_ends_with_pictures_a_table_and_stripped_weights(
     tmp_path, monkeypatch, capsys, objective, pictures, report, row
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(["fit", *objective, *FRESH, *SHORT]) == 0
+    assert main(["fit", *objective, *FRESH, *SMALL, *SHORT]) == 0
     run = tmp_path / "runs" / "quickstart" / "version_0"
     events = scalars(run)
     assert sorted(events.Tags()["images"]) == [f"val/{name}" for name in pictures]
@@ -135,20 +138,17 @@ def test_the_quickstart_ends_with_pictures_a_table_and_stripped_weights(
         assert torch.equal(value, checkpoint["state_dict"][f"base.{name}"]), name
 
 
-def test_two_processes_run_the_whole_quickstart(tmp_path) -> None:
+def test_two_processes_run_the_whole_quickstart(tmp_path, monkeypatch) -> None:
     """Also a guard against callbacks that enter a collective on one process only: those hang."""
-    command = [sys.executable, "-m", "infotok_lit", "fit", *WHOLE_OBJECTIVE, *FRESH, *SHORT]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run(
-        [*command, "--trainer.devices=2", "--trainer.strategy=ddp"],
-        cwd=tmp_path,
-        env=environment,
-        check=True,
-        timeout=500,
-    )
+    monkeypatch.chdir(tmp_path)
+    run_forked(fit_as_one_of_two, 2, [*WHOLE_OBJECTIVE, *FRESH, *SMALL, *SHORT])
     run = tmp_path / "runs" / "quickstart" / "version_0"
     assert (run / "export" / "config.json").exists()
     assert len(list((run / "pictures").glob("val_drawings_*.png"))) == 2
+
+
+def fit_as_one_of_two(rank: int, arguments: list[str]) -> None:
+    assert main(["fit", *arguments, "--trainer.devices=2", "--trainer.strategy=ddp"]) == 0
 
 
 @pytest.mark.parametrize(("layout", "family"), [("shards", "harmon"), ("folder", "showo2"), ("folder", "openuni")])
@@ -156,7 +156,7 @@ def test_own_images_with_broken_files_among_them(tmp_path, monkeypatch, layout, 
     monkeypatch.chdir(tmp_path)
     train = broken_folder(tmp_path, good=13, broken=1) if layout == "folder" else shards(tmp_path)
     config = config_with(tmp_path, train, family=family, max_broken_share=0.5)
-    assert main(["fit", "--config", config, *FRESH, *SHORT, "--trainer.max_steps=4"]) == 0
+    assert main(["fit", "--config", config, *FRESH, *SMALL, *SHORT, "--trainer.max_steps=4"]) == 0
     run = tmp_path / "runs" / "quickstart" / "version_0"
     assert (run / "export" / "config.json").exists()
     tags = scalars(run).Tags()["scalars"]
@@ -174,7 +174,7 @@ def test_validate_prints_scores_and_nothing_of_heads_that_were_never_trained(tmp
 
     monkeypatch.setattr("infotok_lit.callbacks.ActiveUnits", LogsMore, raising=True)
     with warnings.catch_warnings(record=True) as warned:
-        cli = run(["validate", *WHOLE_OBJECTIVE, *FRESH, *SHORT, "--trainer.enable_progress_bar=false"])
+        cli = run(["validate", *WHOLE_OBJECTIVE, *FRESH, *SMALL, *SHORT, "--trainer.enable_progress_bar=false"])
     shown = capsys.readouterr().out
     assert "answers: exact match" in shown and "val/generation/score/overall" not in shown, "each number once"
     assert "val/understanding/probe/structure_bits" in shown and "1.250" in shown
@@ -202,14 +202,33 @@ def test_the_bar_counts_steps_and_shows_each_task(tmp_path, monkeypatch) -> None
 
 def test_lightnings_products_are_not_advertised(tmp_path, monkeypatch, capfd) -> None:
     monkeypatch.chdir(tmp_path)
-    run(["fit", *FRESH, *SHORT, "--trainer.limit_val_batches=0", "--trainer.callbacks=[]", "--config=harmon/scenes32"])
+    run(
+        [
+            "fit",
+            *FRESH,
+            *SMALL,
+            *SHORT,
+            "--trainer.limit_val_batches=0",
+            "--trainer.callbacks=[]",
+            "--config=harmon/scenes32",
+        ]
+    )
     written = capfd.readouterr()
     assert "Tip" not in written.out + written.err
 
 
 def too_many_broken(folder: Path) -> list[str]:
     config = config_with(folder, broken_folder(folder, good=4, broken=9), callbacks=[])
-    return ["fit", "--config", config, *FRESH, *SHORT, "--trainer.max_steps=20", "--trainer.limit_val_batches=0"]
+    return [
+        "fit",
+        "--config",
+        config,
+        *FRESH,
+        *SMALL,
+        *SHORT,
+        "--trainer.max_steps=20",
+        "--trainer.limit_val_batches=0",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -233,6 +252,7 @@ def test_too_many_broken_files_stop_the_run(tmp_path, monkeypatch) -> None:
 
 
 def test_too_many_broken_files_are_no_traceback_on_any_process(tmp_path) -> None:
+    """Started as a user starts them: the first process starts the other one."""
     command = [sys.executable, "-m", "infotok_lit", *too_many_broken(tmp_path)]
     ended = subprocess.run(
         [*command, "--trainer.devices=2", "--trainer.strategy=ddp"],

@@ -29,6 +29,9 @@ SHORT = [
     "--trainer.callbacks=[]",
     "--trainer.enable_progress_bar=false",
     "--data.init_args.num_workers=0",
+    "--data.init_args.understanding_batch_size=4",
+    "--data.init_args.generation_batch_size=4",
+    "--data.init_args.val_batch_size=4",
 ]
 
 

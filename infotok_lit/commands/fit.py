@@ -154,8 +154,8 @@ class InfoTokCLI(LightningCLI):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The configuration in primitives."""
-        return yaml.safe_load(self.parser.dump(self.config, skip_link_targets=False))
+        """The configuration in primitives; it was parsed, and need not be validated again."""
+        return yaml.safe_load(self.parser.dump(self.config, skip_link_targets=False, skip_validation=True))
 
     @contextlib.contextmanager
     def _ending(self, checkpoint: Path | None) -> Iterator[None]:
@@ -241,8 +241,8 @@ class RunRecord(SaveConfigCallback):
     It also saves when the process is asked to end.
     """
 
-    began = False
-    """Whether the run has come to its first batch: from here on its folder stays."""
+    began = False  # True once the run has come to its first batch: from here on its folder stays
+    shaping: dict[str, Any] = {}  # found once, not anew for every checkpoint
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Nothing: a start that fails leaves no config.yaml, and that of an earlier run as it was."""
@@ -259,7 +259,7 @@ class RunRecord(SaveConfigCallback):
         if folder is not None and trainer.is_global_zero:
             path = Path(folder, self.config_filename)
             path.parent.mkdir(parents=True, exist_ok=True)
-            self.parser.save(self.config, str(path), skip_none=False, overwrite=True)
+            self.parser.save(self.config, str(path), skip_none=False, skip_validation=True, overwrite=True)
 
     on_train_start = on_validation_start = on_sanity_check_start
 
@@ -271,8 +271,10 @@ class RunRecord(SaveConfigCallback):
 
     def state_dict(self) -> dict[str, Any]:
         """What shapes the run, for whoever resumes it."""
-        content = yaml.safe_load(self.parser.dump(self.config, skip_link_targets=False))
-        return {"settings": shaping_settings(content)}
+        if not self.shaping:
+            content = self.parser.dump(self.config, skip_link_targets=False, skip_validation=True)
+            self.shaping = shaping_settings(yaml.safe_load(content))
+        return {"settings": self.shaping}
 
 
 def with_defaults(arguments: Sequence[str]) -> list[str]:

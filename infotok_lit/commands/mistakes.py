@@ -40,8 +40,6 @@ def one_sentence(parser: ArgumentParser, arguments: Sequence[str]) -> Iterator[N
         arguments: what is parsed, as `normalised` leaves it: to find the file that a key stands in.
     """
     try:
-        for path in config_files(arguments):
-            check_config(path)
         yield
     except Exception as error:
         sentence = explain(error, parser, arguments)

@@ -24,7 +24,7 @@ from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import restricted_number_type
 
 from infotok_lit.assets import find_config
-from infotok_lit.commands.mistakes import one_sentence
+from infotok_lit.commands.mistakes import check_config, config_files, one_sentence
 from infotok_lit.errors import SettingsError
 
 PROGRAM = "python -m infotok_lit"
@@ -63,6 +63,8 @@ def run(function: Callable[..., int | None], argv: Sequence[str], config: bool =
     options = _gathered(options, known)
     arguments = [argument for option in options for argument in _spelled(*option, hint=known.get(_name(option[0])))]
     arguments = [_with_path(argument) if config else argument for argument in arguments]
+    for path in config_files(arguments):
+        check_config(path)
     with one_sentence(parser, arguments):
         given = parser.instantiate(parser.parse_args(arguments))
     values = {name: _taken(given, name, hint) for name, hint in hints.items()}

@@ -1,12 +1,6 @@
-"""Trains a small network with a moving average, alone and in two processes, replicated and sharded.
+"""Trains a small network with a moving average, alone and in two processes, replicated and sharded."""
 
-python average_in_two_processes.py FOLDER
-"""
-
-import contextlib
 import os
-import socket
-import sys
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -109,21 +103,9 @@ def sharding() -> ModelParallelStrategy:
     return ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1, process_group_backend="gloo")
 
 
-def process(rank: int, folder: Path, port: int) -> None:
-    """One of two processes."""
-    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "none"}
+def one_of_two(rank: int, folder: Path) -> None:
+    """All runs on two processes."""
     run(folder, "replicated", DDPStrategy(process_group_backend="gloo"))
     run(folder, "sharded", sharding())
     run(folder, "half", sharding(), steps=2)
     run(folder, "resumed", sharding(), checkpoint=folder / "half.ckpt")
-
-
-if __name__ == "__main__":
-    target = Path(sys.argv[1])
-    with contextlib.closing(socket.socket()) as probe:
-        probe.bind(("localhost", 0))
-        free = probe.getsockname()[1]
-    # Forked before anything is computed, so that both have the imports already.
-    torch.multiprocessing.start_processes(process, (target, free), nprocs=2, start_method="fork")
-    run(target, "alone", "auto")

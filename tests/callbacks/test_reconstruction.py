@@ -1,15 +1,12 @@
 """Reconstruction: what comes back is what the tokens hold; nothing else changes; two processes as one."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
-from fit_with import fit, validate_in
+from fit_with import fit, validate_in_one_and_two_processes
 from tiny import TinyModule, scenes_data
 
 from infotok_lit.callbacks import Reconstruction
@@ -108,15 +105,6 @@ def test_what_cannot_be_is_refused(tmp_path):
         trainer.validate(TinyModule(()), torch.utils.data.DataLoader(loaders.validation_sources["understanding"]))
 
 
-def validate(folder: Path, processes: int) -> None:
-    validate_in(folder, processes, lambda: (probe(), TinyModule(())), "/probe/")
-
-
 def test_two_processes_log_what_one_does(tmp_path):
-    validate(tmp_path, 1)
-    # From a process of its own: one that has computed convolutions may hang when it is forked.
-    code = f"from pathlib import Path; import test_reconstruction as test; test.validate(Path({str(tmp_path)!r}), 2)"
-    paths = os.pathsep.join([str(Path(__file__).parent), *sys.path])
-    subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": paths}, check=True, timeout=500)
-    whole, *halves = (torch.load(tmp_path / f"{name}.pt") for name in ("0_of_1", "0_of_2", "1_of_2"))
+    whole, *halves = validate_in_one_and_two_processes(tmp_path, lambda: (probe(), TinyModule(())), "/probe/")
     assert set(whole) == NAMES and halves == [whole, whole]

@@ -1,13 +1,13 @@
 """The moving average of the weights: its formula, what sees it, resuming, and several processes."""
 
-import subprocess
-import sys
 from pathlib import Path
 
+import average_in_two_processes
 import lightning.pytorch as pl
 import pytest
 import torch
 from fit_with import fit
+from forked import run_forked
 from lightning.pytorch.demos.boring_classes import BoringDataModule, BoringModel
 from tiny import TinyModule
 
@@ -224,10 +224,10 @@ def test_a_module_that_keeps_no_average_is_refused_by_name(tmp_path, batches) ->
 
 @pytest.fixture(scope="module")
 def distributed(tmp_path_factory) -> Path:
-    """What two processes left, replicated and sharded: a process of its own starts them, so that forking is safe."""
+    """What one process left, and two, replicated and sharded."""
     folder = tmp_path_factory.mktemp("distributed")
-    script = Path(__file__).with_name("average_in_two_processes.py")
-    subprocess.run([sys.executable, str(script), str(folder)], check=True, timeout=500)
+    average_in_two_processes.run(folder, "alone", "auto")
+    run_forked(average_in_two_processes.one_of_two, 2, folder)
     return folder
 
 

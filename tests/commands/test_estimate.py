@@ -54,28 +54,21 @@ def test_the_peak_of_a_cpu_is_as_estimated(tmp_path) -> None:
     assert found["plans"][0]["bytes"]["1 card"] == pytest.approx(found["measured_bytes"], rel=0.15)
 
 
-def test_where_no_system_tells_what_a_process_holds_the_rest_is_said(tmp_path, monkeypatch, capsys) -> None:
-    """As on macOS, whose C library has neither mallopt nor malloc_trim."""
+def test_what_cannot_be_known_and_what_fit_refuses_to_shard_are_left_out(tmp_path, monkeypatch, capsys) -> None:
+    """As on macOS, whose C library has neither mallopt nor malloc_trim; and no FSDP with a backward pass per branch."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("platform.libc_ver", lambda: ("", ""))
     monkeypatch.setattr("ctypes.CDLL", lambda name: pytest.fail("a call into glibc"))
-    small = ["--config", "objective/finetune", *ONE_LAYER]
+    small = ["--config", "objective/finetune", *ONE_LAYER, "--model.init_args.backward_per_branch", "true"]
     arguments = ["estimate", "--config", "harmon/scenes32", *small, "--alternatives", "false", "--out", "found.json"]
     assert cli.main(arguments) == 0
     (plan,) = json.loads((tmp_path / "found.json").read_text())["plans"]
     assert plan["process_bytes"] is None and plan["bytes"]["1 card"] > 0
-    assert "the process takes" not in capsys.readouterr().out
+    assert list(plan["bytes"]) == ["1 card", "DDP, 8 cards"]
+    said = capsys.readouterr().out
+    assert "the process takes" not in said and "FSDP" not in said
     assert cli.main([*arguments, "--measure"]) != 0
     assert "needs Linux with glibc" in capsys.readouterr().err
-
-
-def test_what_fit_refuses_to_shard_is_not_estimated_sharded(tmp_path, monkeypatch, capsys) -> None:
-    monkeypatch.chdir(tmp_path)
-    small = ["--config", "objective/finetune", *ONE_LAYER]
-    arguments = ["estimate", "--config", "harmon/scenes32", *small, "--alternatives", "false", "--out", "found.json"]
-    assert cli.main([*arguments, "--model.init_args.backward_per_branch", "true"]) == 0
-    (plan,) = json.loads((tmp_path / "found.json").read_text())["plans"]
-    assert list(plan["bytes"]) == ["1 card", "DDP, 8 cards"] and "FSDP" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("freeze", [(), ("llm.",)], ids=["trained", "frozen"])

@@ -2,21 +2,20 @@
 
 import hashlib
 import json
-import os
 import re
-import socket
-import subprocess
-import sys
 import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from evaluation.fakes import FakeModel
+from forked import run_forked
 
 from infotok_lit.errors import DataError, SettingsError
 from infotok_lit.evaluation.benchmark import spread
-from infotok_lit.evaluation.records import Log, read_log
-from infotok_lit.evaluation.running import Evaluation
+from infotok_lit.evaluation.endpoint import JudgeError
+from infotok_lit.evaluation.records import Log, read_log, to_lines
+from infotok_lit.evaluation.running import Evaluation, World
 from infotok_lit.evaluation.scenes import ScenesBenchmark
 
 
@@ -140,57 +139,39 @@ def test_a_log_loses_only_the_line_that_a_kill_cut_short(rest, tmp_path):
     assert {name: row["value"] for name, row in read_log(path).items()} == {"a": 1, "b": 2, "d": 4}
 
 
-PROCESS = """
-import sys
-from pathlib import Path
-from evaluation.fakes import FakeModel
-from infotok_lit.evaluation.endpoint import JudgeError
-from infotok_lit.evaluation.running import Evaluation, World
-from infotok_lit.evaluation.scenes import ScenesBenchmark
-from infotok_lit.evaluation.records import to_lines
-world = World.join()
-model = FakeModel()
-evaluation = Evaluation(model, ScenesBenchmark(count=10), Path(sys.argv[1]), batch_size=2, world=world)
-evaluation.open()
-evaluation.outputs(most=1)
-rows = evaluation.graded()
-Path(sys.argv[2] + str(world.rank)).write_text(to_lines(rows) + f"{len(model.drawn)} {len(model.asked)}")
+class LosesTheJudge:
+    """A judge that answers once in the first process, and then no more."""
 
-class Judge:
     name, batch_size = "judge", 2
-    def verdicts(self, rows, folder):
+
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
+
+    def verdicts(self, rows: list[dict], folder: Path) -> Iterator[dict]:
         for number, row in enumerate(rows):
-            if world.rank == 0 and number:
+            if self.rank == 0 and number:
                 raise JudgeError("rank 0 has lost its judge")
             yield {"id": row["id"], "correct": True}
-evaluation.benchmark.grader = Judge()
-try:
-    evaluation.graded()
-except JudgeError as error:
-    Path(sys.argv[2] + f"-lost{world.rank}").write_text(str(error))
-world.leave()
-"""
+
+
+def one_of_two(rank: int, folder: Path) -> None:
+    """Evaluate a share, then grade it again with a judge that is lost; leave what came, and the error."""
+    world = World.join()
+    model = FakeModel()
+    evaluation = Evaluation(model, scenes(), folder / "two", batch_size=2, world=world)
+    evaluation.open()
+    evaluation.outputs(most=1)
+    rows = evaluation.graded()
+    (folder / f"rows{rank}").write_text(to_lines(rows) + f"{len(model.drawn)} {len(model.asked)}")
+    evaluation.benchmark.grader = LosesTheJudge(rank)
+    with pytest.raises(JudgeError) as lost:
+        evaluation.graded()
+    (folder / f"rows-lost{rank}").write_text(str(lost.value))
+    world.leave()
 
 
 def test_two_processes_give_the_rows_of_one(tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
-    common = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
-    common["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent.parent), *sys.path])
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROCESS, str(tmp_path / "two"), str(tmp_path / "rows")],
-            env=common | {"RANK": str(rank)},
-        )
-        for rank in range(2)
-    ]
-    try:
-        assert [process.wait(300) for process in processes] == [0, 0]
-    finally:
-        # One that waits for the other would do so for a month.
-        for process in processes:
-            process.kill()
+    run_forked(one_of_two, 2, tmp_path)
     outcomes = [(tmp_path / f"rows{rank}").read_text().splitlines() for rank in range(2)]
     assert outcomes[0][:-1] == outcomes[1][:-1]
     drawn, asked = zip(*(map(int, outcome[-1].split()) for outcome in outcomes), strict=True)

@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -70,13 +72,24 @@ from infotok_lit.cli import main
 from infotok_lit.models.family import load_folder
 from infotok_lit.modules import HarmonModule
 
-assert main(["export", "--ckpt", {run!r}, "--out", {out!r}, "--push_to_hub", "me/mine", "--private"]) == 0
-config = json.loads((Path({out!r}) / "config.json").read_text())["config"]
+for name, more in (("mine", ["--private"]), ("older", [])):
+    out = Path({folder!r}, name)
+    assert main(["export", "--ckpt", {run!r}, "--out", str(out), "--push_to_hub", f"me/{{name}}", *more]) == 0
+out = Path({folder!r}, "mine")
+config = json.loads((out / "config.json").read_text())["config"]
 module = HarmonModule(init_from="me/mine", settings=config)
-local = load_folder(Path({out!r})).state_dict()
+local = load_folder(out).state_dict()
 for other in (infotok_lit.load("me/mine", device="cpu").base.state_dict(), module.build_base().state_dict()):
     assert other.keys() == local.keys() and all(torch.equal(local[name], other[name]) for name in local)
 print(json.dumps(module.initial_model.reference()))
+"""
+LOOK = """
+from infotok_lit.commands.check import processor_of
+from infotok_lit.modules import HarmonModule
+
+for init_from in ("look/export", "hf://look/official/model.pth", "hf://look/several/base"):
+    processor = processor_of(HarmonModule(init_from=init_from).initial_model)
+    print("looked at", processor.tokenizer.name_or_path.split("/")[-1], len(processor.tokenizer))
 """
 FETCH = """
 from infotok_lit.hub import fetch
@@ -84,20 +97,47 @@ print(*sorted(path.name for path in fetch("me/mine").iterdir()))
 """
 
 
-def test_an_export_is_published_and_loads_by_its_name(hub, tmp_path) -> None:
-    """From the command to the server and back; then without the server."""
-    run, out = tmp_path / "run", tmp_path / "out"
+OLD = {"harmon.pth": b"old", "budget.safetensors": b"old", "figure.png": b"mine"}
+
+
+@dataclass
+class Visit:
+    """A hub, and what one process did there: it published two exports of a run, loaded one, and looked at models."""
+
+    hub: FakeHub
+    folder: Path
+    said: list[str]
+
+
+@pytest.fixture(scope="module")
+def visit(tmp_path_factory) -> Iterator[Visit]:
+    """An export to a new name, one over an old export, and three models that hold more than a look needs."""
+    folder = tmp_path_factory.mktemp("visit")
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "limit_val_batches": 0}
-    trainer = pl.Trainer(accelerator="cpu", max_steps=1, max_epochs=1, default_root_dir=run, **quiet)
+    trainer = pl.Trainer(accelerator="cpu", max_steps=1, max_epochs=1, default_root_dir=folder / "run", **quiet)
     trainer.fit(TinyModule(()), scenes_data())
-    trainer.save_checkpoint(run / "last.ckpt")
-    done = python(hub, PUBLISH_AND_USE.format(run=str(run), out=str(out)))
-    assert done.returncode == 0, done.stderr[-2000:]
-    _, published, reference = done.stdout.splitlines()
-    assert published == f"published {hub.environment['HF_ENDPOINT']}/me/mine"
+    trainer.save_checkpoint(folder / "run" / "last.ckpt")
+    export = files(BASE)
+    with running_hub(folder / "cache") as hub:
+        hub.repositories |= {
+            "me/older": dict(OLD),
+            "look/export": export,
+            "look/official": {"model.pth": b"large"},
+            "look/several": {f"base/{name}": content for name, content in export.items()} | {"o/harmon.pth": b"large"},
+        }
+        done = python(hub, PUBLISH_AND_USE.format(run=str(folder / "run"), folder=str(folder)) + LOOK)
+        assert done.returncode == 0, done.stderr[-2000:]
+        yield Visit(hub, folder, done.stdout.splitlines())
+
+
+def test_an_export_is_published_and_loads_by_its_name(visit) -> None:
+    """From the command to the server and back; then without the server."""
+    hub, out = visit.hub, visit.folder / "mine"
+    assert f"published {hub.environment['HF_ENDPOINT']}/me/mine" in visit.said
+    (reference,) = (line for line in visit.said if line.startswith("{"))
     assert json.loads(reference) == {"init_from": "hf://me/mine", "tokenizer": "me/mine"}
     assert hub.repositories["me/mine"] == files(out) and hub.private == {"me/mine"}
-    assert sorted(hub.fetched()) == sorted(files(out))
+    assert sorted(hub.fetched("me")) == sorted(files(out))
     header = yaml.safe_load((out / "README.md").read_text().split("---")[1])
     assert header["license"] == "apache-2.0" and header["library_name"] == "infotok_lit"
     assert {"infotok", "harmon", "image-to-text", "text-to-image"} <= set(header["tags"])
@@ -105,40 +145,15 @@ def test_an_export_is_published_and_loads_by_its_name(hub, tmp_path) -> None:
     assert offline.stdout.split() == sorted(files(out)), offline.stderr[-2000:]
 
 
-def test_a_second_export_takes_the_place_of_the_first_one(hub, tmp_path) -> None:
+def test_a_second_export_takes_the_place_of_the_first_one(visit) -> None:
     """Weights of the first under another name, and what read its tokens, would be taken for the second's."""
-    run, out = tmp_path / "run", tmp_path / "out"
-    hub.repositories["me/mine"] = {"harmon.pth": b"old", "budget.safetensors": b"old", "figure.png": b"mine"}
-    trainer = pl.Trainer(accelerator="cpu", max_steps=1, max_epochs=1, default_root_dir=run, logger=False)
-    trainer.fit(TinyModule(()), scenes_data())
-    trainer.save_checkpoint(run / "last.ckpt")
-    done = python(hub, PUBLISH_AND_USE.format(run=str(run), out=str(out)))
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert hub.repositories["me/mine"] == files(out) | {"figure.png": b"mine"}
+    assert visit.hub.repositories["me/older"] == files(visit.folder / "older") | {"figure.png": b"mine"}
 
 
-LOOK = """
-from infotok_lit.commands.check import processor_of
-from infotok_lit.modules import HarmonModule
-
-for init_from in ("me/mine", "hf://me/official/model.pth", "hf://me/several/base"):
-    processor = processor_of(HarmonModule(init_from=init_from).initial_model)
-    print(processor.tokenizer.name_or_path.split("/")[-1], len(processor.tokenizer))
-"""
-
-
-def test_looking_at_data_fetches_no_weights(hub) -> None:
+def test_looking_at_data_fetches_no_weights(visit) -> None:
     """`check` is for the time before gigabytes are fetched: of a model it needs the tokenizer alone."""
-    export = files(BASE)
-    hub.repositories |= {
-        "me/mine": export,
-        "me/official": {"model.pth": b"large"},
-        "me/several": {f"base/{name}": content for name, content in export.items()} | {"other/harmon.pth": b"large"},
-    }
-    done = python(hub, LOOK)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert len(done.stdout.splitlines()) == 3 and hub.fetched()
-    assert not [name for name in hub.fetched() if name.endswith((".safetensors", ".pth"))]
+    assert len([line for line in visit.said if line.startswith("looked at ")]) == 3 and visit.hub.fetched("look")
+    assert not [name for name in visit.hub.fetched("look") if name.endswith((".safetensors", ".pth"))]
 
 
 def test_only_what_is_read_is_fetched(hub, tmp_path) -> None:

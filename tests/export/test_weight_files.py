@@ -173,6 +173,7 @@ def test_fit_refuses_to_resume_from_what_is_no_whole_checkpoint(tmp_path) -> Non
         (str(path), "the checksum of"),
         (f"file://{path}", "is a URL"),
         ("http://h/last.ckpt", "is a URL"),
+        ("simplecache::s3://a/b.ckpt", "is a URL"),
     ):
         with pytest.raises(CheckpointError, match=message):
             chosen_checkpoint(None, given, {}, "fit")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as multiprocessing
+from forked import run_forked
 from torch import Tensor
 
 from infotok_lit.metrics.cka import LinearCKA
@@ -142,9 +142,8 @@ def test_too_little_is_nan_and_wrong_shapes_are_refused():
         metric.update(x, y[:2])
 
 
-def one_rank(rank: int, folder: str, x: Tensor, y: Tensor) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+def one_rank(rank: int, folder: Path, x: Tensor, y: Tensor) -> None:
+    dist.init_process_group("gloo")
     metric, idle = LinearCKA(5, 3), LinearCKA(5, 3)
     own = slice(0, 7) if rank == 0 else slice(7, 20)
     metric.update(x[own], y[own])
@@ -152,7 +151,7 @@ def one_rank(rank: int, folder: str, x: Tensor, y: Tensor) -> None:
     alone = {name: value.clone() for name, value in metric.metric_state.items() if name == "count"}
     if rank == 1:
         idle.update(x, y)
-    torch.save((merged, alone["count"], idle.compute()), Path(folder) / f"rank{rank}.pt")
+    torch.save((merged, alone["count"], idle.compute()), folder / f"rank{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -161,7 +160,7 @@ def test_two_processes_of_unequal_share_equal_one(tmp_path):
     x = torch.cat([x[:7] + 50, x[7:]])  # the ranks' shifts are far apart
     expected = streamed(x, y, 20)
     assert expected["biased"] == pytest.approx(cka_loop(x, y, False), abs=1e-12)
-    multiprocessing.spawn(one_rank, args=(str(tmp_path), x, y), nprocs=2)
+    run_forked(one_rank, 2, tmp_path, x, y)
     for rank in range(2):
         merged, count, idle = torch.load(tmp_path / f"rank{rank}.pt", weights_only=True)
         assert {name: value.item() for name, value in merged.items()} == pytest.approx(expected, abs=1e-11)

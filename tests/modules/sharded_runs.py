@@ -1,12 +1,8 @@
-"""What processes do for test_sharding.py, as a script: sharded_runs.py FOLDER PORT RANK, or four, or alone.
+"""What the processes of test_sharding.py do.
 
 Each family is trained under DDP and under FSDP2 with everything else equal, and leaves what it was in a file per rank.
 """
 
-import multiprocessing
-import os
-import sys
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -73,10 +69,10 @@ def fit(
     steps: int = STEPS,
     callbacks: Sequence[pl.Callback] = (),
 ) -> pl.Trainer:
-    """A run of a few steps with validation, which goes on from a checkpoint; with checkpoints and an export of its own.
+    """A run of a few steps with validation, which goes on from a checkpoint.
 
     Args:
-        keeps: whether it has these.
+        keeps: whether it has checkpoints and an export of its own, and a validation before its first step.
     """
     pl.seed_everything(0, verbose=False)
     record = Record()
@@ -96,7 +92,7 @@ def fit(
         val_check_interval=steps,
         check_val_every_n_epoch=None,
         limit_val_batches=1,
-        num_sanity_val_steps=1,
+        num_sanity_val_steps=int(keeps),
         log_every_n_steps=1,
         gradient_clip_val=CLIPPED,
         logger=False,
@@ -160,11 +156,13 @@ OTHERS = {
 }
 
 
-def main(folder: Path) -> None:
-    """All runs."""
+def one_of_two(rank: int, folder: Path) -> None:
+    """All runs on two processes."""
     for family in FAMILIES:
-        fit(folder / family / "ddp", module(family), DDPStrategy(), keeps=True)
-        fit(folder / family / "fsdp", module(family), ShardedStrategy(), keeps=True)
+        # Only Harmon's runs are resumed, after two of their steps.
+        steps = STEPS if family == "harmon" else 2
+        fit(folder / family / "ddp", module(family), DDPStrategy(), keeps=True, steps=steps)
+        fit(folder / family / "fsdp", module(family), ShardedStrategy(), keeps=True, steps=steps)
     first = folder / "harmon"
     for name, strategy, run in (
         ("resumed", ShardedStrategy(), "fsdp"),
@@ -172,25 +170,24 @@ def main(folder: Path) -> None:
         ("to_ddp", DDPStrategy(), "fsdp"),
     ):
         fit(first / name, module("harmon"), strategy, checkpoint=first / run / CHECKPOINT)
-    fit(first / "copies", module("harmon"), ShardedStrategy(data_parallel_size=2, tensor_parallel_size=1))
     for name, other in OTHERS.items():
-        fit(folder / name / "ddp", other(), DDPStrategy(), keeps=name == "lora")
-        fit(folder / name / "fsdp", other(), ShardedStrategy(), keeps=name == "lora")
+        # Balance measures pulls in the first step, weighs by them in the second, and the third has trained so.
+        steps = 2 if name in ("lora", "halved") else 3
+        for kind, strategy in (("ddp", DDPStrategy()), ("fsdp", ShardedStrategy())):
+            fit(folder / name / kind, other(), strategy, keeps=name == "lora", steps=steps)
 
 
-def one_of_four(folder: Path, rank: int, port: str) -> None:
+def one_of_four(rank: int, folder: Path) -> None:
     """Two copies of the model, each shared out among two processes, beside DDP over all four."""
-    join(rank, 4, port)
     copies = ShardedStrategy(data_parallel_size=2, tensor_parallel_size=2)
     for name, strategy in (("ddp", DDPStrategy()), ("copies", copies)):
         fit(folder / name, module("harmon"), strategy, devices=4, steps=2)
 
 
-def alone(folder: Path, port: str) -> None:
+def alone(rank: int, folder: Path) -> None:
     """In one process, a run whose checkpoints leave frozen weights out, and which goes on under FSDP2."""
     frozen = partial(HarmonModule, init_from="embedded", freeze=("llm.",))
     fit(folder / "plain", frozen(), "auto", devices=1, keeps=True)
-    join(0, 1, port)
     fit(folder / "sharded", frozen(), ShardedStrategy(), 1, checkpoint=folder / "plain" / CHECKPOINT)
     fit(folder / "left", TinyModule(), ShardedStrategy(), 1, keeps=True, steps=2, callbacks=[WeightAverage()])
     for name, other, callbacks in (
@@ -203,33 +200,3 @@ def alone(folder: Path, port: str) -> None:
             fit(folder / name, other, ShardedStrategy(), 1, folder / "left" / CHECKPOINT, callbacks=callbacks)
         except CheckpointError as error:
             (folder / f"{name}.txt").write_text(str(error))
-
-
-def four(folder: Path, port: str) -> int:
-    """Fork all of `one_of_four`, as most of what a fresh process does is to import torch; returns how many failed."""
-    forking = multiprocessing.get_context("fork")
-    processes = [forking.Process(target=one_of_four, args=(folder, rank, port)) for rank in range(4)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    return sum(process.exitcode != 0 for process in processes)
-
-
-def join(rank: int, size: int, port: str) -> None:
-    """Be one of some processes, as torchrun says it."""
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "tests"}
-    os.environ |= {"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    warnings.filterwarnings("ignore")
-    torch.set_num_threads(1)
-
-
-if __name__ == "__main__":
-    path, port, who = sys.argv[1:]
-    if who == "four":
-        sys.exit(four(Path(path), port))
-    if who == "alone":
-        sys.exit(alone(Path(path), port))
-    join(int(who), 2, port)
-    main(Path(path))

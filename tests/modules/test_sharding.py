@@ -1,22 +1,19 @@
 """FSDP2 on two processes gives DDP's numbers, with half of the weights and optimiser states on each."""
 
-import contextlib
 import os
 import pickle
 import re
 import shutil
-import signal
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from forked import run_forked
 from lightning.pytorch import Trainer
 from safetensors.torch import load_file
-from sharded_runs import CHECKPOINT, CLIPPED, OTHERS, fit, module
+from sharded_runs import CHECKPOINT, CLIPPED, OTHERS, fit, module, one_of_four, one_of_two
+from sharded_runs import alone as what_one_does
 from tiny import FAMILIES, TinyModule, tiny_model
 
 from infotok_lit.checkpoints import CheckpointError, find_checkpoint, newest_checkpoint, read_run, run_checkpoint
@@ -26,38 +23,16 @@ from infotok_lit.modules.sharded_strategy import _refuse_misfit
 from infotok_lit.modules.sharding import repeated_blocks
 from infotok_lit.sharded_checkpoints import read_sharded
 
-LIMIT = 900
 LOCAL = ("part_gradient", "encoder_")
 """Numbers that are over one process's batch under DDP, and over all processes' under FSDP2."""
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> Path:
-    """The folder of all runs of sharded_runs.py."""
+    """The folder of all runs on two processes."""
     folder = tmp_path_factory.mktemp("sharded")
-    run_script(folder, ("0", "1"))
+    run_forked(one_of_two, 2, folder)
     return folder
-
-
-def run_script(folder: Path, whos: tuple[str, ...]) -> None:
-    """One process of sharded_runs.py for each, and what it starts; all end in the time limit."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    here = Path(__file__).parent
-    paths = os.pathsep.join([str(here.parents[1]), str(here.parent), os.environ.get("PYTHONPATH", "")])
-    command = [sys.executable, str(here / "sharded_runs.py"), str(folder), str(port)]
-    processes = [
-        subprocess.Popen([*command, who], env={**os.environ, "PYTHONPATH": paths}, stderr=log, start_new_session=True)
-        for who, log in ((who, (folder / f"{who}.log").open("w")) for who in whos)
-    ]
-    try:
-        for who, process in zip(whos, processes, strict=True):
-            assert process.wait(LIMIT) == 0, (folder / f"{who}.log").read_text()[-3000:]
-    finally:
-        for process in processes:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
 
 
 def records(folder: Path, processes: int = 2) -> list[dict[str, Any]]:
@@ -119,15 +94,9 @@ def test_a_run_resumes_under_the_other_strategy(runs, name) -> None:
         assert_equal_steps(resumed["steps"], whole["steps"][2:])
 
 
-def test_copies_of_the_model_give_the_same_numbers(runs) -> None:
-    """Two copies, each on one process."""
-    for copies, plain in zip(records(runs / "harmon" / "copies"), records(runs / "harmon" / "ddp"), strict=True):
-        assert_equal_steps(copies["steps"], plain["steps"])
-
-
 def test_copies_that_are_shared_out_give_the_same_numbers(tmp_path) -> None:
     """Two copies, each on two processes, as two nodes with two cards have them."""
-    run_script(tmp_path, ("four",))
+    run_forked(one_of_four, 4, tmp_path)
     for copies, plain in zip(records(tmp_path / "copies", 4), records(tmp_path / "ddp", 4), strict=True):
         assert len(plain["steps"]) == 2 and copies["names"] == plain["names"]
         assert_equal_steps(copies["steps"], plain["steps"])
@@ -139,7 +108,7 @@ def test_copies_that_are_shared_out_give_the_same_numbers(tmp_path) -> None:
 def alone(tmp_path_factory) -> Path:
     """The folder of what one process does."""
     folder = tmp_path_factory.mktemp("alone")
-    run_script(folder, ("alone",))
+    run_forked(what_one_does, 1, folder)
     return folder
 
 

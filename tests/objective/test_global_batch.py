@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as multiprocessing
 from branch_outputs import branch_output, changed, parts
+from forked import run_forked
 
 from infotok_lit.batch import BranchOutput
 from infotok_lit.objective.alignment import NegativesConfig
@@ -77,9 +77,8 @@ def gradients(inputs: BranchOutput, noise: torch.Tensor, pixels: torch.Tensor) -
     return result
 
 
-def one_rank(rank: int, folder: str, flat: dict, noise: torch.Tensor, pixels: torch.Tensor) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+def one_rank(rank: int, folder: Path, flat: dict, noise: torch.Tensor, pixels: torch.Tensor) -> None:
+    dist.init_process_group("gloo")
     half = slice(3 * rank, 3 * rank + 3)
     result = gradients(rows(branch_output(**flat), half), noise[half], pixels[half])
     for _, grads, _ in result.values():
@@ -92,7 +91,7 @@ def one_rank(rank: int, folder: str, flat: dict, noise: torch.Tensor, pixels: to
         refusal = ""
     except ValueError as error:
         refusal = str(error)
-    torch.save((result, share, refusal), Path(folder) / f"rank{rank}.pt")
+    torch.save((result, share, refusal), folder / f"rank{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -129,7 +128,7 @@ def whole() -> tuple[dict, torch.Tensor, torch.Tensor]:
 @pytest.fixture(scope="module")
 def ranks(whole, tmp_path_factory) -> list:
     folder = tmp_path_factory.mktemp("ranks")
-    multiprocessing.spawn(one_rank, args=(str(folder), *whole), nprocs=2)
+    run_forked(one_rank, 2, folder, *whole)
     return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
 
 

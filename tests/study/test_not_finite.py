@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from study.studies import METRICS, STEPS, Bench, known_values
 
-from infotok_lit.study import report
 from infotok_lit.study.cells import row_cells
 from infotok_lit.study.config import Analysis, Dimension, Search, Study
 from infotok_lit.study.record import CellResult, Record
@@ -19,11 +18,6 @@ NAN = float("nan")
 RATE = METRICS["rate"].tag
 JUDGED = METRICS | {"rate": replace(METRICS["rate"], better="higher")}
 REQUIRED = METRICS | {"rate": replace(METRICS["rate"], better="higher", optional=False)}
-
-
-@pytest.fixture(autouse=True)
-def undrawn(monkeypatch) -> None:
-    monkeypatch.setattr(report, "_write_figure", lambda path, figure: None)
 
 
 def spoil(bench: Bench, variant: str, seed: int, steps: Collection[int] = (STEPS,)) -> None:

@@ -114,7 +114,7 @@ def test_pictures_and_commands_are_there(out) -> None:
     assert re.search(r"torch \d.*optuna \d", (out / "report.md").read_text())
 
 
-def test_a_report_is_recomputed_from_raw_files_alone(bench, monkeypatch) -> None:
+def test_a_report_is_recomputed_from_raw_files_alone(bench, drawn, monkeypatch) -> None:
     """Neither Optuna's storage nor an earlier report is needed, and a changed result changes the table."""
     study = bench.study(["plain", "a"], SEEDS)
     bench.run(study, workers=2)
@@ -129,24 +129,14 @@ def test_a_report_is_recomputed_from_raw_files_alone(bench, monkeypatch) -> None
     changed = json.loads(path.read_text())
     changed["validation"][-1][METRICS["answers"].tag] = 7.0
     path.write_text(json.dumps(changed))
-    leave_figures_undrawn(monkeypatch)
+    monkeypatch.setattr(report, "_write_figure", lambda path, figure: None)
     write_report(study)
     expected = (7.0 + sum(truth("a", "answers")[1:])) / 3
     line = next(line for line in read(out / "table.csv") if (line["row"], line["metric"]) == ("a", "answers"))
     assert float(line["mean"]) == pytest.approx(expected)
 
 
-def leave_figures_undrawn(monkeypatch) -> None:
-    """They are made, but not drawn, which takes long."""
-    monkeypatch.setattr(report, "_write_figure", lambda path, figure: None)
-
-
-@pytest.fixture
-def undrawn(monkeypatch) -> None:
-    leave_figures_undrawn(monkeypatch)
-
-
-def test_an_unfinished_study_reports_what_there_is(bench, undrawn) -> None:
+def test_an_unfinished_study_reports_what_there_is(bench) -> None:
     study = bench.study(["plain", "a", "fails"], seeds=(0, 1))
     bench.run(study)
     later = replace(study, seeds=[0, 1, 2])
@@ -156,7 +146,7 @@ def test_an_unfinished_study_reports_what_there_is(bench, undrawn) -> None:
     assert "a, seed 2: waiting" in text
 
 
-def test_a_finished_cell_that_lacks_a_new_metric_is_named_and_nothing_is_complete(bench, undrawn, capsys) -> None:
+def test_a_finished_cell_that_lacks_a_new_metric_is_named_and_nothing_is_complete(bench, capsys) -> None:
     study = bench.study(["a"], seeds=(0,))
     assert bench.run(study)
     optional = replace(study, metrics=METRICS | {"new": Metric("val/none", optional=True)})
@@ -168,7 +158,7 @@ def test_a_finished_cell_that_lacks_a_new_metric_is_named_and_nothing_is_complet
     assert f"- a, seed 0: finished; {why}" in write_report(required).read_text()
 
 
-def test_cells_of_different_versions_are_pointed_out(bench, undrawn) -> None:
+def test_cells_of_different_versions_are_pointed_out(bench) -> None:
     study = bench.study(["a", "b"], seeds=(0,))
     bench.run(study)
     path = row_cells(study)[0].run_folder / "result.json"
@@ -177,7 +167,7 @@ def test_cells_of_different_versions_are_pointed_out(bench, undrawn) -> None:
     assert "different versions" in text and "torch 1.0" in text
 
 
-def test_nothing_has_run_yet(bench: Bench, undrawn) -> None:
+def test_nothing_has_run_yet(bench: Bench) -> None:
     study = bench.study(["plain", "a"])
     assert "| a | 0/2 |" in write_report(study).read_text()
 
@@ -204,7 +194,7 @@ def planned(bench: Bench, rows: dict[str, dict[int, tuple[float, float]]], **ana
 LOSS = METRICS["loss"].tag
 
 
-def test_a_planned_comparison_is_decided_about_the_mean_of_its_metrics(bench, undrawn) -> None:
+def test_a_planned_comparison_is_decided_about_the_mean_of_its_metrics(bench) -> None:
     """p-values, Holm's correction and steps are worked out here from the same numbers by hand and by scipy."""
     rng = np.random.default_rng(0)
     ends = {"b": 0.5, "a": 0.6, "c": 0.5}
@@ -233,13 +223,13 @@ def test_a_planned_comparison_is_decided_about_the_mean_of_its_metrics(bench, un
     assert "| a - b | 4 | +0.1" in text and "Holm" in text
 
 
-def test_what_is_undecided_says_how_many_seeds_would_decide(bench, undrawn) -> None:
+def test_what_is_undecided_says_how_many_seeds_would_decide(bench) -> None:
     values = {"b": {0: (0.5, 0.5), 1: (0.6, 0.6)}, "a": {0: (0.6, 0.6), 1: (0.62, 0.62)}}
     line = planned(bench, values, contrasts=[("a", "b")])[0]["a - b"]
     assert line["verdict"] == "undecided" and int(line["seeds_needed"]) > 2
 
 
-def test_more_seeds_than_any_study_has_are_told_from_an_unknown_number(bench, undrawn) -> None:
+def test_more_seeds_than_any_study_has_are_told_from_an_unknown_number(bench) -> None:
     """One seed has no spread; differences of +1 and -1, and a margin of a millionth, are never decided."""
     values = {"b": {0: (0.5, 0.5), 1: (0.5, 0.5)}, "a": {0: (1.5, 1.5), 1: (-0.5, -0.5)}, "c": {0: (0.5, 0.5)}}
     found, text = planned(bench, values, contrasts=[("a", "b"), ("c", "b")], margin=1e-6)
@@ -247,7 +237,7 @@ def test_more_seeds_than_any_study_has_are_told_from_an_unknown_number(bench, un
     assert "| undecided | > 100,000 |" in text and "| undecided | unknown |" in text
 
 
-def test_a_comparison_without_a_common_seed_is_shown_and_counts(bench, undrawn) -> None:
+def test_a_comparison_without_a_common_seed_is_shown_and_counts(bench) -> None:
     """Holm's correction is for all that were planned; a row that reaches its reference in few seeds does so late."""
     values = {"b": {s: (0.5 + s / 1000, 0.5) for s in range(3)}, "a": {0: (0.6, 0.6), 1: (0.3, 0.3), 2: (0.32, 0.3)}}
     found, text = planned(bench, values | {"c": {}}, contrasts=[("a", "b"), ("c", "b")])
@@ -256,7 +246,7 @@ def test_a_comparison_without_a_common_seed_is_shown_and_counts(bench, undrawn) 
     assert "| c - b | 0 |  |  |  |  | undecided | unknown |  |" in text and f"| > {STEPS} (1 of 3) |" in text
 
 
-def test_a_number_of_fewer_seeds_than_its_row_has_says_so(bench, undrawn) -> None:
+def test_a_number_of_fewer_seeds_than_its_row_has_says_so(bench) -> None:
     """One that is not finite counts as none."""
     study = bench.study(["a", "b"], seeds=(0, 1, 2))
     study = replace(study, metrics=METRICS | {"rate": replace(METRICS["rate"], better="lower")})
@@ -271,7 +261,7 @@ def test_a_number_of_fewer_seeds_than_its_row_has_says_so(bench, undrawn) -> Non
     assert ", n = 2) |" in text.split("## Differences to a")[1].split("| b |")[1].splitlines()[0]
 
 
-def test_a_control_of_one_seed_is_compared_with_its_row(bench, undrawn) -> None:
+def test_a_control_of_one_seed_is_compared_with_its_row(bench) -> None:
     study = bench.study(["a", "placebo", "other"], seeds=(0, 1))
     bench.prepare("placebo", 0, known_values("a", 0))
     rows = study.rows | {
@@ -289,7 +279,7 @@ def test_a_control_of_one_seed_is_compared_with_its_row(bench, undrawn) -> None:
 BOTH = ("answers", "loss")
 
 
-def test_a_result_that_is_not_finite_is_no_value(bench, undrawn) -> None:
+def test_a_result_that_is_not_finite_is_no_value(bench) -> None:
     study = bench.study(["a"], seeds=(0,))
     path = bench.home / "results" / "a-0.json"
     content = json.loads(path.read_text())

@@ -157,7 +157,7 @@ def test_a_sampler_that_knows_only_few_points_comes_to_an_end(bench) -> None:
     assert set(bench.starts().values()) == {1} and len(bench.starts()) <= 2
 
 
-def test_tables_and_the_front_are_those_of_the_results(bench, monkeypatch, caplog) -> None:
+def test_tables_and_the_front_are_those_of_the_results(bench, drawn, monkeypatch, caplog) -> None:
     """And Optuna, which says what it does until it is told not to, has no part in them."""
     study = swept(bench, CHOICES, seeds=(0, 1), sampler="grid")
     bench.run(study)
