@@ -29,9 +29,14 @@ def run_forked(function: Callable[..., Any], processes: int, *arguments: Any, li
             process.join()
 
 
-def _be_one(rank: int, processes: int, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+def join(rank: int, processes: int) -> None:
+    """Be one of so many processes, as torchrun says it."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "tests"}
     os.environ |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1"}
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
+
+
+def _be_one(rank: int, processes: int, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    join(rank, processes)
     function(rank, *arguments)

@@ -139,9 +139,9 @@ def sliced_draws(monkeypatch) -> None:
         return rsample(posterior, torch.randn(rows * PART["of"], *rest)[rows * PART["index"] :][:rows])
 
     def sliced(draw_flow: Callable[..., Any]) -> Callable[..., Any]:
-        def draw(shape: torch.Size, device: torch.device) -> Any:
+        def draw(shape: torch.Size, device: torch.device, *several: int) -> Any:
             torch.manual_seed(1)
-            draws = draw_flow((shape[0] * PART["of"], *shape[1:]), device)
+            draws = draw_flow((shape[0] * PART["of"], *shape[1:]), device, *several)
             mine = slice(shape[0] * PART["index"], shape[0] * (PART["index"] + 1))
             return type(draws)(*(getattr(draws, field.name)[mine] for field in fields(draws)))
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import lightning.pytorch as pl
 import pytest
+from forked import join
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.environments import SLURMEnvironment
-from sharded_runs import join
 from tiny import TinyModule, scenes_data
 
 LIMIT = 300
@@ -47,7 +47,7 @@ def trainer(folder: Path, number: signal.Signals, rank: int = 0, **options: Any)
 
 
 def one_of_two(folder: Path, rank: int, sent_to: int) -> None:
-    join(rank, 2, os.environ["MASTER_PORT"])
+    join(rank, 2)
     run = trainer(folder, signal.SIGTERM, sent_to, devices=2, strategy="ddp", accumulate_grad_batches=2)
     run.fit(TinyModule(()), scenes_data())
 
