@@ -93,6 +93,8 @@ PARSED = [
     (["--ckpt_path=a_folder"], "--ckpt_path a_folder is a folder"),
     (["--ckpt_path=damaged.ckpt"], "damaged.ckpt"),
     (["--ckpt_path=http://127.0.0.1:9/a.ckpt"], "is a URL, and checkpoints are read from files only"),
+    (["--ckpt_path=file:///tmp/a.ckpt"], "is a URL, and checkpoints are read from files only"),
+    (["--ckpt_path=simplecache::s3://a/b.ckpt"], "is a URL, and checkpoints are read from files only"),
     (["--config=objective/csa"], "names no model: it is an overlay"),
     (["--data.init_args.generation_batch_size=1"], "alignment has no other text to tell its own from"),
     (

@@ -170,6 +170,7 @@ def one_of_two(rank: int, folder: Path) -> None:
         ("to_ddp", DDPStrategy(), "fsdp"),
     ):
         fit(first / name, module("harmon"), strategy, checkpoint=first / run / CHECKPOINT)
+    fit(first / "copies", module("harmon"), ShardedStrategy(data_parallel_size=2, tensor_parallel_size=1))
     for name, other in OTHERS.items():
         # Balance measures pulls in the first step, weighs by them in the second, and the third has trained so.
         steps = 2 if name in ("lora", "halved") else 3

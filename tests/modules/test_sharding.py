@@ -94,6 +94,12 @@ def test_a_run_resumes_under_the_other_strategy(runs, name) -> None:
         assert_equal_steps(resumed["steps"], whole["steps"][2:])
 
 
+def test_copies_of_the_model_give_the_same_numbers(runs) -> None:
+    """Two copies, each on one process."""
+    for copies, plain in zip(records(runs / "harmon" / "copies"), records(runs / "harmon" / "ddp"), strict=True):
+        assert_equal_steps(copies["steps"], plain["steps"])
+
+
 def test_copies_that_are_shared_out_give_the_same_numbers(tmp_path) -> None:
     """Two copies, each on two processes, as two nodes with two cards have them."""
     run_forked(one_of_four, 4, tmp_path)

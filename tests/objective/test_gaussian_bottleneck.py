@@ -93,7 +93,7 @@ def point(report: dict) -> tuple[float, float]:
 
 
 # None, one and both of the dimensions are worth their rate from 1 / 0.95^2 = 1.108 and 1 / 0.7^2 = 2.04 on.
-@pytest.mark.parametrize("beta", [1.05, 1.5, 40.0])
+@pytest.mark.parametrize("beta", [1.05, 1.5, 5.0, 40.0])
 def test_training_reaches_the_analytic_curve_and_never_exceeds_it(beta):
     _, report = train(beta)
     rate, relevance = point(report)
